@@ -1,0 +1,1 @@
+"""The fused GPU kernels, one file an operation; importable as `tinylm.kernels`."""

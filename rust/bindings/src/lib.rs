@@ -1,0 +1,21 @@
+//! `tinylm._rust`: the two Rust cores as seen from Python. Conversion only, no algorithm.
+
+use pyo3::prelude::*;
+
+mod dataloader;
+mod error;
+mod tokenizer;
+
+/// The compiled half of TinyLM.
+#[pymodule(name = "_rust", gil_used = false)]
+mod rust {
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("build_profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+        super::tokenizer::register(module)?;
+        super::dataloader::register(module)
+    }
+}

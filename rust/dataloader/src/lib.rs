@@ -1,0 +1,2 @@
+//! Token shards to training batches.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Text to tokens and back.
+#![forbid(unsafe_code)]
