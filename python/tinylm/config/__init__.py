@@ -1,0 +1,50 @@
+"""Settings: the dataclasses of a run, and how files and arguments become one.
+
+    run = config.load("shakespeare", ["model=small", "train.steps=200"])
+
+Imports neither torch nor numpy, so that `--help` and a typo answer at once.
+"""
+
+from tinylm.config.help import describe
+from tinylm.config.loading import (
+    ConfigError,
+    differences,
+    flat,
+    load,
+    recipes,
+    settings,
+    to_yaml,
+)
+from tinylm.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    OptimConfig,
+    Run,
+    SampleConfig,
+    TokenizerConfig,
+    TrackConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "ConfigError",
+    "DataConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Run",
+    "SampleConfig",
+    "TokenizerConfig",
+    "TrackConfig",
+    "TrainConfig",
+    "describe",
+    "differences",
+    "flat",
+    "load",
+    "recipes",
+    "settings",
+    "to_yaml",
+]
