@@ -1,0 +1,302 @@
+"""The parts of a transformer block, and the registries that name them.
+
+A part declares the role of each of its own parameters (`roles`), from which the optimizer's
+groups follow, the floating-point operations of its products (`flops`), from which the model's
+utilisation follows, and how its weights start (`start`). To add one, assign it:
+`NORMS["mine"] = Mine`, in a module that the run names in `imports`.
+
+| role      | parameters                       | moved by (optim.name=muon) | decayed |
+|-----------|----------------------------------|----------------------------|---------|
+| embedding | token and position tables        | AdamW                      | no      |
+| head      | an untied output matrix          | AdamW                      | no      |
+| matrix    | every matrix between those two   | Muon                       | yes     |
+| gain      | norm weights and all biases      | AdamW                      | no      |
+| scalar    | single learned numbers           | AdamW                      | no      |
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tinylm import ops
+from tinylm.config import ModelConfig
+
+Role = Literal["embedding", "head", "matrix", "gain", "scalar"]
+
+
+class LayerCache(Protocol):
+    """What attention needs of a cache: append keys and values, get all of them back."""
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v [B, K, T, head] to all keys and values so far [B, K, S, head]."""
+
+
+class Linear(nn.Linear):
+    """x [..., in] to x W^T + b [..., out]; `branch` marks the last product of a residual branch."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, role: Role = "matrix", branch: bool = False
+    ) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.roles: dict[str, Role] = {"weight": role, "bias": "gain"}
+        self.deviation = 0.0 if branch or role == "head" else 0.6 / math.sqrt(inputs)
+
+    def start(self, generator: torch.Generator) -> None:
+        """Draw the starting weights, in place."""
+        self.weight.normal_(0.0, self.deviation, generator=generator)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def flops(self, context_length: int) -> int:
+        """Forward 2, backward 4 operations a weight and token."""
+        return 6 * self.in_features * self.out_features
+
+
+class Embedding(nn.Embedding):
+    """Ids [...] to rows [..., D]."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
+
+    def start(self, generator: torch.Generator) -> None:
+        """Draw the starting weights, in place."""
+        self.weight.normal_(0.0, 0.02, generator=generator)
+
+
+class RMSNorm(nn.Module):
+    """`ops.rms_norm` with a learned weight [D]; `bias` is accepted and ignored: it has none."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight": "gain"}
+
+    def __init__(self, width: int, *, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to the same shape."""
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """`ops.layer_norm` with a learned weight [D] and, with `bias`, a learned bias [D]."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight": "gain", "bias": "gain"}
+
+    def __init__(self, width: int, *, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to the same shape."""
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Rope(nn.Module):
+    """Position as a rotation of queries and keys; adds nothing to the stream."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.head_size % 2:
+            raise ValueError(
+                f"model.position=rope needs an even head size, d_model / n_heads is "
+                f"{config.head_size}: change one of them"
+            )
+        angles = ops.rotary_angles(config.context_length, config.head_size, config.rope_theta)
+        for name, tensor in zip(("cos", "sin"), angles, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def embed(self, x: Tensor, positions: slice) -> Tensor:
+        """x [B, T, D], unchanged."""
+        return x
+
+    def rotate(self, x: Tensor, positions: slice) -> Tensor:
+        """x [B, H, T, head] at `positions`, turned."""
+        return ops.rope(x, self.cos[positions], self.sin[positions])
+
+
+class Learned(nn.Module):
+    """Position as a learned vector added to the stream, as in GPT-2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.table = Embedding(config.context_length, config.d_model)
+
+    def embed(self, x: Tensor, positions: slice) -> Tensor:
+        """x [B, T, D] plus the rows [T, D] of `positions`."""
+        return x + self.table.weight[positions].to(x.dtype)
+
+    def rotate(self, x: Tensor, positions: slice) -> Tensor:
+        """x, unchanged."""
+        return x
+
+
+class NoPosition(nn.Module):
+    """No position but what the causal mask tells (Kazemnejad et al. 2023)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+
+    def embed(self, x: Tensor, positions: slice) -> Tensor:
+        """x, unchanged."""
+        return x
+
+    def rotate(self, x: Tensor, positions: slice) -> Tensor:
+        """x, unchanged."""
+        return x
+
+
+class Attention(nn.Module):
+    """x [B, T, D] to the same shape: H query heads over K key and value heads.
+
+    K = H is multi-head, K = 1 multi-query, between them grouped-query attention (Ainslie et
+    al. 2023). Its decode state is one key and one value of [K, head] a token.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, bias: bool, attend: Callable[..., Tensor] = ops.attention
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.n_heads, config.kv_heads
+        self.head_size, self.dropout = config.head_size, config.dropout
+        self.attend = attend
+        inside = self.kv_heads * self.head_size
+        self.q = Linear(config.d_model, config.d_model, bias=bias)
+        self.k = Linear(config.d_model, inside, bias=bias)
+        self.v = Linear(config.d_model, inside, bias=bias)
+        self.o = Linear(config.d_model, config.d_model, bias=bias, branch=True)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotate: Callable[[Tensor], Tensor],
+        *,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """`rotate` turns queries and keys by their positions; `mask` as in `ops.attention`."""
+        q = rotate(self._split(self.q(x), self.heads))
+        k = rotate(self._split(self.k(x), self.kv_heads))
+        v = self._split(self.v(x), self.kv_heads)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        dropout = self.dropout if self.training else 0.0
+        mixed = self.attend(q, k, v, mask=mask, dropout=dropout)
+        joined: Tensor = self.o(mixed.transpose(1, 2).reshape(x.shape))
+        return joined
+
+    def flops(self, context_length: int) -> int:
+        """Of the two products with keys and values, causality not discounted (as nanoGPT)."""
+        return 12 * self.heads * self.head_size * context_length
+
+    def state_shape(self) -> tuple[int, int]:
+        """Heads and size of the key, and of the value, that decoding keeps of a token."""
+        return self.kv_heads, self.head_size
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(*x.shape[:2], heads, self.head_size).transpose(1, 2)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)); x [B, T, D]. Width 8/3 D keeps the parameters of 4 D."""
+
+    def __init__(self, config: ModelConfig, *, bias: bool) -> None:
+        super().__init__()
+        self.width = config.d_ff or -(-8 * config.d_model // 3 // 16) * 16
+        self.gate = Linear(config.d_model, self.width, bias=bias)
+        self.up = Linear(config.d_model, self.width, bias=bias)
+        self.down = Linear(self.width, config.d_model, bias=bias, branch=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] to the same shape."""
+        out: Tensor = self.down(ops.swiglu(self.gate(x), self.up(x)))
+        return out
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))); x [B, T, D], width 4 D."""
+
+    def __init__(
+        self, config: ModelConfig, *, bias: bool, activation: Callable[[Tensor], Tensor] = ops.gelu
+    ) -> None:
+        super().__init__()
+        self.width = config.d_ff or 4 * config.d_model
+        self.activation = activation
+        self.up = Linear(config.d_model, self.width, bias=bias)
+        self.down = Linear(self.width, config.d_model, bias=bias, branch=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] to the same shape."""
+        out: Tensor = self.down(self.activation(self.up(x)))
+        return out
+
+
+NORMS: dict[str, Any] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+POSITIONS: dict[str, Any] = {"rope": Rope, "learned": Learned, "none": NoPosition}
+FEEDFORWARDS: dict[str, Any] = {
+    "swiglu": SwiGLU,
+    "mlp": MLP,
+    "relu2": partial(MLP, activation=ops.relu2),
+}
+ATTENTIONS: dict[str, Any] = {
+    "sdpa": Attention,
+    "manual": partial(Attention, attend=ops.manual_attention),
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama3": {"norm": "rmsnorm", "position": "rope", "feedforward": "swiglu", "bias": False},
+    "gpt2": {"norm": "layernorm", "position": "learned", "feedforward": "mlp", "bias": True},
+}
+
+
+def choose(registry: dict[str, Any], key: str, name: str) -> Any:
+    """The entry `name` of a registry; `ValueError` with the known names where there is none."""
+    if name not in registry:
+        raise ValueError(f"{key}={name}: not in the registry, which has {', '.join(registry)}")
+    return registry[name]
+
+
+def components(config: ModelConfig) -> dict[str, Any]:
+    """norm, position, feedforward and bias of a model: its own, or else its architecture's."""
+    chosen = dict(choose(ARCHITECTURES, "model.architecture", config.architecture))
+    for name in ("norm", "position", "feedforward"):
+        chosen[name] = getattr(config, name) or chosen[name]
+    return chosen
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feedforward(norm(x)); x [B, T, D]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        chosen = components(config)
+        bias = chosen["bias"]
+        norm = choose(NORMS, "model.norm", chosen["norm"])
+        attention = choose(ATTENTIONS, "model.attention", config.attention)
+        feedforward = choose(FEEDFORWARDS, "model.feedforward", chosen["feedforward"])
+        self.attention_norm = norm(config.d_model, eps=config.norm_eps, bias=bias)
+        self.attention = attention(config, bias=bias)
+        self.feedforward_norm = norm(config.d_model, eps=config.norm_eps, bias=bias)
+        self.feedforward = feedforward(config, bias=bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotate: Callable[[Tensor], Tensor],
+        *,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """x [B, T, D] to the same shape; the rest as in `Attention.forward`."""
+        mixed = self.attention(self.attention_norm(x), rotate, mask=mask, cache=cache)
+        x = x + self.dropout(mixed)
+        out: Tensor = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+        return out
