@@ -1,0 +1,52 @@
+"""What the machine can do and what the process takes of it."""
+
+import resource
+import sys
+import time
+
+import torch
+
+# Dense bfloat16 peak in operations a second, from NVIDIA's data sheets (without sparsity).
+DATA_SHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second that the device's matrix product reaches in `dtype`.
+
+    A known GPU's data sheet in bfloat16; otherwise the best of a few products of 1,024 (CPU) or
+    4,096 squared, measured now, about a third of a second.
+    """
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for model, peak in DATA_SHEET.items():
+            if model in name:
+                return peak
+    size = 1024 if device.type == "cpu" else 4096
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best, end = float("inf"), time.perf_counter() + 0.3
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        # Reading one number waits for an asynchronous device.
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak so far: of the device's allocator on CUDA, of the whole process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capabilities = (
+            torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        )
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False

@@ -1,0 +1,242 @@
+"""How a run is told: a live line, metrics.jsonl, loss.png.
+
+A tracker is told of each record, a flat dictionary of numbers with the keys of
+metrics.jsonl: step tokens loss lr grad_norm tokens_per_second mfu memory_bytes seconds, and on
+evaluation val_loss and bits_per_byte.
+"""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+Record = dict[str, float]
+
+
+class Tracker(Protocol):
+    """What the loop calls. `steps` is the length of the run, `folder` its home."""
+
+    def __init__(self, folder: Path, steps: int) -> None: ...
+
+    def log(self, record: Record) -> None:
+        """Take one record; cheap, called every few steps."""
+
+    def say(self, text: str) -> None:
+        """Pass on a few words that are not a record."""
+
+    def close(self) -> None:
+        """Finish: nothing is logged afterwards."""
+
+
+class Console:
+    """One live line on a terminal; on a pipe a plain line every ten seconds."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, folder: Path, steps: int, out: TextIO | None = None) -> None:
+        self.steps = steps
+        self.out = out or sys.stdout
+        self.live = self.out.isatty()
+        self.last: Record = {}
+        self.printed = 0.0
+
+    def log(self, record: Record) -> None:
+        """Redraw the live line; an evaluation leaves a line of its own."""
+        if "val_loss" in record:
+            self.say(
+                f"step {record['step']:.0f}: validation loss {record['val_loss']:.4f}, "
+                f"{record['bits_per_byte']:.4f} bits per byte"
+            )
+        if "loss" not in record:
+            return
+        line = status(record, self.steps)
+        now = time.monotonic()
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            self.out.write(f"\r\x1b[K{line[:width]}")
+        elif now - self.printed >= self.SECONDS_BETWEEN_LINES:
+            self.out.write(f"{line}\n")
+            self.printed = now
+        self.out.flush()
+
+    def say(self, text: str) -> None:
+        """Print `text` above the live line."""
+        self.out.write(("\r\x1b[K" if self.live else "") + text + "\n")
+        self.out.flush()
+
+    def close(self) -> None:
+        """Leave the live line behind."""
+        if self.live:
+            self.out.write("\r\x1b[K")
+            self.out.flush()
+
+
+def status(record: Record, steps: int) -> str:
+    """The live line: where the run is, how it learns, how fast, how long still."""
+    left = (steps - record["step"]) * record.get("seconds_per_step", 0.0)
+    return (
+        f"step {record['step']:.0f}/{steps}  loss {record['loss']:.3f}  lr {record['lr']:.1e}  "
+        f"{_short(record['tokens_per_second'])} tok/s  MFU {record['mfu']:.0%}  "
+        f"{_short(record['memory_bytes'])}B  {_clock(left)} left"
+    )
+
+
+class Jsonl:
+    """A line of JSON a record, in metrics.jsonl; written through at once."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def log(self, record: Record) -> None:
+        """Append the record."""
+        kept = {key: value for key, value in record.items() if key != "seconds_per_step"}
+        self.file.write(json.dumps(kept) + "\n")
+        self.file.flush()
+
+    def say(self, text: str) -> None:
+        """Words are not metrics."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class Plot:
+    """loss.png, drawn anew from metrics.jsonl at each evaluation and at the end."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder = folder
+
+    def log(self, record: Record) -> None:
+        """Redraw where there is something new to see."""
+        if "val_loss" in record:
+            plot(self.folder)
+
+    def say(self, text: str) -> None:
+        """Words are not drawn."""
+
+    def close(self) -> None:
+        """Draw the whole run."""
+        plot(self.folder)
+
+
+TRACKERS: dict[str, Any] = {"console": Console, "jsonl": Jsonl, "plot": Plot}
+
+
+class Trackers:
+    """All trackers of a run as one."""
+
+    def __init__(self, names: tuple[str, ...] = (), folder: Path = Path(), steps: int = 0) -> None:
+        unknown = [name for name in names if name not in TRACKERS]
+        if unknown:
+            raise ValueError(f"track.names={unknown[0]}: the registry has {', '.join(TRACKERS)}")
+        self.each: list[Tracker] = [TRACKERS[name](folder, steps) for name in names]
+
+    def log(self, record: Record) -> None:
+        """Hand the record to each."""
+        for tracker in self.each:
+            tracker.log(record)
+
+    def say(self, text: str) -> None:
+        """Hand the words to each."""
+        for tracker in self.each:
+            tracker.say(text)
+
+    def close(self) -> None:
+        """Close each."""
+        for tracker in self.each:
+            tracker.close()
+
+
+def read_metrics(folder: Path) -> list[Record]:
+    """The records of metrics.jsonl in order; a torn last line is passed over."""
+    path = folder / "metrics.jsonl"
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def rewind_metrics(folder: Path, step: int) -> None:
+    """Drop the records after `step`: a resumed run writes them again."""
+    records = [record for record in read_metrics(folder) if record["step"] <= step]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    part = folder / "metrics.jsonl.part"
+    part.write_text(text, encoding="utf-8")
+    part.replace(folder / "metrics.jsonl")
+
+
+def plot(folder: Path) -> None:
+    """metrics.jsonl to loss.png: losses above, learning rate and gradient norm below."""
+    # matplotlib takes half a second to import, and a run without the plot never needs it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read_metrics(folder)
+    train = [r for r in records if "loss" in r]
+    scored = [r for r in records if "val_loss" in r]
+    if not train:
+        return
+    figure = Figure(figsize=(9, 6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    steps = [r["step"] for r in train]
+    losses = [r["loss"] for r in train]
+    above.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1)
+    above.plot(steps, smooth(losses), color="tab:blue", linewidth=1.8, label="training")
+    if scored:
+        xs, ys = [r["step"] for r in scored], [r["val_loss"] for r in scored]
+        above.plot(xs, ys, "o-", color="tab:orange", markersize=5, label="validation")
+        last = scored[-1]
+        above.annotate(
+            f"{last['val_loss']:.3f} nats a token\n{last['bits_per_byte']:.3f} bits a byte",
+            (last["step"], last["val_loss"]),
+            xytext=(-8, 24),
+            textcoords="offset points",
+            ha="right",
+            arrowprops={"arrowstyle": "-", "color": "gray"},
+        )
+    above.set_ylabel("loss, nats a token")
+    above.set_title(f"{folder.name}: {train[-1]['tokens'] / 1e6:.2f} million tokens")
+    above.legend(frameon=False)
+    below.plot(steps, [r["lr"] for r in train], color="tab:green")
+    below.set_ylabel("learning rate", color="tab:green")
+    below.set_xlabel("step")
+    norms = below.twinx()
+    norms.plot(steps, [r["grad_norm"] for r in train], color="tab:gray", alpha=0.6, linewidth=1)
+    norms.set_ylabel("gradient norm", color="tab:gray")
+    norms.set_yscale("log")
+    for axis in (above, below):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    part = folder / "loss.png.part"
+    figure.savefig(part, format="png")
+    part.replace(folder / "loss.png")
+
+
+def smooth(values: list[float], weight: float = 0.9) -> list[float]:
+    """Exponential mean, corrected for its start so that it begins at the first value."""
+    smoothed, mean, total = [], 0.0, 0.0
+    for value in values:
+        mean = weight * mean + (1 - weight) * value
+        total = weight * total + (1 - weight)
+        smoothed.append(mean / total)
+    return smoothed
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,58 @@
+"""`python -m tinylm.train [NAME|FILE] [section=preset] [section.key=value]`."""
+
+import shlex
+from collections.abc import Sequence
+
+from tinylm import commands, config
+
+HELP = """\
+python -m tinylm.train [NAME|FILE] [section=preset] [section.key=value ...]
+
+Train a language model: text, tokenizer, shards, model, steps, checkpoint. Without arguments it
+learns the Python standard library of this machine, in about three minutes on two CPU cores.
+
+  NAME|FILE        a recipe ({recipes}) or your YAML file
+  --print-config   print the resolved settings as YAML and stop
+  --help           print this text
+
+  python -m tinylm.train data.source=input.txt           your own text, folder or .jsonl
+  python -m tinylm.train model=small train.steps=5000    a preset and a setting
+  python -m tinylm.train train.resume=auto               go on after Ctrl-C or a crash
+
+Exit codes: 0 done, 1 failed, 2 usage, 75 terminated and saved, 130 Ctrl-C and saved.
+
+Settings, with their defaults:
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as the arguments say; the exit code."""
+    if commands.wants_help(arguments):
+        print(HELP.format(recipes=", ".join(config.recipes())))
+        print(config.describe())
+        return 0
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    for flag in flags:
+        if flag != "--print-config":
+            raise config.ConfigError(f"unknown option {flag}: --help lists what there is")
+    rest = [argument for argument in arguments if argument not in flags]
+    recipe = rest.pop(0) if rest and "=" not in rest[0] else None
+    run = config.load(recipe, rest)
+    if flags:
+        print(config.to_yaml(run), end="")
+        return 0
+    # From here on torch is needed, which takes two seconds to import.
+    from tinylm.train import Interrupted, train
+
+    try:
+        train(run)
+    except Interrupted as stopped:
+        again = [argument for argument in arguments if not argument.startswith("train.resume=")]
+        command = shlex.join(["python", "-m", "tinylm.train", *again, "train.resume=auto"])
+        print(f"{stopped}; go on with:\n  {command}")
+        return stopped.code
+    return 0
+
+
+if __name__ == "__main__":
+    commands.run(main)

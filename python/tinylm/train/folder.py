@@ -1,0 +1,175 @@
+"""The folder of a run: which one a command opens, and the small files it holds.
+
+runs/<name>[-N]/config.yaml run.json metrics.jsonl loss.png samples.txt tokenizer.json
+                best.json checkpoints/step-00000100/
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tinylm import config
+from tinylm.config import ConfigError, Run
+
+
+def plan(run: Run) -> tuple[Path, Path | None]:
+    """The run's folder, and what it resumes from: a run's folder, a checkpoint or None.
+
+    Writes nothing. A folder that holds something else, or a run where `resume=never`, is a
+    `ConfigError` naming the key that differs: nothing that exists is overwritten.
+    """
+    resume = run.train.resume
+    if resume not in ("never", "auto"):
+        return _plan_path(run, Path(resume))
+    if run.out is not None:
+        folder = Path(run.out)
+        if not _is_run(folder):
+            _refuse_full(folder)
+            return folder, None
+        _refuse_other(run, folder)
+        if resume == "never":
+            raise ConfigError(
+                f"out={folder} holds a run of this configuration already: train.resume=auto "
+                f"goes on with it, another out= starts anew"
+            )
+        return folder, folder
+    same = [folder for folder in _numbered(run) if not _differences(run, folder)]
+    if resume == "auto" and same:
+        return same[-1], same[-1]
+    return _next_number(run), None
+
+
+def _plan_path(run: Run, source: Path) -> tuple[Path, Path]:
+    """Go on in the run of `source` where that is the same run, or else in a new folder."""
+    if not source.exists():
+        raise ConfigError(
+            f"train.resume={source}: no such run or checkpoint; never, auto or a path"
+        )
+    home = source if _is_run(source) else source.resolve().parent.parent
+    if run.out is not None and Path(run.out).resolve() != home.resolve():
+        _refuse_full(Path(run.out))
+        return Path(run.out), source
+    newest = max((home / "checkpoints").glob("step-*[0-9]"), default=None)
+    whole = source == home or (newest is not None and newest.resolve() == source.resolve())
+    if _is_run(home) and whole:
+        _refuse_other(run, home)
+        return home, source
+    # An older checkpoint: its run's later ones stay as they are.
+    return _next_number(run), source
+
+
+def claim(run: Run, folder: Path) -> Path:
+    """Make the planned folder, or the next number where another run has just taken it."""
+    while not _is_run(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=run.out is not None)
+            break
+        except FileExistsError:
+            folder = _next_number(run)
+    part = folder / "config.yaml.part"
+    part.write_text(config.to_yaml(replace(run, out=None)), encoding="utf-8")
+    part.replace(folder / "config.yaml")
+    return folder
+
+
+def _refuse_full(folder: Path) -> None:
+    """Only a folder that is new or empty becomes a run."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"out={folder}: exists and is no run; name a folder that is new or empty")
+
+
+def _next_number(run: Run) -> Path:
+    """runs/<name>, or runs/<name>-N above every one there is."""
+    taken = _numbered(run)
+    number = _number(taken[-1]) + 1 if taken else 1
+    return Path("runs") / (f"{run.name}-{number}" if number > 1 else str(run.name))
+
+
+def _numbered(run: Run) -> list[Path]:
+    """The runs/<name>[-N] there are, the newest last."""
+    pattern = re.compile(re.escape(str(run.name)) + r"(-\d+)?$")
+    found = [path for path in Path("runs").glob("*") if pattern.match(path.name)]
+    return sorted(found, key=_number)
+
+
+def _number(folder: Path) -> int:
+    found = re.search(r"-(\d+)$", folder.name)
+    return int(found.group(1)) if found else 1
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _differences(run: Run, folder: Path) -> list[str]:
+    """Keys in which `run` differs from the one in `folder`; "config.yaml" where it has none."""
+    if not _is_run(folder):
+        return ["config.yaml"]
+    try:
+        return config.differences(run, config.load(folder / "config.yaml"))
+    except ConfigError:
+        return ["config.yaml"]
+
+
+def _refuse_other(run: Run, folder: Path) -> None:
+    keys = _differences(run, folder)
+    if not keys:
+        return
+    ours = config.flat(run).get(keys[0])
+    raise ConfigError(
+        f"{folder} holds another run: {keys[0]} differs (yours is {ours}); repeat its settings "
+        f"(config.yaml there) or choose another out="
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a half."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; {} where there is none."""
+    if not path.exists():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def provenance() -> dict[str, Any]:
+    """What was run where: command, versions, machine, and the state of the git checkout."""
+    import numpy
+    import torch
+
+    import tinylm
+
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "tinylm": tinylm.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working directory and whether it has changes; None outside a checkout."""
+    try:
+        ask = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=5)
+        ask = ["git", "status", "--porcelain", "--untracked-files=no"]
+        status = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}

@@ -1,0 +1,327 @@
+"""Batches to weights: the optimizer steps of a run, with what is watched and saved on the way."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from tinylm import checkpoint, evaluate, optim, profiling, sample
+from tinylm.config import Run
+from tinylm.data import Dataset, Loader
+from tinylm.model import Model
+from tinylm.ops import IGNORED
+from tinylm.tokenizer import Tokenizer
+from tinylm.track import Trackers
+from tinylm.train.folder import write_json
+
+# After this many steps in a row that are not finite, skipping has no prospect.
+MOST_SKIPPED = 10
+# Validation tokens scored during a run; the end scores them all.
+WATCHED_TOKENS = 1_000_000
+# Lines of a sample that the console shows; samples.txt has it whole.
+SHOWN_LINES = 6
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient that is not finite, with the step and the first bad tensor."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C (exit code 130) or SIGTERM (75) ended a run; `checkpoint` holds its last step."""
+
+    def __init__(self, checkpoint: Path, number: int) -> None:
+        super().__init__(f"saved {checkpoint}")
+        self.checkpoint = checkpoint
+        self.code = 75 if number == signal.SIGTERM else 130
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the weights and the optimizer's state, all that it is."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = -1
+    without_better: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class Trainer:
+    """One run in progress: `train` takes it from `progress.step` to the end or to a signal."""
+
+    run: Run
+    folder: Path
+    model: Model
+    tokenizer: Tokenizer
+    loader: Loader
+    validation: Dataset
+    optimizer: optim.Optimizer
+    device: torch.device
+    dtype: torch.dtype
+    peak: float
+    loss: Callable[[Tensor, Tensor], Tensor]
+    prompt: str
+    trackers: Trackers = field(default_factory=Trackers)
+    progress: Progress = field(default_factory=Progress)
+    signal: int | None = None
+
+    def train(self) -> None:
+        """Step to the end or to early stopping; a signal saves and raises `Interrupted`."""
+        self.model.train()
+        with self._signals():
+            window = Window(self)
+            while self.progress.step < self.run.train.steps:
+                loss, norm = self.step()
+                window.add(loss, norm)
+                if self.after_step():
+                    break
+                if self.signal is not None:
+                    raise Interrupted(self.save(), self.signal)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """One optimizer step over one global batch; its mean loss and gradient norm."""
+        settings, progress = self.run.train, self.progress
+        batch = next(self.loader)
+        counted = (batch.targets != IGNORED).sum().clamp(min=1)
+        total = torch.zeros((), device=self.device)
+        for micro in range(settings.batch_size // settings.micro_batch):
+            rows = slice(micro * settings.micro_batch, (micro + 1) * settings.micro_batch)
+            targets = batch.targets[rows]
+            # Dropout is a function of seed, step and micro-step, so a resumed run repeats it.
+            torch.manual_seed(mix(settings.seed, progress.step, micro))
+            with self.autocast():
+                loss = self.loss(batch.tokens[rows], targets)
+            # Every target of the batch weighs the same, however they fall into micro-batches.
+            share = (targets != IGNORED).sum() / counted
+            (loss * share).backward()
+            total += loss.detach() * share
+        norm = self.optimizer.gradient_norm()
+        if torch.isfinite(total) & torch.isfinite(norm):
+            rate = optim.schedule(progress.step, settings.steps, self.run.optim)
+            self.optimizer.step(rate)
+            progress.skipped = 0
+        else:
+            self._refuse(total)
+        progress.step += 1
+        progress.tokens += batch.tokens.numel()
+        return total, norm
+
+    def autocast(self) -> torch.autocast:
+        """The context in which matrix products run in the training dtype."""
+        mixed = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
+
+    def after_step(self) -> bool:
+        """Evaluate, sample and save where it is time; whether patience has run out."""
+        run, step = self.run, self.progress.step
+        due = run.evaluate.every and step % run.evaluate.every == 0
+        if due and step < run.train.steps:
+            self.evaluate(WATCHED_TOKENS)
+            self.show_sample()
+            if self.progress.best_step == step:
+                self.save()
+            patience = run.evaluate.patience
+            if patience is not None and self.progress.without_better >= patience:
+                self.trackers.say(f"no better validation loss in {patience} evaluations: stopping")
+                return True
+        every = run.checkpoint.every
+        if every and step % every == 0:
+            self.save()
+        return False
+
+    def evaluate(self, max_tokens: int | None = None) -> evaluate.Scores:
+        """Score the validation text; keep count of the best and log the result."""
+        scores = evaluate.evaluate(
+            self.model,
+            self.validation,
+            tokenizer=self.tokenizer,
+            max_tokens=max_tokens,
+            dtype=self.dtype,
+        )
+        progress = self.progress
+        if scores.loss < progress.best_loss:
+            progress.best_loss, progress.best_step = scores.loss, progress.step
+            progress.without_better = 0
+            best = {
+                "step": progress.step,
+                "val_loss": scores.loss,
+                "bits_per_byte": scores.bits_per_byte,
+                "checkpoint": str(checkpoint_path(Path(), progress.step)),
+            }
+            write_json(self.folder / "best.json", best)
+        else:
+            progress.without_better += 1
+        self.trackers.log(
+            {
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "val_loss": scores.loss,
+                "bits_per_byte": scores.bits_per_byte,
+                "seconds": progress.seconds,
+            }
+        )
+        return scores
+
+    def show_sample(self) -> None:
+        """Continue the prompt: all of it to samples.txt, its first lines to the trackers."""
+        settings = replace(self.run.sample, samples=1)
+        words = "".join(sample.stream(self.model, self.tokenizer, self.prompt, settings))
+        text = self.prompt + words
+        with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(f"--- step {self.progress.step}\n{text}\n\n")
+        shown = text.splitlines()[:SHOWN_LINES]
+        self.trackers.say("\n".join(f"    | {line}" for line in shown))
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment, read it back, then let the oldest go."""
+        path = checkpoint_path(self.folder, self.progress.step)
+        if path.exists():
+            return path
+        state = {
+            "progress": {**vars(self.progress), "best_loss": finite(self.progress.best_loss)},
+            "loader": self.loader.state(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "steps": self.run.train.steps,
+        }
+        training = checkpoint.Training(
+            step=self.progress.step,
+            tokens=self.progress.tokens,
+            optimizer=self.optimizer.state(),
+            state=state,
+        )
+        checkpoint.save(path, self.model, self.tokenizer, training=training)
+        kept = {checkpoint_path(self.folder, self.progress.best_step)}
+        checkpoint.purge(self.folder, keep=self.run.checkpoint.keep, also_keep=kept)
+        return path
+
+    def restore(self, training: checkpoint.Training) -> None:
+        """Take over the state of a checkpoint whose weights the model already has."""
+        stored = dict(training.state["progress"])
+        stored["best_loss"] = math.inf if stored["best_loss"] is None else stored["best_loss"]
+        self.progress = Progress(**stored)
+        self.optimizer.load_state(training.optimizer)
+        self.loader.restore(training.state["loader"])
+        if self.device.type == "cpu" and training.state["threads"] != torch.get_num_threads():
+            # Sums split by thread: another count would end in other weights.
+            torch.set_num_threads(training.state["threads"])
+
+    def _refuse(self, loss: Tensor) -> None:
+        """Leave weights and moments as if this batch had not been seen, or stop the run."""
+        bad = "the loss"
+        if torch.isfinite(loss):
+            named = self.model.named_parameters()
+            bad = next(
+                f"the gradient of {name}"
+                for name, p in named
+                if p.grad is not None and not torch.isfinite(p.grad).all()
+            )
+        self.optimizer.zero_grad()
+        step = self.progress.step
+        self.progress.skipped += 1
+        if self.run.train.nonfinite == "stop" or self.progress.skipped >= MOST_SKIPPED:
+            raise NonFiniteError(
+                f"step {step}: {bad} is not finite; the last checkpoint is sound. Lower optim.lr "
+                f"or optim.matrix_lr, or set train.nonfinite=skip to pass over such batches"
+            )
+        self.trackers.say(f"step {step}: {bad} is not finite; the batch is passed over")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM ends the run after its step; a second SIGINT at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.signal = number
+            self.trackers.say("stopping after this step; once more stops at once, unsaved")
+
+        try:
+            old = {
+                number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        except ValueError:
+            # Only the main thread may handle signals; elsewhere they are the caller's.
+            old = {}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+class Window:
+    """The steps since the last record: their mean loss and their speed."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.first = True
+        self._open()
+
+    def _open(self) -> None:
+        self.losses: Tensor | None = None
+        self.steps = 0
+        self.tokens = self.trainer.progress.tokens
+        self.start = time.perf_counter()
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Count one step; log a record at every `track.every`th and at the end."""
+        trainer, progress = self.trainer, self.trainer.progress
+        self.losses = loss if self.losses is None else self.losses + loss
+        self.steps += 1
+        at_end = progress.step == trainer.run.train.steps
+        if not (progress.step % trainer.run.track.every == 0 or at_end or self.first):
+            return
+        mean = (self.losses / self.steps).item()
+        passed = time.perf_counter() - self.start
+        progress.seconds += passed
+        speed = (progress.tokens - self.tokens) / passed
+        flops = trainer.model.flops_per_token(trainer.model.config.context_length)
+        rate = optim.schedule(progress.step - 1, trainer.run.train.steps, trainer.run.optim)
+        trainer.trackers.log(
+            {
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "loss": mean,
+                "lr": rate * trainer.run.optim.lr,
+                "grad_norm": norm.item(),
+                "tokens_per_second": speed,
+                "mfu": speed * flops / trainer.peak,
+                "memory_bytes": profiling.memory_bytes(trainer.device),
+                "seconds": progress.seconds,
+                "seconds_per_step": passed / self.steps,
+            }
+        )
+        self.first = False
+        self._open()
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
+    return folder / "checkpoints" / f"step-{step:08d}"
+
+
+def mix(*numbers: int) -> int:
+    """A 63-bit seed from a few integers, each change of one changing all (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def finite(number: float) -> float | None:
+    """The number, or None where JSON has no word for it."""
+    return number if math.isfinite(number) else None

@@ -1,0 +1,197 @@
+"""The stages around the loop: device, tokenizer, weights and compiler before it, results after."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tinylm import checkpoint, evaluate, model, profiling, sample
+from tinylm.config import Run, SampleConfig
+from tinylm.corpus import Corpus
+from tinylm.model import Model
+from tinylm.tokenizer import Tokenizer
+from tinylm.train.folder import read_json, write_json
+from tinylm.train.loop import Trainer
+
+# Shorter runs end before a compiler has paid for itself.
+COMPILE_FROM = 500
+# Of these, each continued eight times, ast.parse reads a share at the end of a run on Python.
+PARSE_PROMPTS = ("def ", "class ", "import ", "    def test_")
+
+Say = Callable[[str], None]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `train.device`; `ValueError` where the machine has none of that kind."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind in ("cuda", "mps") if present[kind]), "cpu")
+    if not present.get(name, True):
+        raise ValueError(
+            f"train.device={name}: torch finds none here; train.device=cpu always works"
+        )
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of `train.dtype`: bfloat16 for auto where the hardware multiplies in it."""
+    if name == "auto":
+        name = "bfloat16" if profiling.has_bfloat16(device) else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def resume_point(source: Path, say: Say) -> Path | None:
+    """The checkpoint that `source` (a checkpoint or a run) goes on from; None for a run without.
+
+    An explicit checkpoint must verify (`ValueError`); of a run it is the newest that does.
+    """
+    if not (source / "config.yaml").is_file():
+        checkpoint.verify(source)
+        return source
+    try:
+        return checkpoint.latest(source)
+    except FileNotFoundError:
+        say(f"{source} holds no checkpoint yet: starting from its beginning")
+        return None
+
+
+def start(
+    run: Run, resumed: Path | None, text: Corpus, device: torch.device, say: Say
+) -> tuple[Model, Tokenizer]:
+    """The model with its first weights, and its tokenizer: loaded where there is one, or new."""
+    given = resumed or (None if run.train.init is None else Path(run.train.init))
+    if given is None:
+        tokenizer = _new_tokenizer(run, text, say)
+        size = run.model.vocab_size or tokenizer.vocab_size
+        _refuse_mismatch(tokenizer, size, "model.vocab_size")
+        config = replace(run.model, vocab_size=size)
+        return model.build(config, seed=run.train.seed, device=device), tokenizer
+    net, loaded = checkpoint.load(given, device=device, dtype=torch.float32)
+    if loaded is None or (resumed is None and run.tokenizer.path is not None):
+        loaded = _new_tokenizer(run, text, say)
+    _refuse_mismatch(loaded, net.embedding.num_embeddings, f"train.init={given}")
+    if resumed is None:
+        say(f"weights, model and tokenizer settings come from {given}")
+    return net, loaded
+
+
+def _new_tokenizer(run: Run, text: Corpus, say: Say) -> Tokenizer:
+    settings = run.tokenizer
+    if settings.path is not None:
+        return Tokenizer.load(settings.path)
+    say(f"training a {settings.kind} tokenizer on {text.name}")
+    return Tokenizer.train(
+        text.train(),
+        vocab_size=settings.vocab_size,
+        kind=settings.kind,
+        pattern=settings.pattern,
+        special_tokens=settings.special_tokens,
+    )
+
+
+def _refuse_mismatch(tokenizer: Tokenizer, size: int, what: str) -> None:
+    if tokenizer.vocab_size > size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model ({what}) rows for "
+            f"{size}: give the tokenizer that belongs to the model, or a larger model.vocab_size"
+        )
+
+
+def loss_function(
+    run: Run, net: Model, device: torch.device, say: Say
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`Model.loss`, compiled where the run asks for it and the machine can."""
+    wanted = run.train.compile
+    if wanted == "auto":
+        wanted = run.train.steps >= COMPILE_FROM and device.type in ("cpu", "cuda")
+        if wanted and not _has_compiler():
+            say("no C++ compiler (g++) is found: training without torch.compile, about 1.3x slower")
+            wanted = False
+    if not wanted:
+        return net.loss
+    say("compiling the model at the first step: up to 30 s the first time, a few seconds later on")
+    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(net.loss, dynamic=False)
+    return compiled
+
+
+def _has_compiler() -> bool:
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    return any(shutil.which(name) for name in names if name)
+
+
+def first_words(run: Run, text: Corpus) -> str:
+    """What samples begin with: `def ` for Python, else the first line of the validation text."""
+    if run.data.source == "stdlib":
+        return "def "
+    opening = next(iter(text.validation()))[:400].strip()
+    return opening.splitlines()[0][:60] if opening else "The "
+
+
+def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
+    """What is about to happen, in four lines."""
+    net, run = trainer.model, trainer.run
+    counts = model.describe(net)
+    rows = trainer.loader.n_rows
+    epochs = run.train.steps * run.train.batch_size / rows
+    return "\n".join(
+        (
+            f"run        {trainer.folder}",
+            f"data       {shards}: {rows:,} rows of {net.config.context_length} tokens, "
+            f"{epochs:.2f} epochs",
+            f"model      {run.model.architecture}, {counts['parameters']:,} parameters, "
+            f"vocabulary {net.config.vocab_size:,}",
+            f"device     {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}, "
+            f"{trainer.peak / 1e9:,.0f} GFLOP/s measured peak; ready after {seconds:.1f} s",
+        )
+    )
+
+
+def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
+    """Score, save, sample and say how the run went; the last line is the bits per byte."""
+    run, folder, progress = trainer.run, trainer.folder, trainer.progress
+    scores = trainer.evaluate()
+    trainer.save()
+    trainer.show_sample()
+    results = {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "val_loss": scores.loss,
+        "perplexity": scores.perplexity,
+        "bits_per_byte": scores.bits_per_byte,
+        "best_step": progress.best_step,
+    }
+    lines = []
+    if run.data.source == "stdlib":
+        results["parse_share"] = share = parse_share(trainer.model, trainer.tokenizer)
+        lines.append(f"python     ast.parse accepts {share:.0%} of 32 samples")
+    results["seconds"] = seconds()
+    record = read_json(folder / "run.json")
+    write_json(folder / "run.json", {**record, "results": results})
+    trainer.trackers.say(
+        "\n".join(
+            (
+                f"done       {progress.step} steps, {progress.tokens:,} tokens, "
+                f"{results['seconds']:.0f} s",
+                f"loss       {scores.loss:.4f} nats a token on the validation text "
+                f"(perplexity {scores.perplexity:.2f})",
+                *lines,
+                f"folder     {folder}: loss.png, samples.txt, metrics.jsonl, checkpoints",
+                f'next       python -m tinylm.sample {folder} "{trainer.prompt}"',
+                f"bits per byte: {scores.bits_per_byte:.3f}",
+            )
+        )
+    )
+
+
+def parse_share(net: Model, tokenizer: Tokenizer) -> float:
+    """Share of 32 samples (fixed prompts, seed 0, temperature 0.8) that `ast.parse` accepts."""
+    prompts = [tokenizer.encode(prompt) for prompt in PARSE_PROMPTS]
+    settings = SampleConfig(samples=8, max_tokens=256, temperature=0.8, seed=0)
+    drawn = sample.generate(net, prompts, settings)
+    begun = [prompt for prompt in prompts for _ in range(settings.samples)]
+    texts = [tokenizer.decode(a + b) for a, b in zip(begun, drawn, strict=True)]
+    return evaluate.parse_share(texts)

@@ -1,0 +1,248 @@
+"""A run as a whole: what it leaves behind, how it stops, how it goes on."""
+
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tinylm import checkpoint, config, track
+from tinylm.train import Interrupted, NonFiniteError, Trainer, loop, train
+from tinylm.train.__main__ import main
+
+TEXT = "".join(f"the {i % 7} cats of house {i % 13} sleep on {i % 5} mats\n" for i in range(3000))
+SMALL = [
+    "data.source=cats.txt",
+    "data.val_fraction=0.1",
+    "tokenizer.vocab_size=300",
+    "model.d_model=16",
+    "model.n_layers=2",
+    "model.n_heads=2",
+    "model.context_length=32",
+    "train.batch_size=4",
+    "train.steps=12",
+    "checkpoint.every=4",
+    "evaluate.every=6",
+    "track.every=2",
+    "sample.max_tokens=8",
+]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    """An empty folder with a small text, so that runs/ and data/ are the test's own."""
+    monkeypatch.chdir(tmp_path)
+    Path("cats.txt").write_text(TEXT)
+    yield tmp_path
+    torch.use_deterministic_algorithms(False)
+
+
+def settings(*overrides):
+    return config.load(None, [*SMALL, *overrides])
+
+
+def weights(folder):
+    """Every tensor of the newest checkpoint, the optimizer's too."""
+    path = checkpoint.latest(folder)
+    model, optimizer = (load_file(path / f"{name}.safetensors") for name in ("model", "optimizer"))
+    return {**model, **{f"optimizer.{name}": tensor for name, tensor in optimizer.items()}}
+
+
+def assert_same_weights(one, other):
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def stop_after(monkeypatch, steps, number=signal.SIGINT):
+    """Send this process a signal in the middle of a step."""
+    original = Trainer.step
+
+    def step(self):
+        if self.progress.step == steps - 1:
+            os.kill(os.getpid(), number)
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+def test_a_run_leaves_the_documented_folder_and_ends_with_bits_per_byte(capsys):
+    assert main(SMALL) == 0
+    folder = Path("runs/cats")
+    for name in "config.yaml run.json metrics.jsonl loss.png samples.txt tokenizer.json".split():
+        assert (folder / name).stat().st_size > 0, name
+    assert (folder / "best.json").exists()
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert "step-00000012" in names
+    flat = {path.name for path in (folder / "checkpoints/step-00000012").iterdir()}
+    assert flat == {
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("generation_config.json", "optimizer.safetensors", "state.json", "MANIFEST.json"),
+    }
+    assert re.fullmatch(r"bits per byte: \d+\.\d{3}", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_metrics_hold_the_documented_keys(tmp_path):
+    records = track.read_metrics(train(settings()))
+    steps = [r for r in records if "loss" in r]
+    keys = "step tokens loss lr grad_norm tokens_per_second mfu memory_bytes seconds".split()
+    assert all(set(r) == set(keys) for r in steps)
+    assert [r["step"] for r in steps] == [1, 2, 4, 6, 8, 10, 12]
+    assert steps[-1]["tokens"] == 12 * 4 * 32
+    scored = [r for r in records if "val_loss" in r]
+    assert [r["step"] for r in scored] == [6, 12]
+    assert all(r["bits_per_byte"] > 0 for r in scored)
+
+
+def test_the_same_settings_give_the_same_weights():
+    assert_same_weights(train(settings()), train(settings()))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 11])
+@pytest.mark.parametrize("extra", [[], ["model.dropout=0.1", "train.micro_batch_size=2"]])
+def test_a_run_stopped_at_a_step_goes_on_to_the_same_weights(monkeypatch, steps, extra):
+    whole = train(settings("out=whole", *extra))
+    with monkeypatch.context() as patched:
+        stop_after(patched, steps)
+        with pytest.raises(Interrupted) as stopped:
+            train(settings("out=cut", *extra))
+    assert stopped.value.checkpoint.name == f"step-{steps:08d}"
+    assert_same_weights(whole, train(settings("out=cut", "train.resume=auto", *extra)))
+    numbers = [r["step"] for r in track.read_metrics(Path("cut")) if "loss" in r]
+    assert numbers == sorted(set(numbers))
+
+
+def test_ctrl_c_exits_130_and_sigterm_75_with_the_command_that_goes_on(monkeypatch, capsys):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
+        with monkeypatch.context() as patched:
+            stop_after(patched, 3, number)
+            assert main([*SMALL, f"out=run{code}"]) == code
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.strip().startswith("python -m tinylm.train data.source=cats.txt")
+        assert last.endswith("train.resume=auto")
+
+
+def test_a_finished_run_is_left_alone_and_a_larger_number_of_steps_lengthens_it(capsys):
+    folder = train(settings())
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert train(settings("train.resume=auto")) == folder
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert "a larger train.steps lengthens it" in capsys.readouterr().out
+    assert train(settings("train.resume=auto", "train.steps=15")) == folder
+    assert checkpoint.latest(folder).name == "step-00000015"
+
+
+def test_runs_are_numbered_and_auto_reopens_the_newest_equal_one():
+    first, second = train(settings("train.steps=2")), train(settings("train.steps=2"))
+    assert (first.name, second.name) == ("cats", "cats-2")
+    other = train(settings("train.steps=2", "train.seed=1", "train.resume=auto"))
+    assert other.name == "cats-3"
+    assert train(settings("train.steps=4", "train.resume=auto")) == second
+
+
+def test_an_older_checkpoint_starts_a_new_run_and_leaves_its_own_alone():
+    folder = train(settings("checkpoint.keep=5"))
+    old = folder / "checkpoints/step-00000004"
+    branch = train(settings("checkpoint.keep=5", f"train.resume={old}"))
+    assert branch != folder
+    assert_same_weights(folder, branch)
+
+
+def test_a_corrupt_newest_checkpoint_is_passed_over_with_a_warning():
+    folder = train(settings("checkpoint.keep=5"))
+    model = folder / "checkpoints/step-00000012/model.safetensors"
+    good = weights(folder)
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="step-00000012"):
+        train(settings("checkpoint.keep=5", "train.resume=auto", "train.steps=12"))
+    again = weights(folder)
+    assert all(torch.equal(good[name], again[name]) for name in good)
+
+
+def poison(monkeypatch, step):
+    """Make the loss of one step not a number."""
+    original = Trainer.step
+
+    def poisoned(self):
+        sound = self.loss
+        if self.progress.step == step:
+            self.loss = lambda tokens, targets: sound(tokens, targets) * float("nan")
+        try:
+            return original(self)
+        finally:
+            self.loss = sound
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_sound_checkpoint(monkeypatch):
+    poison(monkeypatch, 6)
+    with pytest.raises(NonFiniteError, match="step 6: the loss is not finite"):
+        train(settings("out=bad"))
+    state = weights(Path("bad"))
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_skipping_leaves_weights_and_moments_as_if_the_batch_had_not_been_seen(monkeypatch):
+    poison(monkeypatch, 11)
+    skipped = train(settings("train.nonfinite=skip", "checkpoint.every=1", "checkpoint.keep=9"))
+    last, before = (skipped / f"checkpoints/step-{step:08d}" for step in (12, 11))
+    for name in ("model", "optimizer"):
+        one, other = (load_file(path / f"{name}.safetensors") for path in (last, before))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_patience_ends_a_run_that_no_longer_learns(capsys):
+    slow = ["optim.lr=1e-12", "optim.matrix_lr=1e-12", "evaluate.every=1", "evaluate.patience=2"]
+    folder = train(settings("train.steps=50", *slow))
+    assert int(checkpoint.latest(folder).name[5:]) < 50
+    assert "no better validation loss in 2 evaluations" in capsys.readouterr().out
+
+
+def test_a_run_starts_from_the_weights_of_another():
+    parent = train(settings())
+    child = train(settings("out=child", f"train.init={parent}", "train.steps=1", "optim.lr=1e-9"))
+    one, other = (checkpoint.load(folder)[0] for folder in (parent, child))
+    drift = (one.embedding.weight - other.embedding.weight).abs().max()
+    assert drift < 1e-6
+
+
+def test_micro_batches_add_up_to_the_whole_batch():
+    one = train(settings("train.dtype=float32", "train.steps=3", "data.mask_after_eos=true"))
+    many = train(
+        settings(
+            *("train.dtype=float32", "train.steps=3", "data.mask_after_eos=true"),
+            *("out=many", "train.micro_batch_size=1"),
+        )
+    )
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(tensor, weights(many)[name], atol=2e-3, rtol=2e-2)
+
+
+def test_mix_differs_in_every_argument():
+    seeds = {loop.mix(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
+    assert len(seeds) == 125
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_run_json_says_what_was_run_and_what_came_of_it():
+    record = json.loads((train(settings()) / "run.json").read_text())
+    assert record["threads"] == torch.get_num_threads()
+    assert record["results"]["step"] == 12
+    assert record["parameters"] > record["parameters_without_embedding"]
+
+
+def test_silence_is_possible(capsys):
+    train(settings("track.names=[jsonl]"))
+    assert capsys.readouterr().out == ""
+
+
+def test_settings_may_be_replaced_in_code():
+    run = settings()
+    assert train(replace(run, out="mine")) == Path("mine")
