@@ -1,1 +1,27 @@
 //! From the errors of the two cores to Python's exceptions, each in one exhaustive `match`.
+
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+use tinylm_dataloader as dataloader;
+
+/// `OSError` with its file name (its subclass is chosen by the number), else `ValueError`.
+pub(crate) fn dataloader_error(error: dataloader::Error) -> PyErr {
+    match error {
+        dataloader::Error::Io { path, source } => match source.raw_os_error() {
+            Some(number) => {
+                PyOSError::new_err((number, message(number, &source), path.into_os_string()))
+            }
+            None => PyOSError::new_err(format!("{}: {source}", path.display())),
+        },
+        error @ (dataloader::Error::Corrupt { .. } | dataloader::Error::Invalid(_)) => {
+            PyValueError::new_err(error.to_string())
+        }
+    }
+}
+
+/// What the system says, without the number that Rust appends: Python puts it in front.
+fn message(number: i32, source: &std::io::Error) -> String {
+    let said = source.to_string();
+    said.trim_end_matches(&format!(" (os error {number})"))
+        .to_owned()
+}

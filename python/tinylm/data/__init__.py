@@ -1,0 +1,20 @@
+"""Text to shards to batches: prepare a corpus once, then stream its rows to the training loop.
+
+`prepare` writes a folder of shards, `Dataset` reads one, `Loader` serves batches of it. The
+work is done by the Rust crate `tinylm-dataloader`; `python -m tinylm.data` is the command.
+"""
+
+from tinylm.data.loader import Batch, Loader
+from tinylm.data.manifest import Manifest
+from tinylm.data.preparation import default_folder, prepare
+from tinylm.data.shards import Dataset, ShardWriter
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Loader",
+    "Manifest",
+    "ShardWriter",
+    "default_folder",
+    "prepare",
+]

@@ -1,0 +1,194 @@
+"""`python -m tinylm.data`: prepare, inspect, verify, export, subset. Needs no torch."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tinylm.data.manifest import Manifest, Split
+from tinylm.data.preparation import default_folder, prepare
+from tinylm.data.shards import Dataset, SplitWriter
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tinylm.data", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("prepare", help="text and a tokenizer to a folder of shards")
+    command.add_argument("source", help="stdlib, a dataset, a text file, a .jsonl or a folder")
+    command.add_argument("--tokenizer", required=True, metavar="FILE")
+    command.add_argument("--out", metavar="FOLDER", help="default: data/processed/SOURCE-HASH")
+    command.add_argument("--val-fraction", type=float, default=0.1, help="default: %(default)s")
+    command.set_defaults(command=_prepare)
+
+    command = commands.add_parser("inspect", help="counts and lengths of a folder of shards")
+    command.add_argument("folder")
+    command.add_argument("--tokenizer", metavar="FILE", help="show the first tokens as text")
+    command.set_defaults(command=_inspect)
+
+    command = commands.add_parser("verify", help="check every hash of a folder of shards")
+    command.add_argument("folder")
+    command.set_defaults(command=_verify)
+
+    command = commands.add_parser("export", help="shards back to documents, one a line of jsonl")
+    command.add_argument("folder")
+    command.add_argument("out", metavar="OUT.jsonl")
+    command.add_argument("--tokenizer", required=True, metavar="FILE")
+    command.add_argument("--split", default="train", help="default: %(default)s")
+    command.set_defaults(command=_export)
+
+    command = commands.add_parser("subset", help="the first documents of train; all the others")
+    command.add_argument("folder")
+    command.add_argument("out", metavar="OUT")
+    command.add_argument("--tokens", type=int, required=True, help="about how many to keep")
+    command.set_defaults(command=_subset)
+    return parser
+
+
+def _tokenizer(path: str, manifest: Manifest | None = None):  # type: ignore[no-untyped-def]
+    """The tokenizer of a file, which must be the one that made the shards."""
+    from tinylm.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(path)
+    if manifest is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
+        raise ValueError(f"{path} is not the tokenizer that made these shards")
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """The settings of `prepare` that the command line gives."""
+
+    source: str
+    folder: str | None
+    val_fraction: float
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    settings = Source(options.source, options.out, options.val_fraction)
+    tokenizer = _tokenizer(options.tokenizer)
+    manifest = prepare(settings, tokenizer)
+    print(default_folder(settings, tokenizer))
+    _print_splits(manifest)
+
+
+def _print_splits(manifest: Manifest) -> None:
+    for name, split in manifest.splits.items():
+        size = "" if split.bytes is None else f", {split.bytes:,} bytes of text"
+        print(f"{name}: {split.tokens:,} tokens, {split.documents:,} documents{size}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    manifest = Manifest.load(options.folder)
+    tokenizer = _tokenizer(options.tokenizer, manifest) if options.tokenizer else None
+    print(f"vocab_size {manifest.vocab_size:,}, tokenizer {manifest.tokenizer_sha256}")
+    if manifest.source:
+        print(f"source {json.dumps(manifest.source)}")
+    _print_splits(manifest)
+    for name in manifest.splits:
+        dataset = Dataset(Path(options.folder), manifest, name)
+        print(f"\n{name}: documents by tokens")
+        for line in _histogram(dataset.lengths()):
+            print(line)
+        first = dataset.read(0, min(dataset.n_tokens, 64))
+        print(f"first tokens: {' '.join(map(str, first[:16].tolist()))}")
+        if tokenizer is not None:
+            text = tokenizer.decode_bytes(first.tolist()).decode(errors="replace")
+            print(f"as text: {text!r}")
+
+
+def _histogram(lengths: np.ndarray) -> Iterator[str]:
+    """One line for each power of two that some length reaches."""
+    counts = np.bincount(np.log2(np.maximum(lengths, 1)).astype(int))
+    for power in np.flatnonzero(counts):
+        bar = "#" * max(1, round(40 * counts[power] / counts.max()))
+        print_range = f"{1 << power:,}-{(2 << power) - 1:,}"
+        yield f"{print_range:>21} {counts[power]:>9,} {bar}"
+
+
+def _verify(options: argparse.Namespace) -> None:
+    manifest = Manifest.load(options.folder)
+    live = sys.stderr.isatty()
+    for name, split in manifest.splits.items():
+        for done in Dataset(Path(options.folder), manifest, name).verify():
+            if live:
+                line = f"\r\x1b[Kverify {name}: {done:,} of {split.tokens:,} tokens"
+                print(line, end="", file=sys.stderr, flush=True)
+        if live:
+            print(file=sys.stderr)
+    print(f"{options.folder}: every hash is right")
+
+
+def _export(options: argparse.Namespace) -> None:
+    dataset = Dataset.open(options.folder, split=options.split)
+    tokenizer = _tokenizer(options.tokenizer, dataset.manifest)
+    part = Path(options.out + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        for ids in dataset.documents():
+            text = tokenizer.decode_bytes(ids.tolist()).decode(errors="replace")
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    part.rename(options.out)
+    print(f"{options.out}: {dataset.n_documents:,} documents")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a manifest knows of its tokenizer."""
+
+    vocab_size: int
+    eos_id: int
+    sha256: str
+
+
+def _subset(options: argparse.Namespace) -> None:
+    """Whole documents of train until `--tokens` are reached; every other split entirely."""
+    manifest = Manifest.load(options.folder)
+    out = Path(options.out)
+    if options.tokens < 1:
+        raise ValueError(f"--tokens {options.tokens} must be at least 1")
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(17, "the folder is not empty", str(out))
+    splits = {}
+    for name, split in manifest.splits.items():
+        limit = options.tokens if name == "train" else split.tokens
+        splits[name] = _copy(Dataset(Path(options.folder), manifest, name), out, limit)
+    source = {**manifest.source, "subset_tokens": options.tokens}
+    replace(manifest, splits=splits, source=source, command=sys.argv[1:]).save(out)
+    print(out)
+    _print_splits(Manifest.load(out))
+
+
+def _copy(dataset: Dataset, out: Path, limit: int) -> Split:
+    manifest = dataset.manifest
+    vocabulary = Identity(manifest.vocab_size, manifest.eos_id, manifest.tokenizer_sha256)
+    writer = SplitWriter(out, vocabulary, dataset.split)
+    tokens = 0
+    for ids in dataset.documents():
+        if tokens >= limit:
+            break
+        writer.add(ids.astype(np.uint32), np.array([0, ids.size]))
+        tokens += ids.size + 1
+    # Without the tokenizer, the text of a part cannot be counted.
+    return writer.finish(dataset.n_bytes if tokens == dataset.n_tokens else None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

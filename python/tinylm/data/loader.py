@@ -1,0 +1,259 @@
+"""A dataset to batches, in an order that is a pure function of (seed, epoch, row).
+
+Rust threads fill batches ahead of the training loop without the GIL. Neither their number nor
+the number of ranks can be seen in what comes out: there is one global order, and every rank
+takes its rows of each global batch. So the state of a run is one integer, the rows handed out.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from tinylm import _rust
+from tinylm.data.shards import Dataset
+
+if TYPE_CHECKING:
+    import torch
+
+STATE_VERSION = 1
+_MAX_SEED = 2**64 - 1
+_MAX_ROWS = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`tokens[B, T]` and `targets[B, T]`, the token after each; -100 where it does not count."""
+
+    tokens: "torch.Tensor"
+    targets: "torch.Tensor"
+
+
+class Stats(TypedDict):
+    """Where a loader is, and how long its consumer waited."""
+
+    epoch: int
+    rows: int
+    tokens: int
+    batches: int
+    stall_seconds: float
+
+
+class Loader:
+    """An endless iterator of batches; one epoch runs into the next inside a batch.
+
+    `batch_size` is global: a rank gets rows `rank::world_size` of each batch. A row is
+    `context_length` tokens and the one after; rows begin `stride` tokens apart (default: the
+    context length, so that every target is seen once an epoch). `order="shuffle"` changes with
+    the epoch; "random" takes windows with replacement and has no stride. In the last row of the
+    dataset, "shuffle" begins early enough for a whole row, "sequential" pads with -100.
+    `mask_after_eos` leaves out the targets after the first eos of a row.
+
+    `next` raises ValueError when a shard is damaged, and again when it is called again.
+    """
+
+    def __init__(
+        self,
+        sources: Dataset,
+        *,
+        batch_size: int,
+        context_length: int,
+        order: Literal["shuffle", "sequential", "random"] = "shuffle",
+        stride: int | None = None,
+        mask_after_eos: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int = 1,
+        prefetch: int = 3,
+        dtype: Literal["int64", "int32"] = "int64",
+        device: "str | torch.device" = "cpu",
+    ) -> None:
+        import torch
+
+        for name, value, least, most in (
+            ("batch_size", batch_size, 1, 2**31),
+            ("context_length", context_length, 1, 2**31),
+            ("stride", context_length if stride is None else stride, 1, context_length),
+            ("seed", seed, 0, _MAX_SEED),
+            ("world_size", world_size, 1, batch_size),
+            ("rank", rank, 0, world_size - 1),
+            ("threads", threads, 1, 1024),
+            ("prefetch", prefetch, 1, 1024),
+        ):
+            if not least <= value <= most:
+                raise ValueError(f"{name}={value} must be between {least} and {most}")
+        if dtype not in ("int64", "int32"):
+            raise ValueError(f"dtype={dtype!r} must be int64 or int32")
+        if order == "random" and stride is not None:
+            raise ValueError(f"stride={stride} has no meaning for order=random: leave it out")
+        self._dataset = sources
+        self._device = torch.device(device)
+        self._from_numpy = torch.from_numpy
+        self._place: dict[str, Any] = {
+            "seed": seed,
+            "order": order,
+            "context_length": context_length,
+            "stride": context_length if stride is None else stride,
+            "mask_after_eos": mask_after_eos,
+        }
+        self._slice: dict[str, Any] = {
+            "batch_size": batch_size,
+            "rank": rank,
+            "world_size": world_size,
+            "threads": threads,
+            "prefetch": prefetch,
+            "dtype": dtype,
+        }
+        self._row = 0
+        self._batches = 0
+        self._stall = 0.0
+        self._stream: _rust.Stream | None = None
+        self._rows = self._open_rows()
+
+    def _open_rows(self) -> _rust.Rows:
+        self._process = os.getpid()
+        return _rust.Rows(
+            self._dataset.tokens,
+            order=self._place["order"],
+            seed=self._place["seed"],
+            context_length=self._place["context_length"],
+            stride=self._place["stride"],
+            mask_after=self._dataset.eos_id if self._place["mask_after_eos"] else None,
+        )
+
+    def _current_rows(self) -> _rust.Rows:
+        """The rows, opened again in a forked child: threads and locks stay with the parent."""
+        if self._process != os.getpid():
+            dataset = self._dataset
+            self._dataset = Dataset(dataset.folder, dataset.manifest, dataset.split)
+            self._stream = None
+            self._rows = self._open_rows()
+        return self._rows
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one epoch, over all ranks."""
+        return self._rows.n_rows
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        """This rank's rows of the next batch."""
+        rows = self._current_rows()
+        begin = time.perf_counter()
+        if self._stream is None:
+            self._stream = rows.stream(first_row=self._row, end_row=None, **self._slice)
+        try:
+            arrays = self._stream.next()
+        except ValueError:
+            # What was read ahead is gone; the next call begins with the same batch.
+            self.close()
+            raise
+        self._stall += time.perf_counter() - begin
+        if arrays is None:
+            raise ValueError("the loader was closed while it was being read")
+        self._row += self._slice["batch_size"]
+        self._batches += 1
+        return self._batch(arrays)
+
+    def epoch(self, number: int = 0) -> Iterator[Batch]:
+        """Every row of one epoch exactly once, whatever `next` is doing.
+
+        The last batch is filled up with rows of target -100. With order="sequential" and the
+        default stride, every target of the dataset is scored exactly once: use it to evaluate.
+        """
+        n_rows = self.n_rows
+        if not 0 <= number < _MAX_ROWS // n_rows - 1:
+            raise ValueError(f"epoch {number} must be between 0 and {_MAX_ROWS // n_rows - 2}")
+        rows = self._current_rows()
+        first = number * n_rows
+        stream = rows.stream(first_row=first, end_row=first + n_rows, **self._slice)
+        try:
+            while (arrays := stream.next()) is not None:
+                yield self._batch(arrays)
+        finally:
+            stream.close()
+
+    def _batch(self, arrays: tuple[Any, Any]) -> Batch:
+        tokens, targets = (self._from_numpy(array) for array in arrays)
+        if self._device.type == "cuda":
+            # The copy runs beside the model; torch keeps the pinned pages until it is done.
+            tokens, targets = (
+                tensor.pin_memory().to(self._device, non_blocking=True)
+                for tensor in (tokens, targets)
+            )
+        elif self._device.type != "cpu":
+            tokens, targets = tokens.to(self._device), targets.to(self._device)
+        return Batch(tokens, targets)
+
+    def row(self, epoch: int, i: int) -> "tuple[torch.Tensor, torch.Tensor]":
+        """(tokens[T], targets[T]) of row `i` of `epoch`, int64 on the CPU: a pure function."""
+        if not 0 <= epoch < _MAX_ROWS or not 0 <= i < self.n_rows:
+            raise ValueError(f"row {i} of epoch {epoch}: an epoch has {self.n_rows} rows")
+        tokens, targets = self._current_rows().row(epoch, i)
+        return self._from_numpy(tokens), self._from_numpy(targets)
+
+    def state(self) -> dict[str, Any]:
+        """Where the run is, for `restore`: JSON of less than 256 bytes.
+
+        Counts batches handed out, not those read ahead. Holds nothing of ranks, threads or
+        batch size, so that a run may go on with others.
+        """
+        return {
+            "version": STATE_VERSION,
+            "fingerprint": self._dataset.fingerprint,
+            "rows": self._row,
+            **self._place,
+        }
+
+    def restore(self, state: dict[str, Any], force: bool = False) -> None:
+        """Go on exactly where `state` was taken.
+
+        Refuses the state of other data or of another order, which it could not continue;
+        `force=True` takes its row number all the same.
+        """
+        row = state.get("rows")
+        if state.get("version") != STATE_VERSION or not isinstance(row, int):
+            raise ValueError(f"not a loader's state of version {STATE_VERSION}: {state}")
+        if not 0 <= row < _MAX_ROWS:
+            raise ValueError(f"the state's rows={row} must be between 0 and {_MAX_ROWS - 1}")
+        ours = self.state()
+        for name in ours.keys() - {"rows"} if not force else ():
+            if state.get(name) != ours[name]:
+                raise ValueError(
+                    f"the state has {name}={state.get(name)!r}, this loader {ours[name]!r}: "
+                    "restore with the same, or with force=True from its row number alone"
+                )
+        self.close()
+        self._row = row
+
+    def stats(self) -> Stats:
+        """Position (epoch, rows and tokens over all ranks), and what this object did."""
+        return {
+            "epoch": self._row // self.n_rows,
+            "rows": self._row,
+            "tokens": self._row * self._place["context_length"],
+            "batches": self._batches,
+            "stall_seconds": self._stall,
+        }
+
+    def close(self) -> None:
+        """End the threads; the next batch starts them again where they were."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,117 @@
+"""What a folder of shards holds, as `manifest.json` says it.
+
+The manifest is written last: a folder without one is the remains of an interrupted run. It
+holds a hash of every header and of every 1 MiB of every file, and a checksum of itself.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.json"
+VERSION = 1
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d{5}\.bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One `.bin` file and the `.doc` beside it; hashes are xxh3 in 16 hexadecimal digits."""
+
+    name: str
+    tokens: int
+    documents: int
+    header: str
+    blocks: list[str]
+    lengths: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The shards of one split; `bytes` of UTF-8 text, None where nobody counted them."""
+
+    tokens: int
+    documents: int
+    bytes: int | None
+    shards: list[Shard]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All of a folder: its vocabulary, its splits, and where they came from."""
+
+    tokenizer_sha256: str
+    vocab_size: int
+    eos_id: int
+    splits: dict[str, Split]
+    source: dict[str, Any] = field(default_factory=dict)
+    command: list[str] = field(default_factory=list)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a token on disk."""
+        return 2 if self.vocab_size <= 1 << 16 else 4
+
+    def fingerprint(self, split: str) -> str:
+        """16 digits that change with any token of the split or with its tokenizer."""
+        part = self.splits[split]
+        hashes = [[shard.tokens, shard.header, shard.blocks] for shard in part.shards]
+        return _digest([self.tokenizer_sha256, self.vocab_size, hashes])[:16]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Manifest":
+        """The manifest of `folder`; ValueError when it is damaged."""
+        path = Path(folder) / NAME
+        if not path.exists():
+            problem = "not a folder of shards (no manifest.json): prepare it first"
+            raise FileNotFoundError(errno.ENOENT, problem, str(folder))
+        try:
+            fields = json.loads(path.read_bytes())
+            checksum = fields.pop("checksum")
+            version = fields.pop("version")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}: corrupt: expected a manifest in JSON") from None
+        if version != VERSION:
+            raise ValueError(f"{path}: version {version}; this TinyLM reads version {VERSION}")
+        if checksum != _digest(fields):
+            raise ValueError(f"{path}: corrupt: its content does not match its checksum")
+        try:
+            splits = {name: _split(split) for name, split in fields.pop("splits").items()}
+            return cls(splits=splits, **fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: corrupt: {error}") from None
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write it whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+        fields = asdict(self)
+        text = json.dumps({"version": VERSION, **fields, "checksum": _digest(fields)}, indent=1)
+        path = Path(folder) / NAME
+        part = path.with_name(NAME + ".part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _split(fields: dict[str, Any]) -> Split:
+    shards = [Shard(**shard) for shard in fields["shards"]]
+    for shard in shards:
+        # A name with a slash would read outside the folder.
+        if not _SHARD_NAME.fullmatch(shard.name):
+            raise ValueError(f"{shard.name!r} is not the name of a shard")
+    return Split(fields["tokens"], fields["documents"], fields["bytes"], shards)
+
+
+def _digest(fields: Any) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,263 @@
+"""Documents of token ids to a folder of shards, and such a folder to one array of tokens."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinylm import _rust
+from tinylm.data.manifest import NAME, Manifest, Shard, Split
+
+SHARD_TOKENS = 100_000_000
+BLOCK_BYTES = 1 << 20
+Ids = Sequence[int] | NDArray[Any]
+
+
+class Vocabulary(Protocol):
+    """What shards need to know of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+class Decoder(Vocabulary, Protocol):
+    """A vocabulary that can also say how much text its ids stand for."""
+
+    def decode_bytes(self, ids: Any) -> bytes: ...
+
+
+class SplitWriter:
+    """The `.bin` and `.doc` files of one split; no manifest yet."""
+
+    def __init__(
+        self, folder: Path, vocabulary: Vocabulary, split: str, shard_tokens: int = SHARD_TOKENS
+    ) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", split):
+            raise ValueError(f"split {split!r} must consist of letters, digits and _")
+        if vocabulary.eos_id is None:
+            raise ValueError("the tokenizer has no eos token, which must end every document")
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder, split)
+        self._rust = _rust.ShardWriter(
+            folder,
+            split=split,
+            vocab_size=vocabulary.vocab_size,
+            eos_id=vocabulary.eos_id,
+            shard_tokens=shard_tokens,
+            tokenizer_sha256=bytes.fromhex(vocabulary.sha256),
+        )
+
+    def add(self, ids: NDArray[np.uint32], offsets: NDArray[np.int64]) -> None:
+        """Append the documents `ids[offsets[k]:offsets[k + 1]]`, each ended by eos."""
+        self._rust.add(ids, offsets)
+
+    def finish(self, n_bytes: int | None) -> Split:
+        """Finish the files, which stand for `n_bytes` of text."""
+        shards = [
+            Shard(name, tokens, documents, _hex(header), [*map(_hex, blocks)], [*map(_hex, sums)])
+            for name, tokens, documents, header, blocks, sums in self._rust.finish()
+        ]
+        tokens = sum(shard.tokens for shard in shards)
+        return Split(tokens, sum(shard.documents for shard in shards), n_bytes, shards)
+
+
+def remove_leftovers(folder: Path, split: str = "[A-Za-z0-9_]+") -> None:
+    """Remove the files of a split that an interrupted run left in `folder`."""
+    pattern = re.compile(rf"{split}-\d{{5}}\.(bin|doc)(\.part)?")
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name):
+            path.unlink()
+
+
+class ShardWriter:
+    """Documents of ids to one split of a folder, which is a dataset once `close` returns.
+
+    A context manager: leaving it by an exception writes no manifest, and the next writer of the
+    split removes the remains. Ids at or above `vocab_size` are refused.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        tokenizer: Decoder,
+        split: str = "train",
+        shard_tokens: int = SHARD_TOKENS,
+    ) -> None:
+        self._folder = Path(folder)
+        self._tokenizer = tokenizer
+        self._split = split
+        self._bytes = 0
+        self._manifest: Manifest | None = None
+        self._other = self._existing()
+        self._writer = SplitWriter(self._folder, tokenizer, split, shard_tokens)
+
+    def _existing(self) -> Manifest | None:
+        """The manifest that this split joins, if the folder has one."""
+        if not (self._folder / NAME).exists():
+            return None
+        manifest = Manifest.load(self._folder)
+        if self._split in manifest.splits:
+            raise ValueError(f"{self._folder} holds a split {self._split!r} already")
+        if manifest.tokenizer_sha256 != self._tokenizer.sha256:
+            raise ValueError(f"{self._folder} holds shards of another tokenizer")
+        return manifest
+
+    def add(self, document_ids: Ids, *, n_bytes: int | None = None) -> None:
+        """Append one document and eos; `n_bytes` of text, decoded to count them when not given."""
+        ids = np.asarray(document_ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError("a document must be a sequence of integers")
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._tokenizer.vocab_size:
+            raise ValueError(
+                f"ids {ids.min()} to {ids.max()} of a document must be between 0 and "
+                f"vocab_size - 1 = {self._tokenizer.vocab_size - 1}"
+            )
+        ids = np.ascontiguousarray(ids, dtype=np.uint32)
+        self._writer.add(ids, np.array([0, ids.size]))
+        self._bytes += len(self._tokenizer.decode_bytes(ids)) if n_bytes is None else n_bytes
+
+    def close(self) -> Manifest:
+        """Finish the last shard and write the manifest; a second call returns the same one."""
+        if self._manifest is None:
+            split = self._writer.finish(self._bytes)
+            manifest = self._other or empty_manifest(self._tokenizer)
+            splits = {**manifest.splits, self._split: split}
+            self._manifest = replace(manifest, splits=splits)
+            self._manifest.save(self._folder)
+        return self._manifest
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+
+
+def empty_manifest(vocabulary: Vocabulary) -> Manifest:
+    """A manifest of `vocabulary` without a split."""
+    if vocabulary.eos_id is None:
+        raise ValueError("the tokenizer has no eos token, which must end every document")
+    return Manifest(
+        tokenizer_sha256=vocabulary.sha256,
+        vocab_size=vocabulary.vocab_size,
+        eos_id=vocabulary.eos_id,
+        splits={},
+    )
+
+
+class Dataset:
+    """One split of a folder of shards as one array of tokens; `Dataset.open` makes it.
+
+    Sizes and headers are checked when it is opened, each 1 MiB block when it is first read.
+    Picklable: it is opened again in the other process.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        part = manifest.splits.get(split)
+        if part is None:
+            names = ", ".join(sorted(manifest.splits))
+            raise ValueError(f"{folder} has no split {split!r}; it has {names}")
+        self.folder = folder
+        self.manifest = manifest
+        self.split = split
+        self.n_tokens = part.tokens
+        self.n_documents = part.documents
+        self.n_bytes = part.bytes
+        self.fingerprint = manifest.fingerprint(split)
+        self.tokenizer_sha256 = manifest.tokenizer_sha256
+        self.vocab_size = manifest.vocab_size
+        self.eos_id = manifest.eos_id
+        self.shards = part.shards
+        entries = [
+            (
+                folder / shard.name,
+                shard.tokens,
+                _number(shard.header),
+                [*map(_number, shard.blocks)],
+            )
+            for shard in part.shards
+        ]
+        self.tokens = _rust.Tokens(entries, manifest.itemsize)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, split: str = "train") -> "Dataset":
+        """The split `split` of the folder `path`; ValueError when a file is damaged."""
+        return cls(Path(path), Manifest.load(path), split)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dataset, (self.folder, self.manifest, self.split)
+
+    def read(self, start: int, n: int) -> NDArray[np.uint16] | NDArray[np.uint32]:
+        """Tokens `start` to `start + n` -> array[n] of uint16 or uint32, as they lie on disk."""
+        if start < 0 or n < 0 or start + n > self.n_tokens:
+            raise ValueError(f"tokens {start} to {start + n} of a dataset of {self.n_tokens}")
+        return self.tokens.read(start, n)
+
+    def lengths(self) -> NDArray[np.uint32]:
+        """Tokens of each document, eos included -> array[n_documents], checked."""
+        parts = [np.frombuffer(self._doc(shard), dtype="<u4") for shard in self.shards]
+        return np.concatenate([np.empty(0, np.uint32), *parts])
+
+    def _doc(self, shard: Shard) -> bytes:
+        path = (self.folder / shard.name).with_suffix(".doc")
+        data = path.read_bytes()
+        if len(data) != 4 * shard.documents:
+            at = min(len(data), 4 * shard.documents)
+            raise ValueError(
+                f"{path}: corrupt at byte {at}: expected a file of {4 * shard.documents} bytes, "
+                f"found {len(data)}"
+            )
+        for number, expected in enumerate(shard.lengths):
+            at = number * BLOCK_BYTES
+            found = _hex(_rust.xxh3_64(data[at : at + BLOCK_BYTES]))
+            if found != expected:
+                raise ValueError(
+                    f"{path}: corrupt at byte {at}: block {number}: expected xxh3 {expected}, "
+                    f"found {found}"
+                )
+        return data
+
+    def documents(self) -> Iterator[NDArray[Any]]:
+        """Each document's ids, without eos."""
+        start = 0
+        for length in self.lengths().tolist():
+            yield self.read(start, length - 1)
+            start += length
+
+    def verify(self) -> Iterator[int]:
+        """Check every hash, block by block; yields the tokens checked so far."""
+        done = 0
+        per_block = BLOCK_BYTES // self.manifest.itemsize
+        for number, shard in enumerate(self.shards):
+            self._doc(shard)
+            for block in range(len(shard.blocks)):
+                self.tokens.verify(number, block)
+                yield done + min(shard.tokens, (block + 1) * per_block)
+            done += shard.tokens
+        if int(self.lengths().sum(dtype=np.uint64)) != self.n_tokens:
+            raise ValueError(f"{self.folder}: the lengths do not add up to {self.n_tokens} tokens")
+
+
+def _hex(number: int) -> str:
+    return f"{number:016x}"
+
+
+def _number(digits: str) -> int:
+    return int(digits, 16)

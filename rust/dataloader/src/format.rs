@@ -1,0 +1,135 @@
+//! The shard file: llm.c's header of 256 little-endian `int32`, then the tokens and nothing else.
+//!
+//! llm.c insists on the exact file size, so there is no trailer: the slots that its readers ignore
+//! carry what is ours, document lengths live in a sidecar, hashes in the manifest.
+
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = 1024;
+/// Bytes of payload under one hash.
+pub const BLOCK_BYTES: usize = 1 << 20;
+/// Slot 3 of a shard of ours: `TLM1` in ASCII.
+pub const SIGNATURE: i32 = i32::from_le_bytes(*b"TLM1");
+/// Slot 4: the version of what the slots after it mean.
+pub const VERSION: i32 = 1;
+/// The most tokens of one shard: llm.c counts them in an `int32`.
+pub const MAX_SHARD_TOKENS: u64 = i32::MAX as u64;
+
+/// How wide a token is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// `uint16`, magic 20240520.
+    Two,
+    /// `uint32`, magic 20240801.
+    Four,
+}
+
+impl Width {
+    /// The narrowest width that holds every id below `vocab_size`.
+    pub fn of_vocabulary(vocab_size: u64) -> Self {
+        if vocab_size <= 1 << 16 {
+            Self::Two
+        } else {
+            Self::Four
+        }
+    }
+
+    /// Bytes of a token.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Two => 2,
+            Self::Four => 4,
+        }
+    }
+
+    fn magic(self) -> (i32, i32) {
+        match self {
+            Self::Two => (20_240_520, 1),
+            Self::Four => (20_240_801, 7),
+        }
+    }
+}
+
+/// What the header of a shard says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes of a token.
+    pub width: Width,
+    /// Tokens in the shard.
+    pub tokens: u64,
+    /// Documents that begin in the shard.
+    pub documents: u64,
+    /// Leading tokens that end a document begun in an earlier shard.
+    pub carried: u64,
+    /// Ids are below this.
+    pub vocab_size: u64,
+    /// The id that ends every document.
+    pub eos_id: u32,
+    /// Hash of the tokenizer that made the ids.
+    pub tokenizer_sha256: [u8; 32],
+}
+
+impl Header {
+    /// The header's 1024 bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (magic, version) = self.width.magic();
+        let mut slots = vec![
+            magic,
+            version,
+            self.tokens as i32,
+            SIGNATURE,
+            VERSION,
+            self.documents as i32,
+            self.carried as i32,
+            self.vocab_size as i32,
+            self.eos_id as i32,
+        ];
+        slots.extend(self.tokenizer_sha256.chunks_exact(4).map(le_i32));
+        slots.resize(HEADER_BYTES / 4, 0);
+        slots.iter().flat_map(|slot| slot.to_le_bytes()).collect()
+    }
+
+    /// Checks the fields that every llm.c shard has: (width, tokens).
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Width, u64)> {
+        let slots: Vec<i32> = bytes.chunks_exact(4).take(3).map(le_i32).collect();
+        let &[magic, version, tokens] = slots.as_slice() else {
+            return Err(Error::corrupt(
+                path,
+                bytes.len() as u64,
+                "expected a header of 1024 bytes",
+            ));
+        };
+        let width = [Width::Two, Width::Four]
+            .into_iter()
+            .find(|width| width.magic() == (magic, version))
+            .ok_or_else(|| {
+                let problem = format!(
+                    "expected magic 20240520 version 1 or 20240801 version 7, found {magic} version {version}"
+                );
+                Error::corrupt(path, 0, problem)
+            })?;
+        let tokens = u64::try_from(tokens).map_err(|_| {
+            Error::corrupt(
+                path,
+                8,
+                format!("expected a count of tokens, found {tokens}"),
+            )
+        })?;
+        Ok((width, tokens))
+    }
+}
+
+fn le_i32(bytes: &[u8]) -> i32 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, &byte| value << 8 | i32::from(byte))
+}
+
+/// The xxh3 (64 bits) of some bytes: a header, or one block.
+pub fn hash(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(bytes)
+}

@@ -1,0 +1,197 @@
+//! Batches made ahead of the training loop by a few threads, handed out in order.
+//!
+//! At most `prefetch` batches are made and not yet taken. A thread claims the next number, makes
+//! that batch without a lock, and puts it on the shelf; the consumer takes batches from the shelf
+//! by number, so how many threads there are cannot be seen in what comes out.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::batch::{Batch, Element, Filler, Slice};
+use crate::order::Rows;
+use crate::read::Tokens;
+use crate::{Error, Result};
+
+/// What [`Stream::next`] found.
+#[derive(Debug)]
+pub enum Next<E> {
+    /// The next batch.
+    Batch(Batch<E>),
+    /// The stream is over, or was closed.
+    End,
+    /// Nothing yet: ask again.
+    Pending,
+}
+
+#[derive(Debug)]
+struct Shelf<E> {
+    ready: BTreeMap<u64, Result<Batch<E>>>,
+    claimed: u64,
+    taken: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Shared<E> {
+    shelf: Mutex<Shelf<E>>,
+    made: Condvar,
+    room: Condvar,
+    tokens: Arc<Tokens>,
+    rows: Rows,
+    mask_after: Option<u32>,
+    slice: Slice,
+    prefetch: u64,
+}
+
+/// A running stream of batches.
+#[derive(Debug)]
+pub struct Stream<E: Element> {
+    shared: Arc<Shared<E>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    process: u32,
+}
+
+impl<E: Element> Stream<E> {
+    /// Starts `threads` threads that keep `prefetch` batches ready.
+    pub fn start(
+        tokens: Arc<Tokens>,
+        rows: Rows,
+        mask_after: Option<u32>,
+        slice: Slice,
+        threads: usize,
+        prefetch: usize,
+    ) -> Result<Self> {
+        slice.check()?;
+        for (name, value) in [("threads", threads), ("prefetch", prefetch)] {
+            if !(1..=1024).contains(&value) {
+                return Err(Error::Invalid(format!(
+                    "{name} is {value}; it must be between 1 and 1024"
+                )));
+            }
+        }
+        let shelf = Shelf {
+            ready: BTreeMap::new(),
+            claimed: 0,
+            taken: 0,
+            closed: false,
+        };
+        let shared = Arc::new(Shared {
+            shelf: Mutex::new(shelf),
+            made: Condvar::new(),
+            room: Condvar::new(),
+            tokens,
+            rows,
+            mask_after,
+            slice,
+            prefetch: prefetch as u64,
+        });
+        let stream = Self {
+            shared: Arc::clone(&shared),
+            threads: Mutex::new(Vec::new()),
+            process: std::process::id(),
+        };
+        for _ in 0..threads {
+            let shared = Arc::clone(&shared);
+            let thread = thread::Builder::new()
+                .name("tinylm-loader".to_owned())
+                .spawn(move || shared.work())
+                .map_err(|error| {
+                    Error::Invalid(format!("cannot start a loader thread: {error}"))
+                })?;
+            lock(&stream.threads).push(thread);
+        }
+        Ok(stream)
+    }
+
+    /// The next batch, waiting at most `patience` for it.
+    pub fn next(&self, patience: Duration) -> Result<Next<E>> {
+        // The threads of a stream live in the process that started it.
+        if self.process != std::process::id() {
+            return Ok(Next::End);
+        }
+        let deadline = Instant::now() + patience;
+        let shared = &*self.shared;
+        let mut shelf = lock(&shared.shelf);
+        loop {
+            let number = shelf.taken;
+            let over = shared.slice.n_batches().is_some_and(|n| number >= n);
+            if shelf.closed || over {
+                return Ok(Next::End);
+            }
+            if let Some(batch) = shelf.ready.remove(&number) {
+                shelf.taken += 1;
+                shared.room.notify_one();
+                return batch.map(Next::Batch);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Next::Pending);
+            }
+            let waited = shared.made.wait_timeout(shelf, left);
+            shelf = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Ends the threads and waits for them: no longer than one batch takes.
+    pub fn close(&self) {
+        if self.process != std::process::id() {
+            return;
+        }
+        lock(&self.shared.shelf).closed = true;
+        self.shared.room.notify_all();
+        self.shared.made.notify_all();
+        for thread in lock(&self.threads).drain(..) {
+            // A thread catches its own panics, so there is no result to look at.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<E: Element> Drop for Stream<E> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl<E: Element> Shared<E> {
+    fn work(&self) {
+        let mut filler = Filler::new(&self.tokens, &self.rows, self.mask_after);
+        while let Some(number) = self.claim() {
+            let make = AssertUnwindSafe(|| filler.batch(&self.slice, number));
+            let batch = catch_unwind(make).unwrap_or_else(|_| {
+                Err(Error::Invalid(format!(
+                    "a loader thread failed at batch {number}: a bug in tinylm"
+                )))
+            });
+            lock(&self.shelf).ready.insert(number, batch);
+            self.made.notify_all();
+        }
+    }
+
+    /// The number of the batch to make next, when there is room for it.
+    fn claim(&self) -> Option<u64> {
+        let mut shelf = lock(&self.shelf);
+        loop {
+            let over = self.slice.n_batches().is_some_and(|n| shelf.claimed >= n);
+            if shelf.closed || over {
+                return None;
+            }
+            if shelf.claimed - shelf.taken < self.prefetch {
+                shelf.claimed += 1;
+                return Some(shelf.claimed - 1);
+            }
+            shelf = self
+                .room
+                .wait(shelf)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A lock that a panic elsewhere does not spoil: what it guards is whole between statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

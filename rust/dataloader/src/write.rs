@@ -1,0 +1,276 @@
+//! Documents to shards, on disk in full or not at all.
+//!
+//! A shard is written under a temporary name, synced, renamed, and its folder synced; what the
+//! caller writes last, the manifest, is what makes the folder a dataset. So a crash at any point
+//! leaves files that nothing refers to.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::format::{self, BLOCK_BYTES, HEADER_BYTES, Header, MAX_SHARD_TOKENS, Width};
+use crate::{Error, Result};
+
+/// One finished shard: a line of the manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardRecord {
+    /// File name of the tokens; the lengths of documents are in the `.doc` beside it.
+    pub name: String,
+    /// Tokens in it.
+    pub tokens: u64,
+    /// Documents that begin in it.
+    pub documents: u64,
+    /// xxh3 of the header.
+    pub header: u64,
+    /// xxh3 of each block of tokens.
+    pub blocks: Vec<u64>,
+    /// xxh3 of each block of the `.doc` file.
+    pub lengths: Vec<u64>,
+}
+
+/// What all shards of a writer have in common.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The folder that receives the files.
+    pub folder: PathBuf,
+    /// First part of the file names.
+    pub split: String,
+    /// Ids are below this.
+    pub vocab_size: u64,
+    /// Appended to every document.
+    pub eos_id: u32,
+    /// The most tokens of a shard.
+    pub shard_tokens: u64,
+    /// Hash of the tokenizer that made the ids.
+    pub tokenizer_sha256: [u8; 32],
+}
+
+/// Writes documents one after another into `{split}-00000.bin`, `{split}-00001.bin`, ...
+#[derive(Debug)]
+pub struct ShardWriter {
+    layout: Layout,
+    width: Width,
+    shard: Option<Open>,
+    done: Vec<ShardRecord>,
+}
+
+/// A file that hashes each of its blocks on the way to the disk.
+#[derive(Debug)]
+struct Hashed {
+    path: PathBuf,
+    file: BufWriter<File>,
+    block: Vec<u8>,
+    hashes: Vec<u64>,
+}
+
+impl Hashed {
+    fn create(path: PathBuf) -> Result<Self> {
+        let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
+        Ok(Self {
+            path,
+            file: BufWriter::new(file),
+            block: Vec::new(),
+            hashes: Vec::new(),
+        })
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block.len()));
+            self.block.extend_from_slice(now);
+            if self.block.len() == BLOCK_BYTES {
+                self.flush_block()?;
+            }
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn flush_block(&mut self) -> Result<()> {
+        if !self.block.is_empty() {
+            self.hashes.push(format::hash(&self.block));
+            self.file
+                .write_all(&self.block)
+                .map_err(|error| Error::io(&self.path, error))?;
+            self.block.clear();
+        }
+        Ok(())
+    }
+
+    /// Writes `header` over the first bytes, syncs, and gives the file its real name.
+    fn finish(mut self, header: Option<&[u8]>, name: &Path) -> Result<Vec<u64>> {
+        self.flush_block()?;
+        let mut end = || {
+            if let Some(header) = header {
+                self.file.seek(SeekFrom::Start(0))?;
+                self.file.write_all(header)?;
+            }
+            self.file.flush()?;
+            self.file.get_ref().sync_all()?;
+            fs::rename(&self.path, name)
+        };
+        end().map_err(|error| Error::io(&self.path, error))?;
+        Ok(self.hashes)
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    bin: Hashed,
+    doc: Hashed,
+    tokens: u64,
+    documents: u64,
+    carried: u64,
+}
+
+impl ShardWriter {
+    /// A writer into `layout.folder`, which must exist.
+    pub fn new(layout: Layout) -> Result<Self> {
+        if layout.vocab_size == 0 || layout.vocab_size > MAX_SHARD_TOKENS {
+            return Err(Error::Invalid(format!(
+                "vocab_size is {}; it must be between 1 and {MAX_SHARD_TOKENS}",
+                layout.vocab_size
+            )));
+        }
+        if u64::from(layout.eos_id) >= layout.vocab_size {
+            return Err(Error::Invalid(format!(
+                "eos_id is {}; it must be below vocab_size = {}",
+                layout.eos_id, layout.vocab_size
+            )));
+        }
+        if layout.shard_tokens == 0 || layout.shard_tokens > MAX_SHARD_TOKENS {
+            return Err(Error::Invalid(format!(
+                "shard_tokens is {}; it must be between 1 and {MAX_SHARD_TOKENS}",
+                layout.shard_tokens
+            )));
+        }
+        let width = Width::of_vocabulary(layout.vocab_size);
+        Ok(Self {
+            layout,
+            width,
+            shard: None,
+            done: Vec::new(),
+        })
+    }
+
+    /// Appends one document and the id that ends it. Refuses the whole document for one bad id.
+    pub fn add(&mut self, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.layout.vocab_size;
+        if let Some(at) = ids.iter().position(|&id| u64::from(id) >= vocab_size) {
+            return Err(Error::Invalid(format!(
+                "id {} at position {at} of a document; ids must be below vocab_size = {vocab_size}",
+                ids[at]
+            )));
+        }
+        let length = u32::try_from(ids.len() as u64 + 1).map_err(|_| {
+            Error::Invalid(format!(
+                "a document of {} tokens; the limit is 4294967294",
+                ids.len()
+            ))
+        })?;
+        // A document begins where its first token goes, so a full shard is closed first.
+        let open = self.room()?;
+        open.documents += 1;
+        open.doc.write(&length.to_le_bytes())?;
+        self.append(ids, false)?;
+        self.append(&[self.layout.eos_id], !ids.is_empty())
+    }
+
+    /// `middle` says that the tokens continue a document, here for the first of them.
+    fn append(&mut self, mut ids: &[u32], mut middle: bool) -> Result<()> {
+        let width = self.width;
+        let limit = self.layout.shard_tokens;
+        let mut bytes = Vec::with_capacity(ids.len().min(1 << 16) * width.bytes());
+        while !ids.is_empty() {
+            let open = self.room()?;
+            let take = ids.len().min((limit - open.tokens) as usize).min(1 << 16);
+            let (now, later) = ids.split_at(take);
+            bytes.clear();
+            match width {
+                Width::Two => bytes.extend(now.iter().flat_map(|&id| (id as u16).to_le_bytes())),
+                Width::Four => bytes.extend(now.iter().flat_map(|&id| id.to_le_bytes())),
+            }
+            open.bin.write(&bytes)?;
+            if middle && open.tokens == open.carried {
+                open.carried += take as u64;
+            }
+            open.tokens += take as u64;
+            middle = true;
+            ids = later;
+        }
+        Ok(())
+    }
+
+    /// The shard that takes the next token.
+    fn room(&mut self) -> Result<&mut Open> {
+        if self
+            .shard
+            .as_ref()
+            .is_some_and(|open| open.tokens == self.layout.shard_tokens)
+        {
+            self.finish_shard()?;
+        }
+        if self.shard.is_none() {
+            let mut bin = Hashed::create(self.path("bin.part"))?;
+            let doc = Hashed::create(self.path("doc.part"))?;
+            // The real header comes last; blocks are counted from the first token.
+            bin.file
+                .write_all(&[0; HEADER_BYTES])
+                .map_err(|error| Error::io(&bin.path, error))?;
+            self.shard = Some(Open {
+                bin,
+                doc,
+                tokens: 0,
+                documents: 0,
+                carried: 0,
+            });
+        }
+        let missing = || Error::Invalid("the writer has no open shard".to_owned());
+        self.shard.as_mut().ok_or_else(missing)
+    }
+
+    fn path(&self, extension: &str) -> PathBuf {
+        let name = format!("{}-{:05}.{extension}", self.layout.split, self.done.len());
+        self.layout.folder.join(name)
+    }
+
+    fn finish_shard(&mut self) -> Result<()> {
+        let Some(open) = self.shard.take() else {
+            return Ok(());
+        };
+        let header = Header {
+            width: self.width,
+            tokens: open.tokens,
+            documents: open.documents,
+            carried: open.carried,
+            vocab_size: self.layout.vocab_size,
+            eos_id: self.layout.eos_id,
+            tokenizer_sha256: self.layout.tokenizer_sha256,
+        }
+        .to_bytes();
+        let lengths = open.doc.finish(None, &self.path("doc"))?;
+        let blocks = open.bin.finish(Some(&header), &self.path("bin"))?;
+        sync_folder(&self.layout.folder)?;
+        let name = format!("{}-{:05}.bin", self.layout.split, self.done.len());
+        self.done.push(ShardRecord {
+            name,
+            tokens: open.tokens,
+            documents: open.documents,
+            header: format::hash(&header),
+            blocks,
+            lengths,
+        });
+        Ok(())
+    }
+
+    /// Finishes the last shard and returns all of them.
+    pub fn finish(mut self) -> Result<Vec<ShardRecord>> {
+        self.finish_shard()?;
+        Ok(self.done)
+    }
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    let sync = || File::open(folder)?.sync_all();
+    sync().map_err(|error| Error::io(folder, error))
+}

@@ -1,0 +1,444 @@
+"""The loader: the reference's order and rows, the same for any threads, ranks and resumes."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bytes_tokenizer import Bytes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tinylm import _rust
+from tinylm.data import Dataset, Loader, ShardWriter
+from tinylm.reference import order as reference
+
+VOCAB = 60_000
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """9,999 tokens of documents of very different lengths, in four shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    left = 9_999
+    with ShardWriter(folder, tokenizer=Bytes(VOCAB), shard_tokens=3_000) as writer:
+        while left:
+            size = min(left, int(rng.integers(1, 120)))
+            writer.add(rng.integers(0, VOCAB - 1, size - 1), n_bytes=size)
+            left -= size
+    return Dataset.open(folder)
+
+
+@pytest.fixture(scope="module")
+def ids(dataset):
+    return dataset.read(0, dataset.n_tokens).tolist()
+
+
+def counting(folder, n_tokens):
+    """A dataset whose token number k is k (modulo the vocabulary)."""
+    with ShardWriter(folder, tokenizer=Bytes(VOCAB), shard_tokens=10**8) as writer:
+        writer.add(np.arange(n_tokens - 1) % (VOCAB - 1), n_bytes=1)
+    return Dataset.open(folder)
+
+
+def take(loader, n):
+    with loader:
+        return [next(loader) for _ in range(n)]
+
+
+def flat(batches):
+    return [(batch.tokens.tolist(), batch.targets.tolist()) for batch in batches]
+
+
+@given(st.integers(1, 200) | st.integers(1024, 5000), st.integers(0, 2**64 - 1))
+@settings(max_examples=25, deadline=None)
+def test_the_permutation_is_one(n, seed):
+    assert sorted(reference.permute(i, n, seed) for i in range(n)) == list(range(n))
+
+
+@given(
+    st.sampled_from(["shuffle", "sequential", "random"]),
+    st.integers(0, 2**64 - 1),
+    st.integers(1, 300),
+    st.floats(0, 1),
+    st.integers(0, 2**40),
+    st.floats(0, 1, exclude_max=True),
+)
+@settings(max_examples=200)
+def test_rows_begin_where_the_reference_says(dataset, order, seed, context, part, epoch, place):
+    stride = context if order == "random" else max(1, round(part * context))
+    rows = _rust.Rows(
+        dataset.tokens,
+        order=order,
+        seed=seed,
+        context_length=context,
+        stride=stride,
+        mask_after=None,
+    )
+    assert rows.n_rows == reference.n_rows(dataset.n_tokens, context, stride)
+    i = int(place * rows.n_rows)
+    expected = reference.start(order, seed, dataset.n_tokens, context, stride, epoch, i)
+    assert rows.start(epoch, i) == expected
+
+
+def test_several_windows_of_blocks_are_shuffled_as_the_reference_says(tmp_path):
+    dataset = counting(tmp_path, 40_000_000)
+    rows = _rust.Rows(
+        dataset.tokens, order="shuffle", seed=5, context_length=1000, stride=1000, mask_after=None
+    )
+    for i in [0, 1, 16_767, 16_768, 20_000, 33_535, 33_536, 39_999]:
+        expected = reference.start("shuffle", 5, dataset.n_tokens, 1000, 1000, 3, i)
+        assert rows.start(3, i) == expected
+    starts = sorted(rows.start(0, i) for i in range(rows.n_rows))
+    assert starts == [*range(0, 39_999_000, 1000), 39_999_000 - 1]
+    with Loader(dataset, batch_size=512, context_length=1000, seed=5, threads=2) as loader:
+        for step, batch in enumerate(loader.epoch()):
+            first = [rows.start(0, i) for i in range(512 * step, min(512 * step + 512, 40_000))]
+            found = batch.tokens[: len(first), 0]
+            assert found.tolist() == [start % (VOCAB - 1) for start in first]
+
+
+def test_the_order_of_this_version_never_changes(dataset):
+    rows = [
+        _rust.Rows(
+            dataset.tokens, order=order, seed=42, context_length=8, stride=8, mask_after=None
+        )
+        for order in ("shuffle", "random")
+    ]
+    assert [rows[0].start(1, i) for i in range(8)] == GOLDEN_SHUFFLE
+    assert [rows[1].start(1, i) for i in range(8)] == GOLDEN_RANDOM
+
+
+GOLDEN_SHUFFLE = [2384, 1752, 8488, 3320, 3016, 8368, 352, 320]
+GOLDEN_RANDOM = [4124, 7148, 2040, 1069, 5863, 7502, 1476, 5218]
+
+
+@given(
+    order=st.sampled_from(["shuffle", "sequential", "random"]),
+    mask=st.booleans(),
+    context=st.integers(1, 200),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 2**64 - 1),
+    threads=st.integers(1, 4),
+    prefetch=st.integers(1, 5),
+    dtype=st.sampled_from(["int64", "int32"]),
+    skipped=st.integers(0, 500),
+)
+@settings(max_examples=60, deadline=None)
+def test_batches_are_the_rows_of_the_reference(
+    dataset, ids, order, mask, context, batch_size, seed, threads, prefetch, dtype, skipped
+):
+    loader = Loader(
+        dataset,
+        batch_size=batch_size,
+        context_length=context,
+        order=order,
+        mask_after_eos=mask,
+        seed=seed,
+        threads=threads,
+        prefetch=prefetch,
+        dtype=dtype,
+    )
+    loader.restore({**loader.state(), "rows": skipped})
+    eos = dataset.eos_id if mask else None
+    row = skipped
+    for batch in take(loader, 3):
+        assert str(batch.tokens.dtype) == str(batch.targets.dtype) == f"torch.{dtype}"
+        for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
+            epoch, i = divmod(row, loader.n_rows)
+            begin = reference.start(order, seed, len(ids), context, context, epoch, i)
+            assert (tokens, targets) == reference.row(ids, begin, context, eos)
+            row += 1
+    tokens, targets = loader.row(epoch, i)
+    assert (tokens.tolist(), targets.tolist()) == reference.row(ids, begin, context, eos)
+
+
+@given(
+    st.sampled_from(["shuffle", "sequential", "random"]),
+    st.integers(1, 24),
+    st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_ranks_slice_one_order_whatever_the_world(dataset, order, batch_size, data):
+    world_size = data.draw(st.integers(1, batch_size))
+    arguments = {"batch_size": batch_size, "context_length": 90, "order": order, "seed": 7}
+    whole = take(Loader(dataset, **arguments), 12)
+    for rank in range(world_size):
+        threads, prefetch = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+        loader = Loader(
+            dataset,
+            rank=rank,
+            world_size=world_size,
+            threads=threads,
+            prefetch=prefetch,
+            **arguments,
+        )
+        for mine, all_rows in zip(take(loader, 12), whole, strict=True):
+            assert mine.tokens.tolist() == all_rows.tokens[rank::world_size].tolist()
+            assert mine.targets.tolist() == all_rows.targets[rank::world_size].tolist()
+
+
+def test_resuming_at_every_step_gives_the_rest_bit_by_bit(dataset):
+    arguments = {"batch_size": 16, "context_length": 64, "seed": 3, "prefetch": 4}
+    straight = flat(take(Loader(dataset, **arguments), 30))
+    for step in range(30):
+        first = Loader(dataset, **arguments, threads=2)
+        take(first, step)
+        state = json.loads(json.dumps(first.state()))
+        second = Loader(dataset, **arguments)
+        second.restore(state)
+        assert flat(take(second, 30 - step)) == straight[step:]
+
+
+def test_resuming_twice_with_other_worlds_and_batch_sizes_goes_through_the_same_rows(dataset):
+    def rows(batch_size, world_size, state, steps):
+        ranks = [
+            Loader(
+                dataset, batch_size=batch_size, context_length=64, rank=rank, world_size=world_size
+            )
+            for rank in range(world_size)
+        ]
+        for loader in ranks if state else ():
+            loader.restore(state)
+        batches = zip(*(take(loader, steps) for loader in ranks), strict=True)
+        found = []
+        for batch in batches:
+            merged = [None] * batch_size
+            for rank, part in enumerate(batch):
+                merged[rank::world_size] = part.tokens.tolist()
+            found += merged
+        return found, ranks[0].state()
+
+    whole, _ = rows(1, 1, None, 12 * 3 + 5 * 7 + 8 * 4)
+    first, state = rows(12, 3, None, 3)
+    second, state = rows(5, 2, state, 7)
+    third, _ = rows(8, 8, state, 4)
+    assert first + second + third == whole
+
+
+def test_the_state_is_small_and_counts_batches_handed_out(dataset):
+    with Loader(dataset, batch_size=4, context_length=32, seed=2**64 - 1, prefetch=8) as loader:
+        next(loader)
+        time.sleep(0.05)
+        state = loader.state()
+        assert state["rows"] == 4
+        state["rows"] = 2**62 - 1
+        assert len(json.dumps(state)) < 256
+        assert loader.stats()["tokens"] == 4 * 32
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"context_length": 31}, {"order": "random"}, {"mask_after_eos": True}]
+)
+def test_a_state_of_another_order_is_refused_unless_forced(dataset, change):
+    arguments = {"batch_size": 4, "context_length": 32}
+    state = {**Loader(dataset, **arguments).state(), "rows": 8}
+    other = Loader(dataset, **{**arguments, **change})
+    with pytest.raises(ValueError, match=f"the state has .*{next(iter(change))}|stride"):
+        other.restore(state)
+    other.restore(state, force=True)
+    assert other.state()["rows"] == 8
+
+
+def test_a_state_of_other_data_is_refused(dataset, tmp_path):
+    loader = Loader(counting(tmp_path, 500), batch_size=4, context_length=32)
+    with pytest.raises(ValueError, match="fingerprint"):
+        loader.restore(Loader(dataset, batch_size=4, context_length=32).state())
+    for state in ({}, {"version": 1}, {"version": 1, "rows": -1}, {"version": 1, "rows": "3"}):
+        with pytest.raises(ValueError, match="state"):
+            loader.restore(state, force=True)
+
+
+@given(st.integers(2, 2000), st.integers(1, 200), st.integers(1, 9), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_a_sequential_epoch_scores_every_target_exactly_once(
+    tmp_path_factory, n_tokens, context, batch_size, threads
+):
+    dataset = counting(tmp_path_factory.mktemp("shards"), n_tokens)
+    loader = Loader(
+        dataset,
+        batch_size=batch_size,
+        context_length=context,
+        order="sequential",
+        threads=threads,
+    )
+    for _ in range(2):
+        batches = list(loader.epoch())
+        assert {tuple(batch.tokens.shape) for batch in batches} == {(batch_size, context)}
+        targets = [t for batch in batches for t in batch.targets.flatten().tolist()]
+        assert [t for t in targets if t != -100] == dataset.read(1, n_tokens - 1).tolist()
+    assert loader.state()["rows"] == 0
+
+
+def test_a_shuffled_epoch_shows_every_target_and_the_next_another_order(dataset, ids):
+    loader = Loader(dataset, batch_size=10, context_length=70)
+    seen = [
+        [t.row(epoch, i)[1].tolist() for i in range(t.n_rows)] for t in [loader] for epoch in (0, 1)
+    ]
+    assert seen[0] != seen[1]
+    assert sorted(seen[0]) == sorted(seen[1])
+    starts = {reference.start("shuffle", 0, len(ids), 70, 70, 0, i) for i in range(loader.n_rows)}
+    assert {start + k for start in starts for k in range(1, 71)} == set(range(1, len(ids)))
+
+
+def test_overlapping_rows_begin_a_stride_apart(dataset, ids):
+    loader = Loader(dataset, batch_size=2, context_length=50, stride=20, order="sequential")
+    assert loader.n_rows == reference.n_rows(len(ids), 50, 20)
+    assert loader.row(0, 3)[0].tolist() == ids[60:110]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},
+        {"context_length": 0},
+        {"context_length": 10_000},
+        {"stride": 0},
+        {"stride": 33},
+        {"order": "sorted"},
+        {"order": "random", "stride": 3},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"rank": 1},
+        {"world_size": 5},
+        {"threads": 0},
+        {"prefetch": 0},
+        {"dtype": "int16"},
+    ],
+)
+def test_a_bad_argument_is_named_in_one_line(dataset, change):
+    with pytest.raises(ValueError, match=next(iter(change))) as caught:
+        Loader(dataset, **{"batch_size": 4, "context_length": 32, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_shard_is_the_same_error_at_every_next(dataset, tmp_path):
+    damaged = counting(tmp_path, 2_000_000)
+    with (tmp_path / "train-00000.bin").open("r+b") as file:
+        file.seek(1024 + (1 << 20) + 9)
+        file.write(b"x")
+    with Loader(
+        damaged, batch_size=64, context_length=1024, order="sequential", threads=2
+    ) as loader:
+        for _ in range(7):
+            next(loader)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"train-00000\.bin: corrupt at byte 1049600"):
+                next(loader)
+        assert loader.state()["rows"] == 7 * 64
+
+
+def test_batches_stay_as_they_were_handed_out(dataset):
+    with Loader(dataset, batch_size=8, context_length=64, threads=2, prefetch=2) as loader:
+        batches = [next(loader) for _ in range(20)]
+        copies = [batch.tokens.clone() for batch in batches]
+        for _ in range(20):
+            next(loader)
+        assert all(b.tokens.equal(copy) for b, copy in zip(batches, copies, strict=True))
+
+
+def test_a_closed_loader_goes_on_where_it_was(dataset):
+    arguments = {"batch_size": 8, "context_length": 64}
+    straight = flat(take(Loader(dataset, **arguments), 6))
+    loader = Loader(dataset, **arguments)
+    assert flat(take(loader, 2) + take(loader, 4)) == straight
+
+
+def test_closing_ends_the_threads(dataset):
+    def alive():
+        return sum(
+            Path(f"/proc/self/task/{task}/comm").read_text().startswith("tinylm-loader")
+            for task in os.listdir("/proc/self/task")
+        )
+
+    if not Path("/proc/self/task").exists():
+        pytest.skip("counts threads in /proc")
+    before = alive()
+    loader = Loader(dataset, batch_size=8, context_length=64, threads=3, prefetch=1)
+    next(loader)
+    # A thread names itself a moment after it begins.
+    while alive() < before + 3:
+        time.sleep(0.01)
+    loader.close()
+    assert alive() == before
+    next(loader)
+    del loader
+    assert alive() == before
+
+
+def test_other_python_threads_run_while_the_loader_waits(dataset):
+    """A consumer that waits for ever in `next` would stop this one if it kept the GIL."""
+    stream = Loader(dataset, batch_size=1, context_length=32)
+    done = threading.Event()
+    threading.Thread(target=lambda: (take(stream, 200), done.set())).start()
+    assert done.wait(20)
+
+
+def test_a_forked_child_goes_on_with_the_same_batches(dataset):
+    arguments = {"batch_size": 8, "context_length": 64, "threads": 2}
+    straight = flat(take(Loader(dataset, **arguments), 4))
+    loader = Loader(dataset, **arguments)
+    next(loader)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, b"1" if flat([next(loader) for _ in range(3)]) == straight[1:] else b"0")
+        os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 1) == b"1"
+    os.close(reader)
+    os.waitpid(child, 0)
+    assert flat([next(loader) for _ in range(3)]) == straight[1:]
+    loader.close()
+
+
+def test_a_dataset_can_be_sent_to_another_process(dataset):
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.fingerprint == dataset.fingerprint
+    assert copy.read(5, 5).tolist() == dataset.read(5, 5).tolist()
+
+
+STARVED = """
+import signal, sys, threading, time
+from tinylm.data import Dataset, Loader
+loader = Loader(Dataset.open(sys.argv[1]), batch_size=1 << 17, context_length=4000, order="random")
+timer = threading.Timer(1.0, lambda: (globals().update(at=time.monotonic()),
+                                      signal.raise_signal(signal.SIGINT)))
+timer.daemon = True
+timer.start()
+try:
+    while True: next(loader)
+except KeyboardInterrupt:
+    print(time.monotonic() - at, flush=True)
+    import os
+    os._exit(0)
+"""
+
+
+def test_ctrl_c_is_answered_while_a_batch_is_awaited(dataset):
+    """A batch of 4 GB takes seconds to make; the signal comes in the middle of it."""
+    script = STARVED.replace("1 << 17", "1 << 16")
+    run = subprocess.run(
+        [sys.executable, "-c", script, dataset.folder],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert float(run.stdout) < 0.5
+
+
+def test_the_interpreter_ends_with_a_running_loader(dataset):
+    script = (
+        "import sys; from tinylm.data import Dataset, Loader\n"
+        "loader = Loader(Dataset.open(sys.argv[1]), batch_size=4, context_length=32, threads=3)\n"
+        "next(loader)"
+    )
+    run = subprocess.run([sys.executable, "-c", script, dataset.folder], timeout=30, check=False)
+    assert run.returncode == 0
