@@ -7,9 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.testing import assert_close
-
 from tinylm import ops
+from torch.testing import assert_close
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 9)

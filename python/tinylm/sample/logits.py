@@ -88,7 +88,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     # The sum of a row may round to 1 before its end; p=1 keeps every token all the same.
     if p >= 1:
         return logits
-    ordered, ids = logits.sort(-1, descending=True, stable=True)
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
     reached = ordered.softmax(-1).cumsum(-1)
     late = F.pad(reached[:, :-1], (1, 0)) >= p
     return logits.masked_fill(torch.empty_like(late).scatter(-1, ids, late), -math.inf)
