@@ -24,6 +24,12 @@ class LayerKV:
         self.length = end
         return self.k[:, :, :end], self.v[:, :, :end]
 
+    def select(self, rows: Tensor) -> "LayerKV":
+        """The sequences `rows` [N] in buffers of their own; only what is filled is copied."""
+        taken = LayerKV(*(x.new_empty(rows.numel(), *x.shape[1:]) for x in (self.k, self.v)))
+        taken.append(self.k[rows, :, : self.length], self.v[rows, :, : self.length])
+        return taken
+
 
 class Contiguous:
     """One buffer a layer, filled from the left; `length` tokens are in it.
@@ -51,6 +57,13 @@ class Contiguous:
         """Forget every token; the buffers stay."""
         for layer in self.layers:
             layer.length = 0
+
+    def select(self, rows: Tensor) -> "Contiguous":
+        """A cache of the sequences `rows` [N] int64 of this one, in that order; a row may repeat.
+
+        Repeating gives one prompt to several continuations, leaving out drops the finished.
+        """
+        return Contiguous([layer.select(rows) for layer in self.layers], self.max_length)
 
 
 def build(

@@ -15,6 +15,7 @@ everything at 0.02; see docs/log.md):
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -138,6 +139,29 @@ def initialise(model: Model, seed: int) -> None:
         start = getattr(module, "start", None)
         if start is not None:
             start(generator)
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Inside, no dropout and no gradients; afterwards each module trains again if it did."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a setting: auto takes cuda, then mps, then cpu."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _document_mask(documents: Tensor) -> Tensor:

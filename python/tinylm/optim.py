@@ -195,16 +195,23 @@ def wsd(progress: float, config: OptimConfig) -> float:
     return 1.0 if left >= config.decay else config.min_lr + fall * left / config.decay
 
 
+def _after_warmup(progress: float, config: OptimConfig) -> float:
+    """Progress from the end of the warm-up (0) to that of the run (1)."""
+    # In whole steps the warm-up may end a little before its share of the run.
+    past = max(0.0, progress - config.warmup)
+    return past / (1 - config.warmup) if config.warmup < 1 else 1.0
+
+
 def cosine(progress: float, config: OptimConfig) -> float:
     """Half a cosine from 1 to min_lr over the run after the warm-up."""
-    after = (progress - config.warmup) / (1 - config.warmup) if config.warmup < 1 else 1.0
+    after = _after_warmup(progress, config)
     wave = 0.5 * (1 + math.cos(math.pi * after))
     return config.min_lr + (1 - config.min_lr) * wave
 
 
 def linear(progress: float, config: OptimConfig) -> float:
     """A straight line from 1 to min_lr over the run after the warm-up."""
-    after = (progress - config.warmup) / (1 - config.warmup) if config.warmup < 1 else 1.0
+    after = _after_warmup(progress, config)
     return 1 - (1 - config.min_lr) * after
 
 

@@ -9,6 +9,7 @@ from tinylm.config.help import describe
 from tinylm.config.loading import (
     ConfigError,
     differences,
+    find,
     flat,
     load,
     recipes,
@@ -42,6 +43,7 @@ __all__ = [
     "TrainConfig",
     "describe",
     "differences",
+    "find",
     "flat",
     "load",
     "recipes",

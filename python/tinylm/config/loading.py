@@ -74,6 +74,15 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
     return run
 
 
+def find(folder: str | Path) -> Path | None:
+    """The config.yaml of a run's folder, or of that of one of its checkpoints, if it has one."""
+    path = Path(folder)
+    # The resolved path: the name of `.` says nothing of what is above it.
+    above = path.resolve().parent
+    homes = [path, *([above.parent] if above.name == "checkpoints" else [])]
+    return next((h / "config.yaml" for h in homes if (h / "config.yaml").is_file()), None)
+
+
 def flat(run: Run) -> dict[str, Any]:
     """Every setting of `run` by its full key."""
     found = {}

@@ -1,0 +1,114 @@
+"""`python -m tinylm.sample RUN [PROMPT] [key=value ...]`: a run's model goes on with a text."""
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tinylm import commands, config
+from tinylm.config import ConfigError, Run
+
+if TYPE_CHECKING:
+    from tinylm.model import Model
+    from tinylm.tokenizer import Tokenizer
+
+HELP = """usage: python -m tinylm.sample RUN [PROMPT] [key=value ...]
+
+Go on with PROMPT, printing the text as the model writes it.
+
+RUN is the folder of a run, of one of its checkpoints, or of a transformers model. Without
+PROMPT the text comes from standard input (less one final newline), or, where that is a
+terminal, a new document begins. After `--` the next argument is PROMPT whatever it looks like.
+
+Settings start as in the run's config.yaml, or else as below; `sample.` may be left out:
+  python -m tinylm.sample runs/stdlib "def main(" temperature=0 max_tokens=100
+"""
+SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+Item = TypeVar("Item")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the prompt and its continuations; returns the exit code."""
+    if commands.wants_help(arguments[: [*arguments, "--"].index("--")]):
+        print(f"{HELP}\n{config.describe(('sample',))}")
+        return 0
+    folder, prompt, overrides = _parse(arguments)
+    run = _settings(folder, overrides)
+    if not folder.exists():
+        raise FileNotFoundError(2, "no such run, checkpoint or model folder", str(folder))
+    if prompt is None:
+        prompt = "" if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+    # These take seconds: a typo above is answered before them.
+    from tinylm import checkpoint
+    from tinylm.model import find_device
+
+    model, tokenizer = checkpoint.load(folder, device=find_device(run.train.device))
+    if tokenizer is None:
+        raise ValueError(f"{folder} holds no tokenizer.json: a text cannot become ids without one")
+    _print(model, tokenizer, prompt, run)
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
+    """Arguments to the folder, the prompt and the settings."""
+    arguments = list(arguments)
+    mark = [*arguments, "--"].index("--")
+    before, literal = arguments[:mark], arguments[mark + 1 :]
+    unknown = [word for word in before if word.startswith("--")]
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]}: settings are key=value, see --help")
+    overrides = [word for word in before if SETTING.match(word)]
+    words = [word for word in before if not SETTING.match(word)] + literal
+    if not words:
+        raise ConfigError("which run? python -m tinylm.sample RUN [PROMPT] [key=value ...]")
+    if len(words) > 2:
+        raise ConfigError(f"{len(words) - 1} prompts: put quotes around the text to go on with")
+    return Path(words[0]), words[1] if len(words) == 2 else None, overrides
+
+
+def _settings(folder: Path, overrides: Sequence[str]) -> Run:
+    """The settings of the run in `folder`, if it has them, with the overrides of `sample`."""
+    full = []
+    for override in overrides:
+        key = override.partition("=")[0]
+        if "." in key and not key.startswith("sample."):
+            raise ConfigError(f"{key}: only the settings of sample apply here, see --help")
+        full.append(override if "." in key else f"sample.{override}")
+    return config.load(config.find(folder), full)
+
+
+def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> None:
+    """Write every continuation as it comes, and their speed where somebody watches."""
+    from tinylm.sample.decoding import stream_ids, write
+
+    count, start = Count(), time.perf_counter()
+    for sample in range(run.sample.samples):
+        if run.sample.samples > 1:
+            print(f"{'-' * 24} sample {sample + 1} of {run.sample.samples} {'-' * 24}")
+        ids = stream_ids(model, tokenizer, prompt, run.sample, sample=sample)
+        print(prompt, end="", flush=True)
+        for piece in write(tokenizer, count(ids), run.sample):
+            print(piece, end="", flush=True)
+        print(flush=True)
+    if sys.stderr.isatty():
+        seconds = time.perf_counter() - start
+        print(f"{count.total} tokens, {count.total / seconds:.0f} tokens/s", file=sys.stderr)
+
+
+class Count:
+    """Passes items on and counts them in `total`."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def __call__(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items."""
+        for item in items:
+            self.total += 1
+            yield item
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,290 @@
+"""A model and prompts to continuations, as ids or as text while it is written.
+
+Texts of one length are decoded together: one forward pass a step over their cache. What a row
+draws is a function of (seed, prompt, sample, step), so its company changes its text no more
+than the rounding of a larger matrix product does.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tinylm import cache
+from tinylm.config import SampleConfig
+from tinylm.model import Model, inference
+from tinylm.sample.logits import draw, greedy, process, uniforms
+
+if TYPE_CHECKING:
+    from tinylm.tokenizer import Tokenizer
+
+# Rows decoded together: more gain little on a small model, and the cache grows with them.
+ROWS = 64
+# Logits held at once (R T V, 256 MiB in float32): a long prompt is read in pieces.
+LOGITS = 2**26
+
+
+def visible(length: int, context_length: int) -> int:
+    """How many of a text's newest tokens the model sees, at `length` tokens: all, while they fit.
+
+    A text that passes the context length loses its older half and grows again: the model reads
+    half a context anew every C / 2 tokens, where sliding by one would do so for every token.
+    """
+    if length <= context_length:
+        return length
+    half = max(1, context_length // 2)
+    return half + (length - context_length - 1) % (context_length - half + 1)
+
+
+class Decoder:
+    """Texts of one length that grow by one token each a step.
+
+    `rows` names the continuations: (index into `prompts`, number of the sample, number of the
+    prompt in the generator). A prompt is read once, whatever number of rows continue it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[tuple[int, int, int]],
+        config: SampleConfig,
+        *,
+        vocab_size: int,
+    ) -> None:
+        self.model, self.config, self.vocab_size = model, config, vocab_size
+        device = model.embedding.weight.device
+        tokens = torch.tensor([list(prompt) for prompt in prompts], device=device)
+        self.length = tokens.size(1)
+        limit = model.config.context_length
+        self.window = tokens[:, -visible(self.length, limit) :]
+        with inference(model):
+            size = min(limit, self.length + config.max_tokens)
+            self.cache = cache.build(model, len(prompts), size)
+            self.logits = self._read(self.window)
+            self.seen = self._marks(tokens)
+            self.counts = torch.zeros_like(self.seen, dtype=torch.float64)
+            self._select(torch.tensor([row for row, _, _ in rows], device=device))
+        self.numbers = [uniforms(config.seed, prompt, sample) for _, sample, prompt in rows]
+        self.drawn: Tensor | None = None
+
+    def step(self) -> list[int]:
+        """The next id of each row; `ValueError` where the model's logits are not numbers."""
+        with inference(self.model):
+            if self.drawn is not None:
+                self._append(self.drawn)
+            logits = process(self.logits, self.seen, self.counts, self.config)
+            numbers = [next(number) for number in self.numbers]
+            if self.config.temperature == 0:
+                ids = greedy(logits)
+            else:
+                ids = draw(logits, torch.tensor(numbers, dtype=torch.float64, device=logits.device))
+            self.drawn = ids
+            self.seen.scatter_(1, ids[:, None], True)
+            self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
+        found: list[int] = ids.tolist()
+        return found
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order."""
+        index = torch.tensor(rows, device=self.window.device)
+        with inference(self.model):
+            self._select(index)
+            if self.drawn is not None:
+                self.drawn = self.drawn[index.to(self.drawn.device)]
+        self.numbers = [self.numbers[row] for row in rows]
+
+    def _select(self, rows: Tensor) -> None:
+        self.cache, self.window = self.cache.select(rows), self.window[rows]
+        rows = rows.to(self.logits.device)
+        self.logits, self.seen = self.logits[rows], self.seen[rows]
+        self.counts = self.counts[rows]
+
+    def _append(self, ids: Tensor) -> None:
+        """Let the model read the ids [R] that were drawn, and cut the window where it is full."""
+        self.length += 1
+        limit = visible(self.length, self.model.config.context_length)
+        last = ids.to(self.window.device)[:, None]
+        self.window = torch.cat((self.window, last), 1)[:, -limit:]
+        if limit == self.cache.length + 1:
+            self.logits = self._read(last)
+        else:
+            self.cache.clear()
+            self.logits = self._read(self.window)
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """tokens [R, T] into the cache; the logits [R, V] that follow the last one, in float64."""
+        piece = max(1, LOGITS // (tokens.size(0) * self.model.embedding.num_embeddings))
+        for part in tokens.split(piece, 1):
+            last = self.model(part, cache=self.cache)[:, -1, : self.vocab_size]
+        # MPS has no float64: there the choice of a token is made on the CPU.
+        logits: Tensor = (last.cpu() if last.device.type == "mps" else last).double()
+        if logits.isnan().any():
+            raise ValueError("the model's logits are not numbers (nan): its weights are not finite")
+        return logits
+
+    def _marks(self, tokens: Tensor) -> Tensor:
+        """Boolean [R, V]: which tokens each row of `tokens` [R, T] has."""
+        tokens = tokens.to(self.logits.device)
+        marks = torch.zeros_like(self.logits, dtype=torch.bool)
+        return marks.scatter_(1, tokens, True)
+
+
+def generate(
+    model: Model, prompts: Sequence[Sequence[int]], config: SampleConfig
+) -> list[list[int]]:
+    """Prompts as ids to `config.samples` continuations of each, new ids only, prompt by prompt.
+
+    A continuation ends after `max_tokens`, or before the first id of `config.stop`, which is not
+    part of it. A text longer than the context is cut as `visible` says. `ValueError` for an
+    empty prompt, an id outside the vocabulary, or a stop text (`stream` takes those).
+    """
+    vocab_size = model.embedding.num_embeddings
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {number} is empty: start from the end-of-text id")
+        _check_ids(f"prompt {number}", prompt, vocab_size)
+    stops, texts = _stops(config, vocab_size)
+    if texts:
+        raise ValueError(
+            f"stop={texts[0]!r} is a text and generate() has no tokenizer: "
+            f"give ids, or use stream()"
+        )
+    found: dict[tuple[int, int], list[int]] = {}
+    for length in {len(prompt): None for prompt in prompts}:
+        alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        rows = [(i, sample) for i in alike for sample in range(config.samples)]
+        for start in range(0, len(rows), ROWS):
+            some = rows[start : start + ROWS]
+            found |= zip(some, _decode(model, prompts, some, config, stops), strict=True)
+    return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
+
+
+def _decode(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[tuple[int, int]],
+    config: SampleConfig,
+    stops: set[int],
+) -> list[list[int]]:
+    """The continuations of `rows`: (number of the prompt, number of the sample), one length."""
+    used = sorted({prompt for prompt, _ in rows})
+    places = [(used.index(prompt), sample, prompt) for prompt, sample in rows]
+    size = model.embedding.num_embeddings
+    decoder = Decoder(model, [prompts[i] for i in used], places, config, vocab_size=size)
+    texts: list[list[int]] = [[] for _ in rows]
+    live = list(range(len(rows)))
+    for _ in range(config.max_tokens):
+        ids = decoder.step()
+        going = [place for place, token in enumerate(ids) if token not in stops]
+        for place in going:
+            texts[live[place]].append(ids[place])
+        if not going:
+            break
+        if len(going) < len(live):
+            decoder.keep(going)
+            live = [live[place] for place in going]
+    return texts
+
+
+def stream(
+    model: Model, tokenizer: "Tokenizer", prompt: str, config: SampleConfig, *, sample: int = 0
+) -> Iterator[str]:
+    """A prompt to the pieces of its continuation number `sample`, as the model writes them.
+
+    The pieces hold whole characters; joined, they are the text before the end-of-text token,
+    before the first stop, or of `max_tokens`. An empty prompt starts from the end-of-text token.
+    It is the text of `generate([ids], config)[sample]`. `ValueError` for a special token in
+    the prompt.
+    """
+    counted = stream_ids(model, tokenizer, prompt, config, sample=sample)
+    return write(tokenizer, counted, config)
+
+
+def stream_ids(
+    model: Model, tokenizer: "Tokenizer", prompt: str, config: SampleConfig, *, sample: int = 0
+) -> Iterator[int]:
+    """The ids of `stream`, up to end of text or a stop id; `write` makes them a text."""
+    if not 0 <= sample < config.samples:
+        raise ValueError(f"sample={sample}: config.samples={config.samples}, numbered from 0")
+    ids = tokenizer.encode(prompt, special="raise")
+    if not ids and tokenizer.eos_id is None:
+        raise ValueError("the prompt is empty and the tokenizer has no end-of-text token: give one")
+    ids = ids or [tokenizer.eos_id]
+    vocab_size = min(model.embedding.num_embeddings, tokenizer.vocab_size)
+    _check_ids("the prompt", ids, vocab_size)
+    stops, _ = _stops(config, vocab_size)
+    if tokenizer.eos_id is not None:
+        stops.add(tokenizer.eos_id)
+    return _until(model, ids, config, sample, vocab_size, stops)
+
+
+def _until(
+    model: Model,
+    prompt: Sequence[int],
+    config: SampleConfig,
+    sample: int,
+    vocab_size: int,
+    stops: set[int],
+) -> Iterator[int]:
+    decoder = Decoder(model, [prompt], [(0, sample, 0)], config, vocab_size=vocab_size)
+    for _ in range(config.max_tokens):
+        (token,) = decoder.step()
+        if token in stops:
+            return
+        yield token
+
+
+def write(tokenizer: "Tokenizer", ids: Iterable[int], config: SampleConfig) -> Iterator[str]:
+    """Ids to pieces of text, up to the first stop text of `config`, which is cut off.
+
+    What might be the start of a stop text waits until it is or is not one.
+    """
+    stops = [stop for stop in config.stop if isinstance(stop, str)]
+    characters, waiting = tokenizer.stream(), ""
+    for token in ids:
+        text, waiting, ended = cut(waiting + characters.push(token), stops)
+        if text:
+            yield text
+        if ended:
+            return
+    text, waiting, ended = cut(waiting + characters.finish(), stops)
+    if text or waiting:
+        yield text + waiting
+
+
+def cut(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
+    """A text to (what surely precedes any stop, what may begin one, whether a stop has come).
+
+    Of several stops the one that ends first counts, as if the text came letter by letter.
+    """
+    ends = [(text.find(stop) + len(stop), -len(stop)) for stop in stops if stop in text]
+    if ends:
+        end, length = min(ends)
+        return text[: end + length], "", True
+    held = max((_overlap(text, stop) for stop in stops), default=0)
+    return text[: len(text) - held], text[len(text) - held :], False
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next(
+        (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text[-n:] == stop[:n]), 0
+    )
+
+
+def _stops(config: SampleConfig, vocab_size: int) -> tuple[set[int], list[str]]:
+    """The stop ids and the stop texts."""
+    ids = [stop for stop in config.stop if isinstance(stop, int)]
+    texts = [stop for stop in config.stop if isinstance(stop, str)]
+    _check_ids("stop", ids, vocab_size)
+    if "" in texts:
+        raise ValueError("stop='': a stop text has at least one character")
+    return set(ids), texts
+
+
+def _check_ids(where: str, ids: Sequence[int], vocab_size: int) -> None:
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"{where} has id {token}: the vocabulary is 0 to {vocab_size - 1}")

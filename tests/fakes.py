@@ -1,0 +1,56 @@
+"""A tokenizer and a dataset of plain Python, for tests of what is built on them."""
+
+import codecs
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class ByteStream:
+    """Ids to whole characters, as `Tokenizer.stream` gives them."""
+
+    def __init__(self) -> None:
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return "<|endoftext|>" if token == 256 else self.decoder.decode(bytes([token]))
+
+    def finish(self) -> str:
+        return self.decoder.decode(b"", final=True)
+
+
+class ByteTokenizer:
+    """A byte is a token; 256 ends a document."""
+
+    eos_id = 256
+    vocab_size = 257
+    special_tokens = {"<|endoftext|>": 256}  # noqa: RUF012
+    vocab = {byte: bytes([byte]) for byte in range(256)} | {256: b"<|endoftext|>"}
+    sha256 = hashlib.sha256(b"bytes").hexdigest()
+
+    def encode(self, text: str, *, special: Any = "raise") -> list[int]:
+        if special == "raise" and "<|endoftext|>" in text:
+            raise ValueError("special token '<|endoftext|>' in the text: special='allow' or 'text'")
+        return list(text.encode())
+
+    def stream(self) -> ByteStream:
+        return ByteStream()
+
+
+@dataclass(frozen=True)
+class ListDataset:
+    """Ids as a dataset."""
+
+    ids: list[int]
+    reads: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+    def read(self, start: int, n: int) -> np.ndarray:
+        assert 0 <= start <= start + n <= len(self.ids)
+        self.reads.append((start, n))
+        return np.array(self.ids[start : start + n], dtype=np.uint16)

@@ -1,0 +1,53 @@
+"""Small models for tests: every legal mix of parts, with weights that all matter."""
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from tinylm import model
+from tinylm.config import ModelConfig
+from tinylm.layers import ARCHITECTURES, ATTENTIONS, FEEDFORWARDS, NORMS, POSITIONS
+
+
+@st.composite
+def configs(draw: st.DrawFn, **fixed: Any) -> ModelConfig:
+    """A small `ModelConfig`: any registered part with any other, any grouping of the heads."""
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    head_size = 2 * draw(st.integers(1, 4))
+    drawn = {
+        "architecture": draw(st.sampled_from(sorted(ARCHITECTURES))),
+        "context_length": draw(st.integers(1, 12)),
+        "vocab_size": draw(st.integers(1, 17)),
+        "d_model": kv_heads * group * head_size,
+        "n_layers": draw(st.integers(1, 3)),
+        "n_heads": kv_heads * group,
+        "n_kv_heads": draw(st.sampled_from([kv_heads, *([None] if group == 1 else [])])),
+        "d_ff": draw(st.none() | st.integers(1, 24)),
+        "tied": draw(st.booleans()),
+        "norm": draw(st.none() | st.sampled_from(sorted(NORMS))),
+        "position": draw(st.none() | st.sampled_from(sorted(POSITIONS))),
+        "feedforward": draw(st.none() | st.sampled_from(sorted(FEEDFORWARDS))),
+        "attention": draw(st.sampled_from(sorted(ATTENTIONS))),
+    }
+    return ModelConfig(**(drawn | fixed))
+
+
+# Statistics are float32 even where weights are float64, and a norm enlarges their rounding.
+CLOSE = {"rtol": 0, "atol": 1e-4}
+
+
+def build(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> model.Model:
+    """A model whose weights are all random: as built, its branches end in zeros and do nothing."""
+    made = model.build(config, seed=seed, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.3 * noise.to(dtype))
+    return made
+
+
+def tokens(config: ModelConfig, rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Random ids [rows, length]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size or 1, (rows, length), generator=generator)

@@ -1,0 +1,237 @@
+"""The model as a whole: what it may look at, what it counts, where its weights start."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import CLOSE, build, configs, tokens
+from tinylm import layers, model
+from tinylm.config import ModelConfig
+from torch.testing import assert_close
+
+SEEDS = st.integers(0, 2**31)
+SMALL = ModelConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=2, context_length=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(config=configs(), seed=SEEDS, data=st.data())
+def test_a_token_changes_no_logits_before_it(config, seed, data):
+    made = build(config, seed)
+    ids = tokens(config, 2, config.context_length, seed)
+    place = data.draw(st.integers(0, config.context_length - 1))
+    other = ids.clone()
+    other[:, place] = (ids[:, place] + 1) % config.vocab_size
+    before, after = made(ids), made(other)
+    assert_close(after[:, :place], before[:, :place], rtol=0, atol=1e-12)
+    if config.vocab_size > 1:
+        assert not torch.equal(after[:, place], before[:, place])
+
+
+@settings(max_examples=40, deadline=None)
+@given(config=configs(position="rope") | configs(position="none"), seed=SEEDS, data=st.data())
+def test_a_document_gives_the_logits_that_it_gives_alone(config, seed, data):
+    # Rotations and no position see distances only, so that a document may stand anywhere.
+    cut = data.draw(st.integers(0, config.context_length))
+    made = build(config, seed)
+    ids = tokens(config, 2, config.context_length, seed)
+    documents = (torch.arange(config.context_length) >= cut).expand(2, -1)
+    together = made(ids, documents=documents)
+    for part in (slice(0, cut), slice(cut, None)):
+        if ids[:, part].numel():
+            assert_close(together[:, part], made(ids[:, part]), **CLOSE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(config=configs(), seed=SEEDS)
+def test_a_document_sees_nothing_of_another(config, seed):
+    made = build(config, seed)
+    ids = tokens(config, 1, config.context_length, seed)
+    documents = torch.randint(3, ids.shape, generator=torch.Generator().manual_seed(seed))
+    other = torch.where(documents == 0, ids, (ids + 1) % config.vocab_size)
+    one, two = (made(x, documents=documents) for x in (ids, other))
+    assert_close(one[documents == 0], two[documents == 0], rtol=0, atol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(config=configs(vocab_size=7), seed=SEEDS)
+def test_every_parameter_gets_a_finite_gradient(config, seed):
+    made = build(config, seed)
+    ids = tokens(config, 2, config.context_length + 1, seed)
+    made.loss(ids[:, :-1], ids[:, 1:]).backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_every_parameter_matters_to_the_loss():
+    for architecture in layers.ARCHITECTURES:
+        config = dataclasses.replace(SMALL, architecture=architecture, tied=False)
+        made = build(config)
+        ids = tokens(config, 4, 9)
+        made.loss(ids[:, :-1], ids[:, 1:]).backward()
+        # A bias of the keys shifts all scores of a query alike, which softmax does not see.
+        idle = [n for n, p in made.named_parameters() if p.grad.abs().max() < 1e-10]
+        assert all(name.endswith("attention.k.bias") for name in idle), idle
+
+
+@settings(max_examples=40, deadline=None)
+@given(config=configs())
+def test_the_count_of_parameters_is_the_sum_of_the_parts(config):
+    made = build(config)
+    chosen = layers.components(config)
+    d, vocab = config.d_model, config.vocab_size
+    inside = config.kv_heads * config.head_size
+    bias = int(chosen["bias"])
+    norm = d * (1 + bias * (chosen["norm"] == "layernorm"))
+    attention = d * (d + 2 * inside + d) + bias * (d + 2 * inside + d)
+    if chosen["feedforward"] == "swiglu":
+        width = config.d_ff or -(-(8 * d) // 48) * 16
+        feedforward = 3 * d * width + bias * (2 * width + d)
+    else:
+        width = config.d_ff or 4 * d
+        feedforward = 2 * d * width + bias * (width + d)
+    body = config.n_layers * (attention + feedforward + 2 * norm) + norm
+    head = 0 if config.tied else vocab * d
+    tables = vocab * d + config.context_length * d * (chosen["position"] == "learned")
+    assert made.n_parameters() == body + head + tables
+    assert made.n_parameters(embedding=False) == body + head
+    matrices = config.n_layers * (
+        2 * d * (d + inside) + feedforward - bias * _biases(chosen, width, d)
+    )
+    products = matrices + vocab * d
+    seen = 12 * config.n_layers * d * config.context_length
+    assert made.flops_per_token(config.context_length) == 6 * products + seen
+
+
+def _biases(chosen, width, d):
+    return width + d if chosen["feedforward"] != "swiglu" else 2 * width + d
+
+
+@settings(max_examples=25, deadline=None)
+@given(config=configs(attention="manual"), seed=SEEDS)
+def test_attention_spelled_out_equals_sdpa(config, seed):
+    manual = build(config, seed)
+    fused = build(dataclasses.replace(config, attention="sdpa"), seed)
+    ids = tokens(config, 2, config.context_length, seed)
+    assert_close(manual(ids), fused(ids), **CLOSE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(config=configs(), seed=SEEDS)
+def test_the_same_seed_gives_the_same_weights(config, seed):
+    one, two = (model.build(config, seed=seed).state_dict() for _ in range(2))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_another_seed_gives_other_weights_and_leaves_torchs_generator_alone():
+    before = torch.get_rng_state()
+    one, two = model.build(SMALL, seed=1), model.build(SMALL, seed=2)
+    assert not torch.equal(one.embedding.weight, two.embedding.weight)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    model.initialise(one, seed=5)
+    assert torch.equal(torch.rand(3), expected)
+    torch.set_rng_state(before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(config=configs())
+def test_every_parameter_has_one_role(config):
+    made = build(config)
+    named = [(name, parameter) for name, parameter, _ in made.named_roles()]
+    assert dict(named).keys() == dict(made.named_parameters()).keys()
+    assert len(named) == len(dict(named))
+    for name, parameter, role in made.named_roles():
+        if role == "matrix":
+            assert parameter.dim() == 2, name
+        if role == "gain":
+            assert parameter.dim() == 1, name
+    heads = [name for name, _, role in made.named_roles() if role == "head"]
+    assert heads == ([] if config.tied else ["head.weight"])
+
+
+def test_a_part_without_roles_is_named(monkeypatch):
+    monkeypatch.setattr(layers.RMSNorm, "roles", {})
+    with pytest.raises(ValueError, match=r"RMSNorm declares no role for .*norm\.weight"):
+        list(model.build(SMALL).named_roles())
+
+
+def test_a_new_model_predicts_every_token_alike_when_untied():
+    made = model.build(dataclasses.replace(SMALL, tied=False))
+    assert torch.equal(made(tokens(SMALL, 1, 8)), torch.zeros(1, 8, 11))
+
+
+def test_a_tied_model_scores_with_its_embedding():
+    made = build(SMALL)
+    assert made.head is None
+    hidden = []
+    made.norm.register_forward_hook(lambda module, args, out: hidden.append(out))
+    logits = made(tokens(SMALL, 1, 5))
+    assert_close(logits, hidden[0] @ made.embedding.weight.T)
+
+
+def test_loss_is_the_mean_over_the_targets_that_count():
+    made = build(SMALL)
+    ids = tokens(SMALL, 2, 5)
+    targets = ids.clone()
+    targets[0, 2:] = -100
+    log = torch.log_softmax(made(ids).float(), -1)
+    wanted = [-log[b, t, targets[b, t]] for b in range(2) for t in range(5) if targets[b, t] >= 0]
+    assert_close(made.loss(ids, targets), torch.stack(wanted).mean())
+
+
+def test_the_limits_are_named():
+    made = build(SMALL)
+    with pytest.raises(ValueError, match="9 tokens pass the context length, 8"):
+        made(tokens(SMALL, 1, 9))
+    with pytest.raises(ValueError, match=r"model\.vocab_size=null"):
+        model.build(dataclasses.replace(SMALL, vocab_size=None))
+    with pytest.raises(ValueError, match=r"model\.norm=mine: not in the registry, which has rmsn"):
+        model.build(dataclasses.replace(SMALL, norm="mine"))
+    with pytest.raises(ValueError, match="rope needs an even head size, d_model / n_heads is 3"):
+        model.build(dataclasses.replace(SMALL, d_model=6))
+
+
+def test_a_part_of_ones_own_is_chosen_by_name(monkeypatch):
+    class Mine(layers.RMSNorm):
+        pass
+
+    monkeypatch.setitem(layers.NORMS, "mine", Mine)
+    made = model.build(dataclasses.replace(SMALL, norm="mine"))
+    assert isinstance(made.norm, Mine)
+    assert all(isinstance(block.attention_norm, Mine) for block in made.blocks)
+
+
+def test_dropout_acts_in_training_alone():
+    made = build(dataclasses.replace(SMALL, dropout=0.5))
+    ids = tokens(SMALL, 1, 8)
+    assert not torch.equal(made(ids), made(ids))
+    with model.inference(made):
+        assert torch.equal(made(ids), made(ids))
+
+
+def test_inference_restores_the_mode_of_each_module():
+    made = build(SMALL)
+    made.blocks[0].eval()
+    modes = [module.training for module in made.modules()]
+    with pytest.raises(KeyError), model.inference(made):  # noqa: PT012
+        assert not any(module.training for module in made.modules())
+        assert not made(tokens(SMALL, 1, 2)).requires_grad
+        raise KeyError
+    assert [module.training for module in made.modules()] == modes
+    assert True in modes
+    assert False in modes
+
+
+def test_weights_in_bfloat16_give_nearly_the_same_logits():
+    for architecture in layers.ARCHITECTURES:
+        config = dataclasses.replace(SMALL, architecture=architecture)
+        wide, narrow = build(config, dtype=torch.float32), build(config, dtype=torch.bfloat16)
+        ids = tokens(SMALL, 2, 8)
+        got = narrow(ids)
+        assert got.dtype == torch.bfloat16
+        assert (got.float() - wide(ids)).norm() < 0.05 * wide(ids).norm()

@@ -1,0 +1,195 @@
+"""The tensor operations against their formulas, written out in float64 NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tinylm import ops
+from torch.testing import assert_close
+
+SEEDS = st.integers(0, 2**31)
+SIZES = st.integers(1, 9)
+
+
+def normal(seed, *shape, scale=1.0):
+    return scale * np.random.default_rng(seed).standard_normal(shape)
+
+
+def close(got, wanted, dtype=torch.float32):
+    """Equal to the formula within the rounding of `dtype`, in 2-norm."""
+    eps = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    error = np.linalg.norm(got.double().numpy() - wanted)
+    assert error <= eps * (1 + np.linalg.norm(wanted)), error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=25, deadline=None)
+@given(seed=SEEDS, rows=SIZES, width=SIZES, scale=st.sampled_from([1e-4, 1.0, 1e4]))
+def test_rms_norm_is_its_formula(dtype, seed, rows, width, scale):
+    x, w = (
+        torch.tensor(normal(seed + i, rows, width, scale=scale)[: rows ** (1 - i)]) for i in (0, 1)
+    )
+    w = w.flatten()[:width] / scale
+    x, w = x.to(dtype), w.to(dtype)
+    wide, gain = x.double().numpy(), w.double().numpy()
+    wanted = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * gain
+    close(ops.rms_norm(x, w, 1e-5), wanted, dtype)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@settings(max_examples=25, deadline=None)
+@given(seed=SEEDS, rows=SIZES, width=SIZES, shift=st.sampled_from([0.0, 10.0]))
+def test_layer_norm_is_its_formula(biased, seed, rows, width, shift):
+    x = normal(seed, rows, width) + shift
+    w, b = normal(seed + 1, width), normal(seed + 2, width)
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    wanted = (x - mean) / np.sqrt(variance + 1e-5) * w + (b if biased else 0)
+    tensors = [torch.tensor(a, dtype=torch.float64) for a in (x, w, b)]
+    close(ops.layer_norm(tensors[0], tensors[1], tensors[2] if biased else None, 1e-5), wanted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, length=SIZES, half=st.integers(1, 8), theta=st.sampled_from([10.0, 10000.0]))
+def test_rope_is_a_complex_rotation(seed, length, half, theta):
+    x = normal(seed, 2, 3, length, 2 * half)
+    pairs = x[..., :half] + 1j * x[..., half:]
+    frequency = theta ** (-np.arange(half) / half)
+    turned = pairs * np.exp(1j * np.outer(np.arange(length), frequency))
+    angles = ops.rotary_angles(length, 2 * half, theta)
+    got = ops.rope(torch.tensor(x, dtype=torch.float32), *angles)
+    close(got, np.concatenate((turned.real, turned.imag), -1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=SEEDS, one=st.integers(0, 50), two=st.integers(0, 50), shift=st.integers(0, 50))
+def test_rope_makes_scores_depend_on_the_distance_alone(seed, one, two, shift):
+    q, k = (torch.tensor(normal(seed + i, 8), dtype=torch.float32) for i in (0, 1))
+    cos, sin = ops.rotary_angles(101, 8, 100.0)
+
+    def turn(x, place):
+        return ops.rope(x.view(1, 1, 1, 8), cos[place : place + 1], sin[place : place + 1])
+
+    near = (turn(q, one) * turn(k, two)).sum()
+    far = (turn(q, one + shift) * turn(k, two + shift)).sum()
+    assert_close(near, far, rtol=1e-4, atol=1e-4)
+
+
+def plain_attention(q, k, v, mask):
+    """Loops over batch, head and query."""
+    out = np.zeros_like(q)
+    group = q.shape[1] // k.shape[1]
+    for b, h, t in np.ndindex(q.shape[:3]):
+        keys, values = k[b, h // group], v[b, h // group]
+        seen = np.flatnonzero(mask[b, t])
+        scores = keys[seen] @ q[b, h, t] / math.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max())
+        out[b, h, t] = weights @ values[seen] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("attend", [ops.attention, ops.manual_attention])
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=SEEDS,
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    queries=st.integers(1, 6),
+    past=st.integers(0, 5),
+    masked=st.booleans(),
+)
+def test_attention_is_its_formula(attend, seed, kv_heads, group, queries, past, masked):
+    keys = queries + past
+    shapes = [(2, kv_heads * group, queries, 4), (2, kv_heads, keys, 4), (2, kv_heads, keys, 4)]
+    q, k, v = (normal(seed + i, *shape) for i, shape in enumerate(shapes))
+    causal = np.arange(past, keys)[:, None] >= np.arange(keys)
+    mask = np.broadcast_to(causal, (2, queries, keys))
+    given_mask = None
+    if masked:
+        # Each query sees itself and, of what came before, a random part.
+        chance = np.random.default_rng(seed).random(mask.shape) < 0.5
+        mask = mask & (chance | np.eye(queries, keys, past, dtype=bool))
+        given_mask = torch.tensor(mask[:, None])
+    got = attend(*(torch.tensor(x, dtype=torch.float32) for x in (q, k, v)), mask=given_mask)
+    close(got, plain_attention(q, k, v, mask))
+
+
+def test_one_query_with_a_cache_sees_every_key():
+    q, k, v = (
+        torch.tensor(normal(i, 1, 1, n, 4), dtype=torch.float32) for i, n in enumerate((1, 5, 5))
+    )
+    wanted = torch.softmax(q @ k.mT / 2, -1) @ v
+    assert_close(ops.attention(q, k, v), wanted)
+    assert_close(ops.manual_attention(q, k, v), wanted)
+
+
+def test_the_causal_mask_ends_in_the_corner():
+    mask = ops.causal_mask(2, 4, torch.device("cpu"))
+    assert mask.tolist() == [[True, True, True, False], [True, True, True, True]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=9))
+def test_the_activations_are_their_formulas(values):
+    x = np.array(values)
+    tensor = torch.tensor(x)
+    tanh = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    close(ops.gelu(tensor), 0.5 * x * (1 + tanh))
+    close(ops.relu2(tensor), np.maximum(x, 0) ** 2)
+    close(ops.swiglu(tensor, tensor[:1]), x / (1 + np.exp(-x)) * x[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=SEEDS,
+    vocab=st.integers(1, 9),
+    targets=st.lists(st.booleans(), min_size=1, max_size=6),
+    scale=st.sampled_from([1.0, 1000.0]),
+)
+def test_cross_entropy_is_the_mean_of_the_targets_that_count(seed, vocab, targets, scale):
+    logits = normal(seed, len(targets), vocab, scale=scale)
+    ids = np.random.default_rng(seed).integers(0, vocab, len(targets))
+    targets[0] = True
+    peak = logits.max(-1)
+    total = peak + np.log(np.exp(logits - peak[:, None]).sum(-1))
+    nats = [total[i] - logits[i, ids[i]] for i, counts in enumerate(targets) if counts]
+    wanted = torch.tensor(np.where(targets, ids, ops.IGNORED))
+    got = ops.cross_entropy(torch.tensor(logits, dtype=torch.float32), wanted)
+    assert got.dtype == torch.float32
+    close(got, np.mean(nats))
+
+
+def test_cross_entropy_of_bfloat16_is_taken_in_float32():
+    logits = torch.tensor(normal(0, 5, 7), dtype=torch.bfloat16)
+    targets = torch.arange(5)
+    assert torch.equal(
+        ops.cross_entropy(logits, targets), ops.cross_entropy(logits.float(), targets)
+    )
+
+
+@pytest.mark.parametrize(
+    ("operation", "shapes"),
+    [
+        (lambda x, w: ops.layer_norm(x, w, w, 1e-5), [(3, 5), (5,)]),
+        (ops.gelu, [(4,)]),
+        (ops.relu2, [(4,)]),
+        (ops.swiglu, [(4,), (4,)]),
+        (ops.attention, [(1, 4, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2)]),
+    ],
+)
+def test_gradients_are_the_slopes(operation, shapes):
+    inputs = [torch.tensor(normal(i, *s), requires_grad=True) for i, s in enumerate(shapes)]
+    assert torch.autograd.gradcheck(operation, inputs)
+
+
+def test_the_gradient_of_rms_norm_is_its_formula():
+    # It computes in float32, too coarse for gradcheck's differences.
+    x, w, up = normal(0, 3, 5), normal(1, 5), normal(2, 3, 5)
+    r = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    wanted = r * (w * up - x * r**2 * (w * up * x).mean(-1, keepdims=True))
+    tensors = [torch.tensor(a, dtype=torch.float32, requires_grad=True) for a in (x, w)]
+    ops.rms_norm(*tensors, 1e-5).backward(torch.tensor(up, dtype=torch.float32))
+    close(tensors[0].grad, wanted)
+    close(tensors[1].grad, (up * x * r).sum(0))

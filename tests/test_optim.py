@@ -1,0 +1,254 @@
+"""The optimizers against their formulas, and the course of the rate at its edges."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import build, tokens
+from tinylm import optim
+from tinylm.config import ModelConfig, OptimConfig
+
+SMALL = ModelConfig(
+    vocab_size=11, d_model=12, n_layers=2, n_heads=2, context_length=8, tied=False,
+    architecture="gpt2",
+)  # fmt: skip
+SHARES = st.floats(0, 1)
+
+
+@st.composite
+def courses(draw):
+    """A schedule of any kind and edges."""
+    warmup = draw(SHARES | st.sampled_from([0.0, 1.0]))
+    decay = draw(st.floats(0, 1 - warmup) | st.sampled_from([0.0, 1 - warmup]))
+    name = draw(st.sampled_from(sorted(optim.SCHEDULES)))
+    if warmup + decay > 1:
+        decay = 0.0
+    return OptimConfig(schedule=name, warmup=warmup, decay=decay, min_lr=draw(SHARES))
+
+
+@settings(max_examples=300, deadline=None)
+@given(config=courses(), steps=st.integers(1, 60))
+def test_a_rate_is_positive_and_at_most_one(config, steps):
+    rates = [optim.schedule(step, steps, config) for step in range(steps)]
+    warm = round(config.warmup * steps)
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert all(rate >= config.min_lr - 1e-9 for rate in rates[warm:])
+    assert rates[:warm] == [(step + 1) / warm for step in range(warm)]
+    falling = list(zip(rates[warm:], rates[warm + 1 :], strict=False))
+    assert all(one >= two for one, two in falling)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("wsd", [0.5, 1, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325]),
+        ("linear", [0.5, 1] + [1 - 0.9 * n / 8 for n in range(8)]),
+        ("cosine", [0.5, 1] + [0.1 + 0.45 * (1 + math.cos(math.pi * n / 8)) for n in range(8)]),
+    ],
+)
+def test_each_schedule_has_its_values(name, wanted):
+    config = OptimConfig(schedule=name, warmup=0.2, decay=0.4, min_lr=0.1)
+    assert [optim.schedule(step, 10, config) for step in range(10)] == pytest.approx(wanted)
+
+
+def test_an_unknown_schedule_or_optimizer_is_named():
+    with pytest.raises(ValueError, match=r"optim\.schedule=step: not in the registry"):
+        optim.schedule(0, 10, OptimConfig(schedule="step", warmup=0.0))
+    with pytest.raises(ValueError, match=r"optim\.name=lion: not in the registry, which has muon"):
+        optim.build(build(SMALL), OptimConfig(name="lion"))
+
+
+shapes = st.tuples(st.integers(2, 24), st.integers(2, 24))
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 2**31))
+def test_orthogonalising_moves_the_singular_values_to_about_one(shape, seed):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    near = u.T @ optim.orthogonalise(matrix[None])[0] @ v.T
+    # Five steps raise a singular value of a hundredth of the norm or more.
+    raised = s > 0.01 * s.norm()
+    values = near.diagonal()[raised]
+    assert ((values > 0.6) & (values < 1.3)).all()
+    off = near - torch.diag(near.diagonal())
+    assert off.abs().max() < 0.1
+
+
+def plain_muon(weight, gradients, lr, decay, beta=0.95):
+    """Muon in float64 loops over steps, as its docstring has it."""
+    weight, momentum = weight.copy(), np.zeros_like(weight)
+    rows, columns = weight.shape
+    for gradient in gradients:
+        momentum = beta * momentum + (1 - beta) * gradient
+        x = gradient + beta * (momentum - gradient)
+        x = x.T if rows > columns else x
+        x = x / (np.linalg.norm(x) + 1e-7)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+        x = x.T if rows > columns else x
+        weight -= lr * (math.sqrt(max(1, rows / columns)) * x + decay * weight)
+    return weight
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch):
+    """Orthogonalise in float64: bfloat16 would leave two digits, too few to tell formulas apart."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
+
+
+@pytest.mark.usefixtures("without_bfloat16")
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(2, 24), (24, 2), (7, 7), (16, 12), (1, 1)])
+def test_muon_is_its_formula(shape, decay):
+    weight, *gradients = np.random.default_rng(0).standard_normal((4, *shape))
+    parameter = torch.nn.Parameter(torch.tensor(weight))
+    muon = optim.Muon([parameter], lr=0.1, weight_decay=decay)
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient)
+        muon.step()
+    wanted = plain_muon(weight, gradients, 0.1, decay)
+    np.testing.assert_allclose(parameter.detach().numpy(), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.usefixtures("without_bfloat16")
+@pytest.mark.parametrize("shape", [(2, 24), (24, 2), (7, 7), (16, 12), (1, 1)])
+def test_muon_is_torchs_with_the_original_scale(shape):
+    # torch guards the norm by max(norm, eps), ours adds eps: a ten millionth of the step.
+    weight, *gradients = np.random.default_rng(0).standard_normal((4, *shape))
+    ours, theirs = (torch.nn.Parameter(torch.tensor(weight)) for _ in range(2))
+    muons = (
+        optim.Muon([ours], lr=0.1, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="original"),
+    )
+    for gradient in gradients:
+        for parameter, muon in zip((ours, theirs), muons, strict=True):
+            parameter.grad = torch.tensor(gradient)
+            muon.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    momenta = muons[0].state[ours]["momentum"], muons[1].state[theirs]["momentum_buffer"]
+    torch.testing.assert_close(*momenta, rtol=0, atol=0)
+
+
+def test_muon_moves_matrices_of_one_shape_as_it_moves_each_alone():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(3, 6, 4, generator=generator)
+    gradients = torch.randn(3, 6, 4, generator=generator)
+
+    def moved(groups):
+        parameters = [torch.nn.Parameter(w.clone()) for w in weights]
+        for group in groups:
+            for n in group:
+                parameters[n].grad = gradients[n].clone()
+            optim.Muon([parameters[n] for n in group], lr=0.1).step()
+        return torch.stack([p.detach() for p in parameters])
+
+    torch.testing.assert_close(moved([[0, 1, 2]]), moved([[0], [1], [2]]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_a_loaded_state_goes_on_bit_for_bit(name):
+    config = OptimConfig(name=name, lr=0.01, weight_decay=0.1)
+
+    def train(made, optimizer, steps):
+        for step in steps:
+            ids = tokens(SMALL, 4, 9, seed=step)
+            made.loss(ids[:, :-1], ids[:, 1:]).backward()
+            optimizer.step(rate=optim.schedule(step, 6, config))
+
+    made = build(SMALL, dtype=torch.float32)
+    optimizer = optim.build(made, config)
+    train(made, optimizer, range(3))
+    weights = {key: value.clone() for key, value in made.state_dict().items()}
+    state = {key: value.clone() for key, value in optimizer.state().items()}
+    train(made, optimizer, range(3, 6))
+
+    other = build(SMALL, seed=1, dtype=torch.float32)
+    other.load_state_dict(weights)
+    again = optim.build(other, config)
+    again.load_state(state)
+    train(other, again, range(3, 6))
+    assert all(
+        torch.equal(made.state_dict()[key], value) for key, value in other.state_dict().items()
+    )
+    assert again.state().keys() == optimizer.state().keys()
+    assert all(torch.equal(optimizer.state()[key], value) for key, value in again.state().items())
+
+
+def test_a_state_that_does_not_fit_is_named():
+    optimizer = optim.build(build(SMALL), OptimConfig(name="adamw"))
+    with pytest.raises(ValueError, match=r"unknown parameters: other\.weight\.exp_avg"):
+        optimizer.load_state({"other.weight.exp_avg": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"head\.weight\.exp_avg has shape \[2, 2\]"):
+        optimizer.load_state({"head.weight.exp_avg": torch.zeros(2, 2)})
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_weight_decay_shrinks_matrices_alone(name):
+    made = build(SMALL, dtype=torch.float32)
+    before = {key: p.detach().clone() for key, p in made.named_parameters()}
+    optimizer = optim.build(made, OptimConfig(name=name, lr=0.1, matrix_lr=0.1, weight_decay=0.5))
+    for parameter in made.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(rate=1.0)
+    for key, parameter, role in made.named_roles():
+        wanted = before[key] * (0.95 if role == "matrix" else 1)
+        torch.testing.assert_close(parameter, wanted, rtol=1e-5, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_every_parameter_is_moved_once(name):
+    made = build(SMALL)
+    parts = optim.build(made, OptimConfig(name=name)).parts
+    moved = [p for part in parts for group in part.param_groups for p in group["params"]]
+    assert len(moved) == len(set(moved))
+    assert set(moved) == set(made.parameters())
+
+
+def test_muon_moves_the_matrices_and_adamw_the_rest():
+    made = build(SMALL)
+    muon, adamw = optim.build(made, OptimConfig(name="muon", lr=0.1, matrix_lr=0.2)).parts
+    roles = {parameter: role for _, parameter, role in made.named_roles()}
+    assert {roles[p] for g in muon.param_groups for p in g["params"]} == {"matrix"}
+    assert {roles[p] for g in adamw.param_groups for p in g["params"]} == {
+        "embedding",
+        "head",
+        "gain",
+    }
+    assert [part.param_groups[0]["lr"] for part in (muon, adamw)] == [0.2, 0.1]
+
+
+def test_frozen_parameters_are_left_out():
+    made = build(SMALL, dtype=torch.float32)
+    made.embedding.weight.requires_grad_(False)
+    before = made.embedding.weight.clone()
+    optimizer = optim.build(made, OptimConfig())
+    ids = tokens(SMALL, 2, 9)
+    made.loss(ids[:, :-1], ids[:, 1:]).backward()
+    optimizer.step(rate=1.0)
+    assert torch.equal(made.embedding.weight, before)
+
+
+def test_the_rate_scales_every_peak():
+    optimizer = optim.build(build(SMALL), OptimConfig(lr=0.1, matrix_lr=0.2))
+    optimizer.step(rate=0.25)
+    assert [g["lr"] for part in optimizer.parts for g in part.param_groups] == [0.05, 0.025]
+
+
+def test_clipping_bounds_the_gradients_together():
+    made = build(SMALL, dtype=torch.float32)
+    before = {key: p.detach().clone() for key, p in made.named_parameters()}
+    config = OptimConfig(name="sgd", lr=1.0, betas=(0.0, 0.0), weight_decay=0.0, clip=0.5)
+    optimizer = optim.build(made, config)
+    for parameter in made.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert optimizer.gradient_norm() == pytest.approx(math.sqrt(made.n_parameters()))
+    optimizer.step(rate=1.0)
+    moves = [p.detach() - before[key] for key, p in made.named_parameters()]
+    assert torch.cat([move.flatten() for move in moves]).norm() == pytest.approx(0.5, rel=1e-4)
+    assert all(parameter.grad is None for parameter in made.parameters())
