@@ -67,7 +67,7 @@ def train(run: Run) -> Path:
         model=net,
         tokenizer=tokenizer,
         loader=loader,
-        validation=Dataset.open(shards, split="validation"),
+        validation=Dataset.open(shards, split="val"),
         optimizer=optim.build(net, run.optim),
         device=device,
         dtype=dtype,
