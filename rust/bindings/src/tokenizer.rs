@@ -1,8 +1,432 @@
 //! The tokenizer as Python sees it.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
+use tinylm_tokenizer as core;
+use tinylm_tokenizer::{Interrupt, Policy, Ties};
+
+use crate::error::tokenizer_error;
+
+/// Signals are looked at this often, and a progress callback called a fifth as often.
+const SIGNALS: Duration = Duration::from_millis(20);
+/// Lists of this many ids and more are made of ready integers, which are made on first use.
+const READY_INTEGERS: usize = 4096;
+
+/// The ids of many texts and where those of each begin.
+type Batch<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
+/// Tokens by id and pairs of ids that merge.
+type Vocabulary<'py> = (Vec<Bound<'py, PyBytes>>, Vec<(u32, u32)>);
 
 /// Adds the classes and functions of this file to `tinylm._rust`.
-pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Tokenizer>()?;
+    module.add_class::<WordCounts>()?;
+    module.add_class::<DecodeStream>()
+}
+
+/// Runs `work` without the GIL; the interrupt it gets raises what a signal handler raises.
+fn detached<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&mut Interrupt<'_>) -> Result<T, core::Error> + Send,
+) -> PyResult<T> {
+    let mut raised = None;
+    let done = py.detach(|| {
+        let mut last = Instant::now();
+        work(&mut || {
+            if last.elapsed() < SIGNALS {
+                return Ok(());
+            }
+            last = Instant::now();
+            Python::attach(Python::check_signals).map_err(|error| {
+                raised = Some(error);
+                core::Error::Interrupted
+            })
+        })
+    });
+    done.map_err(|error| raised.unwrap_or_else(|| tokenizer_error(error)))
+}
+
+/// A text as Python gives it, borrowed.
+enum Text {
+    Str(PyBackedStr),
+    Bytes(PyBackedBytes),
+}
+
+impl Text {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Str(text) => text.as_bytes(),
+            Self::Bytes(text) => text,
+        }
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Text {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(text) = object.cast::<PyString>() {
+            return PyBackedStr::try_from(text.to_owned())
+                .map(Self::Str)
+                .map_err(|error| {
+                    let value = error.value(object.py());
+                    match value
+                        .getattr("start")
+                        .and_then(|start| start.extract::<usize>())
+                    {
+                        Ok(at) => PyValueError::new_err(format!(
+                            "the text holds a lone surrogate at character {at}, which UTF-8 cannot \
+                         express; clean it with text.encode('utf-8', 'replace').decode()"
+                        )),
+                        Err(_) => error,
+                    }
+                });
+        }
+        if let Ok(text) = object.cast::<PyBytes>() {
+            return Ok(Self::Bytes(text.to_owned().into()));
+        }
+        let given = object.get_type().name()?;
+        Err(PyTypeError::new_err(format!(
+            "text must be str or bytes, not {given}"
+        )))
+    }
+}
+
+/// Token ids as Python gives them: a list, an array, anything that iterates over integers.
+fn ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    // Before the arrays: asking for those imports numpy.
+    if let Ok(list) = ids.cast::<PyList>() {
+        return list.iter().map(|id| id_of(&id)).collect();
+    }
+    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
+        return Ok(array.as_array().to_vec());
+    }
+    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u16>>() {
+        return Ok(array.as_array().iter().copied().map(u32::from).collect());
+    }
+    ids.try_iter()?.map(|id| id_of(&id?)).collect()
+}
+
+fn id_of(id: &Bound<'_, PyAny>) -> PyResult<u32> {
+    id.extract::<u32>().map_err(|error| {
+        if error.is_instance_of::<PyTypeError>(id.py()) {
+            return error;
+        }
+        PyKeyError::new_err(format!("token id {id} is not in the vocabulary"))
+    })
+}
+
+/// A vocabulary with its merges, pattern and special tokens; immutable.
+#[pyclass(frozen, module = "tinylm._rust")]
+struct Tokenizer {
+    core: core::Tokenizer,
+    integers: PyOnceLock<Vec<Py<PyInt>>>,
+}
+
+impl Tokenizer {
+    fn policy(&self, special: &Bound<'_, PyAny>) -> PyResult<Policy> {
+        if let Ok(name) = special.cast::<PyString>() {
+            return match name.to_str()? {
+                "raise" => Ok(Policy::Raise),
+                "allow" => Ok(Policy::Allow),
+                "text" => Ok(Policy::Text),
+                other => Err(PyValueError::new_err(format!(
+                    "special={other:?}: expected \"raise\", \"allow\", \"text\" or a set of \
+                     special tokens"
+                ))),
+            };
+        }
+        let tokens: Vec<String> = special
+            .try_iter()?
+            .map(|t| t?.extract())
+            .collect::<PyResult<_>>()?;
+        self.core.only(&tokens).map_err(tokenizer_error)
+    }
+
+    fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
+        if ids.len() < READY_INTEGERS && self.integers.get(py).is_none() {
+            return PyList::new(py, ids);
+        }
+        let integers = self.integers.get_or_try_init(py, || {
+            (0..self.core.vocab_size())
+                .map(|id| Ok(id.into_pyobject(py)?.unbind()))
+                .collect::<PyResult<Vec<_>>>()
+        })?;
+        PyList::new(py, ids.iter().map(|&id| integers[id as usize].bind(py)))
+    }
+}
+
+#[pymethods]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+impl Tokenizer {
+    #[new]
+    #[pyo3(signature = (tokens, merges, whole_pieces, pattern, special_tokens))]
+    fn new(
+        tokens: &Bound<'_, PyDict>,
+        merges: Option<Vec<(u32, u32)>>,
+        whole_pieces: bool,
+        pattern: String,
+        special_tokens: &Bound<'_, PyDict>,
+    ) -> PyResult<Self> {
+        let mut ordinary = Vec::with_capacity(tokens.len());
+        for (token, id) in tokens {
+            ordinary.push((token.extract::<PyBackedBytes>()?.to_vec(), id.extract()?));
+        }
+        let mut special = Vec::with_capacity(special_tokens.len());
+        for (token, id) in special_tokens {
+            special.push((token.extract()?, id.extract()?));
+        }
+        let spec = core::Spec {
+            tokens: ordinary,
+            merges,
+            whole_pieces,
+            pattern,
+            special_tokens: special,
+        };
+        let core = tokenizer_of(spec)?;
+        Ok(Self {
+            core,
+            integers: PyOnceLock::new(),
+        })
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.core.vocab_size()
+    }
+
+    #[getter]
+    fn pattern(&self) -> &str {
+        self.core.pattern().name()
+    }
+
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        special: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let policy = self.policy(special)?;
+        let ids = detached(py, |stop| self.core.encode(text.bytes(), &policy, stop))?;
+        self.list(py, &ids)
+    }
+
+    fn encode_array<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        special: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        let policy = self.policy(special)?;
+        let ids = detached(py, |stop| self.core.encode(text.bytes(), &policy, stop))?;
+        Ok(ids.into_pyarray(py))
+    }
+
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<Text>,
+        special: &Bound<'py, PyAny>,
+    ) -> PyResult<Batch<'py>> {
+        let policy = self.policy(special)?;
+        let texts: Vec<&[u8]> = texts.iter().map(Text::bytes).collect();
+        let (ids, offsets) = detached(py, |stop| self.core.encode_batch(&texts, &policy, 0, stop))?;
+        Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
+    }
+
+    /// A byte offset up to which the ids of `text` do not depend on what may follow it.
+    fn cut(&self, text: Text, special: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+        self.core
+            .cut(text.bytes(), &self.policy(special)?)
+            .map_err(tokenizer_error)
+    }
+
+    fn count(&self, py: Python<'_>, text: Text, special: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let policy = self.policy(special)?;
+        Ok(detached(py, |stop| self.core.encode(text.bytes(), &policy, stop))?.len())
+    }
+
+    fn decode_bytes<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let ids = ids_of(ids)?;
+        let bytes = detached(py, |_| self.core.decode(&ids))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn decode<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        errors: &str,
+    ) -> PyResult<Bound<'py, PyString>> {
+        if !matches!(errors, "replace" | "strict") {
+            let message = format!("errors={errors:?}: expected \"replace\" or \"strict\"");
+            return Err(PyValueError::new_err(message));
+        }
+        let ids = ids_of(ids)?;
+        let bytes = detached(py, |_| self.core.decode(&ids))?;
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Ok(PyString::new(py, text)),
+            Err(error) if errors == "strict" => Err(PyValueError::new_err(format!(
+                "the tokens are not UTF-8 at byte {} of {}; decode with errors=\"replace\" or \
+                 decode_bytes",
+                error.valid_up_to(),
+                bytes.len()
+            ))),
+            Err(_) => Ok(PyString::new(py, &String::from_utf8_lossy(&bytes))),
+        }
+    }
+}
+
+/// Building the tables takes a tenth of a second for 200,000 tokens: too short to interrupt.
+fn tokenizer_of(spec: core::Spec) -> PyResult<core::Tokenizer> {
+    Python::attach(|py| py.detach(|| core::Tokenizer::new(spec))).map_err(tokenizer_error)
+}
+
+/// Tokens to text one at a time, never half a character.
+#[pyclass(frozen, module = "tinylm._rust")]
+struct DecodeStream {
+    tokenizer: Py<Tokenizer>,
+    core: Mutex<core::DecodeStream>,
+}
+
+#[pymethods]
+impl DecodeStream {
+    #[new]
+    fn new(tokenizer: Py<Tokenizer>) -> Self {
+        Self {
+            tokenizer,
+            core: Mutex::default(),
+        }
+    }
+
+    fn push(&self, id: &Bound<'_, PyAny>) -> PyResult<String> {
+        let tokenizer = &self.tokenizer.get().core;
+        let id = id_of(id)?;
+        let token = tokenizer.token(id).ok_or_else(|| {
+            let vocab_size = tokenizer.vocab_size();
+            tokenizer_error(core::Error::UnknownId {
+                id: i64::from(id),
+                vocab_size,
+            })
+        })?;
+        Ok(self
+            .core
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(token))
+    }
+
+    fn finish(&self) -> String {
+        self.core
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .finish()
+    }
+}
+
+/// How often each piece stands in a corpus, and the training on it.
+#[pyclass(frozen, module = "tinylm._rust")]
+struct WordCounts {
+    core: Mutex<core::WordCounts>,
+}
+
+#[pymethods]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+impl WordCounts {
+    #[new]
+    fn new(pattern: &str, special_tokens: Vec<String>, threads: usize) -> PyResult<Self> {
+        let core =
+            core::WordCounts::new(pattern, &special_tokens, threads).map_err(tokenizer_error)?;
+        Ok(Self {
+            core: Mutex::new(core),
+        })
+    }
+
+    /// Adds the pieces of `texts`, each a document of its own.
+    fn add(&self, py: Python<'_>, texts: Vec<Text>) -> PyResult<()> {
+        let texts: Vec<&[u8]> = texts.iter().map(Text::bytes).collect();
+        detached(py, |stop| self.lock().add(&texts, stop))
+    }
+
+    /// A byte offset at which `text` may be cut: its parts count like the whole.
+    fn cut(&self, text: Text) -> PyResult<Option<usize>> {
+        self.lock().cut(text.bytes()).map_err(tokenizer_error)
+    }
+
+    /// The tokens by id and the pairs of ids that merge, in order.
+    ///
+    /// `kind` is "bpe" for merges, "whole" for the most frequent pieces as they stand.
+    #[pyo3(signature = (kind, vocab_size, min_frequency, ties, progress))]
+    fn train<'py>(
+        &self,
+        py: Python<'py>,
+        kind: &str,
+        vocab_size: usize,
+        min_frequency: u64,
+        ties: &str,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Vocabulary<'py>> {
+        let ties = match ties {
+            "ids" => Ties::Ids,
+            "bytes" => Ties::Bytes,
+            other => {
+                let message = format!("ties={other:?}: expected \"ids\" or \"bytes\"");
+                return Err(PyValueError::new_err(message));
+            }
+        };
+        let bpe = kind == "bpe";
+        let mut raised = None;
+        let trained = detached(py, |stop| {
+            let counts = self.lock();
+            if !bpe {
+                return counts.most_frequent(vocab_size, min_frequency, ties);
+            }
+            let mut last: Option<Instant> = None;
+            counts.train_bpe(vocab_size, min_frequency, ties, &mut |done, target| {
+                stop()?;
+                let due = last.is_none_or(|at| at.elapsed() > 5 * SIGNALS) || done == target;
+                if let Some(progress) = progress.as_ref().filter(|_| due) {
+                    last = Some(Instant::now());
+                    Python::attach(|py| progress.call1(py, (done, target))).map_err(|error| {
+                        raised = Some(error);
+                        core::Error::Interrupted
+                    })?;
+                }
+                Ok(())
+            })
+        });
+        if let Some(error) = raised {
+            return Err(error);
+        }
+        let trained = trained?;
+        let tokens = trained
+            .tokens
+            .iter()
+            .map(|token| PyBytes::new(py, token))
+            .collect();
+        Ok((tokens, trained.merges))
+    }
+}
+
+impl WordCounts {
+    fn lock(&self) -> std::sync::MutexGuard<'_, core::WordCounts> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

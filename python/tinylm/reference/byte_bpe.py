@@ -1,0 +1,113 @@
+"""Byte-level byte-pair encoding: text to ids and back, and how the merges are learned.
+
+Every text is a row of bytes, so 256 tokens suffice for all of them and nothing is ever
+unknown. Training joins the most frequent pair of neighbours into a token, again and again:
+
+    (a, b) = argmax over pairs of sum over words w of count(w) * #{i : w[i] = a, w[i+1] = b}
+
+Encoding repeats the merges in the order in which they were learned. Merges stay inside the
+pieces that a pattern cuts (`patterns.split`).
+
+Cost: training visits, for each merge, every word that holds the pair; encoding a piece of n
+bytes is O(n^2). Sennrich et al. 2016, arXiv:1508.07909; over bytes: Radford et al. 2019.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from itertools import pairwise
+
+Pair = tuple[int, int]
+
+
+def pairs_of(word: list[int]) -> Counter[Pair]:
+    """How often each pair of neighbours stands in `word`; `aaa` holds (a, a) twice."""
+    return Counter(pairwise(word))
+
+
+def merge(word: list[int], pair: Pair, new: int) -> list[int]:
+    """`word` with each `pair` replaced by `new`, from the left."""
+    merged, i = [], 0
+    while i < len(word):
+        if tuple(word[i : i + 2]) == pair:
+            merged.append(new)
+            i += 2
+        else:
+            merged.append(word[i])
+            i += 1
+    return merged
+
+
+def train(
+    pieces: Iterable[bytes], size: int, ties: str = "ids", min_frequency: int = 1
+) -> tuple[list[bytes], list[Pair]]:
+    """The tokens by id, 256 bytes first, and the merges in order, learned from `pieces`.
+
+    Stops at `size` tokens, or when no pair occurs `min_frequency` times. Of pairs that occur
+    equally often `ties` takes "ids": the smaller (left id, right id), or "bytes": the greater
+    (left bytes, right bytes). A merge whose bytes are a token already makes that token again.
+    """
+    tokens = [bytes([b]) for b in range(256)]
+    merges: list[Pair] = []
+    counted = Counter(pieces)
+    words, frequency = [list(piece) for piece in counted], list(counted.values())
+    total: Counter[Pair] = Counter()
+    holders: defaultdict[Pair, set[int]] = defaultdict(set)
+    for w, word in enumerate(words):
+        for pair, n in pairs_of(word).items():
+            total[pair] += n * frequency[w]
+            holders[pair].add(w)
+
+    while len(tokens) < size:
+        highest = max(total.values(), default=0)
+        if highest < max(1, min_frequency):
+            break
+        tied = [pair for pair, count in total.items() if count == highest]
+        if ties == "ids":
+            best = min(tied)
+        else:
+            best = max(tied, key=lambda pair: (tokens[pair[0]], tokens[pair[1]]))
+        joined = tokens[best[0]] + tokens[best[1]]
+        if joined not in tokens:
+            tokens.append(joined)
+        if best not in merges:
+            merges.append(best)
+        for w in holders.pop(best):
+            for pair, n in pairs_of(words[w]).items():
+                total[pair] -= n * frequency[w]
+            words[w] = merge(words[w], best, tokens.index(joined))
+            for pair, n in pairs_of(words[w]).items():
+                total[pair] += n * frequency[w]
+                holders[pair].add(w)
+    return tokens, merges
+
+
+def encode(piece: bytes, merges: list[Pair], tokens: list[bytes]) -> list[int]:
+    """The ids of `piece`: always the earliest merge that applies, the leftmost pair first."""
+    rank = {pair: r for r, pair in enumerate(merges)}
+    id_of = {token: i for i, token in enumerate(tokens)}
+    word = [id_of[bytes([b])] for b in piece]
+    while True:
+        pairs = [(rank[pair], i) for i, pair in enumerate(pairwise(word)) if pair in rank]
+        if not pairs:
+            return word
+        _, i = min(pairs)
+        word[i : i + 2] = [id_of[tokens[word[i]] + tokens[word[i + 1]]]]
+
+
+def encode_ranks(piece: bytes, ranks: dict[bytes, int]) -> list[int]:
+    """The ids of `piece` by tiktoken's rule: a piece that is a token stays whole; else any two
+    neighbours merge whose bytes are a token, the lowest rank first, leftmost first."""
+    if piece in ranks:
+        return [ranks[piece]]
+    parts = [bytes([b]) for b in piece]
+    while True:
+        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
+        if not pairs:
+            return [ranks[part] for part in parts]
+        _, i = min(pairs)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+
+def decode(ids: Iterable[int], tokens: list[bytes]) -> bytes:
+    """The bytes of `ids`, joined."""
+    return b"".join(tokens[i] for i in ids)

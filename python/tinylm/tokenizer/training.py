@@ -1,0 +1,113 @@
+"""Texts and files to what a tokenizer holds: counting and learning, both done in Rust."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
+from typing import Literal
+
+from tinylm import _rust
+from tinylm.tokenizer.files import Contents
+
+Kind = Literal["bpe", "char", "byte", "whitespace"]
+Ties = Literal["ids", "bytes"]
+Progress = Callable[[int, int], object] | Literal[True] | None
+
+# Tokenizers that are no BPE are BPE without merges whose pieces may be whole tokens.
+PATTERN_OF_KIND = {"char": "character", "byte": "whole", "whitespace": "word"}
+# Texts are handed to Rust in batches of about this many characters, files in such blocks.
+BATCH = 1 << 24
+
+
+class Training:
+    """Counts the pieces of texts as they are added; `learn` makes the vocabulary of them."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        pattern: str,
+        special_tokens: Iterable[str],
+        min_frequency: int,
+        threads: int,
+    ) -> None:
+        if isinstance(special_tokens, str):
+            raise TypeError("special_tokens must be an iterable of strings; for one pass (token,)")
+        self.special = list(special_tokens)
+        if len(set(self.special)) < len(self.special):
+            raise ValueError(f"a special token is listed twice in {self.special}")
+        if min_frequency < 1:
+            raise ValueError(f"min_frequency {min_frequency} must be at least 1")
+        if threads < 0:
+            raise ValueError(f"threads {threads} must be 0, for all cores, or more")
+        if kind != "bpe":
+            if kind not in PATTERN_OF_KIND:
+                raise ValueError(f"kind {kind!r}: expected 'bpe', 'char', 'byte' or 'whitespace'")
+            if pattern != "gpt4":
+                raise ValueError(f"pattern {pattern!r} is for kind='bpe'; {kind!r} has its own")
+            pattern = PATTERN_OF_KIND[kind]
+        self.kind, self.pattern, self.min_frequency = kind, pattern, min_frequency
+        # The byte tokenizer learns nothing: it only has to see that there is any text.
+        counted = "character" if kind == "byte" else pattern
+        self.counts = _rust.WordCounts(counted, self.special, threads)
+
+    def add_texts(self, texts: Iterable[str | bytes]) -> None:
+        """Counts each of `texts` as a document of its own."""
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be an iterable of texts; for one text pass [text]")
+        batch: list[str | bytes] = []
+        size = 0
+        for text in texts:
+            batch.append(text)
+            size += len(text)
+            if size >= BATCH:
+                self.counts.add(batch)
+                batch, size = [], 0
+        self.counts.add(batch)
+
+    def add_file(self, path: str | PathLike[str]) -> None:
+        """Counts a file as one document."""
+        for block in self._blocks(path):
+            self.counts.add([block])
+
+    def _blocks(self, path: str | PathLike[str]) -> Iterator[bytes]:
+        """The bytes of a file in blocks, cut where no piece crosses."""
+        pending = b""
+        with open(path, "rb") as file:
+            # Looking again at a stretch without a place to cut pays only once it has doubled.
+            while block := file.read(max(BATCH, len(pending))):
+                pending += block
+                if (cut := self.counts.cut(pending)) is not None:
+                    yield pending[:cut]
+                    pending = pending[cut:]
+        yield pending
+
+    def learn(self, vocab_size: int, ties: Ties, progress: Progress) -> Contents:
+        """The vocabulary of `vocab_size` tokens, or of fewer with a warning."""
+        how, size = ("bpe", vocab_size) if self.kind == "bpe" else ("whole", vocab_size)
+        if self.kind == "byte":
+            size = min(vocab_size, 256 + len(self.special))
+        call = draw if progress is True else progress
+        tokens, merges = self.counts.train(how, size, self.min_frequency, ties, call)
+        reached = len(tokens) + len(self.special)
+        if reached < vocab_size:
+            warnings.warn(
+                f"the corpus gives a vocabulary of {reached}, not the {vocab_size} asked for",
+                # The caller of Tokenizer.train or train_files.
+                stacklevel=3,
+            )
+        return Contents(
+            tokens={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            whole_pieces=self.kind in ("char", "whitespace"),
+            pattern=self.pattern,
+            special_tokens={token: len(tokens) + i for i, token in enumerate(self.special)},
+        )
+
+
+def draw(done: int, target: int) -> None:
+    """One line on standard error, drawn over itself."""
+    width = 30
+    filled = width * done // max(1, target)
+    bar = "#" * filled + "." * (width - filled)
+    end = "\n" if done == target else ""
+    print(f"\rtraining [{bar}] {done}/{target} tokens", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,102 @@
+//! The pieces seen lately and their tokens: nine of ten pieces of a text have been seen before.
+
+/// Pieces up to this length are cached; with the length they fill the 16 bytes of a key.
+pub(crate) const LONGEST: usize = 15;
+/// Tokens that fit beside the key; pieces of more are rare and merged again.
+const INLINE: usize = 3;
+/// Slots at first and at most: 4 MiB, which a core's share of the last-level cache holds.
+const FIRST: usize = 1 << 10;
+const MOST: usize = 1 << 17;
+
+/// The bytes of a piece and its length in one number; 0 for no piece.
+pub(crate) type Key = u128;
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    key: Key,
+    ids: [u32; INLINE],
+    len: u32,
+}
+
+/// A two-way set-associative cache from pieces to tokens, for one thread.
+pub(crate) struct Cache {
+    slots: Vec<Slot>,
+    used: usize,
+}
+
+/// The key of `text[start..end]`, a piece of 1 to [`LONGEST`] bytes.
+#[inline]
+pub(crate) fn key(text: &[u8], start: usize, end: usize) -> Key {
+    let len = end - start;
+    let bytes = if let Some(bytes) = text[start..].first_chunk::<16>() {
+        u128::from_le_bytes(*bytes) & ((1 << (8 * len)) - 1)
+    } else {
+        let mut bytes = [0; 16];
+        bytes[..len].copy_from_slice(&text[start..end]);
+        u128::from_le_bytes(bytes)
+    };
+    bytes | (len as u128) << 120
+}
+
+/// A multiply that folds all 128 bits into 64.
+#[inline]
+pub(crate) fn hash(key: Key) -> u64 {
+    let (low, high) = (key as u64, (key >> 64) as u64);
+    let product =
+        u128::from(low ^ 0x9E37_79B9_7F4A_7C15) * u128::from(high ^ 0xD6E8_FEB8_6659_FD93);
+    product as u64 ^ (product >> 64) as u64
+}
+
+impl Cache {
+    pub(crate) fn new() -> Self {
+        Self {
+            slots: vec![Slot::default(); FIRST],
+            used: 0,
+        }
+    }
+
+    /// The tokens of the piece with this key, if it is here.
+    #[inline]
+    pub(crate) fn get(&self, key: Key) -> Option<&[u32]> {
+        let home = hash(key) as usize & (self.slots.len() - 1);
+        for at in [home, home ^ 1] {
+            let slot = &self.slots[at];
+            if slot.key == key {
+                return Some(&slot.ids[..slot.len as usize]);
+            }
+        }
+        None
+    }
+
+    /// Remembers the tokens of a piece; of two others in its place the older one goes.
+    pub(crate) fn put(&mut self, key: Key, ids: &[u32]) {
+        if ids.len() > INLINE {
+            return;
+        }
+        if self.used * 2 > self.slots.len() && self.slots.len() < MOST {
+            self.grow();
+        }
+        let mut slot = Slot {
+            key,
+            ids: [0; INLINE],
+            len: ids.len() as u32,
+        };
+        slot.ids[..ids.len()].copy_from_slice(ids);
+        self.place(slot);
+    }
+
+    fn place(&mut self, slot: Slot) {
+        let home = hash(slot.key) as usize & (self.slots.len() - 1);
+        self.slots[home ^ 1] = std::mem::replace(&mut self.slots[home], slot);
+        self.used += 1;
+    }
+
+    fn grow(&mut self) {
+        let slots = vec![Slot::default(); self.slots.len() * 8];
+        let old = std::mem::replace(&mut self.slots, slots);
+        self.used = 0;
+        for slot in old.into_iter().filter(|slot| slot.key != 0) {
+            self.place(slot);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The tokenizer: special tokens, split, cache and merges put together.
+
+use std::sync::Mutex;
+
+use rustc_hash::FxHashSet;
+
+use crate::bpe::{Bpe, Scratch};
+use crate::cache::{self, Cache};
+use crate::count::{Job, jobs};
+use crate::special::SpecialTokens;
+use crate::vocab::Vocab;
+use crate::{Error, Interrupt, Pattern, Policy, parallel};
+
+/// Bytes of text between two calls of the interrupt.
+const TICK: usize = 1 << 18;
+
+/// What makes a tokenizer.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// The ordinary tokens, all 256 bytes among them, and their ids.
+    pub tokens: Vec<(Vec<u8>, u32)>,
+    /// Pairs of ids in the order in which they merge. None: tiktoken's rule, by which any
+    /// two neighbours merge whose bytes are a token, the lowest id first.
+    pub merges: Option<Vec<(u32, u32)>>,
+    /// Whether a piece that is a token stays whole even if no merges lead there; tiktoken's
+    /// rule implies it.
+    pub whole_pieces: bool,
+    /// The name of a pattern or a regular expression.
+    pub pattern: String,
+    /// Special tokens and their ids, which no other token has.
+    pub special_tokens: Vec<(String, u32)>,
+}
+
+/// A byte-level tokenizer; it never changes, and any number of threads may use it.
+pub struct Tokenizer {
+    pattern: Pattern,
+    bpe: Bpe,
+    vocab: Vocab,
+    special: SpecialTokens,
+    workers: Mutex<Vec<Worker>>,
+}
+
+/// What one thread needs to encode; kept between calls because a warm cache is fast.
+struct Worker {
+    cache: Cache,
+    scratch: Scratch,
+}
+
+impl Tokenizer {
+    /// From its parts; fails if they contradict each other.
+    pub fn new(spec: Spec) -> Result<Self, Error> {
+        let whole_pieces = spec.whole_pieces || spec.merges.is_none();
+        let bpe = Bpe::new(&spec.tokens, spec.merges.as_deref(), whole_pieces)?;
+        let mut seen = FxHashSet::default();
+        for (token, _) in &spec.special_tokens {
+            if !seen.insert(token) {
+                let message = format!("the special token {token:?} is listed twice");
+                return Err(Error::Vocabulary(message));
+            }
+        }
+        let ordinary = spec
+            .tokens
+            .iter()
+            .map(|(token, id)| (token.as_slice(), *id));
+        let special = spec
+            .special_tokens
+            .iter()
+            .map(|(token, id)| (token.as_bytes(), *id));
+        Ok(Self {
+            pattern: Pattern::new(&spec.pattern)?,
+            bpe,
+            vocab: Vocab::new(ordinary.chain(special))?,
+            special: SpecialTokens::new(spec.special_tokens)?,
+            workers: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// How text is split.
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab.len()
+    }
+
+    /// The bytes of a token.
+    pub fn token(&self, id: u32) -> Option<&[u8]> {
+        self.vocab.get(id)
+    }
+
+    /// The policy that allows just these special tokens.
+    pub fn only(&self, tokens: &[String]) -> Result<Policy, Error> {
+        let id = |t: &String| {
+            self.special
+                .id(t)
+                .ok_or_else(|| Error::UnknownSpecial(t.clone()))
+        };
+        Ok(Policy::Only(
+            tokens.iter().map(id).collect::<Result<_, _>>()?,
+        ))
+    }
+
+    /// The tokens of `text`, any bytes.
+    pub fn encode(
+        &self,
+        text: &[u8],
+        policy: &Policy,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<Vec<u32>, Error> {
+        let mut out = Vec::with_capacity(text.len() / 4 + 1);
+        let mut worker = self.worker();
+        let done = self.encode_into(text, policy, &mut worker, &mut out, interrupt);
+        self.give_back(worker);
+        done.map(|()| out)
+    }
+
+    /// A place at which `text`, the beginning of a longer one, may be cut: what is before it
+    /// is encoded by itself as in the whole. None if there is no such place.
+    pub fn cut(&self, text: &[u8], policy: &Policy) -> Result<Option<usize>, Error> {
+        self.special.cut(text, &self.pattern, policy)
+    }
+
+    /// The tokens of many texts, one after the other, and where each text's tokens begin,
+    /// with the number of all at the end.
+    pub fn encode_batch(
+        &self,
+        texts: &[&[u8]],
+        policy: &Policy,
+        threads: usize,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(Vec<u32>, Vec<i64>), Error> {
+        let jobs = jobs(texts, &self.pattern, &self.special, policy)?;
+        let threads = parallel::resolve(threads).min(jobs.len());
+        let mut workers: Vec<Worker> = (0..threads).map(|_| self.worker()).collect();
+        let parts = parallel::map(&jobs, &mut workers, interrupt, |job, worker, interrupt| {
+            self.encode_job(job, texts, policy, worker, interrupt)
+        });
+        for worker in workers {
+            self.give_back(worker);
+        }
+        let parts = parts?;
+        let mut ids = Vec::with_capacity(parts.iter().map(|(ids, _)| ids.len()).sum());
+        let mut offsets = vec![0i64; texts.len() + 1];
+        for (job, (part, lengths)) in jobs.iter().zip(parts) {
+            for (offset, length) in offsets[job.first_text() + 1..].iter_mut().zip(lengths) {
+                *offset += length as i64;
+            }
+            ids.extend_from_slice(&part);
+        }
+        for at in 1..offsets.len() {
+            offsets[at] += offsets[at - 1];
+        }
+        Ok((ids, offsets))
+    }
+
+    fn encode_job(
+        &self,
+        job: &Job,
+        texts: &[&[u8]],
+        policy: &Policy,
+        worker: &mut Worker,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(Vec<u32>, Vec<usize>), Error> {
+        let mut out = Vec::new();
+        let mut lengths = Vec::new();
+        match *job {
+            Job::Texts { first, last } => {
+                for text in &texts[first..last] {
+                    let before = out.len();
+                    self.encode_into(text, policy, worker, &mut out, interrupt)?;
+                    lengths.push(out.len() - before);
+                }
+            }
+            Job::Part {
+                text,
+                start,
+                end,
+                special,
+            } => {
+                self.encode_pieces(&texts[text][..end], start, worker, &mut out, interrupt)?;
+                out.extend(special);
+                lengths.push(out.len());
+            }
+        }
+        Ok((out, lengths))
+    }
+
+    fn encode_into(
+        &self,
+        text: &[u8],
+        policy: &Policy,
+        worker: &mut Worker,
+        out: &mut Vec<u32>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        self.special.segments(text, policy, |segment| {
+            let view = &text[..segment.end];
+            self.encode_pieces(view, segment.start, worker, out, interrupt)?;
+            out.extend(segment.special.map(|(id, _)| id));
+            Ok(())
+        })
+    }
+
+    fn encode_pieces(
+        &self,
+        text: &[u8],
+        start: usize,
+        worker: &mut Worker,
+        out: &mut Vec<u32>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        let Worker { cache, scratch } = worker;
+        let mut tick = start + TICK;
+        self.pattern.pieces(text, start, |from, to| {
+            if to >= tick {
+                interrupt()?;
+                tick = to + TICK;
+            }
+            let key = (to - from <= cache::LONGEST).then(|| cache::key(text, from, to));
+            if let Some(key) = key
+                && let Some(ids) = cache.get(key)
+            {
+                out.extend_from_slice(ids);
+                return Ok(());
+            }
+            let before = out.len();
+            self.bpe
+                .encode(&text[from..to], key, scratch, out, interrupt)?;
+            if let Some(key) = key {
+                cache.put(key, &out[before..]);
+            }
+            Ok(())
+        })
+    }
+
+    /// The bytes of all of `ids`, joined.
+    pub fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
+        self.vocab.decode(ids)
+    }
+
+    fn worker(&self) -> Worker {
+        // Never waits: in a process that was forked while another thread held the lock,
+        // nobody would ever open it.
+        let kept = self
+            .workers
+            .try_lock()
+            .ok()
+            .and_then(|mut workers| workers.pop());
+        kept.unwrap_or_else(|| Worker {
+            cache: Cache::new(),
+            scratch: Scratch::default(),
+        })
+    }
+
+    fn give_back(&self, worker: Worker) {
+        if let Ok(mut workers) = self.workers.try_lock() {
+            workers.push(worker);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Everything that can go wrong, said in one line each.
+
+/// An error of this crate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A special token stands in a text that was not allowed to hold it.
+    #[error(
+        "the text holds the special token {token:?} at byte {position}; pass special=\"allow\" to \
+         encode it as one id, special=\"text\" to encode it as ordinary text"
+    )]
+    SpecialToken {
+        /// The token found.
+        token: String,
+        /// Its offset in the UTF-8 text.
+        position: usize,
+    },
+    /// An id outside the vocabulary, or in one of its holes.
+    #[error("token id {id} is not in the vocabulary (vocab_size {vocab_size})")]
+    UnknownId {
+        /// The id asked for.
+        id: i64,
+        /// One more than the largest id.
+        vocab_size: usize,
+    },
+    /// A name that is no special token.
+    #[error("{0:?} is not a special token of this tokenizer")]
+    UnknownSpecial(String),
+    /// Tokens, merges or special tokens that do not make a vocabulary.
+    #[error("{0}")]
+    Vocabulary(String),
+    /// A pattern that is neither a known name nor a usable regular expression.
+    #[error("pattern {pattern:?}: {reason}")]
+    Pattern {
+        /// As the user gave it.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A user's regular expression ran out of its backtracking budget on some text.
+    #[error(
+        "pattern {pattern:?} gave up on this text: {reason}; a pattern without look-around or \
+         backreferences runs in linear time"
+    )]
+    PatternGaveUp {
+        /// As the user gave it.
+        pattern: String,
+        /// What the engine said.
+        reason: String,
+    },
+    /// `vocab_size` leaves no room for the bytes and the special tokens.
+    #[error(
+        "vocab_size {vocab_size} is too small: 256 bytes and {special_tokens} special tokens need \
+         at least {needed}"
+    )]
+    VocabularyTooSmall {
+        /// What was asked for.
+        vocab_size: usize,
+        /// How many special tokens there are.
+        special_tokens: usize,
+        /// The smallest size possible.
+        needed: usize,
+    },
+    /// Nothing to train on.
+    #[error("the corpus is empty: training needs at least one character of text")]
+    EmptyCorpus,
+    /// More distinct text than 32-bit positions can address.
+    #[error("{what} is {length} bytes long; the limit is 4294967295")]
+    TooLong {
+        /// What is too long.
+        what: &'static str,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// The caller's [`crate::Interrupt`] asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}

@@ -1,0 +1,104 @@
+//! Jobs over threads that live as long as one call.
+//!
+//! No pool outlives the call, so a process may fork between calls; the calling thread does
+//! no job itself and is free to ask for interrupts.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::{Error, Interrupt};
+
+/// How often the calling thread asks whether to stop.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// The number of threads that `threads` means: 0 is one for each core.
+pub(crate) fn resolve(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
+/// `work(job, state, interrupt)` for each of `jobs`, in job order, over one thread per state.
+pub(crate) fn map<J: Sync, S: Send, R: Send>(
+    jobs: &[J],
+    states: &mut [S],
+    interrupt: &mut Interrupt<'_>,
+    work: impl Fn(&J, &mut S, &mut Interrupt<'_>) -> Result<R, Error> + Sync,
+) -> Result<Vec<R>, Error> {
+    let workers = states.len().min(jobs.len());
+    if workers <= 1 {
+        let Some(state) = states.first_mut() else {
+            return Ok(Vec::new());
+        };
+        return jobs.iter().map(|job| work(job, state, interrupt)).collect();
+    }
+    let stop = AtomicBool::new(false);
+    let next = AtomicUsize::new(0);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for state in &mut states[..workers] {
+            let (sender, work, stop, next) = (sender.clone(), &work, &stop, &next);
+            scope.spawn(move || {
+                let mut stopped = || {
+                    if stop.load(Ordering::Relaxed) {
+                        Err(Error::Interrupted)
+                    } else {
+                        Ok(())
+                    }
+                };
+                while let Some((index, job)) = take(jobs, next) {
+                    let result = work(job, state, &mut stopped);
+                    if result.is_err() {
+                        next.store(jobs.len(), Ordering::Relaxed);
+                    }
+                    // The receiver is gone only when the call is over.
+                    if sender.send((index, result)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let outcome = collect(&receiver, jobs.len(), interrupt);
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })
+}
+
+fn take<'a, J>(jobs: &'a [J], next: &AtomicUsize) -> Option<(usize, &'a J)> {
+    let index = next.fetch_add(1, Ordering::Relaxed);
+    jobs.get(index).map(|job| (index, job))
+}
+
+fn collect<R>(
+    receiver: &mpsc::Receiver<(usize, Result<R, Error>)>,
+    jobs: usize,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<Vec<R>, Error> {
+    let mut results: Vec<Option<R>> = (0..jobs).map(|_| None).collect();
+    // Jobs are taken in order and those begun are finished, so the earliest failure is
+    // always seen: which error a caller gets does not depend on the threads.
+    let mut failure: Option<(usize, Error)> = None;
+    loop {
+        match receiver.recv_timeout(PATIENCE) {
+            Ok((index, Ok(result))) => results[index] = Some(result),
+            Ok((index, Err(error))) => {
+                if failure.as_ref().is_none_or(|(first, _)| index < *first) {
+                    failure = Some((index, error));
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+        interrupt()?;
+    }
+    match failure {
+        Some((_, error)) => Err(error),
+        None => results
+            .into_iter()
+            .map(|r| r.ok_or(Error::Interrupted))
+            .collect(),
+    }
+}

@@ -1,0 +1,401 @@
+//! Splitting text into pieces, the units that no token crosses.
+//!
+//! The four patterns of the field (GPT-2, GPT-4, GPT-4o, Llama 3) are scanners written by
+//! hand: one pass, no backtracking beyond a single character, linear on any input. Pieces
+//! always cover the text without gaps. Bytes that are not UTF-8 count as symbols, one each.
+//!
+//! Defined by `python/tinylm/reference/patterns.py`.
+
+use fancy_regex::Regex;
+
+use crate::Error;
+use crate::unicode::{Classes, LETTER, LOWER, MARK, NEWLINE, NUMBER, SPACE, UNCASED, UPPER};
+
+/// How text is split into pieces.
+#[derive(Debug, Clone)]
+pub enum Pattern {
+    /// GPT-2: contractions, then letters, digits or symbols with the space before them.
+    Gpt2,
+    /// GPT-4 (`cl100k_base`): any symbol before letters, three digits at most.
+    Gpt4,
+    /// GPT-4o (`o200k_base`): words end where lower case turns to upper case.
+    O200k,
+    /// Llama 3: GPT-4 as first published, other at white space that ends a text.
+    Llama3,
+    /// Each character by itself.
+    Character,
+    /// Each run of non-space with the space before it; other white space by itself.
+    Word,
+    /// The whole text as one piece.
+    Whole,
+    /// What a regular expression matches, and what it leaves between matches.
+    Custom(Box<Regex>),
+}
+
+/// Names and regular expressions that a scanner stands for.
+const KNOWN: [(&str, &str, Pattern); 7] = [
+    (
+        "gpt2",
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+        Pattern::Gpt2,
+    ),
+    (
+        "gpt4",
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+        Pattern::Gpt4,
+    ),
+    (
+        "o200k",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        Pattern::O200k,
+    ),
+    (
+        "llama3",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        Pattern::Llama3,
+    ),
+    ("character", r"(?s:.)", Pattern::Character),
+    ("word", r" ?\S+|\s", Pattern::Word),
+    ("whole", r"(?s:.+)", Pattern::Whole),
+];
+
+impl Pattern {
+    /// The pattern of this name, or of this regular expression.
+    ///
+    /// An expression that equals the published form of a named pattern gets its scanner.
+    /// Others run on `fancy-regex`: linear unless they use look-around or backreferences.
+    pub fn new(pattern: &str) -> Result<Self, Error> {
+        if let Some((_, _, known)) = KNOWN.iter().find(|k| k.0 == pattern || k.1 == pattern) {
+            return Ok(known.clone());
+        }
+        let fail = |reason: String| Error::Pattern {
+            pattern: pattern.into(),
+            reason: reason.lines().map(str::trim).collect::<Vec<_>>().join(" "),
+        };
+        // A word alone is a name with a slip in it, not a pattern for just that word.
+        if pattern
+            .chars()
+            .all(|c| c.is_alphanumeric() || "-_".contains(c))
+        {
+            return Err(fail("not one of gpt2, gpt4, o200k, llama3".into()));
+        }
+        let regex = Regex::new(pattern)
+            .map_err(|e| fail(format!("not a name and not a regular expression: {e}")))?;
+        if regex.is_match("").map_err(|e| fail(e.to_string()))? {
+            return Err(fail(
+                "matches the empty text; each match must take a character".into(),
+            ));
+        }
+        Ok(Self::Custom(Box::new(regex)))
+    }
+
+    /// The name of a scanner, or the regular expression.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Gpt2 => "gpt2",
+            Self::Gpt4 => "gpt4",
+            Self::O200k => "o200k",
+            Self::Llama3 => "llama3",
+            Self::Character => "character",
+            Self::Word => "word",
+            Self::Whole => "whole",
+            Self::Custom(regex) => regex.as_str(),
+        }
+    }
+
+    /// Calls `each(start, end)` for the pieces of `text` from `start` on, in order.
+    pub(crate) fn pieces(
+        &self,
+        text: &[u8],
+        start: usize,
+        mut each: impl FnMut(usize, usize) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (c, limit) = (Classes::get(), text.len());
+        match self {
+            Self::Gpt2 => scan(start, limit, each, |at| gpt2(c, text, at)),
+            Self::Gpt4 => scan(start, limit, each, |at| gpt4(c, text, at, true)),
+            Self::O200k => scan(start, limit, each, |at| o200k(c, text, at)),
+            Self::Llama3 => scan(start, limit, each, |at| gpt4(c, text, at, false)),
+            Self::Character => scan(start, limit, each, |at| at + c.at(text, at).1.max(1)),
+            Self::Word => scan(start, limit, each, |at| word(c, text, at)),
+            Self::Whole => {
+                if start < limit {
+                    each(start, limit)
+                } else {
+                    Ok(())
+                }
+            }
+            Self::Custom(regex) => custom(regex, text, start, each),
+        }
+    }
+
+    /// The last place in `from + 1 ..= to` at which `text` may be cut, if there is one: the
+    /// pieces of the two parts, each split by itself, are those of the whole.
+    ///
+    /// Needs the whole character at the place, so `text` must go on beyond it.
+    pub(crate) fn cut(&self, text: &[u8], from: usize, to: usize) -> Option<usize> {
+        let c = Classes::get();
+        let cuts = |at: usize| {
+            // Not inside a character, and not before one that the buffer may cut short.
+            if text[at] & 0xC0 == 0x80 || (text[at] >= 128 && at + 4 > text.len()) {
+                return false;
+            }
+            let (next, _) = c.at(text, at);
+            let (last, _) = c.before(text, at);
+            match self {
+                // A word ends before anything that is neither letter, mark nor apostrophe,
+                // digits before anything else.
+                Self::Gpt2 | Self::Gpt4 | Self::O200k | Self::Llama3 => {
+                    (last & LETTER != 0 && next & (LETTER | MARK) == 0 && text[at] != b'\'')
+                        || (last & NUMBER != 0 && next & NUMBER == 0)
+                }
+                Self::Character => true,
+                Self::Word => last & SPACE == 0 && next & SPACE != 0,
+                Self::Whole | Self::Custom(_) => false,
+            }
+        };
+        if matches!(self, Self::Whole | Self::Custom(_)) {
+            return None;
+        }
+        let to = to.min(text.len().checked_sub(1)?);
+        (from + 1..=to).rev().find(|&at| cuts(at))
+    }
+}
+
+/// Runs a scanner, a function from the start of a piece to its end, over `start..limit`.
+#[inline]
+fn scan(
+    start: usize,
+    limit: usize,
+    mut each: impl FnMut(usize, usize) -> Result<(), Error>,
+    end_of: impl Fn(usize) -> usize,
+) -> Result<(), Error> {
+    let mut at = start;
+    while at < limit {
+        let end = end_of(at);
+        each(at, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn custom(
+    regex: &Regex,
+    text: &[u8],
+    start: usize,
+    mut each: impl FnMut(usize, usize) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut base = start;
+    for chunk in text[start..].utf8_chunks() {
+        let valid = chunk.valid();
+        let mut done = 0;
+        for found in regex.find_iter(valid) {
+            let found = found.map_err(|e| Error::PatternGaveUp {
+                pattern: regex.as_str().into(),
+                reason: e.to_string(),
+            })?;
+            for (from, to) in [(done, found.start()), (found.start(), found.end())] {
+                if from < to {
+                    each(base + from, base + to)?;
+                }
+            }
+            done = found.end();
+        }
+        base += valid.len();
+        if base - valid.len() + done < base {
+            each(base - valid.len() + done, base)?;
+        }
+        for _ in chunk.invalid() {
+            each(base, base + 1)?;
+            base += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of the contraction at `at`: `'s 't 'd 'm 'll 've 're`, 0 if there is none.
+///
+/// `folded` ignores case, under which U+017F (long s) is an s too.
+#[inline]
+fn contraction(text: &[u8], at: usize, folded: bool) -> usize {
+    if text.get(at) != Some(&b'\'') {
+        return 0;
+    }
+    let letter = |at: usize| match text.get(at) {
+        Some(byte) if folded => byte.to_ascii_lowercase(),
+        Some(byte) => *byte,
+        None => 0,
+    };
+    match (letter(at + 1), letter(at + 2)) {
+        (b's' | b't' | b'd' | b'm', _) => 2,
+        (b'l', b'l') | (b'v' | b'r', b'e') => 3,
+        (0xC5, 0xBF) if folded => 3,
+        _ => 0,
+    }
+}
+
+/// End of the piece of white space at `at`, as all four patterns have it but for `lines`.
+///
+/// Up to and with the last line end if `lines`; else all but the last character, which
+/// belongs to the word that follows; all of it at the end of the text, where `tail` decides
+/// whether even line ends do not divide it.
+#[inline]
+fn white_space(c: &Classes, text: &[u8], at: usize, lines: bool, tail: bool) -> usize {
+    let end = c.run(text, at, SPACE);
+    if tail && end == text.len() {
+        return end;
+    }
+    if lines {
+        let run = &text[at..end];
+        if let Some(last) = run.iter().rposition(|&byte| byte == b'\n' || byte == b'\r') {
+            return at + last + 1;
+        }
+    }
+    if end == text.len() {
+        return end;
+    }
+    let (_, last) = c.before(text, end);
+    if last > at { last } else { end }
+}
+
+#[inline]
+fn gpt2(c: &Classes, text: &[u8], at: usize) -> usize {
+    let contracted = contraction(text, at, false);
+    if contracted > 0 {
+        return at + contracted;
+    }
+    let from = at + usize::from(text[at] == b' ');
+    let (class, width) = c.at(text, from);
+    if width == 0 || class & SPACE != 0 {
+        return white_space(c, text, at, false, true);
+    }
+    if class & LETTER != 0 {
+        return c.run(text, from + width, LETTER);
+    }
+    if class & NUMBER != 0 {
+        return c.run(text, from + width, NUMBER);
+    }
+    c.run_without(text, from + width, SPACE | LETTER | NUMBER)
+}
+
+/// GPT-4 with `tail`, Llama 3 without: GPT-4 takes the white space that ends a text whole.
+#[inline]
+fn gpt4(c: &Classes, text: &[u8], at: usize, tail: bool) -> usize {
+    let (class, width) = c.at(text, at);
+    if class & LETTER != 0 {
+        return c.run(text, at + width, LETTER);
+    }
+    if class & NUMBER != 0 {
+        return three_numbers(c, text, at);
+    }
+    let contracted = contraction(text, at, true);
+    if contracted > 0 {
+        return at + contracted;
+    }
+    let (next, next_width) = c.at(text, at + width);
+    if class & NEWLINE == 0 && next & LETTER != 0 {
+        return c.run(text, at + width + next_width, LETTER);
+    }
+    symbols(c, text, at, (class, width), next, NEWLINE, false)
+        .unwrap_or_else(|| white_space(c, text, at, true, tail))
+}
+
+fn three_numbers(c: &Classes, text: &[u8], mut at: usize) -> usize {
+    for _ in 0..3 {
+        let (class, width) = c.at(text, at);
+        if class & NUMBER == 0 {
+            break;
+        }
+        at += width;
+    }
+    at
+}
+
+/// End of ` ?[^\s\p{L}\p{N}]+[\r\n]*` at `at` (with `slash`: `[\r\n/]*`), if it matches.
+#[inline]
+fn symbols(
+    c: &Classes,
+    text: &[u8],
+    at: usize,
+    (class, width): (u8, usize),
+    next: u8,
+    tail: u8,
+    slash: bool,
+) -> Option<usize> {
+    const NOT: u8 = SPACE | LETTER | NUMBER | crate::unicode::END;
+    if class & NOT != 0 && !(text[at] == b' ' && next & NOT == 0) {
+        return None;
+    }
+    let mut end = c.run_without(text, at + width, SPACE | LETTER | NUMBER);
+    loop {
+        end = c.run(text, end, tail);
+        if !(slash && text.get(end) == Some(&b'/')) {
+            return Some(end);
+        }
+        end += 1;
+    }
+}
+
+#[inline]
+fn o200k(c: &Classes, text: &[u8], at: usize) -> usize {
+    let (class, width) = c.at(text, at);
+    if class & NUMBER != 0 {
+        return three_numbers(c, text, at);
+    }
+    let (next, _) = c.at(text, at + width);
+    // A mark is both: what may stand before a word, and a letter of it.
+    let inside = class & (LETTER | MARK) != 0;
+    let before = class & (NEWLINE | LETTER) == 0 && next & (LETTER | MARK) != 0;
+    if inside || before {
+        let try_at =
+            |from: usize, allowed: bool, word: fn(&Classes, &[u8], usize) -> Option<usize>| {
+                if allowed { word(c, text, from) } else { None }
+            };
+        let found = try_at(at + width, before, lower_word)
+            .or_else(|| try_at(at, inside, lower_word))
+            .or_else(|| try_at(at + width, before, upper_word))
+            .or_else(|| try_at(at, inside, upper_word));
+        if let Some(end) = found {
+            return end + contraction(text, end, true);
+        }
+    }
+    symbols(c, text, at, (class, width), next, NEWLINE, true)
+        .unwrap_or_else(|| white_space(c, text, at, true, false))
+}
+
+/// End of `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+` at `at`.
+#[inline]
+fn lower_word(c: &Classes, text: &[u8], at: usize) -> Option<usize> {
+    let upper_end = c.run(text, at, UPPER | UNCASED | MARK);
+    let end = c.run(text, upper_end, LOWER | UNCASED | MARK);
+    if end > upper_end {
+        return Some(end);
+    }
+    // Give back characters until one without case can stand for the lower-case part.
+    let mut end = upper_end;
+    while end > at {
+        let (class, start) = c.before(text, end);
+        if class & (UNCASED | MARK) != 0 {
+            return Some(end);
+        }
+        end = start;
+    }
+    None
+}
+
+/// End of `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*` at `at`.
+#[inline]
+fn upper_word(c: &Classes, text: &[u8], at: usize) -> Option<usize> {
+    let upper_end = c.run(text, at, UPPER | UNCASED | MARK);
+    (upper_end > at).then(|| c.run(text, upper_end, LOWER | UNCASED | MARK))
+}
+
+#[inline]
+fn word(c: &Classes, text: &[u8], at: usize) -> usize {
+    let from = at + usize::from(text[at] == b' ');
+    let (class, width) = c.at(text, from);
+    if width > 0 && class & SPACE == 0 {
+        return c.run_without(text, from + width, SPACE);
+    }
+    at + c.at(text, at).1.max(1)
+}

@@ -1,0 +1,369 @@
+//! Learning the merges of byte-level BPE from the counts of words.
+//!
+//! The most frequent pair of neighbours becomes a token, again and again. Counts change only
+//! around the places where a pair was merged, so each pair keeps its places. The words lie
+//! in one array of cells, a token's id in its first cell and in its last: whoever stands at
+//! a border between tokens sees both neighbours without links. A place is out of date exactly
+//! if the cells there no longer hold its pair: a merge overwrites the cell where its right
+//! token began, and no longer token can be mistaken for the one that began there. One merge of one place costs `O(1)`, in a word
+//! of ten bytes as in one of ten million.
+//!
+//! Defined by `python/tinylm/reference/byte_bpe.py`.
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::count::WordCounts;
+use crate::heap::Heap;
+use crate::{Error, Interrupt};
+
+/// The cell between two words.
+const BORDER: u32 = u32::MAX;
+/// Places visited between two calls of the interrupt.
+const TICK: usize = 1 << 16;
+
+/// Which of the pairs with the highest count is merged first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ties {
+    /// The smaller (left id, right id).
+    Ids,
+    /// The greater (left bytes, right bytes).
+    Bytes,
+}
+
+/// A piece of the corpus and how often it occurs.
+pub(crate) type Word = (Box<[u8]>, u64);
+
+/// A vocabulary as learned: id `i` is `tokens[i]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trained {
+    /// The 256 bytes, then what was learned, in order.
+    pub tokens: Vec<Vec<u8>>,
+    /// The pairs of ids that merge, in order.
+    pub merges: Vec<(u32, u32)>,
+}
+
+impl WordCounts {
+    /// Learns merges until there are `vocab_size` tokens, special ones included, or no pair
+    /// occurs `min_frequency` times; `progress(tokens, target)` is an [`Interrupt`] too.
+    ///
+    /// Two different merges may give the same bytes: then they give the same token.
+    pub fn train_bpe(
+        &self,
+        vocab_size: usize,
+        min_frequency: u64,
+        ties: Ties,
+        progress: &mut dyn FnMut(usize, usize) -> Result<(), Error>,
+    ) -> Result<Trained, Error> {
+        let target = self.room(vocab_size)?;
+        let words = self.words_or_error()?;
+        let mut trainer = Trainer::new(words, ties, &mut || progress(256, target))?;
+        let mut listed = FxHashSet::default();
+        let mut merges = Vec::new();
+        while trainer.tokens.len() < target {
+            let made = trainer.tokens.len();
+            let mut interrupt = || progress(made, target);
+            interrupt()?;
+            let Some(best) = trainer.best(min_frequency) else {
+                break;
+            };
+            let (left, right) = (best.left, best.right);
+            trainer.merge(best, &mut interrupt)?;
+            // A token that is made in a second way can bring back a pair merged before;
+            // the first listing of a merge is the one that counts.
+            if listed.insert((left, right)) {
+                merges.push((left, right));
+            }
+        }
+        progress(trainer.tokens.len(), target)?;
+        Ok(Trained {
+            tokens: trainer.tokens,
+            merges,
+        })
+    }
+
+    /// The bytes and the most frequent pieces of two bytes and more: a vocabulary of whole
+    /// words or characters, without merges.
+    pub fn most_frequent(
+        &self,
+        vocab_size: usize,
+        min_frequency: u64,
+        ties: Ties,
+    ) -> Result<Trained, Error> {
+        let target = self.room(vocab_size)?;
+        let mut words = self.words_or_error()?;
+        if ties == Ties::Bytes {
+            words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| b.0.cmp(&a.0)));
+        }
+        let mut tokens = bytes();
+        let frequent = words
+            .into_iter()
+            .filter(|(word, n)| word.len() > 1 && *n >= min_frequency);
+        tokens.extend(frequent.map(|(word, _)| word.into_vec()).take(target - 256));
+        Ok(Trained {
+            tokens,
+            merges: Vec::new(),
+        })
+    }
+
+    /// How many tokens may not be special.
+    fn room(&self, vocab_size: usize) -> Result<usize, Error> {
+        let special_tokens = self.special_tokens();
+        let needed = 256 + special_tokens;
+        if vocab_size < needed {
+            return Err(Error::VocabularyTooSmall {
+                vocab_size,
+                special_tokens,
+                needed,
+            });
+        }
+        Ok(vocab_size - special_tokens)
+    }
+
+    fn words_or_error(&self) -> Result<Vec<Word>, Error> {
+        let words = self.words();
+        if words.is_empty() {
+            Err(Error::EmptyCorpus)
+        } else {
+            Ok(words)
+        }
+    }
+}
+
+fn bytes() -> Vec<Vec<u8>> {
+    (0..=255u8).map(|byte| vec![byte]).collect()
+}
+
+/// A pair as the heap sees it; out of date once `count` is not the pair's count.
+#[derive(Clone, Copy)]
+struct Candidate {
+    count: i64,
+    left: u32,
+    right: u32,
+    pair: u32,
+}
+
+/// A pair of tokens: how often it occurs, and cells where it began once.
+#[derive(Default)]
+struct Pair {
+    count: i64,
+    places: Vec<u32>,
+}
+
+struct Trainer {
+    ties: Ties,
+    tokens: Vec<Vec<u8>>,
+    id_of: FxHashMap<Vec<u8>, u32>,
+    cells: Vec<u32>,
+    /// The word that each cell is of.
+    word_at: Vec<u32>,
+    frequency: Vec<i64>,
+    pairs: Vec<Pair>,
+    pair_at: FxHashMap<(u32, u32), u32>,
+    heap: Heap<Candidate>,
+    /// Pairs whose count rose in the merge at hand.
+    risen: Vec<(u32, u32, u32)>,
+}
+
+impl Trainer {
+    fn new(words: Vec<Word>, ties: Ties, interrupt: &mut Interrupt<'_>) -> Result<Self, Error> {
+        let length = words.iter().map(|(word, _)| word.len() + 1).sum::<usize>() + 1;
+        if length >= BORDER as usize {
+            return Err(Error::TooLong {
+                what: "the distinct text of the corpus",
+                length,
+            });
+        }
+        let mut trainer = Self {
+            ties,
+            tokens: bytes(),
+            id_of: bytes().into_iter().zip(0..).collect(),
+            cells: vec![BORDER],
+            word_at: vec![0],
+            frequency: Vec::with_capacity(words.len()),
+            pairs: Vec::new(),
+            pair_at: FxHashMap::default(),
+            heap: Heap::new(Vec::new(), |_, _| false),
+            risen: Vec::new(),
+        };
+        trainer.cells.reserve(length);
+        trainer.word_at.reserve(length);
+        for (number, (word, count)) in (0u32..).zip(words) {
+            trainer.frequency.push(count as i64);
+            trainer
+                .cells
+                .extend(word.iter().map(|&byte| u32::from(byte)));
+            trainer.cells.push(BORDER);
+            trainer.word_at.resize(trainer.cells.len(), number);
+        }
+        trainer.count_pairs(interrupt)?;
+        Ok(trainer)
+    }
+
+    fn count_pairs(&mut self, interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
+        for at in 1..self.cells.len() - 1 {
+            if at % TICK == TICK - 1 {
+                interrupt()?;
+            }
+            let (left, right) = (self.cells[at], self.cells[at + 1]);
+            if left != BORDER && right != BORDER {
+                let count = self.frequency[self.word_at[at] as usize];
+                self.raise(left, right, count, at);
+            }
+        }
+        self.risen.clear();
+        let mut candidates = Vec::with_capacity(self.pairs.len());
+        #[expect(clippy::iter_over_hash_type, reason = "the heap's order is total")]
+        for (&(left, right), &pair) in &self.pair_at {
+            let count = self.pairs[pair as usize].count;
+            candidates.push(Candidate {
+                count,
+                left,
+                right,
+                pair,
+            });
+        }
+        self.heap = Heap::new(candidates, |a, b| better(&self.tokens, self.ties, a, b));
+        Ok(())
+    }
+
+    /// The pair to merge, if one occurs often enough.
+    fn best(&mut self, min_frequency: u64) -> Option<Candidate> {
+        let Self {
+            heap,
+            tokens,
+            ties,
+            pairs,
+            ..
+        } = self;
+        let better = |a: &Candidate, b: &Candidate| better(tokens, *ties, a, b);
+        loop {
+            let top = heap.pop(better)?;
+            let count = pairs[top.pair as usize].count;
+            if count <= 0 {
+                continue;
+            }
+            if count == top.count {
+                return (count as u64 >= min_frequency).then_some(top);
+            }
+            // Counts only fall without being pushed again, so this pair cannot come too late.
+            heap.push(Candidate { count, ..top }, better);
+        }
+    }
+
+    fn merge(&mut self, best: Candidate, interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
+        let Candidate {
+            left, right, pair, ..
+        } = best;
+        let (left_length, right_length) = (self.length(left), self.length(right));
+        let merged = self.token_of(left, right);
+        let mut places = std::mem::take(&mut self.pairs[pair as usize].places);
+        // Runs such as `aaa` merge from the left. Places come in order unless two merges
+        // made the same token.
+        if !places.is_sorted() {
+            places.sort_unstable();
+        }
+        for (visited, &place) in places.iter().enumerate() {
+            if visited % TICK == TICK - 1 {
+                interrupt()?;
+            }
+            let start = place as usize;
+            let middle = start + left_length;
+            if self.cells[start] != left || self.cells[middle] != right {
+                continue;
+            }
+            let end = middle + right_length;
+            let count = self.frequency[self.word_at[start] as usize];
+            let (before, after) = (self.cells[start - 1], self.cells[end]);
+            self.pairs[pair as usize].count -= count;
+            if before != BORDER {
+                self.lower(before, left, count);
+                self.raise(before, merged, count, start - self.length(before));
+            }
+            if after != BORDER {
+                self.lower(right, after, count);
+                self.raise(merged, after, count, start);
+            }
+            self.cells[start] = merged;
+            // No border any more: what once began here must not be found again.
+            self.cells[middle] = merged;
+            self.cells[end - 1] = merged;
+        }
+        self.offer_risen();
+        Ok(())
+    }
+
+    fn length(&self, token: u32) -> usize {
+        self.tokens[token as usize].len()
+    }
+
+    /// The id of the token that `left` and `right` make, a new one if its bytes are new.
+    fn token_of(&mut self, left: u32, right: u32) -> u32 {
+        let mut bytes = self.tokens[left as usize].clone();
+        bytes.extend_from_slice(&self.tokens[right as usize]);
+        let new = self.tokens.len() as u32;
+        let id = *self.id_of.entry(bytes.clone()).or_insert(new);
+        if id == new {
+            self.tokens.push(bytes);
+        }
+        id
+    }
+
+    fn lower(&mut self, left: u32, right: u32, count: i64) {
+        if let Some(&pair) = self.pair_at.get(&(left, right)) {
+            self.pairs[pair as usize].count -= count;
+        }
+    }
+
+    fn raise(&mut self, left: u32, right: u32, count: i64, place: usize) {
+        let new = self.pairs.len() as u32;
+        let pair = *self.pair_at.entry((left, right)).or_insert(new);
+        if pair == new {
+            self.pairs.push(Pair::default());
+        }
+        let known = &mut self.pairs[pair as usize];
+        known.count += count;
+        known.places.push(place as u32);
+        if self.risen.last() != Some(&(pair, left, right)) {
+            self.risen.push((pair, left, right));
+        }
+    }
+
+    fn offer_risen(&mut self) {
+        self.risen.sort_unstable();
+        self.risen.dedup();
+        let Self {
+            heap,
+            tokens,
+            ties,
+            pairs,
+            risen,
+            ..
+        } = self;
+        for (pair, left, right) in risen.drain(..) {
+            let count = pairs[pair as usize].count;
+            if count > 0 {
+                let candidate = Candidate {
+                    count,
+                    left,
+                    right,
+                    pair,
+                };
+                heap.push(candidate, |a, b| better(tokens, *ties, a, b));
+            }
+        }
+    }
+}
+
+/// Whether `a` is merged before `b`. The order is total: no two candidates are equal twice.
+fn better(tokens: &[Vec<u8>], ties: Ties, a: &Candidate, b: &Candidate) -> bool {
+    if a.count != b.count {
+        return a.count > b.count;
+    }
+    match ties {
+        Ties::Ids => (a.left, a.right) < (b.left, b.right),
+        Ties::Bytes => {
+            let bytes = |c: &Candidate| (&tokens[c.left as usize], &tokens[c.right as usize]);
+            bytes(a) > bytes(b)
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The fast paths against a naive twin that fits on a page, on thousands of random inputs.
+
+use std::collections::HashMap;
+
+use tinylm_tokenizer::{
+    DecodeStream, Error, Policy, Spec, Ties, Tokenizer, Trained, WordCounts, no_interrupt,
+};
+
+/// A generator of random numbers: xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % bound
+    }
+
+    fn text(&mut self, fragments: &[&str], longest: usize) -> String {
+        (0..self.below(longest))
+            .map(|_| fragments[self.below(fragments.len())])
+            .collect()
+    }
+
+    fn bytes(&mut self, longest: usize) -> Vec<u8> {
+        (0..self.below(longest))
+            .map(|_| self.below(256) as u8)
+            .collect()
+    }
+}
+
+const FRAGMENTS: [&str; 24] = [
+    "a", "b", "ab", "aa", "abc", " ", "  ", "\n", "\r\n", "'s", "'LL", "1", "234", ".", "!/", "é",
+    "\u{301}", "中", "文字", "Ab", "ABc", "\u{3000}", "😀", "<|end|>",
+];
+const PATTERNS: [&str; 7] = [
+    "gpt2",
+    "gpt4",
+    "o200k",
+    "llama3",
+    "character",
+    "word",
+    "whole",
+];
+
+/// Merge the earliest listed pair, the leftmost first, until none is left.
+fn naive_encode(bytes: &[u8], trained: &Trained) -> Vec<u32> {
+    let id_of: HashMap<&[u8], u32> = trained
+        .tokens
+        .iter()
+        .map(Vec::as_slice)
+        .zip(0u32..)
+        .collect();
+    let mut word: Vec<u32> = bytes.iter().map(|&b| u32::from(b)).collect();
+    loop {
+        let rank = |at: usize| {
+            trained
+                .merges
+                .iter()
+                .position(|m| *m == (word[at], word[at + 1]))
+        };
+        let best = (0..word.len().saturating_sub(1))
+            .filter_map(|at| Some((rank(at)?, at)))
+            .min();
+        let Some((_, at)) = best else { return word };
+        let (left, right) = (word[at] as usize, word[at + 1] as usize);
+        let joined = [trained.tokens[left].as_slice(), &trained.tokens[right]].concat();
+        word.splice(at..at + 2, [id_of[joined.as_slice()]]);
+    }
+}
+
+/// Count all pairs anew for each merge.
+fn naive_train(words: &[(Vec<u8>, u64)], size: usize, least: u64, ties: Ties) -> Trained {
+    let mut trained = Trained {
+        tokens: (0..=255u8).map(|b| vec![b]).collect(),
+        merges: Vec::new(),
+    };
+    let mut words: Vec<(Vec<u32>, u64)> = words
+        .iter()
+        .map(|(w, n)| (w.iter().map(|&b| u32::from(b)).collect(), *n))
+        .collect();
+    while trained.tokens.len() < size {
+        let mut counts: HashMap<(u32, u32), u64> = HashMap::new();
+        for (word, n) in &words {
+            for pair in word.windows(2) {
+                *counts.entry((pair[0], pair[1])).or_default() += n;
+            }
+        }
+        let bytes = |id: u32| trained.tokens[id as usize].clone();
+        let best = counts.into_iter().max_by(|(p, m), (q, n)| {
+            m.cmp(n).then_with(|| match ties {
+                Ties::Ids => q.cmp(p),
+                Ties::Bytes => (bytes(p.0), bytes(p.1)).cmp(&(bytes(q.0), bytes(q.1))),
+            })
+        });
+        let Some(((left, right), count)) = best else {
+            break;
+        };
+        if count < least {
+            break;
+        }
+        let joined = [bytes(left), bytes(right)].concat();
+        let known = trained.tokens.iter().position(|t| *t == joined);
+        let id = known.unwrap_or(trained.tokens.len()) as u32;
+        if known.is_none() {
+            trained.tokens.push(joined);
+        }
+        if !trained.merges.contains(&(left, right)) {
+            trained.merges.push((left, right));
+        }
+        for (word, _) in &mut words {
+            let mut at = 0;
+            while at + 1 < word.len() {
+                if (word[at], word[at + 1]) == (left, right) {
+                    word.splice(at..at + 2, [id]);
+                }
+                at += 1;
+            }
+        }
+    }
+    trained
+}
+
+fn train(texts: &[&[u8]], pattern: &str, size: usize, least: u64, ties: Ties) -> Trained {
+    let mut counts = WordCounts::new(pattern, &[], 1).unwrap();
+    counts.add(texts, &mut no_interrupt).unwrap();
+    counts
+        .train_bpe(size, least, ties, &mut |_, _| Ok(()))
+        .unwrap()
+}
+
+fn tokenizer(trained: &Trained, pattern: &str, whole_pieces: bool) -> Tokenizer {
+    let end = trained.tokens.len() as u32;
+    Tokenizer::new(Spec {
+        tokens: trained.tokens.iter().cloned().zip(0..).collect(),
+        merges: Some(trained.merges.clone()),
+        whole_pieces,
+        pattern: pattern.into(),
+        special_tokens: vec![("<|end|>".into(), end), ("<|end|>>".into(), end + 1)],
+    })
+    .unwrap()
+}
+
+#[test]
+fn training_equals_the_naive_one() {
+    let mut random = Random(1);
+    for round in 0..400 {
+        let ties = if round % 2 == 0 {
+            Ties::Ids
+        } else {
+            Ties::Bytes
+        };
+        let least = 1 + random.below(3) as u64;
+        let texts: Vec<Vec<u8>> = (0..=random.below(6))
+            .map(|_| match round % 3 {
+                0 => random.text(&["a", "b"], 40).into_bytes(),
+                1 => random.text(&FRAGMENTS, 30).into_bytes(),
+                _ => random.bytes(30),
+            })
+            .filter(|text| !text.is_empty())
+            .collect();
+        if texts.is_empty() {
+            continue;
+        }
+        let slices: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
+        let words: Vec<(Vec<u8>, u64)> = texts.iter().map(|text| (text.clone(), 1)).collect();
+        let naive = naive_train(&words, 300, least, ties);
+        assert_eq!(
+            train(&slices, "whole", 300, least, ties),
+            naive,
+            "{texts:?}"
+        );
+    }
+}
+
+#[test]
+fn encoding_equals_the_naive_one_on_short_and_long_pieces() {
+    let mut random = Random(2);
+    for _ in 0..60 {
+        let corpus = random.text(&FRAGMENTS, 400) + "ab";
+        let trained = train(&[corpus.as_bytes()], "whole", 330, 1, Ties::Ids);
+        let tokenizer = tokenizer(&trained, "whole", false);
+        for longest in [4, 20, 90, 110, 300] {
+            let text = random.text(&FRAGMENTS, longest);
+            let ids = tokenizer
+                .encode(text.as_bytes(), &Policy::Text, &mut no_interrupt)
+                .unwrap();
+            assert_eq!(ids, naive_encode(text.as_bytes(), &trained), "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn every_text_and_every_row_of_bytes_survives_the_round_trip() {
+    let mut random = Random(3);
+    for pattern in PATTERNS {
+        let trained = train(
+            &[FRAGMENTS.concat().repeat(9).as_bytes()],
+            pattern,
+            300,
+            1,
+            Ties::Ids,
+        );
+        for whole in [false, true] {
+            let tokenizer = tokenizer(&trained, pattern, whole);
+            for _ in 0..2000 {
+                let text = random.text(&FRAGMENTS, 20).into_bytes();
+                for bytes in [text, random.bytes(20)] {
+                    for policy in [Policy::Allow, Policy::Text] {
+                        let ids = tokenizer
+                            .encode(&bytes, &policy, &mut no_interrupt)
+                            .unwrap();
+                        assert_eq!(tokenizer.decode(&ids).unwrap(), bytes);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_text_may_be_cut_where_the_tokenizer_says() {
+    let mut random = Random(4);
+    for pattern in PATTERNS {
+        let trained = train(
+            &[FRAGMENTS.concat().repeat(9).as_bytes()],
+            pattern,
+            300,
+            1,
+            Ties::Ids,
+        );
+        let tokenizer = tokenizer(&trained, pattern, false);
+        let encode = |text: &[u8]| {
+            tokenizer
+                .encode(text, &Policy::Allow, &mut no_interrupt)
+                .unwrap()
+        };
+        let mut cuts = 0;
+        for _ in 0..3000 {
+            let text = random.text(&FRAGMENTS, 24).into_bytes();
+            let shown = &text[..random.below(text.len() + 1)];
+            if let Some(cut) = tokenizer.cut(shown, &Policy::Allow).unwrap() {
+                cuts += 1;
+                let parts = [encode(&text[..cut]), encode(&text[cut..])].concat();
+                assert_eq!(parts, encode(&text), "{pattern} {text:?} at {cut}");
+            }
+        }
+        assert!(cuts > 500 || pattern == "whole", "{pattern}: {cuts} cuts");
+    }
+}
+
+#[test]
+fn batches_and_counts_do_not_depend_on_threads() {
+    let mut random = Random(5);
+    let texts: Vec<Vec<u8>> = (0..30)
+        .map(|i| {
+            random
+                .text(&FRAGMENTS, 60)
+                .repeat(if i % 7 == 0 { 40_000 } else { 9 })
+                .into()
+        })
+        .collect();
+    let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
+    let special = ["<|end|>".to_string()];
+    let learn = |threads: usize| {
+        let mut counts = WordCounts::new("gpt4", &special, threads).unwrap();
+        counts.add(&texts, &mut no_interrupt).unwrap();
+        counts
+            .train_bpe(320, 1, Ties::Ids, &mut |_, _| Ok(()))
+            .unwrap()
+    };
+    let trained = learn(1);
+    assert_eq!(trained, learn(3));
+    let tokenizer = tokenizer(&trained, "gpt4", false);
+    let batch = |threads| {
+        tokenizer
+            .encode_batch(&texts, &Policy::Allow, threads, &mut no_interrupt)
+            .unwrap()
+    };
+    let (ids, offsets) = batch(1);
+    assert_eq!((ids.clone(), offsets.clone()), batch(3));
+    for (text, ends) in texts.iter().zip(offsets.windows(2)) {
+        let alone = tokenizer
+            .encode(text, &Policy::Allow, &mut no_interrupt)
+            .unwrap();
+        assert_eq!(ids[ends[0] as usize..ends[1] as usize], alone);
+    }
+}
+
+#[test]
+fn the_first_error_of_a_batch_is_told_whatever_the_threads() {
+    let trained = train(&[b"ab"], "gpt2", 257, 1, Ties::Ids);
+    let tokenizer = tokenizer(&trained, "gpt2", false);
+    let mut texts = vec![vec![b'a'; 1 << 20]; 6];
+    texts[3][100..107].copy_from_slice(b"<|end|>");
+    texts[4][200..207].copy_from_slice(b"<|end|>");
+    let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
+    for threads in 1..4 {
+        let result = tokenizer.encode_batch(&texts, &Policy::Raise, threads, &mut no_interrupt);
+        let expected = Error::SpecialToken {
+            token: "<|end|>".into(),
+            position: 100,
+        };
+        assert_eq!(result, Err(expected));
+    }
+}
+
+#[test]
+fn an_interrupt_ends_long_work() {
+    let text = vec![b'a'; 1 << 21];
+    let trained = train(&[b"aaaa aaaa"], "gpt2", 258, 1, Ties::Ids);
+    let tokenizer = tokenizer(&trained, "gpt2", false);
+    let mut stop = || Err(Error::Interrupted);
+    assert_eq!(
+        tokenizer.encode(&text, &Policy::Text, &mut stop),
+        Err(Error::Interrupted)
+    );
+    let mut counts = WordCounts::new("gpt2", &[], 1).unwrap();
+    counts.add(&[&text], &mut no_interrupt).unwrap();
+    let trained = counts.train_bpe(300, 1, Ties::Ids, &mut |_, _| Err(Error::Interrupted));
+    assert_eq!(trained, Err(Error::Interrupted));
+}
+
+#[test]
+fn a_stream_joins_to_the_text() {
+    let mut random = Random(6);
+    for _ in 0..5000 {
+        let bytes = if random.below(2) == 0 {
+            random.text(&FRAGMENTS, 12).into_bytes()
+        } else {
+            random.bytes(12)
+        };
+        let mut stream = DecodeStream::default();
+        let mut joined = String::new();
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(1 + random.below(rest.len()));
+            joined += &stream.push(now);
+            rest = later;
+        }
+        joined += &stream.finish();
+        assert_eq!(joined, String::from_utf8_lossy(&bytes));
+    }
+}

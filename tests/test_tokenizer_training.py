@@ -1,0 +1,213 @@
+"""Training, held to the reference merge by merge."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import assigned_text, runs
+from tinylm import Tokenizer
+from tinylm.reference import byte_bpe, patterns
+from tokenizer_data import CORPORA, corpus, standard_library
+
+
+def train(texts: list[str | bytes], **settings) -> Tokenizer:
+    """As `Tokenizer.train`, content with the tokens that the texts give."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return Tokenizer.train(texts, **{"special_tokens": (), **settings})
+
+
+def check_against_reference(
+    text: str, size: int, pattern: str, ties: str, min_frequency: int = 1
+) -> None:
+    pieces = (piece.encode() for piece in patterns.split(text, pattern))
+    tokens, merges = byte_bpe.train(pieces, size, ties, min_frequency)
+    tokenizer = train(
+        [text], vocab_size=size, pattern=pattern, ties=ties, min_frequency=min_frequency
+    )
+    assert tokenizer.merges == [(tokens[left], tokens[right]) for left, right in merges]
+    assert tokenizer.vocab == dict(enumerate(tokens))
+
+
+@pytest.mark.parametrize("ties", ["ids", "bytes"])
+@settings(max_examples=60)
+@given(
+    text=(assigned_text() | runs() | st.text("ab ", max_size=60)).filter(bool),
+    pattern=st.sampled_from(["gpt2", "gpt4", "o200k", "llama3", "whole"]),
+    min_frequency=st.integers(1, 3),
+)
+def test_training_equals_the_reference(
+    ties: str, text: str, pattern: str, min_frequency: int
+) -> None:
+    check_against_reference(text, 300, pattern, ties, min_frequency)
+
+
+@pytest.mark.parametrize("ties", ["ids", "bytes"])
+def test_training_on_real_code_equals_the_reference(ties: str) -> None:
+    check_against_reference(standard_library(3), 500, "gpt4", ties)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("ties", ["ids", "bytes"])
+@pytest.mark.parametrize("name", CORPORA)
+def test_training_on_a_corpus_equals_the_reference(name: str, ties: str) -> None:
+    check_against_reference(corpus(name), 2048, "gpt4", ties)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("ties", ["ids", "bytes"])
+def test_training_on_the_standard_library_equals_the_reference(ties: str) -> None:
+    check_against_reference(standard_library(), 2048, "gpt2", ties)
+
+
+@settings(max_examples=30)
+@given(texts=st.lists(assigned_text().filter(bool), min_size=1, max_size=4))
+def test_the_number_of_threads_changes_nothing(texts: list[str]) -> None:
+    large = [text * (1 + 40_000 // len(text)) for text in texts] * 20
+    one, two, four = (train(large, vocab_size=290, threads=n) for n in (1, 2, 4))
+    assert one == two == four
+
+
+def test_documents_are_split_apart() -> None:
+    assert train(["ab"] * 5, vocab_size=300).merges == [(b"a", b"b")]
+    assert train(["a", "b"] * 5, vocab_size=300).merges == []
+
+
+def test_special_tokens_divide_texts_and_are_not_counted() -> None:
+    tokenizer = train(["ab<|x|>ab<|x|><|x|>"] * 3, vocab_size=300, special_tokens=("<|x|>",))
+    assert tokenizer.merges == [(b"a", b"b")]
+    assert tokenizer.special_tokens == {"<|x|>": 257}
+    assert tokenizer.vocab_size == 258
+
+
+def test_a_token_made_in_two_ways_has_one_id() -> None:
+    # `abc` comes from ab+c; where x took the a, from a later token that ends in a.
+    text = "xyabc " * 9 + "abc " * 50 + "bc " * 60 + "ab " * 10
+    for ties in ("ids", "bytes"):
+        check_against_reference(text * 2, 300, "gpt2", ties)
+
+
+def test_a_vocabulary_too_small_for_the_bytes_is_an_error() -> None:
+    with pytest.raises(ValueError, match="vocab_size 256 is too small: 256 bytes and 1 special"):
+        Tokenizer.train(["text"], vocab_size=256)
+    assert Tokenizer.train(["text"], vocab_size=257).vocab_size == 257
+
+
+def test_a_vocabulary_too_large_for_the_text_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="a vocabulary of 260, not the 1000 asked for") as caught:
+        Tokenizer.train(["text"], vocab_size=1000)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char", "byte", "whitespace"])
+@pytest.mark.parametrize("texts", [[], [""], ["", b""]])
+def test_an_empty_corpus_is_an_error(kind: str, texts: list[str | bytes]) -> None:
+    with pytest.raises(ValueError, match="corpus is empty"):
+        Tokenizer.train(texts, vocab_size=300, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"kind": "wordpiece"}, ValueError, "expected 'bpe', 'char'"),
+        ({"kind": "char", "pattern": "gpt2"}, ValueError, "is for kind='bpe'"),
+        ({"ties": "random"}, ValueError, 'expected "ids" or "bytes"'),
+        ({"min_frequency": 0}, ValueError, "at least 1"),
+        ({"threads": -1}, ValueError, "must be 0"),
+        ({"special_tokens": ("<|a|>", "<|a|>")}, ValueError, "listed twice"),
+        ({"special_tokens": "<|a|>"}, TypeError, "pass \\(token,\\)"),
+        ({"special_tokens": ("",)}, ValueError, "empty string"),
+    ],
+)
+def test_a_bad_setting_is_an_error_that_names_it(
+    settings: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Tokenizer.train(["text"], vocab_size=300, **settings)
+
+
+def test_one_string_is_no_list_of_texts() -> None:
+    with pytest.raises(TypeError, match=r"pass \[text\]"):
+        Tokenizer.train("text", vocab_size=300)
+    with pytest.raises(TypeError, match=r"pass \[path\]"):
+        Tokenizer.train_files("text.txt", vocab_size=300)
+    with pytest.raises(TypeError, match="encode_array"):
+        Tokenizer.train(["text"], vocab_size=257).encode_batch("text")
+
+
+def test_characters_are_learned_by_frequency_and_the_rest_is_bytes() -> None:
+    tokenizer = train(["\u4e2d\u6587\u4e2d\u6587\u4e2d\xe9ab"], vocab_size=258, kind="char")
+    assert tokenizer.vocab[256] == "\u4e2d".encode()
+    assert tokenizer.vocab[257] == "\u6587".encode()
+    assert tokenizer.encode("a\u4e2d\xe9") == [97, 256, 0xC3, 0xA9]
+    assert tokenizer.merges == []
+
+
+def test_words_carry_the_space_before_them() -> None:
+    tokenizer = train(["the cat the dog the end"], vocab_size=258, kind="whitespace")
+    assert tokenizer.vocab[256] == b" the"
+    assert [tokenizer.decode([i]) for i in tokenizer.encode(" the the\n")] == [" the", " the", "\n"]
+    rare = train(["the cat the cat the end"], vocab_size=300, kind="whitespace", min_frequency=2)
+    assert rare.vocab_size == 258
+
+
+@pytest.mark.parametrize("ties", ["ids", "bytes"])
+def test_equally_frequent_words_are_taken_in_the_order_of_ties(ties: str) -> None:
+    tokenizer = train(["x y z"], vocab_size=257, kind="whitespace", ties=ties)
+    assert tokenizer.vocab[256] == (b" y" if ties == "ids" else b" z")
+
+
+def test_progress_is_told_and_an_error_in_it_ends_the_training() -> None:
+    seen: list[tuple[int, int]] = []
+    train(["low lower lowest"], vocab_size=260, progress=lambda *step: seen.append(step))
+    assert seen[0] == (256, 260)
+    assert seen[-1] == (260, 260)
+
+    def fail(done: int, target: int) -> None:
+        raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        train(["low lower lowest"], vocab_size=260, progress=fail)
+
+
+def test_the_progress_line_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    train(["low lower lowest"], vocab_size=260, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("260/260 tokens\n")
+
+
+def test_files_are_texts_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinylm.tokenizer.training.BATCH", 1000)
+    texts = [standard_library(2) + "<|x|>  \n  \u4e2d\u6587 " * 40, " 1  2\n" * 500, "a" * 5000]
+    paths = [tmp_path / f"{i}.txt" for i in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+    for pattern in ("gpt2", "gpt4", "o200k", r"\S+|\s+"):
+        settings = {"vocab_size": 400, "pattern": pattern, "special_tokens": ("<|x|>",)}
+        assert Tokenizer.train_files(paths, **settings) == Tokenizer.train(texts, **settings)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        Tokenizer.train_files([tmp_path / "missing"], vocab_size=300)
+
+
+def test_training_does_not_depend_on_the_hash_seed() -> None:
+    code = (
+        "from tinylm import Tokenizer;"
+        "print(Tokenizer.train([open(__import__('os').__file__).read()], vocab_size=900).sha256)"
+    )
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(hashes) == 1
