@@ -1,0 +1,236 @@
+"""A flat folder of files that is on disk either whole or not at all.
+
+    with whole(folder) as draft:
+        draft.add("config.json", b"{}")
+    verify(folder)
+
+A draft is written beside the folder, `.NAME.tinylm-draft-*`: every file, and then
+MANIFEST.json, which holds their sizes and hashes, is written and fsynced; then the draft itself
+is fsynced, renamed to its final name, and the parent fsynced. A folder in the way is renamed to
+`.NAME.tinylm-aside-*` and removed last, so that at every instant the old or the new one is
+there, whole. The writer holds a lock on both, which ends with its process however that dies:
+what is not locked is left over from a dead writer, and `recover` clears it away.
+
+The hash is SHA-256: it is in the standard library, processors have instructions for it (1 to
+2 GB/s a core), and the Hugging Face Hub shows the same number for each file.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+DRAFT, ASIDE = ".tinylm-draft-", ".tinylm-aside-"
+# Bytes handed to the system at once: small enough that Ctrl-C is answered soon.
+CHUNK = 16 << 20
+
+
+class Draft:
+    """The files of a folder in the making."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, content: bytes) -> None:
+        """Write and fsync one file; an `OSError` carries its name."""
+        _write(self.folder / name, content)
+        self.files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def add_written(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Let `write(path)` write one file, then fsync it."""
+        path = self.folder / name
+        write(path)
+        _fsync(path)
+        self.files[name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Draft]:
+    """A draft that becomes `folder`, or takes its place, when the block ends without an error."""
+    _make(folder.parent)
+    recover(folder.parent)
+    path = folder.parent / f".{folder.name}{DRAFT}{secrets.token_hex(4)}"
+    with _naming(path):
+        os.mkdir(path)
+    try:
+        with _locked(path) as handle:
+            draft = Draft(path)
+            yield draft
+            _write(path / MANIFEST, _manifest(draft.files))
+            with _naming(path):
+                os.fsync(handle)
+            _swap(path, folder)
+    except BaseException:
+        # The error that brought you here matters more than one of the clearing up.
+        with suppress(OSError):
+            shutil.rmtree(path)
+        raise
+
+
+def verify(folder: Path) -> None:
+    """Read every file of `folder` and compare it with MANIFEST.json; files beside it are ignored.
+
+    Raises `ValueError` naming the file, what was expected and what was found.
+    """
+    check(folder, read_manifest(folder))
+
+
+def check(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """`verify` for some of the files, given with their sizes and hashes."""
+    # Hashing leaves the interpreter's lock: the two large files go side by side.
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(lambda name: _check(folder / name, files[name]), files))
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """{file: {"bytes", "sha256"}} of a folder; `ValueError` where MANIFEST.json is not whole."""
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
+    path = folder / MANIFEST
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: missing, so {folder.name} was never finished") from None
+    try:
+        files: dict[str, dict[str, Any]] = json.loads(found)["files"]
+        whole = _manifest(files) == found and all(Path(name).name == name for name in files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: does not match its own hash: it was changed or is torn")
+    return files
+
+
+def restore(folder: Path) -> None:
+    """Put `folder` back where a writer that was to replace it died between its two renames."""
+    if folder.exists():
+        return
+    for aside in sorted(folder.parent.glob(f".{folder.name}{ASIDE}*")):
+        with suppress(OSError), _locked(aside):
+            os.rename(aside, folder)
+            return
+
+
+def recover(parent: Path) -> None:
+    """Clear away what dead writers left in `parent`; folders that live ones hold stay."""
+    for path in sorted(parent.glob(f".*{ASIDE}*")):
+        restore(parent / path.name[1:].rpartition(ASIDE)[0])
+    for mark in (ASIDE, DRAFT):
+        for path in sorted(parent.glob(f".*{mark}*")):
+            # What cannot be removed, held or not, is no reason to fail: it is only in the way.
+            with suppress(OSError), _locked(path):
+                shutil.rmtree(path)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; where that is cut short, what is left counts as a dead writer's draft."""
+    doomed = folder.parent / f".{folder.name}{DRAFT}{secrets.token_hex(4)}"
+    os.rename(folder, doomed)
+    _fsync(folder.parent)
+    shutil.rmtree(doomed)
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    with ExitStack() as stack:
+        aside = None
+        if folder.exists():
+            stack.enter_context(_locked(folder))
+            aside = folder.parent / f".{folder.name}{ASIDE}{secrets.token_hex(4)}"
+            os.rename(folder, aside)
+        try:
+            os.rename(draft, folder)
+        except BaseException:
+            if aside is not None:
+                with suppress(OSError):
+                    os.rename(aside, folder)
+            raise
+        _fsync(folder.parent)
+        if aside is not None:
+            shutil.rmtree(aside)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with _naming(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(handle, left[:CHUNK]) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _check(path: Path, expected: dict[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise ValueError(f"{path}: expected {expected['bytes']} bytes, found {size}")
+        digest = _digest(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: missing, {MANIFEST} lists it") from None
+    if digest != expected["sha256"]:
+        raise ValueError(f"{path}: expected sha256 {expected['sha256']}, found {digest}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest(files: dict[str, dict[str, Any]]) -> bytes:
+    """The bytes of MANIFEST.json: one spelling only, closed by a hash of the rest."""
+    content: dict[str, Any] = {"files": files, "version": 1}
+    content["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps(content, indent=1).encode() + b"\n"
+
+
+def _make(folder: Path) -> None:
+    """`mkdir -p` whose folders outlive a loss of power."""
+    if folder.is_dir():
+        return
+    _make(folder.parent)
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    _fsync(folder.parent)
+
+
+def _fsync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with _naming(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold `folder` and yield its handle; `BlockingIOError` where another writer holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with _naming(folder):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give an `OSError` from a file handle the name of its file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

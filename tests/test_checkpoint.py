@@ -1,0 +1,559 @@
+"""Checkpoints under attack: crashes at every call, full disks, flipped bytes, foreign folders."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tinylm import checkpoint
+from tinylm.checkpoint import Training, files
+from tinylm.config import ModelConfig, OptimConfig
+from tinylm.model import build
+from tinylm.optim import build as build_optimizer
+
+CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, context_length=6)
+
+
+def make_model(seed=0, config=CONFIG):
+    """A tiny model whose every weight depends on the seed."""
+    model = build(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def make_training(step):
+    moments = torch.full((3,), float(step))
+    state = {"loader": {"epoch": 1, "row": step}, "rate": 0.1, "best": None}
+    return Training(step, step * 100, {"a.exp_avg": moments, "a.step": torch.tensor(1.0)}, state)
+
+
+def save_step(run, step):
+    """A checkpoint whose weights and training state are those of its step."""
+    path = checkpoint.path_of(run, step)
+    return checkpoint.save(path, make_model(step), None, training=make_training(step))
+
+
+def holds_step(path, step):
+    """Whether the checkpoint at `path` is, bit for bit, the one of `step`."""
+    model, _ = checkpoint.load(path)
+    weights = make_model(step).state_dict()
+    exact = all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    return exact and checkpoint.load_training(path).tokens == step * 100
+
+
+def steps_in(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def flip(path, position, mask=0x01):
+    content = bytearray(path.read_bytes())
+    content[position] ^= mask
+    path.write_bytes(content)
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class Disk:
+    """Stands before the calls of `os` that change a disk: counts, records, and breaks them.
+
+    From call number `crash_at` on every call raises `Crash`, so no cleaning up reaches the
+    disk, as after kill -9; a write then first brings half of its bytes. From `full_at` on,
+    or at that call alone, calls raise an `OSError`.
+    """
+
+    CALLS = ("open", "mkdir", "write", "fsync", "rename", "unlink", "rmdir")
+
+    def __init__(self, crash_at=None, full_at=None, error=errno.ENOSPC, sticky=True):
+        self.crash_at, self.full_at, self.error, self.sticky = crash_at, full_at, error, sticky
+        self.calls = []
+        self.paths = {}
+
+    def __enter__(self):
+        self.real = {name: getattr(os, name) for name in self.CALLS}
+        for name in self.CALLS:
+            setattr(os, name, self.replacement(name))
+        return self
+
+    def __exit__(self, *error):
+        for name, call in self.real.items():
+            setattr(os, name, call)
+
+    def replacement(self, name):
+        real = self.real[name]
+
+        def call(*arguments, **keywords):
+            writes = name != "open" or arguments[1] & os.O_CREAT
+            if writes:
+                self.interfere(name, arguments)
+            result = real(*arguments, **keywords)
+            if name == "open":
+                self.paths[result] = Path(arguments[0]).name
+            return result
+
+        return call
+
+    def interfere(self, name, arguments):
+        number = len(self.calls)
+        subject = arguments[0]
+        self.calls.append(
+            (
+                name,
+                self.paths.get(subject)
+                if name in ("write", "fsync")
+                else [Path(part).name for part in arguments if isinstance(part, str | Path)],
+            )
+        )
+        if self.crash_at is not None and number >= self.crash_at:
+            if name == "write" and number == self.crash_at:
+                self.real["write"](subject, arguments[1][: len(arguments[1]) // 2])
+            raise Crash(f"before call {number}, {name}")
+        late = self.full_at is not None and number >= self.full_at
+        # A full disk still renames and deletes.
+        hits = name in ("open", "mkdir", "write", "fsync")
+        if late and hits and (self.sticky or number == self.full_at):
+            raise OSError(self.error, os.strerror(self.error))
+
+
+def count_calls(action, tmp_path):
+    with Disk() as disk:
+        action(tmp_path)
+    return disk.calls
+
+
+def cycle(run):
+    """What training does at step 30 when two checkpoints are kept."""
+    save_step(run, 30)
+    checkpoint.purge(run, 2)
+
+
+def prepare(run):
+    for step in (10, 20):
+        save_step(run, step)
+
+
+def replace(run):
+    """Write step 20 a second time, over the first."""
+    save_step(run, 20)
+
+
+@pytest.mark.parametrize("action", [cycle, replace])
+def test_a_crash_before_any_call_leaves_a_checkpoint_and_a_later_save_works(action, tmp_path):
+    prepare(tmp_path / "template")
+    shutil.copytree(tmp_path / "template", tmp_path / "count")
+    calls = count_calls(action, tmp_path / "count")
+    assert {name for name, _ in calls} == set(Disk.CALLS)
+    for k in range(len(calls)):
+        run = tmp_path / f"run-{k}"
+        shutil.copytree(tmp_path / "template", run)
+        with Disk(crash_at=k), pytest.raises(Crash):
+            action(run)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            newest = checkpoint.latest(run)
+        step = checkpoint.step_of(newest)
+        assert step in (20, 30), calls[k]
+        assert holds_step(newest, step), calls[k]
+        assert holds_step(run, step), calls[k]
+        save_step(run, 40)
+        checkpoint.purge(run, 2)
+        assert holds_step(run, 40), calls[k]
+        # Nothing of the crash is left over.
+        assert steps_in(run) == [f"step-{kept:08d}" for kept in (step, 40)], calls[k]
+
+
+def test_everything_is_on_the_disk_before_the_rename_and_the_rename_before_the_deletion(tmp_path):
+    prepare(tmp_path)
+    calls = count_calls(replace, tmp_path)
+    draft = next(name[0] for call, name in calls if call == "mkdir")
+    aside = next(at for at, (call, names) in enumerate(calls) if call == "rename")
+    rename = next(
+        at
+        for at, (call, names) in enumerate(calls)
+        if call == "rename" and names == [draft, "step-00000020"]
+    )
+    before = calls[:rename]
+    written = {name for call, name in before if call == "write"}
+    assert written == set(files.read_manifest(checkpoint.latest(tmp_path))) | {files.MANIFEST}
+    for name in written:
+        last = max(at for at, seen in enumerate(before) if seen == ("write", name))
+        assert ("fsync", name) in before[last:], name
+        # The manifest says that the others are whole, so it is written after them.
+        if name != files.MANIFEST:
+            assert before.index(("fsync", name)) < before.index(("write", files.MANIFEST))
+    synced = before.index(("fsync", draft))
+    assert synced > before.index(("fsync", files.MANIFEST))
+    assert synced < aside < rename
+    assert calls[rename + 1] == ("fsync", "checkpoints")
+    assert all(call in ("unlink", "rmdir") for call, _ in calls[rename + 2 :])
+
+
+@pytest.mark.parametrize("sticky", [True, False])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_disk_that_fails_raises_with_the_file_and_keeps_the_old_checkpoint(
+    error, sticky, tmp_path
+):
+    prepare(tmp_path)
+    calls = [call for call, _ in count_calls(lambda run: save_step(run, 30), tmp_path)]
+    shutil.rmtree(checkpoint.path_of(tmp_path, 30))
+    handles = len(os.listdir("/dev/fd"))
+    for k in range(len(calls)):
+        raised = None
+        with Disk(full_at=k, error=error, sticky=sticky):
+            try:
+                save_step(tmp_path, 30)
+            except OSError as caught:
+                raised = caught
+        if raised is not None:
+            assert raised.errno == error
+            assert "step-00000030" in raised.filename or raised.filename.endswith("checkpoints")
+        newest = checkpoint.latest(tmp_path)
+        # The rename needs no room; what fails after it is the fsync of the parent.
+        done = raised is None or k >= calls.index("rename")
+        assert newest == checkpoint.path_of(tmp_path, 30 if done else 20), k
+        assert holds_step(newest, 30 if done else 20)
+        shutil.rmtree(checkpoint.path_of(tmp_path, 30), ignore_errors=True)
+        assert steps_in(tmp_path) == ["step-00000010", "step-00000020"]
+    assert len(os.listdir("/dev/fd")) == handles
+    save_step(tmp_path, 30)
+    assert holds_step(tmp_path, 30)
+
+
+def test_a_disk_that_fails_while_a_checkpoint_is_replaced_leaves_it_readable(tmp_path):
+    prepare(tmp_path)
+    for k in range(len(count_calls(replace, tmp_path))):
+        with Disk(full_at=k), contextlib.suppress(OSError):
+            replace(tmp_path)
+        assert holds_step(checkpoint.latest(tmp_path), 20), k
+    replace(tmp_path)
+    assert steps_in(tmp_path) == ["step-00000010", "step-00000020"]
+
+
+def test_every_flipped_byte_is_found(tmp_path):
+    path = save_step(tmp_path, 10)
+    names = sorted(entry.name for entry in path.iterdir())
+    assert names == sorted(
+        [
+            "MANIFEST.json",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "optimizer.safetensors",
+            "state.json",
+        ]
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name in names:
+        size = (path / name).stat().st_size
+        # Both ends and a sample between; all of a small file.
+        sample = torch.randint(size, (60,), generator=generator).tolist()
+        for position in {*range(min(size, 60)), *range(max(0, size - 20), size), *sample}:
+            for mask in (0x01, 0xA0):
+                flip(path / name, position, mask)
+                with pytest.raises(ValueError, match=re.escape(str(path / name))):
+                    checkpoint.verify(path)
+                flip(path / name, position, mask)
+    checkpoint.verify(path)
+
+
+def test_a_damaged_file_is_named_with_what_was_expected_and_found(tmp_path):
+    path = save_step(tmp_path, 10)
+    weights = path / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    expected = f"{weights}: expected {len(content)} bytes, found {len(content) - 1}"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        checkpoint.load(path)
+    weights.write_bytes(content[:-1] + b"\x00")
+    with pytest.raises(ValueError, match=r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}$"):
+        checkpoint.load(path)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"missing, MANIFEST.json lists it"):
+        checkpoint.load(path)
+
+
+def test_a_right_sized_file_of_zeros_is_found(tmp_path):
+    path = save_step(tmp_path, 10)
+    size = (path / "optimizer.safetensors").stat().st_size
+    (path / "optimizer.safetensors").write_bytes(bytes(size))
+    with pytest.raises(ValueError, match=r"optimizer.safetensors: expected sha256"):
+        checkpoint.load_training(path)
+
+
+def test_a_checkpoint_without_its_manifest_was_never_finished(tmp_path):
+    path = save_step(tmp_path, 10)
+    (path / "MANIFEST.json").unlink()
+    for read in (checkpoint.verify, checkpoint.load, checkpoint.load_training):
+        with pytest.raises(ValueError, match=r"MANIFEST.json: missing"):
+            read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"files": 3}', b"[" * 100_000, b"\xff"])
+def test_a_manifest_of_any_other_content_is_refused(content, tmp_path):
+    path = save_step(tmp_path, 10)
+    (path / "MANIFEST.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"MANIFEST.json: does not match its own hash"):
+        checkpoint.verify(path)
+
+
+def test_files_beside_the_listed_ones_do_no_harm(tmp_path):
+    path = save_step(tmp_path, 10)
+    (path / "notes.txt").write_text("the good one")
+    (path / "plots").mkdir()
+    assert holds_step(path, 10)
+
+
+def test_latest_falls_back_loudly_past_a_damaged_checkpoint(tmp_path):
+    for step in (10, 20, 30):
+        save_step(tmp_path, step)
+    flip(checkpoint.path_of(tmp_path, 30) / "state.json", 5)
+    (checkpoint.path_of(tmp_path, 20) / "config.json").unlink()
+    with pytest.warns(UserWarning, match=r"damaged: .*state.json: expected.*config.json: missing"):
+        newest = checkpoint.latest(tmp_path)
+    assert newest == checkpoint.path_of(tmp_path, 10)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert torch.equal(checkpoint.load(tmp_path)[0].norm.weight, make_model(10).norm.weight)
+    with pytest.raises(ValueError, match=r"state.json: expected"):
+        checkpoint.load(checkpoint.path_of(tmp_path, 30))
+
+
+def test_latest_goes_by_the_number_not_by_the_name_or_the_clock(tmp_path):
+    for step in (99_999_999, 100_000_000, 7):
+        save_step(tmp_path, step)
+    assert checkpoint.step_of(checkpoint.latest(tmp_path)) == 100_000_000
+
+
+def test_a_run_without_a_valid_checkpoint_is_not_found(tmp_path):
+    for empty in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match="no checkpoint that verifies"):
+            checkpoint.latest(empty)
+    path = save_step(tmp_path, 10)
+    flip(path / "model.safetensors", -1)
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors: expected sha256"):
+        checkpoint.latest(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such run, checkpoint or model"):
+        checkpoint.load(tmp_path / "nowhere")
+
+
+def test_purge_counts_only_checkpoints_that_verify(tmp_path):
+    for step in (10, 20, 30, 40):
+        save_step(tmp_path, step)
+    for step in (30, 40):
+        flip(checkpoint.path_of(tmp_path, step) / "model.safetensors", -1)
+    assert checkpoint.purge(tmp_path, 1) == [checkpoint.path_of(tmp_path, 10)]
+    assert steps_in(tmp_path) == [f"step-000000{step}" for step in (20, 30, 40)]
+
+
+def test_purge_keeps_what_it_is_told_to_keep(tmp_path):
+    for step in (10, 20, 30, 40):
+        save_step(tmp_path, step)
+    deleted = checkpoint.purge(tmp_path, 1, also_keep={20})
+    assert [checkpoint.step_of(path) for path in deleted] == [30, 10]
+    assert steps_in(tmp_path) == ["step-00000020", "step-00000040"]
+    with pytest.raises(ValueError, match="keep=0: must be at least 1"):
+        checkpoint.purge(tmp_path, 0)
+
+
+def test_purge_leaves_the_draft_of_a_living_writer_alone(tmp_path):
+    save_step(tmp_path, 10)
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        with files.whole(checkpoint.path_of(tmp_path, 20)) as draft:
+            draft.add("config.json", b"{}")
+            started.set()
+            go_on.wait(30)
+
+    writer = threading.Thread(target=slow)
+    writer.start()
+    started.wait(30)
+    checkpoint.purge(tmp_path, 1)
+    go_on.set()
+    writer.join()
+    checkpoint.verify(checkpoint.path_of(tmp_path, 20))
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("four years")
+    with pytest.raises(FileExistsError, match="holds other things than a checkpoint"):
+        checkpoint.save(tmp_path, make_model(), None)
+    assert (tmp_path / "thesis.txt").read_text() == "four years"
+
+
+def test_a_torn_checkpoint_is_replaced(tmp_path):
+    path = checkpoint.path_of(tmp_path, 10)
+    path.mkdir(parents=True)
+    (path / "half.bin").write_text("?")
+    save_step(tmp_path, 10)
+    assert holds_step(path, 10)
+
+
+def test_training_state_comes_back_exactly_and_survives_its_file(tmp_path):
+    model = make_model()
+    optimizer = build_optimizer(model, OptimConfig())
+    model.train().loss(torch.randint(11, (2, 6)), torch.randint(11, (2, 6))).backward()
+    optimizer.step(1.0)
+    state = {"rng": [2**63, -1], "rate": 0.1 + 0.2, "name": "\u00e9", "nested": {"none": None}}
+    training = Training(3, 36, optimizer.state(), state)
+    path = checkpoint.save(tmp_path / "model", model, None, training=training)
+    back = checkpoint.load_training(path)
+    shutil.rmtree(path)
+    assert (back.step, back.tokens, back.state) == (3, 36, state)
+    assert back.optimizer.keys() == training.optimizer.keys()
+    for name, tensor in training.optimizer.items():
+        assert torch.equal(back.optimizer[name], tensor)
+        assert back.optimizer[name].dtype == tensor.dtype
+        # The optimizer goes on writing into it.
+        back.optimizer[name].add_(1)
+
+
+def test_an_optimizer_without_state_is_saved_and_read(tmp_path):
+    training = Training(0, 0, {}, {})
+    path = checkpoint.save(tmp_path / "model", make_model(), None, training=training)
+    assert checkpoint.load_training(path) == training
+
+
+def test_a_model_saved_without_training_state_has_none(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(), None)
+    with pytest.raises(FileNotFoundError, match=r"state.json"):
+        checkpoint.load_training(path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(
+    architecture=st.sampled_from(["gpt2", "llama3"]),
+    norm=st.sampled_from([None, "rmsnorm", "layernorm"]),
+    tied=st.booleans(),
+    heads=st.integers(1, 4),
+    layers=st.integers(1, 3),
+    vocab_size=st.integers(1, 40),
+    dropout=st.sampled_from([0.0, 0.3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    seed=st.integers(0, 9),
+)
+def test_a_model_of_any_shape_comes_back_bit_for_bit(
+    architecture, norm, tied, heads, layers, vocab_size, dropout, dtype, seed, tmp_path
+):
+    config = ModelConfig(
+        architecture=architecture,
+        norm=norm,
+        tied=tied,
+        n_heads=heads,
+        d_model=4 * heads,
+        n_layers=layers,
+        vocab_size=vocab_size,
+        dropout=dropout,
+        context_length=5,
+    )
+    model = make_model(seed, config).to(dtype)
+    checkpoint.save(tmp_path / "model", model, None)
+    back, _ = checkpoint.load(tmp_path / "model")
+    assert back.config == config
+    assert not back.training
+    for name, tensor in model.state_dict().items():
+        assert back.state_dict()[name].dtype == dtype
+        assert torch.equal(back.state_dict()[name], tensor), name
+
+
+def test_a_dtype_that_is_asked_for_is_given(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(), None)
+    model, _ = checkpoint.load(path, dtype=torch.bfloat16)
+    assert model.embedding.weight.dtype == torch.bfloat16
+
+
+def tinker(path, change):
+    """Change the tensors of a checkpoint, and drop the manifest that would notice."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {
+        name: tensor.clone() for name, tensor in load_file(path / "model.safetensors").items()
+    }
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+    (path / "MANIFEST.json").unlink()
+
+
+def test_weights_that_do_not_fit_are_named_on_one_line(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(), None)
+
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        tensors["extra.weight"] = torch.zeros(2)
+        tensors["model.embed_tokens.weight"] = torch.zeros(12, 8)
+
+    tinker(path, change)
+    with pytest.raises(ValueError, match=r"lacks model.norm.weight") as error:
+        checkpoint.load(path)
+    message = str(error.value)
+    assert "has an unexpected extra.weight" in message
+    assert "model.embed_tokens.weight has shape [12, 8], expected [11, 8]" in message
+    assert "\n" not in message
+
+
+def test_many_missing_weights_are_counted(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(), None)
+    tinker(path, lambda tensors: [tensors.pop(name) for name in list(tensors)[1:]])
+    with pytest.raises(ValueError, match=r"lacks (\S+, ){2}\S+ and 7 more"):
+        checkpoint.load(path)
+
+
+def test_whole_numbers_among_the_weights_are_refused(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(), None)
+    tinker(path, lambda tensors: tensors.update({"q": torch.zeros(2, dtype=torch.int8)}))
+    with pytest.raises(ValueError, match=r"q has dtype torch.int8: expected floating point"):
+        checkpoint.load(path)
+
+
+def test_a_pickle_is_refused_unread(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(), None)
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    (path / "MANIFEST.json").unlink()
+    with pytest.raises(ValueError, match="a pickle can run any code"):
+        checkpoint.load(path)
+
+
+def test_files_that_are_not_what_their_name_says_are_named(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(), None)
+    (path / "MANIFEST.json").unlink()
+    (path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00not json")
+    with pytest.raises(ValueError, match=r"model.safetensors: not a safetensors file"):
+        checkpoint.load(path)
+    (path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config.json: expected a JSON object, found list"):
+        checkpoint.load(path)
+    (path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json: not JSON"):
+        checkpoint.load(path)
+
+
+def test_a_shard_outside_the_folder_is_refused(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(), None)
+    (path / "MANIFEST.json").unlink()
+    (path / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="a shard is a file of the same folder"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1000])
+def test_a_write_that_the_system_cuts_short_is_continued(size, tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda handle, content: real(handle, content[:size]))
+    with contextlib.suppress(FileNotFoundError):
+        save_step(tmp_path, 10)
+    monkeypatch.undo()
+    assert holds_step(tmp_path, 10)
