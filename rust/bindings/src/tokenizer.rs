@@ -44,7 +44,7 @@ fn detached<T: Send>(
                 return Ok(());
             }
             last = Instant::now();
-            Python::attach(Python::check_signals).map_err(|error| {
+            Python::attach(|py| py.check_signals()).map_err(|error| {
                 raised = Some(error);
                 core::Error::Interrupted
             })
