@@ -3,7 +3,8 @@
 A source is `stdlib` (the Python files of this interpreter's standard library, so that training
 needs no network), the name of a dataset in `DATASETS`, a text file (one document), a `.jsonl`
 file (a document a line, in the field `text`), or a folder (every text file in it a document).
-Documents come one at a time, in an order that depends on nothing but the names of the files.
+Documents come one at a time, each held in memory whole, in an order that depends on nothing but
+the names of the files.
 
 What is validation is decided by content, never by chance: in folders by a hash of each file's
 relative path, in jsonl by a hash of each document, in a single text it is the last part.
