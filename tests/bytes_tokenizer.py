@@ -1,9 +1,12 @@
-"""A tokenizer of bytes with the documented interface, for tests of what comes after it."""
+"""A tokenizer of bytes with the documented interface, and datasets, for tests of what follows."""
 
 import hashlib
 from typing import Any
 
 import numpy as np
+from tinylm.data import Dataset, ShardWriter
+
+VOCAB = 60_000
 
 
 class Bytes:
@@ -22,3 +25,19 @@ class Bytes:
 
     def decode_bytes(self, ids: Any) -> bytes:
         return bytes(id for id in np.asarray(ids).tolist() if id < 256)
+
+
+def counting(folder, n_tokens):
+    """A dataset whose token number k is k (modulo the vocabulary)."""
+    with ShardWriter(folder, tokenizer=Bytes(VOCAB), shard_tokens=10**8) as writer:
+        writer.add(np.arange(n_tokens - 1) % (VOCAB - 1), n_bytes=1)
+    return Dataset.open(folder)
+
+
+def take(loader, n):
+    with loader:
+        return [next(loader) for _ in range(n)]
+
+
+def flat(batches):
+    return [(batch.tokens.tolist(), batch.targets.tolist()) for batch in batches]

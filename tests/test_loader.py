@@ -1,24 +1,16 @@
 """The loader: the reference's order and rows, the same for any threads, ranks and resumes."""
 
 import json
-import os
-import pickle
-import subprocess
-import sys
-import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from bytes_tokenizer import Bytes
+from bytes_tokenizer import VOCAB, Bytes, counting, flat, take
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinylm import _rust
 from tinylm.data import Dataset, Loader, ShardWriter
 from tinylm.reference import order as reference
-
-VOCAB = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +30,6 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ids(dataset):
     return dataset.read(0, dataset.n_tokens).tolist()
-
-
-def counting(folder, n_tokens):
-    """A dataset whose token number k is k (modulo the vocabulary)."""
-    with ShardWriter(folder, tokenizer=Bytes(VOCAB), shard_tokens=10**8) as writer:
-        writer.add(np.arange(n_tokens - 1) % (VOCAB - 1), n_bytes=1)
-    return Dataset.open(folder)
-
-
-def take(loader, n):
-    with loader:
-        return [next(loader) for _ in range(n)]
-
-
-def flat(batches):
-    return [(batch.tokens.tolist(), batch.targets.tolist()) for batch in batches]
 
 
 @given(st.integers(1, 200) | st.integers(1024, 5000), st.integers(0, 2**64 - 1))
@@ -332,113 +308,3 @@ def test_a_damaged_shard_is_the_same_error_at_every_next(dataset, tmp_path):
             with pytest.raises(ValueError, match=r"train-00000\.bin: corrupt at byte 1049600"):
                 next(loader)
         assert loader.state()["rows"] == 7 * 64
-
-
-def test_batches_stay_as_they_were_handed_out(dataset):
-    with Loader(dataset, batch_size=8, context_length=64, threads=2, prefetch=2) as loader:
-        batches = [next(loader) for _ in range(20)]
-        copies = [batch.tokens.clone() for batch in batches]
-        for _ in range(20):
-            next(loader)
-        assert all(b.tokens.equal(copy) for b, copy in zip(batches, copies, strict=True))
-
-
-def test_a_closed_loader_goes_on_where_it_was(dataset):
-    arguments = {"batch_size": 8, "context_length": 64}
-    straight = flat(take(Loader(dataset, **arguments), 6))
-    loader = Loader(dataset, **arguments)
-    assert flat(take(loader, 2) + take(loader, 4)) == straight
-
-
-def test_closing_ends_the_threads(dataset):
-    def alive():
-        return sum(
-            Path(f"/proc/self/task/{task}/comm").read_text().startswith("tinylm-loader")
-            for task in os.listdir("/proc/self/task")
-        )
-
-    if not Path("/proc/self/task").exists():
-        pytest.skip("counts threads in /proc")
-    before = alive()
-    loader = Loader(dataset, batch_size=8, context_length=64, threads=3, prefetch=1)
-    next(loader)
-    # A thread names itself a moment after it begins.
-    while alive() < before + 3:
-        time.sleep(0.01)
-    loader.close()
-    assert alive() == before
-    next(loader)
-    del loader
-    assert alive() == before
-
-
-def test_other_python_threads_run_while_the_loader_waits(dataset):
-    """A consumer that waits for ever in `next` would stop this one if it kept the GIL."""
-    stream = Loader(dataset, batch_size=1, context_length=32)
-    done = threading.Event()
-    threading.Thread(target=lambda: (take(stream, 200), done.set())).start()
-    assert done.wait(20)
-
-
-def test_a_forked_child_goes_on_with_the_same_batches(dataset):
-    arguments = {"batch_size": 8, "context_length": 64, "threads": 2}
-    straight = flat(take(Loader(dataset, **arguments), 4))
-    loader = Loader(dataset, **arguments)
-    next(loader)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writer, b"1" if flat([next(loader) for _ in range(3)]) == straight[1:] else b"0")
-        os._exit(0)
-    os.close(writer)
-    assert os.read(reader, 1) == b"1"
-    os.close(reader)
-    os.waitpid(child, 0)
-    assert flat([next(loader) for _ in range(3)]) == straight[1:]
-    loader.close()
-
-
-def test_a_dataset_can_be_sent_to_another_process(dataset):
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert copy.fingerprint == dataset.fingerprint
-    assert copy.read(5, 5).tolist() == dataset.read(5, 5).tolist()
-
-
-STARVED = """
-import signal, sys, threading, time
-from tinylm.data import Dataset, Loader
-loader = Loader(Dataset.open(sys.argv[1]), batch_size=1 << 17, context_length=4000, order="random")
-timer = threading.Timer(1.0, lambda: (globals().update(at=time.monotonic()),
-                                      signal.raise_signal(signal.SIGINT)))
-timer.daemon = True
-timer.start()
-try:
-    while True: next(loader)
-except KeyboardInterrupt:
-    print(time.monotonic() - at, flush=True)
-    import os
-    os._exit(0)
-"""
-
-
-def test_ctrl_c_is_answered_while_a_batch_is_awaited(dataset):
-    """A batch of 4 GB takes seconds to make; the signal comes in the middle of it."""
-    script = STARVED.replace("1 << 17", "1 << 16")
-    run = subprocess.run(
-        [sys.executable, "-c", script, dataset.folder],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert float(run.stdout) < 0.5
-
-
-def test_the_interpreter_ends_with_a_running_loader(dataset):
-    script = (
-        "import sys; from tinylm.data import Dataset, Loader\n"
-        "loader = Loader(Dataset.open(sys.argv[1]), batch_size=4, context_length=32, threads=3)\n"
-        "next(loader)"
-    )
-    run = subprocess.run([sys.executable, "-c", script, dataset.folder], timeout=30, check=False)
-    assert run.returncode == 0

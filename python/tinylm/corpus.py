@@ -3,7 +3,8 @@
 A source is `stdlib` (the Python files of this interpreter's standard library, so that training
 needs no network), the name of a dataset in `DATASETS`, a text file (one document), a `.jsonl`
 file (a document a line, in the field `text`), or a folder (every text file in it a document).
-Documents come one at a time, in an order that depends on nothing but the names of the files.
+Documents come one at a time, each held in memory whole, in an order that depends on nothing but
+the names of the files.
 
 What is validation is decided by content, never by chance: in folders by a hash of each file's
 relative path, in jsonl by a hash of each document, in a single text it is the last part.
@@ -15,7 +16,7 @@ import json
 import os
 import sysconfig
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,11 +137,17 @@ def _is_text(path: Path) -> bool:
 
 def _texts(root: Path) -> list[Path]:
     """Every visible text file below `root`, by relative path."""
+    return [path for path in _walk(root, skipped=()) if _is_text(path)]
+
+
+def _walk(root: Path, skipped: Collection[str]) -> list[Path]:
+    """Every visible file below `root` that is not empty, by relative path."""
     found = []
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    found = [path for path in found if path.is_file() and path.stat().st_size and _is_text(path)]
+        # Pruned in place: an installed torch has more files than the rest of the tree.
+        folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
+        found += [Path(folder, name) for name in names if name[0] != "."]
+    found = [path for path in found if path.is_file() and path.stat().st_size]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
@@ -155,11 +162,7 @@ def _standard_library(val_fraction: float) -> Corpus:
     """The `.py` files of the standard library, without tests, installed packages and tables."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
-    files = sorted(
-        (path for path in root.rglob("*.py") if skipped.isdisjoint(path.relative_to(root).parts)),
-        key=lambda path: path.relative_to(root).as_posix(),
-    )
-    files = [path for path in files if path.stat().st_size]
+    files = [path for path in _walk(root, skipped) if path.suffix == ".py"]
     if not files:
         raise FileNotFoundError(
             errno.ENOENT,

@@ -1,17 +1,23 @@
 """`python -m tinylm.data`: prepare, inspect, verify, export, subset. Needs no torch."""
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.preparation import default_folder, prepare
 from tinylm.data.shards import Dataset, SplitWriter
+
+if TYPE_CHECKING:
+    from tinylm.tokenizer import Tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tokenizer(path: str, manifest: Manifest | None = None):  # type: ignore[no-untyped-def]
+def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
     """The tokenizer of a file, which must be the one that made the shards."""
     from tinylm.tokenizer import Tokenizer
 
@@ -115,13 +121,13 @@ def _inspect(options: argparse.Namespace) -> None:
             print(f"as text: {text!r}")
 
 
-def _histogram(lengths: np.ndarray) -> Iterator[str]:
+def _histogram(lengths: NDArray[Any]) -> Iterator[str]:
     """One line for each power of two that some length reaches."""
     counts = np.bincount(np.log2(np.maximum(lengths, 1)).astype(int))
     for power in np.flatnonzero(counts):
         bar = "#" * max(1, round(40 * counts[power] / counts.max()))
-        print_range = f"{1 << power:,}-{(2 << power) - 1:,}"
-        yield f"{print_range:>21} {counts[power]:>9,} {bar}"
+        reach = f"{1 << power:,}-{(2 << power) - 1:,}"
+        yield f"{reach:>21} {counts[power]:>9,} {bar}"
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -165,7 +171,7 @@ def _subset(options: argparse.Namespace) -> None:
     if options.tokens < 1:
         raise ValueError(f"--tokens {options.tokens} must be at least 1")
     if out.exists() and any(out.iterdir()):
-        raise FileExistsError(17, "the folder is not empty", str(out))
+        raise FileExistsError(errno.EEXIST, "the folder is not empty", str(out))
     splits = {}
     for name, split in manifest.splits.items():
         limit = options.tokens if name == "train" else split.tokens

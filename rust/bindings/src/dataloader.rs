@@ -170,10 +170,11 @@ impl Tokens {
                 self.0.n_tokens()
             )));
         }
+        let reading = self.0.allowed(Reading::Far);
         let mut out = Vec::with_capacity(n);
         while out.len() < n {
             let (from, some) = (start + out.len() as u64, (n - out.len()).min(READ_CHUNK));
-            py.detach(|| self.0.read(from, some, Reading::Far, &mut out))
+            py.detach(|| self.0.read(from, some, reading, &mut out))
                 .map_err(dataloader_error)?;
             py.check_signals()?;
         }

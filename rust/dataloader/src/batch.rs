@@ -109,13 +109,20 @@ pub struct Filler<'a, E> {
     /// Targets after the first of these in a row are left out.
     mask_after: Option<u32>,
     walk: Walk<'a>,
+    reading: Reading,
     window: Vec<E>,
 }
 
 impl<'a, E: Element> Filler<'a, E> {
     /// A filler over `rows` of `tokens`.
     pub fn new(tokens: &'a Tokens, rows: &'a Rows, mask_after: Option<u32>) -> Self {
+        let reading = if rows.scattered() {
+            Reading::Far
+        } else {
+            Reading::Near
+        };
         Self {
+            reading: tokens.allowed(reading),
             tokens,
             rows,
             mask_after,
@@ -129,16 +136,15 @@ impl<'a, E: Element> Filler<'a, E> {
         let length = self.rows.context_length();
         let start = self.walk.start(epoch, i);
         let n = (self.tokens.n_tokens().saturating_sub(start) as usize).min(length + 1);
-        let reading = if self.rows.scattered() {
-            Reading::Far
-        } else {
-            Reading::Near
-        };
         self.window.clear();
-        self.tokens.read(start, n, reading, &mut self.window)?;
+        self.tokens.read(start, n, self.reading, &mut self.window)?;
         let targets = batch.targets.len();
-        batch.tokens.extend(self.window.iter().take(length));
-        batch.targets.extend(self.window.iter().skip(1));
+        batch
+            .tokens
+            .extend_from_slice(self.window.get(..n.min(length)).unwrap_or_default());
+        batch
+            .targets
+            .extend_from_slice(self.window.get(1..).unwrap_or_default());
         // A short row: its last token has a target no longer, and what follows is padding.
         batch.tokens.resize(targets + length, E::from_id(0));
         batch

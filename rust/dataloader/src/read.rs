@@ -47,7 +47,7 @@ pub struct Tokens {
     width: Width,
     total: u64,
     cache: Mutex<Cache>,
-    /// The process that may take the cache's lock: a forked child might find it locked for ever.
+    /// The process that may lock the cache: a forked child might find it locked for ever.
     process: u32,
 }
 
@@ -58,6 +58,8 @@ pub enum Reading {
     Near,
     /// Read only the tokens asked for, once the block is known to be right.
     Far,
+    /// As `Far`, without a look at the cache.
+    Uncached,
 }
 
 impl Tokens {
@@ -102,6 +104,15 @@ impl Tokens {
     /// Bytes of a token on disk.
     pub fn width(&self) -> Width {
         self.width
+    }
+
+    /// `reading`, or what must take its place in a child of the process that opened the shards.
+    pub fn allowed(&self, reading: Reading) -> Reading {
+        if self.process == std::process::id() {
+            reading
+        } else {
+            Reading::Uncached
+        }
     }
 
     /// Appends tokens `start..start + n` to `out`.
@@ -188,9 +199,10 @@ impl Tokens {
         reading: Reading,
         use_bytes: impl FnOnce(&[u8]),
     ) -> Result<()> {
-        let cached = self
-            .cache()
-            .and_then(|mut cache| cache.get((number, block)));
+        let cached = match reading {
+            Reading::Uncached => None,
+            Reading::Near | Reading::Far => self.cache().get((number, block)),
+        };
         if let Some(bytes) = cached {
             use_bytes(bytes.get(from..to).unwrap_or_default());
             return Ok(());
@@ -202,7 +214,8 @@ impl Tokens {
             .checked
             .get(block)
             .is_some_and(|flag| flag.load(Ordering::Relaxed));
-        if reading == Reading::Far && checked {
+        // A row's last target may be the first token of a block that nothing else needs now.
+        if checked && (reading != Reading::Near || to - from <= SPILL_BYTES) {
             let mut bytes = vec![0; to - from];
             pread(
                 &shard.entry,
@@ -215,8 +228,8 @@ impl Tokens {
         }
         let bytes = Arc::new(self.load(shard, block)?);
         use_bytes(bytes.get(from..to).unwrap_or_default());
-        if let Some(mut cache) = self.cache() {
-            cache.put((number, block), bytes);
+        if reading != Reading::Uncached {
+            self.cache().put((number, block), bytes);
         }
         Ok(())
     }
@@ -247,9 +260,8 @@ impl Tokens {
         Ok(bytes)
     }
 
-    fn cache(&self) -> Option<MutexGuard<'_, Cache>> {
-        let ours = self.process == std::process::id();
-        ours.then(|| self.cache.lock().unwrap_or_else(PoisonError::into_inner))
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -305,6 +317,9 @@ fn pread(entry: &ShardEntry, file: &File, offset: u64, bytes: &mut [u8]) -> Resu
         }
     })
 }
+
+/// A piece this small does not call for its whole block.
+const SPILL_BYTES: usize = 64;
 
 type BlockId = (usize, usize);
 
