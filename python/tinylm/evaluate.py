@@ -179,16 +179,14 @@ def _code_lines(text: str) -> int:
     # The last two are for hostile nesting; a null byte is a ValueError in some versions.
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return 0
-    return len({node.lineno for node in ast.walk(tree) if _is_code(node)})
+    statements = (node for node in ast.walk(tree) if isinstance(node, ast.stmt))
+    return len({node.lineno for node in statements if not _is_string(node)})
 
 
-def _is_code(node: ast.AST) -> bool:
-    string = (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
-    return isinstance(node, ast.stmt) and not string
+def _is_string(node: ast.stmt) -> bool:
+    """Whether a statement is a string alone, such as a docstring."""
+    constant = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
 
 
 # What a logical line is made of, as far as finding its end goes.
