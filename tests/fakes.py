@@ -2,7 +2,7 @@
 
 import codecs
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,13 @@ class ByteTokenizer:
             raise ValueError("special token '<|endoftext|>' in the text: special='allow' or 'text'")
         return list(text.encode())
 
+    def encode_batch(
+        self, texts: list[str], *, special: Any = "raise"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        ids = [self.encode(text, special=special) for text in texts]
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        return np.array(sum(ids, []), dtype=np.uint32), offsets  # noqa: RUF017
+
     def stream(self) -> ByteStream:
         return ByteStream()
 
@@ -44,7 +51,8 @@ class ListDataset:
     """Ids as a dataset."""
 
     ids: list[int]
-    reads: list[tuple[int, int]] = field(default_factory=list)
+    n_bytes: int | None = None
+    tokenizer_sha256: str = ByteTokenizer.sha256
 
     @property
     def n_tokens(self) -> int:
@@ -52,5 +60,4 @@ class ListDataset:
 
     def read(self, start: int, n: int) -> np.ndarray:
         assert 0 <= start <= start + n <= len(self.ids)
-        self.reads.append((start, n))
         return np.array(self.ids[start : start + n], dtype=np.uint16)

@@ -16,8 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,11 +106,11 @@ def _check(
             raise ValueError(f"{name}={value}: must be at least 1")
     if dataset.n_tokens < 2:
         raise ValueError(f"the split has {dataset.n_tokens} tokens: scoring takes at least 2")
-    theirs = getattr(dataset, "tokenizer_sha256", None)
-    if theirs is not None and theirs != tokenizer.sha256:
+    theirs, ours = dataset.tokenizer_sha256, tokenizer.sha256
+    if theirs != ours:
         raise ValueError(
-            f"the dataset was made by tokenizer {theirs[:12]}, the model's is "
-            f"{tokenizer.sha256[:12]}: prepare the text with the model's tokenizer"
+            f"the dataset was made by tokenizer {theirs[:12]}, the model's is {ours[:12]}: "
+            f"prepare the text with the model's tokenizer"
         )
     targets = dataset.n_tokens - 1
     return targets if max_tokens is None else min(max_tokens, targets)
@@ -144,9 +143,8 @@ def _count_bytes(dataset: "Dataset", tokenizer: "Tokenizer", total: int) -> int:
     import numpy as np
 
     whole = total == dataset.n_tokens - 1
-    known = getattr(dataset, "n_bytes", None)
-    if whole and known is not None:
-        return int(known)
+    if whole and dataset.n_bytes is not None:
+        return dataset.n_bytes
     vocab = tokenizer.vocab
     lengths = np.zeros(max(vocab) + 1, np.int64)
     for token, content in vocab.items():
@@ -181,16 +179,14 @@ def _code_lines(text: str) -> int:
     # The last two are for hostile nesting; a null byte is a ValueError in some versions.
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return 0
-    return len({node.lineno for node in ast.walk(tree) if _is_code(node)})
+    statements = (node for node in ast.walk(tree) if isinstance(node, ast.stmt))
+    return len({node.lineno for node in statements if not _is_string(node)})
 
 
-def _is_code(node: ast.AST) -> bool:
-    string = (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
-    return isinstance(node, ast.stmt) and not string
+def _is_string(node: ast.stmt) -> bool:
+    """Whether a statement is a string alone, such as a docstring."""
+    constant = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
 
 
 # What a logical line is made of, as far as finding its end goes.
@@ -286,9 +282,10 @@ KEYS = (
 def main(arguments: Sequence[str]) -> int:
     """Print the scores of a run; returns the exit code."""
     if commands.wants_help(arguments):
-        print(HELP + "\n" + "\n".join(f"  {key}: {_help(key)}" for key in KEYS))
+        about = config.settings()
+        print(HELP + "".join(f"\n  {key}: {about[key].metadata['help']}" for key in KEYS))
         return 0
-    folder, run, elsewhere = _parse(arguments)
+    folder, keys, run = _parse(arguments)
     # These take seconds: a typo above is answered before them.
     import torch
 
@@ -298,10 +295,10 @@ def main(arguments: Sequence[str]) -> int:
     model, tokenizer = checkpoint.load(folder, device=find_device(run.train.device))
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer.json: its vocabulary cannot be known")
-    with _split(run, tokenizer, elsewhere) as dataset:
+    with tempfile.TemporaryDirectory() as scratch:
         scores = evaluate(
             model,
-            dataset,
+            _validation(run, tokenizer, keys, Path(scratch)),
             tokenizer=tokenizer,
             batch_size=run.train.batch_size,
             dtype=torch.bfloat16 if run.train.dtype == "bfloat16" else None,
@@ -312,12 +309,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _help(key: str) -> str:
-    return f"{config.settings()[key].metadata['help']}"
-
-
-def _parse(arguments: Sequence[str]) -> tuple[Path, Run, bool]:
-    """Arguments to the model's folder, its settings, and whether they name another text."""
+def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run]:
+    """Arguments to the model's folder, the keys they set, and all settings."""
     words = [word for word in arguments if "=" not in word]
     overrides = [word for word in arguments if "=" in word]
     if len(words) != 1 or words[0].startswith("-"):
@@ -332,26 +325,20 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, Run, bool]:
         raise FileNotFoundError(2, "no such run, checkpoint or model folder", str(folder))
     if file is None and not keys & {"data.source", "data.folder"}:
         raise ConfigError(f"{folder} has no config.yaml: say what to score, data.source=FILE")
-    elsewhere = bool(keys & {"data.source", "data.val_fraction"})
-    if elsewhere and "data.folder" not in keys:
-        # The folder of the settings holds the shards of the run's own text.
-        run = replace(run, data=replace(run.data, folder=None))
-    return folder, run, elsewhere
+    return folder, keys, run
 
 
-@contextmanager
-def _split(run: Run, tokenizer: "Tokenizer", elsewhere: bool) -> "Iterator[Dataset]":
-    """The validation split: the run's shards, or those of another text, made for this once."""
+def _validation(run: Run, tokenizer: "Tokenizer", keys: set[str], scratch: Path) -> "Dataset":
+    """The validation split: of the run's shards, or of another text, made in `scratch`."""
     from tinylm import data
 
-    with tempfile.TemporaryDirectory() as temporary:
-        if run.data.folder is None and elsewhere:
-            folder = Path(temporary)
-        else:
-            folder = data.shard_folder(run.data, tokenizer)
-        if not (folder / "manifest.json").is_file():
-            data.prepare(run.data, tokenizer, folder)
-        yield data.Dataset.open(folder, split="val")
+    other = keys & {"data.source", "data.val_fraction"}
+    home = data.default_folder(run.data, tokenizer)
+    folder = scratch if other and "data.folder" not in keys else home
+    # The run's shards are taken as they are: its source may have changed or gone since.
+    if other or not (folder / "manifest.json").is_file():
+        data.prepare(run.data, tokenizer, folder)
+    return data.Dataset.open(folder, split="val")
 
 
 def _show_progress(done: int, total: int) -> None:

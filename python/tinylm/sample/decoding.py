@@ -42,6 +42,7 @@ class Decoder:
 
     `rows` names the continuations: (index into `prompts`, number of the sample, number of the
     prompt in the generator). A prompt is read once, whatever number of rows continue it.
+    Made and used inside `model.inference`: whoever hands ids out between steps leaves it then.
     """
 
     def __init__(
@@ -59,40 +60,36 @@ class Decoder:
         self.length = tokens.size(1)
         limit = model.config.context_length
         self.window = tokens[:, -visible(self.length, limit) :]
-        with inference(model):
-            size = min(limit, self.length + config.max_tokens)
-            self.cache = cache.build(model, len(prompts), size)
-            self.logits = self._read(self.window)
-            self.seen = self._marks(tokens)
-            self.counts = torch.zeros_like(self.seen, dtype=torch.float64)
-            self._select(torch.tensor([row for row, _, _ in rows], device=device))
+        self.cache = cache.build(model, len(prompts), min(limit, self.length + config.max_tokens))
+        self.logits = self._read(self.window)
+        self.seen = self._marks(tokens)
+        self.counts = torch.zeros_like(self.seen, dtype=torch.float64)
+        self._select(torch.tensor([row for row, _, _ in rows], device=device))
         self.numbers = [uniforms(config.seed, prompt, sample) for _, sample, prompt in rows]
         self.drawn: Tensor | None = None
 
     def step(self) -> list[int]:
         """The next id of each row; `ValueError` where the model's logits are not numbers."""
-        with inference(self.model):
-            if self.drawn is not None:
-                self._append(self.drawn)
-            logits = process(self.logits, self.seen, self.counts, self.config)
+        if self.drawn is not None:
+            self._append(self.drawn)
+        logits = process(self.logits, self.seen, self.counts, self.config)
+        if self.config.temperature == 0:
+            ids = greedy(logits)
+        else:
             numbers = [next(number) for number in self.numbers]
-            if self.config.temperature == 0:
-                ids = greedy(logits)
-            else:
-                ids = draw(logits, torch.tensor(numbers, dtype=torch.float64, device=logits.device))
-            self.drawn = ids
-            self.seen.scatter_(1, ids[:, None], True)
-            self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
+            ids = draw(logits, torch.tensor(numbers, dtype=torch.float64, device=logits.device))
+        self.drawn = ids
+        self.seen.scatter_(1, ids[:, None], True)
+        self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
         found: list[int] = ids.tolist()
         return found
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""
         index = torch.tensor(rows, device=self.window.device)
-        with inference(self.model):
-            self._select(index)
-            if self.drawn is not None:
-                self.drawn = self.drawn[index.to(self.drawn.device)]
+        self._select(index)
+        if self.drawn is not None:
+            self.drawn = self.drawn[index.to(self.drawn.device)]
         self.numbers = [self.numbers[row] for row in rows]
 
     def _select(self, rows: Tensor) -> None:
@@ -116,7 +113,7 @@ class Decoder:
     def _read(self, tokens: Tensor) -> Tensor:
         """tokens [R, T] into the cache; the logits [R, V] that follow the last one, in float64."""
         piece = max(1, LOGITS // (tokens.size(0) * self.model.embedding.num_embeddings))
-        for part in tokens.split(piece, 1):
+        for part in torch.split(tokens, piece, 1):
             last = self.model(part, cache=self.cache)[:, -1, : self.vocab_size]
         # MPS has no float64: there the choice of a token is made on the CPU.
         logits: Tensor = (last.cpu() if last.device.type == "mps" else last).double()
@@ -157,7 +154,8 @@ def generate(
         rows = [(i, sample) for i in alike for sample in range(config.samples)]
         for start in range(0, len(rows), ROWS):
             some = rows[start : start + ROWS]
-            found |= zip(some, _decode(model, prompts, some, config, stops), strict=True)
+            with inference(model):
+                found |= zip(some, _decode(model, prompts, some, config, stops), strict=True)
     return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
 
 
@@ -228,9 +226,11 @@ def _until(
     vocab_size: int,
     stops: set[int],
 ) -> Iterator[int]:
-    decoder = Decoder(model, [prompt], [(0, sample, 0)], config, vocab_size=vocab_size)
+    with inference(model):
+        decoder = Decoder(model, [prompt], [(0, sample, 0)], config, vocab_size=vocab_size)
     for _ in range(config.max_tokens):
-        (token,) = decoder.step()
+        with inference(model):
+            (token,) = decoder.step()
         if token in stops:
             return
         yield token

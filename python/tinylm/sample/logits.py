@@ -60,7 +60,7 @@ def frequency_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
 
 def presence_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
     """logit - penalty where the continuation has the token. Source: OpenAI's API."""
-    return logits - penalty * (counts > 0)
+    return logits - penalty * (counts > 0).to(logits.dtype)
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
