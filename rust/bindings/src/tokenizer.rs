@@ -32,6 +32,10 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 }
 
 /// Runs `work` without the GIL; the interrupt it gets raises what a signal handler raises.
+#[expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the method fits one lifetime only"
+)]
 fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&mut Interrupt<'_>) -> Result<T, core::Error> + Send,
@@ -51,6 +55,15 @@ fn detached<T: Send>(
         })
     });
     done.map_err(|error| raised.unwrap_or_else(|| tokenizer_error(error)))
+}
+
+/// Imports numpy, or raises what stops that. The numpy crate imports it on first use and
+/// panics where it cannot, which a Ctrl-C in the middle of the import is enough for.
+fn import_numpy(py: Python<'_>) -> PyResult<()> {
+    static IMPORTED: PyOnceLock<()> = PyOnceLock::new();
+    IMPORTED
+        .get_or_try_init(py, || py.import("numpy._core.multiarray").map(drop))
+        .copied()
 }
 
 /// A text as Python gives it, borrowed.
@@ -105,6 +118,7 @@ fn ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     if let Ok(list) = ids.cast::<PyList>() {
         return list.iter().map(|id| id_of(&id)).collect();
     }
+    import_numpy(ids.py())?;
     if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
         return Ok(array.as_array().to_vec());
     }
@@ -227,6 +241,7 @@ impl Tokenizer {
         text: Text,
         special: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        import_numpy(py)?;
         let policy = self.policy(special)?;
         let ids = detached(py, |stop| self.core.encode(text.bytes(), &policy, stop))?;
         Ok(ids.into_pyarray(py))
@@ -238,6 +253,7 @@ impl Tokenizer {
         texts: Vec<Text>,
         special: &Bound<'py, PyAny>,
     ) -> PyResult<Batch<'py>> {
+        import_numpy(py)?;
         let policy = self.policy(special)?;
         let texts: Vec<&[u8]> = texts.iter().map(Text::bytes).collect();
         let (ids, offsets) = detached(py, |stop| self.core.encode_batch(&texts, &policy, 0, stop))?;

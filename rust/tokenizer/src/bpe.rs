@@ -237,23 +237,24 @@ impl Bpe {
         }
         let nodes = &mut scratch.nodes;
         nodes.clear();
-        nodes.extend((0u32..).zip(self.parts(piece)).map(|(at, part)| Node {
-            part,
-            previous: at.wrapping_sub(1),
-            next: at + 1,
-        }));
-        if let Some(last) = nodes.last_mut() {
-            last.next = NONE;
-        }
         // Rank above, position below: the leftmost of equal ranks comes first.
         let mut entries = std::mem::take(&mut scratch.heap);
         entries.clear();
-        entries.extend(
-            (0u32..)
-                .zip(nodes.iter())
-                .filter_map(|(at, node)| entry(node, at)),
-        );
         let mut heap = BinaryHeap::from(entries);
+        for (at, part) in (0u32..).zip(self.parts(piece)) {
+            if at as usize % TICK == TICK - 1 {
+                interrupt()?;
+            }
+            nodes.push(Node {
+                part,
+                previous: at.wrapping_sub(1),
+                next: at + 1,
+            });
+            heap.extend(entry(&part, at));
+        }
+        if let Some(last) = nodes.last_mut() {
+            last.next = NONE;
+        }
         let mut ticks = 0usize;
         while let Some(Reverse(top)) = heap.pop() {
             ticks += 1;
@@ -281,10 +282,10 @@ impl Bpe {
                 next: gone.next,
                 ..node
             };
-            heap.extend(entry(&nodes[at as usize], at));
+            heap.extend(entry(&Part { id, merge }, at));
             if let Some(before) = nodes.get_mut(node.previous as usize) {
                 before.part.merge = self.merge_of(before.part.id, id);
-                heap.extend(entry(before, node.previous));
+                heap.extend(entry(&before.part, node.previous));
             }
         }
         let mut at = 0;
@@ -297,8 +298,8 @@ impl Bpe {
     }
 }
 
-fn entry(node: &Node, at: u32) -> Option<Reverse<u64>> {
-    let rank = node.part.merge.rank;
+fn entry(part: &Part, at: u32) -> Option<Reverse<u64>> {
+    let rank = part.merge.rank;
     (rank != NEVER).then(|| Reverse(pair(rank, at)))
 }
 
