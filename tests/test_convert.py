@@ -3,13 +3,14 @@
 import copy
 import json
 import re
-import warnings
 
+import foreign
 import pytest
 import torch
+from foreign import greedy, randomise
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tinylm import cache, checkpoint, convert
+from tinylm import checkpoint, convert
 from tinylm.config import ModelConfig
 from tinylm.model import Model, build
 
@@ -19,16 +20,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def transformers():
-    """The library, silent: it logs, draws progress bars and warns while it is imported."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        library = pytest.importorskip("transformers")
-        # Each of these names imports its module when it is first asked for.
-        for name in ("AutoModelForCausalLM", "GPT2LMHeadModel", "LlamaForCausalLM"):
-            getattr(library, name)
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
-    return library
+    return foreign.transformers()
 
 
 def gpt2(**changes):
@@ -77,28 +69,8 @@ def make_foreign(transformers, name):
     return model
 
 
-def randomise(model):
-    """Weights that leave no branch at zero, as `build` does."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model.eval()
-
-
 def some_tokens(rows=3, length=17, vocab_size=53):
     return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(2))
-
-
-@torch.no_grad()
-def greedy(model, prompt, count):
-    """The `count` likeliest next ids, one after the other, by the cache."""
-    keys = cache.build(model, 1, len(prompt) + count)
-    new, tokens = [], torch.tensor([prompt])
-    for _ in range(count):
-        new.append(int(model(tokens, cache=keys)[0, -1].argmax()))
-        tokens = torch.tensor([[new[-1]]])
-    return new
 
 
 @pytest.mark.parametrize("name", FOREIGN)
