@@ -103,7 +103,7 @@ class Trainer:
                 loss = self.loss(batch.tokens[rows], targets)
             # Every target of the batch weighs the same, however they fall into micro-batches.
             share = (targets != IGNORED).sum() / counted
-            (loss * share).backward()
+            torch.autograd.backward(loss * share)
             total += loss.detach() * share
         norm = self.optimizer.gradient_norm()
         if torch.isfinite(total) & torch.isfinite(norm):
@@ -201,8 +201,8 @@ class Trainer:
             state=state,
         )
         checkpoint.save(path, self.model, self.tokenizer, training=training)
-        kept = {checkpoint_path(self.folder, self.progress.best_step)}
-        checkpoint.purge(self.folder, keep=self.run.checkpoint.keep, also_keep=kept)
+        best = {self.progress.best_step}
+        checkpoint.purge(self.folder, keep=self.run.checkpoint.keep, also_keep=best)
         return path
 
     def restore(self, training: checkpoint.Training) -> None:
