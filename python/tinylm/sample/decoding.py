@@ -207,9 +207,10 @@ def stream_ids(
     if not 0 <= sample < config.samples:
         raise ValueError(f"sample={sample}: config.samples={config.samples}, numbered from 0")
     ids = tokenizer.encode(prompt, special="raise")
-    if not ids and tokenizer.eos_id is None:
-        raise ValueError("the prompt is empty and the tokenizer has no end-of-text token: give one")
-    ids = ids or [tokenizer.eos_id]
+    if not ids:
+        if tokenizer.eos_id is None:
+            raise ValueError("the prompt is empty, and the tokenizer has no end-of-text token")
+        ids = [tokenizer.eos_id]
     vocab_size = min(model.embedding.num_embeddings, tokenizer.vocab_size)
     _check_ids("the prompt", ids, vocab_size)
     stops, _ = _stops(config, vocab_size)
