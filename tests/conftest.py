@@ -1,13 +1,10 @@
 """What all tests share: hypothesis profiles, the folder of test data, Triton without a GPU."""
 
-import faulthandler
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-faulthandler.enable()
 
 settings.register_profile("dev", max_examples=100, deadline=None, print_blob=True)
 settings.register_profile("ci", max_examples=300, deadline=None, print_blob=True)

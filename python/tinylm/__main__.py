@@ -33,19 +33,9 @@ class Row(NamedTuple):
 MAP = (
     Row("settings", "config"),
     Row("text", "corpus"),
-    Row(
-        "tokens",
-        "tokenizer",
-        ("rust/tokenizer",),
-        ("word_bpe", "byte_bpe", "patterns", "unigram"),
-    ),
-    Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order", "packing")),
-    Row(
-        "operations",
-        "ops",
-        ("kernels/fused",),
-        ("autograd", "arrays", "tensors"),
-    ),
+    Row("tokens", "tokenizer", ("rust/tokenizer",), ("word_bpe", "byte_bpe", "patterns")),
+    Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order")),
+    Row("operations", "ops", ("kernels/fused",), ("arrays", "tensors")),
     Row("model", "layers"),
     Row("model", "model"),
     Row("loss, steps", "optim", (), ("optimizers",)),
@@ -87,7 +77,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.stage,
         f"tinylm.{row.module}",
         f"python -m tinylm.{row.module}" if is_command(row.module) else "",
-        " ".join(path for path in row.behind if behind(path)),
+        " ".join(path for path in row.behind if path.startswith("rust/") or has_kernels()),
         " ".join(n for n in row.reference if (PACKAGE / "reference" / f"{n}.py").is_file()),
         test if (CHECKOUT / test).is_file() else "",
     )
@@ -114,9 +104,9 @@ def is_command(module: str) -> bool:
     )
 
 
-def behind(path: str) -> bool:
-    """Whether a crate or the kernels are here: the crates are in `_rust`, wherever it is."""
-    return path.startswith("rust/") or any((PACKAGE / "kernels").glob("[!_]*.py"))
+def has_kernels() -> bool:
+    """Whether there are kernels: the link to them is missing in some checkouts."""
+    return any((PACKAGE / "kernels").glob("[!_]*.py"))
 
 
 if __name__ == "__main__":
