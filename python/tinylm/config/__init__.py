@@ -6,16 +6,8 @@ Imports neither torch nor numpy, so that `--help` and a typo answer at once.
 """
 
 from tinylm.config.help import describe
-from tinylm.config.loading import (
-    ConfigError,
-    differences,
-    find,
-    flat,
-    load,
-    recipes,
-    settings,
-    to_yaml,
-)
+from tinylm.config.keys import ConfigError, flat, recipes, settings
+from tinylm.config.loading import differences, find, load, to_yaml
 from tinylm.config.sections import (
     CheckpointConfig,
     DataConfig,

@@ -1,11 +1,12 @@
 """The text of `--help`: every setting of a command, from the dataclasses themselves."""
 
+import json
 import shutil
 import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from tinylm.config.loading import allowed, flat, presets, settings
+from tinylm.config.keys import allowed, flat, presets, settings
 from tinylm.config.sections import Run
 
 
@@ -24,10 +25,8 @@ def describe(sections: Iterable[str] | None = None) -> str:
             continue
         if section != shown:
             shown = section
-            known = (
-                f"  (presets: {section}={'|'.join(presets(section))})" if presets(section) else ""
-            )
-            lines += ["", f"{section or 'run'}{known}"]
+            known = "|".join(presets(section)) if section else ""
+            lines += ["", f"{section}  (presets: {section}={known})" if known else section or "run"]
         lines.append(f"  {key}={_show(defaults[key])}")
         text = f"{field.metadata['help']} Takes {allowed(key)}."
         lines += textwrap.wrap(text, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
@@ -35,8 +34,7 @@ def describe(sections: Iterable[str] | None = None) -> str:
 
 
 def _show(value: Any) -> str:
+    """A default as you would type it."""
     if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, tuple):
-        return f"[{','.join(str(item) for item in value)}]"
-    return str(value)
+        return json.dumps(value)
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

@@ -1,77 +1,58 @@
 """A recipe, a file and `key=value` arguments to one checked `Run`, and back to YAML."""
 
-import difflib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import Field, fields, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tinylm.config.keys import (
+    CONFIGS,
+    ConfigError,
+    allowed,
+    check_key,
+    flat,
+    presets,
+    recipes,
+    settings,
+    suggest,
+    takes_text,
+)
+from tinylm.config.limits import show
 from tinylm.config.sections import SECTIONS, Run
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 # What may differ between a run and its continuation: where it is, how long, whether it resumes.
 NOT_COMPARED = ("name", "out", "train.resume", "train.steps")
+# YAML's own errors, OmegaConf's, too many digits, not UTF-8, a folder, a thousand open brackets.
+UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError)
 
-
-class ConfigError(ValueError):
-    """A setting that cannot be: one line with the key, the value, what is allowed and the file."""
-
-
-def settings() -> dict[str, Field[Any]]:
-    """Every setting as `section.key` (or a bare key of `Run`) and its dataclass field."""
-    found = {f.name: f for f in fields(Run) if f.name not in SECTIONS}
-    for section, kind in SECTIONS.items():
-        found |= {f"{section}.{f.name}": f for f in fields(kind)}
-    return found
-
-
-def type_of(key: str) -> Any:
-    """The type of a setting, its annotation resolved."""
-    section, _, name = key.rpartition(".")
-    return get_type_hints(SECTIONS[section] if section else Run)[name]
-
-
-def recipes() -> list[str]:
-    """Names of the recipes that ship with TinyLM."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
-def presets(section: str) -> list[str]:
-    """Names of the presets of one section, for `section=preset`."""
-    return sorted(path.stem for path in (CONFIGS / section).glob("*.yaml"))
+# A setting to be made: its key, its value, and " (file)" for an error to end in.
+Assignment = tuple[str, Any, str]
 
 
 def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) -> Run:
     """A recipe's name or a YAML file, then `section=preset` and `section.key=value`, to a `Run`.
 
-    Later overrides win. Raises `ConfigError` for an unknown key or a bad value, and
-    `FileNotFoundError` for a file that is not there.
+    Later overrides win. Raises `ConfigError` for an unknown key, a bad value or a file that is
+    not there; it writes nothing.
     """
-    config = OmegaConf.structured(Run)
-    origin: dict[str, str] = {}
     path = None if name_or_file is None else _find(str(name_or_file))
-    for key, value, where in (*_file(path), *_arguments(overrides)):
-        _check_key(key, where)
-        try:
-            config = OmegaConf.merge(config, _nested(key, value))
-        except OmegaConfBaseException:
-            raise ConfigError(f"{key}={value}: expected {allowed(key)}{where}") from None
-        origin[key] = where
+    assignments = [*_file(path), *_arguments(overrides)]
+    for key, value, where in assignments:
+        check_key(key, where)
+        _check_plain(key, value, where)
+    origin = {key: where for key, _, where in assignments}
     try:
-        run: Run = OmegaConf.to_object(config)  # type: ignore[assignment]
-    except ValueError as error:
-        message = str(error).splitlines()[0]
-        raise ConfigError(message + origin.get(message.partition("=")[0], "")) from None
+        run = _build(assignments)
+    except UNREADABLE as error:
+        raise _explain(error, assignments, origin) from None
     _check_choices(run, origin)
-    if run.name is None:
-        run = replace(run, name=(path.stem if path else Path(run.data.source).stem) or "run")
-    return run
+    return run if run.name is not None else replace(run, name=_name(path, run))
 
 
 def find(folder: str | Path) -> Path | None:
@@ -81,15 +62,6 @@ def find(folder: str | Path) -> Path | None:
     above = path.resolve().parent
     homes = [path, *([above.parent] if above.name == "checkpoints" else [])]
     return next((h / "config.yaml" for h in homes if (h / "config.yaml").is_file()), None)
-
-
-def flat(run: Run) -> dict[str, Any]:
-    """Every setting of `run` by its full key."""
-    found = {}
-    for key in settings():
-        section, _, name = key.rpartition(".")
-        found[key] = getattr(getattr(run, section) if section else run, name)
-    return found
 
 
 def differences(one: Run, other: Run) -> list[str]:
@@ -103,126 +75,125 @@ def to_yaml(run: Run) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(run))
 
 
-def allowed(key: str) -> str:
-    """What a setting takes, in words."""
-    choices = settings()[key].metadata["choices"]
-    if choices and get_origin(type_of(key)) is tuple:
-        return f"a list of {', '.join(choices)}, such as [{','.join(choices[:2])}]"
-    return " or ".join(choices) if choices else _describe(type_of(key))
-
-
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(str(value).lower() for value in get_args(kind))
-    if get_origin(kind) is tuple:
-        length = "" if get_args(kind)[-1] is Ellipsis else f" of {len(get_args(kind))}"
-        return f"a list{length}, such as [{'0.9,0.95' if get_args(kind)[0] is float else 'a,b'}]"
-    if isinstance(kind, UnionType):
-        return " or ".join(
-            "null" if part is type(None) else _describe(part) for part in get_args(kind)
-        )
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
+def _name(path: Path | None, run: Run) -> str:
+    """The name of a run that was given none: its recipe's, or else its source's."""
+    return (path or Path(run.data.source)).stem.strip(".") or "run"
 
 
 def _find(name: str) -> Path:
     """The file of a recipe's name or path."""
-    shipped = CONFIGS / f"{name}.yaml"
-    if shipped.is_file():
-        return shipped
-    path = Path(name)
-    if path.is_file():
-        return path
-    if path.suffix in (".yaml", ".yml"):
-        raise FileNotFoundError(2, "no such configuration file", name)
+    for path in (CONFIGS / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
+    if name.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{name}: no such file; the recipes are {', '.join(recipes())}")
     raise ConfigError(
-        f"no recipe {name!r}: {_suggest(name, recipes())}, or the path of a .yaml file"
+        f"no recipe {show(name)!r}: {suggest(name, recipes())}, or the path of a .yaml file"
     )
 
 
-def _file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
-    """Each setting of a YAML file, in order: key, value, where it stands."""
+def _file(path: Path | None) -> Iterator[Assignment]:
+    """Each setting of a YAML file, in order."""
     if path is None:
         return
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    content = _read(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected sections with keys, such as 'train: {{steps: 100}}'")
     yield from _leaves(content, f" ({path})")
 
 
-def _leaves(content: Mapping[Any, Any], where: str) -> Iterator[tuple[str, Any, str]]:
+def _read(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except UNREADABLE as error:
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+
+
+def _leaves(content: Mapping[Any, Any], where: str) -> Iterator[Assignment]:
     for key, value in content.items():
         if key not in SECTIONS:
             yield str(key), value, where
         elif isinstance(value, str):
-            yield from _preset(key, value)
+            yield from _preset(key, value, where)
         elif isinstance(value, dict):
             yield from ((f"{key}.{name}", leaf, where) for name, leaf in value.items())
         elif value is not None:
-            raise ConfigError(f"{key}={value}: expected keys of the section or a preset{where}")
+            text = f"{key}={show(value)}: expected keys of the section or a preset"
+            raise ConfigError(text + where)
 
 
-def _preset(section: str, name: str) -> Iterator[tuple[str, Any, str]]:
+def _preset(section: str, name: str, where: str) -> Iterator[Assignment]:
     """The settings of `configs/<section>/<name>.yaml`."""
-    if name not in presets(section):
-        known = presets(section)
-        hint = _suggest(name, known) if known else f"set {section}.key=value instead"
-        raise ConfigError(f"{section}={name}: no such preset: {hint}")
+    known = presets(section)
+    if name not in known:
+        hint = suggest(name, known) if known else f"set {section}.key=value instead"
+        raise ConfigError(f"{section}={show(name)}: no such preset: {hint}{where}")
     path = CONFIGS / section / f"{name}.yaml"
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    yield from _leaves({section: content}, f" ({path})")
+    yield from _leaves({section: _read(path)}, f" ({path})")
 
 
-def _arguments(overrides: Iterable[str]) -> Iterator[tuple[str, Any, str]]:
+def _arguments(overrides: Iterable[str]) -> Iterator[Assignment]:
     for override in overrides:
         key, equals, text = override.partition("=")
-        key = key.strip()
         if not equals:
-            raise ConfigError(f"{override!r}: expected section.key=value")
+            raise ConfigError(f"{show(override)!r}: expected section.key=value")
         if key in SECTIONS:
-            yield from _preset(key, text)
+            yield from _preset(key, text, "")
         else:
-            _check_key(key, "")
+            check_key(key, "")
             yield key, _parse(key, text), ""
 
 
 def _parse(key: str, text: str) -> Any:
     """A command-line value, by the type of its setting: texts stay as they were typed."""
-    kind = type_of(key)
-    optional = isinstance(kind, UnionType) and str in get_args(kind)
-    if kind is str or (optional and text != "null"):
+    if takes_text(key, text):
         return text
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
-    except (yaml.YAMLError, OmegaConfBaseException):
-        raise ConfigError(f"{key}={text}: expected {allowed(key)}") from None
+    except UNREADABLE:
+        raise ConfigError(f"{key}={show(text)}: expected {allowed(key)}") from None
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
+def _build(assignments: Iterable[Assignment]) -> Run:
+    """The defaults, each setting that is made, and the limits of `sections`."""
+    run: Run = OmegaConf.to_object(OmegaConf.merge(_defaults(), *map(_nested, assignments)))  # type: ignore[assignment]
+    return run
+
+
+@cache
+def _defaults() -> Any:
+    """The schema of a run, to merge into copies of; frozen, as the dataclasses are."""
+    return OmegaConf.structured(Run)
+
+
+def _nested(assignment: Assignment) -> dict[str, Any]:
+    key, value, _ = assignment
     section, _, name = key.rpartition(".")
     return {section: {name: value}} if section else {name: value}
 
 
-def _check_key(key: str, where: str) -> None:
-    known = settings()
-    if key in known:
-        return
-    section, _, name = key.rpartition(".")
-    # The right name in the wrong section, then a near name in this one, then a near key anywhere.
-    near = [full for full in known if full.rpartition(".")[2] == name]
-    beside = [full for full in known if full.rpartition(".")[0] == section]
-    names = difflib.get_close_matches(name, [full.rpartition(".")[2] for full in beside], n=1)
-    near += [full for full in beside if full.rpartition(".")[2] in names]
-    near += difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    if near and (names or section not in SECTIONS or near[0] not in beside):
-        hint = f"did you mean '{near[0]}'?"
-    elif section in SECTIONS:
-        hint = f"{section} has {', '.join(f.name for f in fields(SECTIONS[section]))}"
-    else:
-        hint = f"the sections are {', '.join(SECTIONS)}"
-    raise ConfigError(f"unknown key '{key}'{where}: {hint}")
+def _explain(error: Exception, made: list[Assignment], origin: dict[str, str]) -> ConfigError:
+    """The one line for a setting of the wrong type, or for a limit that does not hold."""
+    if isinstance(error, OmegaConfBaseException):
+        # OmegaConf names neither the key nor the file: the setting that also fails alone is it.
+        for key, value, where in made:
+            try:
+                OmegaConf.merge(_defaults(), _nested((key, value, where)))
+            except OmegaConfBaseException:
+                return ConfigError(f"{key}={show(value)}: expected {allowed(key)}{where}")
+    key = str(error).partition("=")[0]
+    section = key.rpartition(".")[0]
+    # A limit between two keys may name the one that was not given: then its neighbour's file.
+    near = [where for other, where in origin.items() if other.rpartition(".")[0] == section]
+    return ConfigError(f"{error}{origin[key] if key in origin else max(near, default='')}")
+
+
+def _check_plain(key: str, value: Any, where: str) -> None:
+    """Refuse OmegaConf's two texts with a meaning: a saved run must read back as it was."""
+    for item in value if isinstance(value, list) else (value,):
+        if isinstance(item, str) and ("${" in item or item == "???"):
+            text = "expected a text that is not '???' and has no '${' in it"
+            raise ConfigError(f"{key}={show(value)}: {text}{where}")
 
 
 def _check_choices(run: Run, origin: dict[str, str]) -> None:
@@ -230,8 +201,8 @@ def _check_choices(run: Run, origin: dict[str, str]) -> None:
     for module in run.imports:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"imports={module}: {error}") from None
+        except (ImportError, TypeError, ValueError) as error:
+            raise ConfigError(f"imports={show(module)}: {show(error)}") from None
     if run.imports:
         return
     values = flat(run)
@@ -239,13 +210,5 @@ def _check_choices(run: Run, origin: dict[str, str]) -> None:
         choices = setting.metadata["choices"]
         for value in values[key] if isinstance(values[key], tuple) else (values[key],):
             if choices and value is not None and value not in choices:
-                hint = _suggest(value, choices)
-                raise ConfigError(f"{key}={value}: {hint}{origin.get(key, '')}")
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest known name, and all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    question = f"did you mean '{near[0]}'? " if near else ""
-    return f"{question}allowed: {', '.join(known)}"
+                where = origin.get(key, "")
+                raise ConfigError(f"{key}={show(value)}: {suggest(value, choices)}{where}")

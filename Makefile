@@ -1,0 +1,68 @@
+# `make help` lists the targets. Each one first makes .venv with all that it needs.
+PYTHON ?= python3
+
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
+# pip reads it, also where maturin starts pip.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport CONDA_PREFIX PYTHONHOME
+
+RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow fuzz lint fmt wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## everything into .venv; the first time 1 to 3 minutes and 5 GB, most of it torch
+	@echo "ready: make train, or: source .venv/bin/activate; python -m tinylm"
+
+train: .venv/.ready ## train a small model on the Python standard library, about 3 minutes; ARGS="key=value ..."
+	python -m tinylm.train $(ARGS)
+
+test: .venv/.ready ## the quick tests: cargo test of the two cores, then pytest
+	cargo test --quiet
+	python -m pytest
+
+test-slow: .venv/.ready ## the slow tests: minutes long, or torture
+	python -m pytest -m slow --timeout 900
+
+fuzz: .venv/.ready ## 20,000 hostile texts through each round trip of the tokenizer
+	python -m pytest --hypothesis-profile=fuzz -k roundtrip --timeout 0
+
+lint: .venv/.ready ## ruff, mypy, stubtest, rustfmt, clippy: all that CI asks
+	ruff check
+	ruff format --check
+	mypy
+	python -m mypy.stubtest tinylm._rust
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+fmt: .venv/.ready ## format Python and Rust, and mend what ruff can
+	ruff check --fix-only
+	ruff format
+	cargo fmt --all
+
+wheel: .venv/.ready ## the wheel (fully optimised) and the sdist, into dist/
+	maturin build --profile dist --out dist
+	maturin sdist --out dist
+
+clean: ## remove what was built; your runs and data stay
+	rm -rf .venv target dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f python/tinylm/_rust.*.so python/tinylm/_rust.*.pyd
+	find python kernels tests benches -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Once installed, pip finds every requirement met and asks no index: a second build works offline.
+.venv/.ready: .venv/bin/maturin pyproject.toml constraints.txt $(RUST)
+	@echo "building the Rust extension; the first time also torch and the tools, 5 GB, a minute or two"
+	@PIP_QUIET=1 maturin develop --quiet --extras dev
+	@touch $@
+
+.venv/bin/maturin:
+	@command -v cargo > /dev/null || { echo "error: no cargo; install Rust 1.85 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+	  echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@python -m pip install --quiet --upgrade pip maturin

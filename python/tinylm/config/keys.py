@@ -1,0 +1,129 @@
+"""The keys of a run, read off the dataclasses: what there is, what each takes, what is near."""
+
+from collections.abc import Iterable
+from dataclasses import Field, fields
+from difflib import SequenceMatcher, get_close_matches
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tinylm.config.limits import in_words, show
+from tinylm.config.sections import SECTIONS, Run
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# How alike the last part of a key must be, from 0 to 1, to be taken for a slip of the fingers.
+ALIKE = 0.5
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be: one line with the key, the value, what is allowed and the file."""
+
+
+@cache
+def settings() -> dict[str, Field[Any]]:
+    """Every setting as `section.key` (or a bare key of `Run`) and its dataclass field."""
+    found = {f.name: f for f in fields(Run) if f.name not in SECTIONS}
+    for section, kind in SECTIONS.items():
+        found |= {f"{section}.{f.name}": f for f in fields(kind)}
+    return found
+
+
+def flat(run: Run) -> dict[str, Any]:
+    """Every setting of `run` by its full key."""
+    found = {}
+    for key in settings():
+        section, _, name = key.rpartition(".")
+        found[key] = getattr(getattr(run, section) if section else run, name)
+    return found
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that ship with TinyLM."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def presets(section: str) -> list[str]:
+    """Names of the presets of one section, for `section=preset`."""
+    return sorted(path.stem for path in (CONFIGS / section).glob("*.yaml"))
+
+
+def allowed(key: str) -> str:
+    """What a setting takes, in words."""
+    setting, kind = settings()[key], type_of(key)
+    choices, limits = setting.metadata["choices"], setting.metadata["limits"]
+    if choices and get_origin(kind) is tuple:
+        return f"a list of {', '.join(choices)}, such as [{','.join(choices[:2])}]"
+    words = " or ".join(choices) if choices else _describe(kind)
+    if choices and isinstance(kind, UnionType):
+        words += " or null"
+    if limits is None:
+        return words
+    if get_origin(kind) is tuple:
+        return f"{words}, each {in_words(limits)}"
+    number, null, rest = words.partition(" or null")
+    return f"{number}, {in_words(limits)}{',' if null else ''}{null}{rest}"
+
+
+def takes_text(key: str, text: str) -> bool:
+    """Whether `text`, typed for this setting, is meant as it stands and is not YAML."""
+    kind = type_of(key)
+    optional = isinstance(kind, UnionType) and str in get_args(kind)
+    return kind is str or (optional and text != "null")
+
+
+def type_of(key: str) -> Any:
+    """The type of a setting, its annotation resolved."""
+    section, _, name = key.rpartition(".")
+    return get_type_hints(SECTIONS[section] if section else Run)[name]
+
+
+def check_key(key: str, where: str) -> None:
+    """Raise `ConfigError` with the nearest key unless there is such a setting."""
+    if key in settings():
+        return
+    section = key.rpartition(".")[0]
+    if near := nearest(key):
+        hint = f"did you mean '{near}'? It takes {allowed(near)}"
+    elif section in SECTIONS:
+        hint = f"{section} has {', '.join(f.name for f in fields(SECTIONS[section]))}"
+    else:
+        hint = f"the sections are {', '.join(SECTIONS)}"
+    raise ConfigError(f"unknown key '{show(key)}'{where}: {hint}")
+
+
+def nearest(key: str) -> str | None:
+    """The setting meant by `key`, by its name and then its section; None where no name is near."""
+    section, _, name = key.rpartition(".")
+    best, score = None, 0.0
+    for known in settings():
+        home, _, own = known.rpartition(".")
+        likeness = _alike(name, own)
+        if likeness >= ALIKE and likeness + _alike(section, home) > score:
+            best, score = known, likeness + _alike(section, home)
+    return best
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The nearest known name, and all of them."""
+    known = list(known)
+    near = get_close_matches(name, known, n=1)
+    question = f"did you mean '{near[0]}'? " if near else ""
+    return f"{question}allowed: {', '.join(known)}"
+
+
+def _alike(one: str, other: str) -> float:
+    return SequenceMatcher(None, one, other).ratio()
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(str(value).lower() for value in get_args(kind))
+    if get_origin(kind) is tuple:
+        length = "" if get_args(kind)[-1] is Ellipsis else f" of {len(get_args(kind))}"
+        return f"a list{length}, such as [{'0.9,0.95' if get_args(kind)[0] is float else 'a,b'}]"
+    if isinstance(kind, UnionType):
+        return " or ".join(
+            "null" if part is type(None) else _describe(part) for part in get_args(kind)
+        )
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]

@@ -1,0 +1,57 @@
+"""What a number may be, and the one line that says so when it is not."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import fields
+from math import inf, isfinite
+from typing import Any
+
+# A bound by the name of its comparison in `operator`; NaN passes none of them.
+Limits = Mapping[str, float]
+COUNT: Limits = {"ge": 1, "lt": 2**31}
+COUNT_OR_ZERO: Limits = {"ge": 0, "lt": 2**31}
+SEED: Limits = {"ge": 0, "lt": 2**63}
+POSITIVE: Limits = {"gt": 0, "lt": inf}
+NOT_NEGATIVE: Limits = {"ge": 0, "lt": inf}
+FINITE: Limits = {"gt": -inf, "lt": inf}
+SHARE: Limits = {"ge": 0, "le": 1}
+
+WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+POWERS = {2**31: "2^31", 2**63: "2^63"}
+
+
+def in_words(limits: Limits) -> str:
+    """Limits as a sentence has them: 'at least 1 and below 2^31'."""
+    bounds = [
+        f"{WORDS[name]} {POWERS.get(int(bound), bound)}"
+        for name, bound in limits.items()
+        if isfinite(bound)
+    ]
+    return " and ".join([*bounds, "finite"] if inf in limits.values() else bounds)
+
+
+def show(value: object) -> str:
+    """A value as an error quotes it: on one line, and not all of a long one."""
+    # Python refuses to write out an int of more than 4300 decimal digits.
+    huge = isinstance(value, int) and value.bit_length() > 1000
+    text = "null" if value is None else f"{value:#x}" if huge else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def require(condition: bool, key: str, value: object, limit: str) -> None:
+    """Raise `ValueError` naming the key, its value and the limit unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{key}={show(value)}: {limit}")
+
+
+def require_limits(section: str, config: Any) -> None:
+    """Raise `ValueError` for the first number of a section outside the limits of its field."""
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        limits = setting.metadata["limits"]
+        for number in value if isinstance(value, tuple) else (value,):
+            if limits and isinstance(number, int | float):
+                inside = all(getattr(operator, name)(number, b) for name, b in limits.items())
+                text = f"must be {in_words(limits)}"
+                require(inside, f"{section}.{setting.name}", number, text)

@@ -1,0 +1,26 @@
+"""What all tests share: hypothesis profiles, the folder of test data, Triton without a GPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("dev", max_examples=100, deadline=None, print_blob=True)
+settings.register_profile("ci", max_examples=300, deadline=None, print_blob=True)
+settings.register_profile("fuzz", max_examples=20_000, deadline=None, print_blob=True)
+# pytest's --hypothesis-profile overrides this.
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# Triton reads the variable at its first import: without a driver its kernels run in Python.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of corpora and fixtures that TINYLM_DATA names; without it the test is skipped."""
+    folder = os.environ.get("TINYLM_DATA")
+    if not folder:
+        pytest.skip("TINYLM_DATA is unset: it names a folder with corpora/ and fixtures/")
+    return Path(folder)

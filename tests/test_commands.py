@@ -1,0 +1,128 @@
+"""What every command shares: exit codes, errors of one line, and the map."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from tinylm import __main__ as tinylm_map
+from tinylm import commands
+from tinylm.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def leave(monkeypatch, capsys):
+    """Runs a command that raises or returns `outcome`; gives its exit code and standard error."""
+    monkeypatch.setattr(sys, "argv", ["tinylm"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(outcome):
+        def main(arguments):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        with pytest.raises(SystemExit) as caught:
+            commands.run(main)
+        return caught.value.code or 0, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "error"),
+    [
+        (None, 0, ""),
+        (0, 0, ""),
+        (75, 75, ""),
+        (ConfigError("train.steps=0: must be at least 1"), 2, "train.steps=0: must be at least 1"),
+        (ValueError("two\nlines"), 1, "two lines"),
+        (KeyError("<|end|>"), 1, "<|end|>"),
+        (KeyError(), 1, ""),
+        (FileNotFoundError(2, "No such file", "a.txt"), 1, "a.txt: No such file"),
+        (OSError("a.bin: ends after 3 bytes"), 1, "a.bin: ends after 3 bytes"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_its_exit_code(leave, outcome, code, error):
+    expected = f"error: {error}\n" if isinstance(outcome, Exception) else ""
+    assert leave(outcome) == (code, expected)
+
+
+def test_an_interrupt_ends_in_130(leave):
+    assert leave(KeyboardInterrupt()) == (130, "interrupted\n")
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tinylm"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(ZeroDivisionError):
+        commands.run(lambda arguments: 1 // 0)
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments."""
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_warning_is_one_line_without_source():
+    done = python(
+        "-c",
+        "import warnings; from tinylm import commands\n"
+        "commands.run(lambda arguments: warnings.warn('no compiler: staying eager'))",
+    )
+    assert (done.returncode, done.stderr) == (0, "warning: no compiler: staying eager\n")
+
+
+def test_a_reader_that_leaves_is_no_error():
+    script = (
+        "from tinylm import commands\n"
+        "commands.run(lambda arguments: [print('line') for _ in range(100_000)] and 0)"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert writer.stdout.readline() == b"line\n"
+    writer.stdout.close()
+    assert (writer.wait(timeout=60), writer.stderr.read()) == (0, b"")
+    writer.stderr.close()
+
+
+def test_help_is_asked_for_by_either_name():
+    assert commands.wants_help(["train.steps=3", "-h"])
+    assert commands.wants_help(["--help"])
+    assert not commands.wants_help(["help", "-H"])
+
+
+# The map.
+
+
+def test_the_map_is_a_table_of_what_exists():
+    done = python("-m", "tinylm")
+    assert (done.returncode, done.stderr) == (0, "")
+    head, rule, *rows = done.stdout.partition("\n\n")[0].splitlines()
+    starts = [head.index(column) for column in tinylm_map.COLUMNS]
+    assert all(rule[start] == "-" and rule[start - 1 : start] in (" ", "") for start in starts)
+    assert [row.partition("tinylm.")[2].split()[0] for row in rows] == [
+        row.module for row in tinylm_map.MAP if tinylm_map.source(row.module)
+    ]
+    tests = [word for row in rows for word in row.split() if word.startswith("tests/")]
+    assert "tests/test_config.py" in tests
+    assert all((ROOT / test).is_file() for test in tests)
+
+
+def test_every_crate_on_the_map_is_in_the_tree():
+    crates = {path for row in tinylm_map.MAP for path in row.behind}
+    assert crates >= {"rust/tokenizer", "rust/dataloader", "kernels/fused"}
+    assert all((ROOT / crate).is_dir() for crate in crates)
+
+
+def test_the_map_has_help_and_refuses_arguments():
+    assert python("-m", "tinylm", "--help").stdout.startswith("usage: python -m tinylm\n")
+    refused = python("-m", "tinylm", "trian")
+    assert refused.returncode == 2
+    assert refused.stderr == "error: no argument 'trian'; see python -m tinylm --help\n"
