@@ -1,0 +1,194 @@
+"""Weights and gradients to new weights: the optimizers, clipping, and the course of the rate.
+
+    state = {}
+    for step in range(steps):
+        loss, gradients = ...
+        rate = schedule(step, steps, course="cosine", warmup=0.1)
+        weights, state = adamw(weights, clip(gradients, 1.0), state, lr=3e-4 * rate)
+
+Weights, gradients and state are dictionaries of arrays, the first two by parameter name, the
+state by `<parameter>.<quantity>`, named as `tinylm.optim.Optimizer.state` names it. Nothing is
+changed in place. Which parameters decay, or go to Muon, is decided by who splits the
+dictionary: `tinylm.layers` has the table. g is the gradient, w the weight, t = 1, 2, ... the step.
+
+Cost a weight: SGD and Muon keep one number, AdamW two. Muon adds 5 steps of 3 matrix products.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Arrays = dict[str, Array]
+
+
+def sgd(
+    weights: Arrays,
+    gradients: Arrays,
+    state: Arrays,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+) -> tuple[Arrays, Arrays]:
+    """b = momentum b + (g + decay w);  w = w - lr b.
+
+    b sums past gradients: where they agree the step grows to lr g / (1 - momentum), where they
+    alternate it shrinks. The decay goes through b (L2 regularisation), not past it as AdamW's.
+    Source: Polyak 1964; Sutskever et al. 2013, with the rate outside of b.
+    """
+    moved, kept = {}, {}
+    for name, w in weights.items():
+        b = momentum * state.get(f"{name}.momentum_buffer", np.zeros_like(w))
+        b = b + gradients[name] + weight_decay * w
+        moved[name], kept[f"{name}.momentum_buffer"] = w - lr * b, b
+    return moved, kept
+
+
+def adamw(
+    weights: Arrays,
+    gradients: Arrays,
+    state: Arrays,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> tuple[Arrays, Arrays]:
+    """m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
+    w = w - lr decay w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
+
+    Each weight moves by about lr, whatever the scale of its gradient: m / sqrt(v) is 1 where the
+    gradient is steady and near 0 where it is noise. m and v start at 0 and so are too small by
+    1 - b^t, which the divisions undo. Kingma and Ba 2015, algorithm 1; the decay past the
+    moments: Loshchilov and Hutter 2019, algorithm 2.
+    """
+    b1, b2 = betas
+    moved: Arrays = {}
+    kept: Arrays = {}
+    for name, w in weights.items():
+        g, zero = gradients[name], np.zeros_like(w)
+        t = state.get(f"{name}.step", np.zeros(())) + 1
+        m = b1 * state.get(f"{name}.exp_avg", zero) + (1 - b1) * g
+        v = b2 * state.get(f"{name}.exp_avg_sq", zero) + (1 - b2) * g * g
+        step = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+        moved[name] = w - lr * weight_decay * w - lr * step
+        kept |= {f"{name}.step": t, f"{name}.exp_avg": m, f"{name}.exp_avg_sq": v}
+    return moved, kept
+
+
+def orthogonalise(update: Array, steps: int = 5) -> Array:
+    """The semi-orthogonal matrix U V^T near `update` = U S V^T [rows, columns], about.
+
+    A polynomial in x x^T leaves U and V alone and acts on the singular values s one by one:
+    x = a x + b (x x^T) x + c (x x^T)^2 x is s = a s + b s^3 + c s^5. Dividing by the norm brings
+    every s into (0, 1]; a = 3.4445 then lifts small ones fast, and five steps leave those above
+    0.003 between 0.68 and 1.21, without computing U or V. Source: Jordan et al. 2024, "Muon".
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x: Array = update / (np.linalg.norm(update) + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def muon(
+    weights: Arrays,
+    gradients: Arrays,
+    state: Arrays,
+    *,
+    lr: float,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+) -> tuple[Arrays, Arrays]:
+    """m = beta m + (1 - beta) g;  W = W - lr (s O(g + beta (m - g)) + decay W), beta = momentum.
+
+    O is `orthogonalise`, s = sqrt(max(1, rows / columns)). A gradient of a matrix is dominated by
+    few directions; O moves W by the same amount along all of them. Looking beta ahead of m is
+    Nesterov's momentum. Weights are matrices. Source: Jordan et al. 2024, "Muon".
+    """
+    moved, kept = {}, {}
+    for name, w in weights.items():
+        g = gradients[name]
+        m = momentum * state.get(f"{name}.momentum", np.zeros_like(w)) + (1 - momentum) * g
+        scale = math.sqrt(max(1.0, w.shape[0] / w.shape[1]))
+        step = scale * orthogonalise(g + momentum * (m - g))
+        moved[name], kept[f"{name}.momentum"] = w - lr * (step + weight_decay * w), m
+    return moved, kept
+
+
+def gradient_norm(gradients: Arrays) -> float:
+    """The 2-norm of all gradients together, as if they were one vector."""
+    return math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
+
+
+def clip(gradients: Arrays, limit: float) -> Arrays:
+    """The gradients, scaled down together where their norm passes `limit`; their direction stays.
+
+    The 1e-6 in the divisor is torch's, and only matters for norms near it. Source: Pascanu et al.
+    2013, algorithm 1.
+    """
+    scale = min(1.0, limit / (gradient_norm(gradients) + 1e-6))
+    return {name: g * scale for name, g in gradients.items()}
+
+
+# A course takes the progress p of the run, step / steps in [0, 1), to the share of the peak rate.
+
+
+def constant(progress: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+def wsd(progress: float, *, decay: float = 0.6, min_lr: float = 0.0) -> float:
+    """Warm-up, stable, decay: 1, then a straight fall to min_lr in the last `decay` of the run.
+
+    Source: Hu et al. 2024, "MiniCPM", section 4.
+    """
+    return min_lr + (1 - min_lr) * min(1.0, (1 - progress) / decay) if decay else 1.0
+
+
+def after_warmup(progress: float, warmup: float) -> float:
+    """Progress from the end of the warm-up, 0, to the end of the run, 1."""
+    return max(0.0, (progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0
+
+
+def cosine(progress: float, *, warmup: float = 0.0, min_lr: float = 0.0) -> float:
+    """Half a cosine from 1, at the end of the warm-up, to min_lr. Loshchilov and Hutter 2017."""
+    return min_lr + (1 - min_lr) * (1 + math.cos(math.pi * after_warmup(progress, warmup))) / 2
+
+
+def linear(progress: float, *, warmup: float = 0.0, min_lr: float = 0.0) -> float:
+    """A straight line from 1, at the end of the warm-up, to min_lr."""
+    return 1 - (1 - min_lr) * after_warmup(progress, warmup)
+
+
+def schedule(
+    step: int,
+    steps: int,
+    *,
+    course: str = "wsd",
+    warmup: float = 0.0,
+    decay: float = 0.6,
+    min_lr: float = 0.0,
+) -> float:
+    """The rate of step 0 to steps - 1 as a share of its peak: a rise in `warmup` of the run.
+
+    The rise ends at 1 with step round(warmup steps) - 1, then the course takes over. Early
+    gradients are large and agree; a full step along them would be undone for a long time.
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    progress = step / steps
+    if course == "constant":
+        return constant(progress)
+    if course == "wsd":
+        return wsd(progress, decay=decay, min_lr=min_lr)
+    falling = {"cosine": cosine, "linear": linear}[course]
+    return falling(progress, warmup=warmup, min_lr=min_lr)
