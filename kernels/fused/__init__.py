@@ -1,1 +1,23 @@
-"""The fused GPU kernels, one file an operation; importable as `tinylm.kernels`."""
+"""The fused GPU kernels, one file an operation; importable as `tinylm.kernels`.
+
+Importing this needs triton and no GPU, and registers every operation under `torch.ops.tinylm`;
+without triton it is a ModuleNotFoundError. `tinylm.ops` imports it when the first CUDA tensor
+arrives, and stays with torch where that fails. To add the kernel of an operation:
+
+1. It is defined already: the operation of the same name in `tinylm.ops`, slow and plain. Do not
+   change it to suit the kernel.
+2. `kernels/fused/<operation>.py`: the formula and the source in the docstring; the
+   `@triton.jit` kernels (float32 between the loads and the stores, `program_id` cast to int64,
+   no atomics on floats, no libdevice); `forward` and `backward`, which check, allocate and
+   launch; the fakes; then `register` for each schema and `register_autograd`.
+3. `config.py`: rows of the table. What no row covers stays with torch.
+4. Import the module below.
+5. `tinylm.ops`: begin the operation with `kernel = fused("<operation>", size, ...)`, and call
+   the kernel where that is not None.
+6. `tests/test_kernels.py`: the property that compares output and gradients with float64, through
+   Triton's interpreter; `opcheck`; a line in the offline compile.
+"""
+
+from tinylm.kernels import config, rms_norm
+
+__all__ = ["config", "rms_norm"]

@@ -4,7 +4,11 @@ Shapes use B = batch, T = time (queries), S = keys seen, H = heads, K = key and 
 D = d_model, V = vocabulary. Statistics are taken in float32 whatever the dtype of the input.
 """
 
+import functools
 import math
+import warnings
+from collections.abc import Callable
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +17,41 @@ from torch import Tensor
 IGNORED = -100
 
 
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """`tinylm.kernels`, or None, said once, where triton or the link to its folder is missing."""
+    try:
+        from tinylm import kernels
+    except ImportError as error:
+        warnings.warn(f"torch runs in place of the fused kernels: {error}", stacklevel=4)
+        return None
+    return kernels
+
+
+def fused(operation: str, size: int, *tensors: Tensor) -> Callable[..., Tensor] | None:
+    """The kernel of a memory-bound operation where it can run, else None: the torch form runs.
+
+    It runs on CUDA tensors of a dtype and a `size` (D, or a head's) that the table
+    `kernels.config` covers, and not under torch.compile, which fuses the torch form with its
+    neighbours and cannot look into a kernel.
+    """
+    if torch.compiler.is_compiling() or not all(tensor.is_cuda for tensor in tensors):
+        return None
+    kernels = _kernels()
+    if kernels is None or not kernels.config.covers(operation, size, *tensors):
+        return None
+    kernel: Callable[..., Tensor] = getattr(torch.ops.tinylm, operation)
+    return kernel
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; x [..., D], weight [D].
 
     Source: Zhang and Sennrich 2019, equation 4.
     """
+    kernel = fused("rms_norm", weight.size(-1), x, weight)
+    if kernel is not None:
+        return kernel(x, weight, eps)
     wide = x.float()
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return scaled.to(x.dtype) * weight.to(x.dtype)

@@ -1,0 +1,404 @@
+"""The fused kernels against float64: in Triton's interpreter or, where there is one, on the GPU."""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from torch._subclasses import FakeTensorMode
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests import bfloat16
+
+# The variable counts only before the first import of triton.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and "triton" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"
+triton = pytest.importorskip("triton", reason="the fused kernels need triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if DEVICE == "cpu" and not INTERPRETED:
+    pytest.skip(
+        "triton came before TRITON_INTERPRET=1 and there is no GPU", allow_module_level=True
+    )
+
+import tinylm  # noqa: E402
+from tinylm import kernels, ops  # noqa: E402
+
+rms_norm = torch.ops.tinylm.rms_norm
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+GUARD = 64
+CANARY = -7.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _interpreter():
+    """Exact bfloat16, and NumPy as silent about NaN and infinity as a GPU."""
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        if INTERPRETED:
+            bfloat16.mend(patch)
+        yield
+
+
+@contextlib.contextmanager
+def guarded_memory():
+    """`torch.empty` gives NaN between two guards, which stand untouched at the end.
+
+    A value that a kernel read but nobody wrote shows as NaN, a write past the end as a dead
+    canary.
+    """
+    fresh, buffers = torch.empty, []
+
+    def empty(shape, **options):
+        buffers.append(fresh(math.prod(shape) + 2 * GUARD, **options).fill_(CANARY))
+        return buffers[-1][GUARD:-GUARD].fill_(math.nan).view(shape)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        yield
+    for buffer in buffers:
+        assert (buffer[:GUARD] == CANARY).all()
+        assert (buffer[-GUARD:] == CANARY).all()
+
+
+def laid_out(values, layout):
+    """`values` as a view of the given layout into memory that is NaN wherever they are not."""
+    *leading, width = values.shape
+    if layout == "expanded":
+        return values[..., :1, :].expand(*leading, width) if leading else values
+    sizes = {
+        "contiguous": (*leading, width),
+        "padded rows": (*leading, width + 5),
+        "every other column": (*leading, 2 * width),
+        "transposed": (width, *leading),
+    }[layout]
+    memory = torch.full((math.prod(sizes) + 2 * GUARD,), math.nan, dtype=values.dtype)
+    inside = memory.to(values.device)[GUARD:-GUARD].view(sizes)
+    view = {
+        "contiguous": lambda: inside,
+        "padded rows": lambda: inside[..., :width],
+        "every other column": lambda: inside[..., ::2],
+        "transposed": lambda: inside.movedim(0, -1),
+    }[layout]()
+    return view.copy_(values)
+
+
+LAYOUTS = ["contiguous", "padded rows", "every other column", "transposed", "expanded"]
+
+
+def results(function, x, weight, dy, eps):
+    """Output, dx and dw of `function`; views of `x` and `weight` stay the views they are."""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    y = function(x, weight, eps)
+    return y.detach(), *torch.autograd.grad(y, (x, weight), dy)
+
+
+def definition(x, weight, dy, eps):
+    """Output, dx and dw in float64, and the size of the terms that each is a sum of.
+
+    dx and dw can cancel (dx does at D = 1, to the last digit). What is left is as exact as the
+    terms were, so an error is measured against them where they are the larger.
+    """
+    x, weight, dy = x.double(), weight.double(), dy.double()
+    exact = results(ops_in_float64, x, weight, dy, eps)
+    r = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    rows = (dy * x * r).reshape(-1, x.size(-1))
+    return exact, (exact[0].norm(), (r * weight * dy).norm(), rows.norm())
+
+
+def ops_in_float64(x, weight, eps):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def assert_as_exact_as_torch(x, weight, dy, eps):
+    with guarded_memory():
+        fast = results(rms_norm, x, weight, dy, eps)
+    torch_form = results(ops.rms_norm, x, weight, dy, eps)
+    exact, terms = definition(x, weight, dy, eps)
+    for name, ours, theirs, true, term in zip(
+        ("y", "dx", "dw"), fast, torch_form, exact, terms, strict=True
+    ):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
+        error, peer = (ours.double() - true).norm(), (theirs.double() - true).norm()
+        rounding = torch.finfo(ours.dtype).eps * max(true.norm(), term)
+        assert error <= 2 * peer + 4 * rounding, f"{name}: {error} over {peer} and {rounding}"
+
+
+@st.composite
+def inputs(draw):
+    """x of any leading shape, number of rows and layout, a weight, a gradient and an eps."""
+    leading = draw(
+        st.lists(st.integers(0, 5), max_size=3).map(tuple)
+        | st.tuples(st.integers(0, 150))
+        | st.sampled_from([(0,), (1,), (2, 0)])
+    )
+    width = draw(st.integers(1, 300) | st.sampled_from([1, 2, 127, 128, 129, 512, 768, 1000]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    dtype = draw(st.sampled_from(DTYPES))
+    scale = 10.0 ** draw(st.integers(-2, 2))
+
+    def normal(*shape, dtype=dtype, scale=1.0):
+        return (torch.randn(shape, generator=generator) * scale).to(dtype).to(DEVICE)
+
+    x, dy = normal(*leading, width, scale=scale), normal(*leading, width)
+    weight = normal(width, dtype=draw(st.sampled_from([dtype, *DTYPES])))
+    layouts = [draw(st.sampled_from(LAYOUTS)) for _ in range(2)]
+    striped = laid_out(weight, draw(st.sampled_from(LAYOUTS[:3])))
+    return (
+        laid_out(x, layouts[0]),
+        striped,
+        laid_out(dy, layouts[1]),
+        draw(st.sampled_from([1e-5, 1e-6, 0.0])),
+    )
+
+
+def wide(width, dtype):
+    generator = torch.Generator().manual_seed(width)
+    x, dy, weight = (torch.randn(n, width, generator=generator) for n in (3, 3, 1))
+    return x.to(DEVICE, dtype), weight[0].to(DEVICE), dy.to(DEVICE, dtype), 1e-5
+
+
+@given(inputs())
+@example(wide(4097, torch.bfloat16))
+@example(wide(8192, torch.float16))
+@example(wide(16384, torch.float32))
+@example(wide(16384, torch.bfloat16))
+@settings(max_examples=80, deadline=None)
+def test_rms_norm_and_its_gradients_are_as_exact_as_torch(case):
+    assert_as_exact_as_torch(*case)
+
+
+@pytest.mark.slow
+@given(inputs())
+@settings(max_examples=3000, deadline=None)
+def test_rms_norm_is_as_exact_as_torch_in_many_shapes(case):
+    assert_as_exact_as_torch(*case)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["x", "weight", "dy"]),
+            st.integers(0, 5 * 40 - 1),
+            st.sampled_from([math.nan, math.inf, -math.inf, 1e30]),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_rms_norm_spreads_nan_and_infinity_as_torch_does(places):
+    x, weight, dy, eps = (torch.randn(5, 40), torch.randn(40), torch.randn(5, 40), 1e-5)
+    for name, index, value in places:
+        flat = {"x": x, "weight": weight, "dy": dy}[name].view(-1)
+        flat[index % flat.numel()] = value
+    x, weight, dy = x.to(DEVICE), weight.to(DEVICE), dy.to(DEVICE)
+    fast, slow = (results(f, x, weight, dy, eps) for f in (rms_norm, ops.rms_norm))
+    for ours, theirs in zip(fast, slow, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        assert torch.equal(ours.isinf(), theirs.isinf())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_repeats_to_the_bit(dtype):
+    x, weight, dy, eps = wide(300, dtype)
+    x, dy = x.repeat(20, 1), dy.repeat(20, 1)
+    first = results(rms_norm, x, weight, dy, eps)
+    for _ in range(3):
+        again = results(rms_norm, x, weight, dy, eps)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_rms_norm_reaches_past_two_billion_elements():
+    # Untouched pages of the 4.3 GB cost nothing.
+    stride = 2**30
+    memory = torch.empty(2 * stride + 64, dtype=torch.float16, device=DEVICE)
+    x = memory.as_strided((3, 64), (stride, 1)).copy_(torch.randn(3, 64))
+    weight = torch.ones(64, device=DEVICE)
+    assert torch.equal(rms_norm(x, weight, 1e-5), rms_norm(x.clone(), weight, 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [*zip(DTYPES, LAYOUTS, strict=False), (torch.float32, "transposed")]
+)
+def test_rms_norm_is_a_well_formed_torch_operation(dtype, layout):
+    x = laid_out(torch.randn(2, 3, 20).to(DEVICE, dtype), layout)
+    weight = torch.randn(20, device=DEVICE)
+    opcheck(torch.ops.tinylm.rms_norm_backward.default, (x, x, weight, 1e-5))
+    leaves = (x.detach().requires_grad_(), weight.requires_grad_())
+    opcheck(rms_norm.default, (*leaves, 1e-5))
+
+
+def test_a_frozen_weight_or_input_gets_no_gradient():
+    x, weight, dy, eps = wide(64, torch.float32)
+    y = rms_norm(x, weight.requires_grad_(), eps)
+    (alone,) = torch.autograd.grad(y, weight, dy)
+    assert torch.equal(alone, results(rms_norm, x, weight, dy, eps)[2])
+
+
+def test_a_second_derivative_is_refused():
+    x = torch.randn(2, 8, device=DEVICE, requires_grad=True)
+    weight = torch.randn(8, device=DEVICE, requires_grad=True)
+    y = rms_norm(x, weight, 1e-5).sum()
+    (dx,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        dx.sum().backward()
+
+
+REFUSED = {
+    "too wide": (torch.zeros(1, 16385), torch.zeros(16385), ["16385", "16384", "tinylm.ops"]),
+    "short weight": (torch.zeros(2, 8), torch.zeros(7), ["[7]", "[2, 8]"]),
+    "scalar": (torch.zeros(()), torch.zeros(()), ["[]"]),
+    "float64": (torch.zeros(2, 8).double(), torch.zeros(8), ["float64", "bfloat16"]),
+    "whole numbers": (torch.zeros(2, 8), torch.zeros(8).long(), ["int64", "bfloat16"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_rms_norm_refuses_in_one_line_that_names_the_limit(case):
+    x, weight, words = REFUSED[case]
+    with pytest.raises(ValueError, match=r"^rms_norm: ") as error:
+        rms_norm(x.to(DEVICE), weight.to(DEVICE), 1e-5)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+class Called(TorchDispatchMode):
+    """Collects the names of the operations that run inside it."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names = [*getattr(self, "names", []), str(operation)]
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """CUDA tensors on any machine: shapes without values, on a GPU of compute capability 9.0."""
+    gpu = kernels.config.Device((9, 0), 132)
+    monkeypatch.setattr(kernels.config, "device_of", lambda device: gpu)
+    with FakeTensorMode():
+        yield lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype, device="cuda")
+
+
+def operations(x, weight):
+    with Called() as called:
+        y = ops.rms_norm(x, weight, 1e-5)
+    assert y.shape == x.shape
+    assert y.dtype == x.dtype
+    return called.names
+
+
+def test_ops_takes_the_kernel_for_cuda_tensors(fake_cuda):
+    names = operations(fake_cuda(4, 64), fake_cuda(64))
+    assert [name for name in names if "prim" not in name] == ["tinylm.rms_norm.default"]
+
+
+def test_ops_takes_torch_for_cpu_tensors():
+    assert not any("tinylm" in name for name in operations(torch.randn(4, 64), torch.randn(64)))
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(16385, torch.float32), (64, torch.float64)])
+def test_ops_takes_torch_where_the_table_has_no_row(fake_cuda, width, dtype):
+    x, weight = fake_cuda(4, width, dtype=dtype), fake_cuda(width, dtype=dtype)
+    assert not any("tinylm" in name for name in operations(x, weight))
+
+
+def test_ops_takes_torch_on_an_old_gpu(fake_cuda, monkeypatch):
+    old = kernels.config.Device((7, 5), 40)
+    monkeypatch.setattr(kernels.config, "device_of", lambda device: old)
+    assert not any("tinylm" in name for name in operations(fake_cuda(4, 64), fake_cuda(64)))
+
+
+def test_torch_compile_sees_the_torch_form_whole(fake_cuda):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    compiled = torch.compile(ops.rms_norm, backend=backend, fullgraph=True)
+    assert compiled(fake_cuda(4, 64), fake_cuda(64), 1e-5).shape == (4, 64)
+    (targets,) = graphs
+    assert any("rsqrt" in target for target in targets)
+    assert not any("tinylm" in target for target in targets)
+
+
+def test_ops_falls_back_to_torch_with_one_warning(fake_cuda, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tinylm.kernels", None)
+    monkeypatch.delattr(tinylm, "kernels")
+    ops._kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="torch runs in place of the fused kernels") as said:
+            first = operations(fake_cuda(4, 64), fake_cuda(64))
+        assert said[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert operations(fake_cuda(4, 64), fake_cuda(64)) == first
+        assert not any("tinylm" in name for name in first)
+    finally:
+        ops._kernels.cache_clear()
+
+
+def test_without_triton_the_import_names_it_and_ops_works():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; from tinylm import ops\n"
+        "print(ops.rms_norm(torch.ones(2, 8), torch.ones(8), 0.0).sum().item(), ops._kernels())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "16.0 None\n"
+    assert "UserWarning: torch runs in place of the fused kernels" in done.stderr
+    assert "triton" in done.stderr
+
+
+def compile_offline(*sizes):
+    """The reports of `tests.offline`; skips where triton brought no assembler."""
+    try:
+        assert triton.knobs.nvidia.ptxas.path
+    except (RuntimeError, AttributeError):
+        pytest.skip("triton has no ptxas here")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.offline", *map(str, sizes)]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_kernels_compile_for_compute_capability_9_without_spilling():
+    reports = compile_offline(768, 4096, 8192)
+    assert len(reports) == 3 * 2 * 2
+    for report in reports:
+        assert report["spilled"] == 0, report
+        # Inductor's float64 eps, and the width of an address.
+        assert not report["float64"], report
+        assert not report["narrow"], report
+        # One multiprocessor: 65536 registers and 227 KB.
+        assert report["registers"] * 32 * report["warps"] <= 65536, report
+        assert report["shared"] <= 227 * 1024, report
+
+
+@pytest.mark.slow
+def test_every_size_of_the_table_compiles():
+    sizes = {key.size for key, _ in kernels.config.TABLE}
+    for report in compile_offline(*sorted(sizes | {size - 1 for size in sizes})):
+        assert report["spilled"] <= 256, report
+
+
+def test_mended_bfloat16_casts_are_torchs():
+    bits = np.arange(65536, dtype=np.uint16)
+    every = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    assert np.array_equal(bfloat16.to_float32(bits), every.float().numpy(), equal_nan=True)
+    wide = torch.cat([every.float(), torch.randn(100_000), every.float() * 1.00390625])
+    ours = torch.from_numpy(bfloat16.from_float32(wide.numpy()).view(np.int16))
+    assert torch.equal(ours.view(torch.bfloat16).nan_to_num(7.0), wide.bfloat16().nan_to_num(7.0))
