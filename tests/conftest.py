@@ -12,6 +12,8 @@ settings.register_profile("fuzz", max_examples=20_000, deadline=None, print_blob
 # pytest's --hypothesis-profile overrides this.
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
+# The tests' tensors are tiny: more threads only wait for each other. Commands inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton reads the variable at its first import: without a driver its kernels run in Python.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from tests.test_train import SMALL, TEXT
 from tinylm import Tokenizer, commands
 from tinylm.train.__main__ import main as train_main
+
+from tests.test_train import SMALL, TEXT
 
 HERE = Path(__file__).parent
 

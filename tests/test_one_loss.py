@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-
 from tinylm import model, optim
 from tinylm.config import ModelConfig, OptimConfig
 from tinylm.reference import arrays_model, optimizers, scalars, tensors

@@ -53,4 +53,3 @@ def test_sigkill_at_random_moments_and_resume_ends_in_the_same_weights(tmp_path,
             subprocess.run(["rm", "-r", str(tmp_path / "cut/checkpoints" / name)], check=True)
     print(f"compile={compiled}: {kills} kills, {whole:.0f} s for the whole run")
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
-

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from tinylm import checkpoint, config, track
 from tinylm.train import Interrupted, NonFiniteError, Trainer, loop, train
 from tinylm.train.__main__ import main
@@ -75,7 +74,14 @@ def stop_after(monkeypatch, steps, number=signal.SIGINT):
 def test_a_run_leaves_the_documented_folder_and_ends_with_bits_per_byte(capsys):
     assert main(SMALL) == 0
     folder = Path("runs/cats")
-    for name in "config.yaml run.json metrics.jsonl loss.png samples.txt tokenizer.json".split():
+    for name in [
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "loss.png",
+        "samples.txt",
+        "tokenizer.json",
+    ]:
         assert (folder / name).stat().st_size > 0, name
     assert (folder / "best.json").exists()
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
@@ -91,7 +97,17 @@ def test_a_run_leaves_the_documented_folder_and_ends_with_bits_per_byte(capsys):
 def test_metrics_hold_the_documented_keys(tmp_path):
     records = track.read_metrics(train(settings()))
     steps = [r for r in records if "loss" in r]
-    keys = "step tokens loss lr grad_norm tokens_per_second mfu memory_bytes seconds".split()
+    keys = [
+        "step",
+        "tokens",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+        "mfu",
+        "memory_bytes",
+        "seconds",
+    ]
     assert all(set(r) == set(keys) for r in steps)
     assert [r["step"] for r in steps] == [1, 2, 4, 6, 8, 10, 12]
     assert steps[-1]["tokens"] == 12 * 4 * 32

@@ -156,12 +156,13 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a setting: auto takes cuda, then mps, then cpu."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """The device of a setting: auto takes cuda, then mps, then cpu; `ValueError` for one not here."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind in ("cuda", "mps") if present[kind]), "cpu")
+    if not present.get(name, True):
+        raise ValueError(f"train.device={name}: torch finds none here; train.device=cpu works")
+    return torch.device(name)
 
 
 def _document_mask(documents: Tensor) -> Tensor:

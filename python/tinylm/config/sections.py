@@ -174,7 +174,9 @@ class OptimConfig:
         {"ge": 0, "lt": 1},
     )
     eps: float = setting(1e-8, "Added to the root of AdamW's second moment.", POSITIVE)
-    weight_decay: float = setting(0.1, "Decoupled weight decay of the matrices.", NOT_NEGATIVE)
+    weight_decay: float = setting(
+        0.1, "Weight decay of the matrices, decoupled (sgd: added to the gradient).", NOT_NEGATIVE
+    )
     clip: float = setting(
         1.0, "Largest gradient norm of what AdamW or SGD moves; 0 clips nothing.", NOT_NEGATIVE
     )

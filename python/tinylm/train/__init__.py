@@ -40,7 +40,7 @@ def train(run: Run) -> Path:
         say(f"bits per byte: {results['bits_per_byte']:.3f}")
         return folder
 
-    device = stages.pick_device(run.train.device)
+    device = model.find_device(run.train.device)
     dtype = stages.pick_dtype(run.train.dtype, device)
     # On the CPU a resumed run ends bit for bit where an uninterrupted one would.
     torch.use_deterministic_algorithms(device.type == "cpu")

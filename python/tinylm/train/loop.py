@@ -139,14 +139,16 @@ class Trainer:
             self.save()
         return False
 
-    def evaluate(self, max_tokens: int | None = None) -> evaluate.Scores:
+    def evaluate(
+        self, max_tokens: int | None = None, dtype: torch.dtype | None = None
+    ) -> evaluate.Scores:
         """Score the validation text; keep count of the best and log the result."""
         scores = evaluate.evaluate(
             self.model,
             self.validation,
             tokenizer=self.tokenizer,
             max_tokens=max_tokens,
-            dtype=self.dtype,
+            dtype=dtype or self.dtype,
         )
         progress = self.progress
         if scores.loss < progress.best_loss:

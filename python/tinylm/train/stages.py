@@ -20,21 +20,10 @@ from tinylm.train.loop import Trainer
 # Shorter runs end before a compiler has paid for itself.
 COMPILE_FROM = 500
 # Of these, each continued eight times, ast.parse reads a share at the end of a run on Python.
-PARSE_PROMPTS = ("def ", "class ", "import ", "    def test_")
+# No space at the end: to the tokenizer a space belongs to the word after it.
+PARSE_PROMPTS = ("def", "class", "import", "    def")
 
 Say = Callable[[str], None]
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of `train.device`; `ValueError` where the machine has none of that kind."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next((kind for kind in ("cuda", "mps") if present[kind]), "cpu")
-    if not present.get(name, True):
-        raise ValueError(
-            f"train.device={name}: torch finds none here; train.device=cpu always works"
-        )
-    return torch.device(name)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -124,9 +113,9 @@ def _has_compiler() -> bool:
 
 
 def first_words(run: Run, text: Corpus) -> str:
-    """What samples begin with: `def ` for Python, else the first line of the validation text."""
+    """What samples begin with: `def` for Python, else the first line of the validation text."""
     if run.data.source == "stdlib":
-        return "def "
+        return "def"
     opening = next(iter(text.validation()))[:400].strip()
     return opening.splitlines()[0][:60] if opening else "The "
 
@@ -153,7 +142,8 @@ def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
 def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
     """Score, save, sample and say how the run went; the last line is the bits per byte."""
     run, folder, progress = trainer.run, trainer.folder, trainer.progress
-    scores = trainer.evaluate()
+    # In float32, as `python -m tinylm.evaluate` scores it.
+    scores = trainer.evaluate(dtype=torch.float32)
     trainer.save()
     trainer.show_sample()
     results = {
