@@ -113,7 +113,7 @@ CASES = {
     "folder in out": (None, "train", [*SMALL, "out=shards"], 2, ["out=shards", "no run"]),
     "other tokenizer for init": (
         lambda: other_tokenizer("other.json"),
-        *("train", [*SMALL, "train.init=run", "tokenizer.path=other.json"], 1, ["400", "300"]),
+        *("train", [*SMALL, "train.init=run", "tokenizer.path=other.json"], 1, ["400", "270"]),
     ),
     "no device": (None, "train", [*SMALL, "train.device=mps"], 1, ["train.device=mps", "cpu"]),
     "sample without run": (None, "sample", ["nowhere", "x"], 1, ["nowhere"]),

@@ -18,7 +18,7 @@ TEXT = "".join(f"the {i % 7} cats of house {i % 13} sleep on {i % 5} mats\n" for
 SMALL = [
     "data.source=cats.txt",
     "data.val_fraction=0.1",
-    "tokenizer.vocab_size=300",
+    "tokenizer.vocab_size=270",
     "model.d_model=16",
     "model.n_layers=2",
     "model.n_heads=2",
@@ -84,6 +84,7 @@ def test_a_run_leaves_the_documented_folder_and_ends_with_bits_per_byte(capsys):
     ]:
         assert (folder / name).stat().st_size > 0, name
     assert (folder / "best.json").exists()
+    assert (folder / "samples.txt").read_text().count("--- step") == 2
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert "step-00000012" in names
     flat = {path.name for path in (folder / "checkpoints/step-00000012").iterdir()}

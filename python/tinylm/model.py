@@ -156,7 +156,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a setting: auto takes cuda, then mps, then cpu; `ValueError` for one not here."""
+    """The device of a setting: auto takes cuda, then mps, then cpu; `ValueError` if not here."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next((kind for kind in ("cuda", "mps") if present[kind]), "cpu")

@@ -89,7 +89,8 @@ class Training:
         call = draw if progress is True else progress
         tokens, merges = self.counts.train(how, size, self.min_frequency, ties, call)
         reached = len(tokens) + len(self.special)
-        if reached < vocab_size:
+        # To the other kinds the size is a limit, not a wish.
+        if self.kind == "bpe" and reached < vocab_size:
             warnings.warn(
                 f"the corpus gives a vocabulary of {reached}, not the {vocab_size} asked for",
                 # The caller of Tokenizer.train or train_files.
