@@ -29,6 +29,7 @@ SMALL = [
     "evaluate.every=6",
     "track.every=2",
     "sample.max_tokens=8",
+    "track.names=[console,jsonl]",
 ]
 
 
@@ -72,7 +73,7 @@ def stop_after(monkeypatch, steps, number=signal.SIGINT):
 
 
 def test_a_run_leaves_the_documented_folder_and_ends_with_bits_per_byte(capsys):
-    assert main(SMALL) == 0
+    assert main([*SMALL, "track.names=[console,jsonl,plot]"]) == 0
     folder = Path("runs/cats")
     for name in [
         "config.yaml",

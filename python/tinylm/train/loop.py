@@ -73,6 +73,7 @@ class Trainer:
     prompt: str
     trackers: Trackers = field(default_factory=Trackers)
     progress: Progress = field(default_factory=Progress)
+    saved: int = -1
     signal: int | None = None
 
     def train(self) -> None:
@@ -187,7 +188,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of this moment, read it back, then let the oldest go."""
         path = checkpoint_path(self.folder, self.progress.step)
-        if path.exists():
+        if self.saved == self.progress.step:
             return path
         state = {
             "progress": {**vars(self.progress), "best_loss": finite(self.progress.best_loss)},
@@ -204,6 +205,7 @@ class Trainer:
         )
         checkpoint.save(path, self.model, self.tokenizer, training=training)
         best = {self.progress.best_step}
+        self.saved = self.progress.step
         checkpoint.purge(self.folder, keep=self.run.checkpoint.keep, also_keep=best)
         return path
 
@@ -212,6 +214,7 @@ class Trainer:
         stored = dict(training.state["progress"])
         stored["best_loss"] = math.inf if stored["best_loss"] is None else stored["best_loss"]
         self.progress = Progress(**stored)
+        self.saved = self.progress.step
         self.optimizer.load_state(training.optimizer)
         self.loader.restore(training.state["loader"])
         if self.device.type == "cpu" and training.state["threads"] != torch.get_num_threads():
