@@ -9,8 +9,10 @@ import torch
 from crashes import flip, holds_step, make_model, save_step, steps_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 from tinylm import checkpoint
 from tinylm.checkpoint import Training
+from tinylm.checkpoint.tensors import NAMES, pieces
 from tinylm.config import ModelConfig, OptimConfig
 from tinylm.optim import build as build_optimizer
 
@@ -159,7 +161,9 @@ def test_a_model_saved_without_training_state_has_none(tmp_path):
         checkpoint.load_training(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
+)
 @given(
     architecture=st.sampled_from(["gpt2", "llama3"]),
     norm=st.sampled_from([None, "rmsnorm", "layernorm"]),
@@ -193,6 +197,27 @@ def test_a_model_of_any_shape_comes_back_bit_for_bit(
     for name, tensor in model.state_dict().items():
         assert back.state_dict()[name].dtype == dtype
         assert torch.equal(back.state_dict()[name], tensor), name
+
+
+def test_tensor_files_are_byte_for_byte_those_of_the_library():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(), (0,), (3,), (2, 3), (1, 5, 1)]
+    tensors = {
+        f"{name} {i} \u00e9": (torch.randn(shape, generator=generator) * 9).to(dtype)
+        for dtype, name in NAMES.items()
+        for i, shape in enumerate(shapes)
+    }
+    for metadata in (None, {"format": "pt"}):
+        assert load(b"".join(pieces(tensors, metadata))).keys() == tensors.keys()
+        for dtype in NAMES:
+            some = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
+            assert b"".join(pieces(some, metadata)) == save(some, metadata)
+    assert b"".join(pieces({})) == save({})
+
+
+def test_a_dtype_without_a_name_in_the_format_is_refused():
+    with pytest.raises(ValueError, match=r"phase has dtype torch.complex64: a .* F64"):
+        list(pieces({"phase": torch.zeros(2, dtype=torch.complex64)}))
 
 
 def test_a_dtype_that_is_asked_for_is_given(tmp_path):

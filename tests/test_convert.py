@@ -8,7 +8,7 @@ import foreign
 import pytest
 import torch
 from foreign import greedy, randomise
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tinylm import checkpoint, convert
 from tinylm.config import ModelConfig
@@ -207,12 +207,14 @@ def configs(draw):
     )
 
 
+@settings(deadline=None)
 @given(configs())
 def test_every_configuration_comes_back_from_its_json(config):
     text = json.dumps(convert.export_config(config))
     assert convert.import_config(json.loads(text)) == config
 
 
+@settings(deadline=None)
 @given(configs())
 def test_every_state_dict_comes_back_bit_for_bit(config):
     state = randomise(Model(config)).state_dict()
@@ -223,6 +225,7 @@ def test_every_state_dict_comes_back_bit_for_bit(config):
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
+@settings(deadline=None)
 @given(configs())
 def test_without_our_own_record_the_same_function_comes_back(config):
     content = convert.export_config(config)
@@ -235,6 +238,7 @@ def test_without_our_own_record_the_same_function_comes_back(config):
     assert back.dropout == config.dropout
 
 
+@settings(deadline=None)
 @given(configs())
 def test_a_model_is_ours_alone_exactly_when_something_stands_in_the_way(config):
     assert (convert.model_type(config) == "tinylm") == bool(convert.obstacles(config))

@@ -3,7 +3,6 @@
 import json
 import os
 import pydoc_data.topics
-import warnings
 from pathlib import Path
 
 import foreign
@@ -19,8 +18,6 @@ from tinylm import Tokenizer
 
 TEXT = "".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
 HOSTILE = "caf\u00e9 \u4e2d\u6587 \U0001f469\u200d\U0001f680 \t\r\n\n  'Ll 123456 \x00 a\u0301"
-    "caf\u00e9 \u4e2d\u6587 \U0001f469\u200d\U0001f680 \t\r\n\n  'Ll 12345 \x00 \ufffd a\u0301"
-)
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +102,12 @@ def test_a_foreign_tokenizer_that_cannot_be_read_warns_and_gives_none(tmp_path):
     assert model.config.vocab_size == 300
 
 
-def test_gpt2s_two_files_are_its_tokenizer(transformers, tokenizer, tmp_path):
-    path = checkpoint.save(tmp_path / "model", make_model(600), None)
+def test_gpt2s_two_files_are_its_tokenizer(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(300), None)
     (path / "MANIFEST.json").unlink()
+    tokenizer = Tokenizer.train([TEXT], vocab_size=300, pattern="gpt2")
     tokenizer.save(path, "gpt2")
-    with warnings.catch_warnings():
-        # Ranks and merges do not hold what a pattern is; the ids of letters show it was read.
-        warnings.simplefilter("ignore")
-        _, back = checkpoint.load(path)
-    assert back.encode("statement") == tokenizer.encode("statement")
+    assert checkpoint.load(path)[1].encode(TEXT) == tokenizer.encode(TEXT)
 
 
 def test_a_model_and_tokenizer_that_transformers_made_open_here(transformers, tokenizer, tmp_path):

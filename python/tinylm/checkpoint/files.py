@@ -1,7 +1,7 @@
 """A flat folder of files that is on disk either whole or not at all.
 
     with whole(folder) as draft:
-        draft.add("config.json", b"{}")
+        draft.add("config.json", [b"{}"])
     verify(folder)
 
 A draft is written beside the folder, `.NAME.tinylm-draft-*`: every file, and then
@@ -22,7 +22,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -41,10 +41,12 @@ class Draft:
         self.folder = folder
         self.files: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, content: bytes) -> None:
-        """Write and fsync one file; an `OSError` carries its name."""
-        _write(self.folder / name, content)
-        self.files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    def add(self, name: str, pieces: Iterable[bytes | memoryview]) -> None:
+        """Write and fsync one file, piece by piece; an `OSError` carries its name.
+
+        The hash is that of the pieces, not of what the disk made of them.
+        """
+        self.files[name] = _write(self.folder / name, pieces)
 
     def add_written(self, name: str, write: Callable[[Path], Any]) -> None:
         """Let `write(path)` write one file, then fsync it."""
@@ -66,7 +68,7 @@ def whole(folder: Path) -> Iterator[Draft]:
         with _locked(path) as handle:
             draft = Draft(path)
             yield draft
-            _write(path / MANIFEST, _manifest(draft.files))
+            _write(path / MANIFEST, [_manifest(draft.files)])
             with _naming(path):
                 os.fsync(handle)
             _swap(path, folder)
@@ -77,11 +79,12 @@ def whole(folder: Path) -> Iterator[Draft]:
         raise
 
 
-def verify(folder: Path) -> None:
+def verify(folder: str | Path) -> None:
     """Read every file of `folder` and compare it with MANIFEST.json; files beside it are ignored.
 
     Raises `ValueError` naming the file, what was expected and what was found.
     """
+    folder = Path(folder)
     check(folder, read_manifest(folder))
 
 
@@ -159,16 +162,22 @@ def _swap(draft: Path, folder: Path) -> None:
             shutil.rmtree(aside)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write and fsync a new file; returns its entry for the manifest."""
+    size, digest = 0, hashlib.sha256()
     with _naming(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(handle, left[:CHUNK]) :]
+            for piece in pieces:
+                size += len(piece)
+                digest.update(piece)
+                left = memoryview(piece)
+                while left:
+                    left = left[os.write(handle, left[:CHUNK]) :]
             os.fsync(handle)
         finally:
             os.close(handle)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _check(path: Path, expected: dict[str, Any]) -> None:

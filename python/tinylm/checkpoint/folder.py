@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from tinylm import convert
 from tinylm.checkpoint import files, steps
+from tinylm.checkpoint.tensors import pieces
 from tinylm.model import Model
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def save(
     tensors = convert.export_tensors(content["model_type"], model.state_dict())
     with files.whole(folder) as draft:
         draft.add(CONFIG, _json(content))
-        draft.add(WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
+        draft.add(WEIGHTS, pieces(tensors, {"format": "pt"}))
         if tokenizer is not None:
             draft.add_written(TOKENIZER, tokenizer.save)
             draft.add(
@@ -74,7 +74,7 @@ def save(
         draft.add("generation_config.json", _json(_generation_config(content)))
         if training is not None:
             state = {"step": training.step, "tokens": training.tokens, "state": training.state}
-            draft.add(OPTIMIZER, to_bytes(training.optimizer))
+            draft.add(OPTIMIZER, pieces(training.optimizer))
             draft.add(STATE, _json(state))
     return folder
 
@@ -184,15 +184,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_tokenizer(folder: Path) -> "Tokenizer | None":
     """The tokenizer beside a model; one of ours must be readable, a foreign one should be."""
     if (folder / TOKENIZER).exists():
-        source, form = folder / TOKENIZER, None
+        source = folder / TOKENIZER
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        source, form = folder, "gpt2"
+        source = folder
     else:
         return None
     from tinylm.tokenizer import Tokenizer
 
     try:
-        return Tokenizer.load(source, form)
+        return Tokenizer.load(source)
     except ValueError as error:
         if (folder / files.MANIFEST).exists():
             raise
@@ -279,5 +279,5 @@ def _generation_config(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: content[key] for key in keys if content[key] is not None}
 
 
-def _json(content: Any) -> bytes:
-    return json.dumps(content, indent=2).encode() + b"\n"
+def _json(content: Any) -> list[bytes]:
+    return [json.dumps(content, indent=2).encode() + b"\n"]
