@@ -61,9 +61,14 @@ fn detached<T: Send>(
 /// panics where it cannot, which a Ctrl-C in the middle of the import is enough for.
 fn import_numpy(py: Python<'_>) -> PyResult<()> {
     static IMPORTED: PyOnceLock<()> = PyOnceLock::new();
-    IMPORTED
-        .get_or_try_init(py, || py.import("numpy._core.multiarray").map(drop))
-        .copied()
+    let import = || {
+        py.import("numpy._core.multiarray")?;
+        // The first array runs a little more of numpy: no signal may be waiting for that.
+        py.check_signals()?;
+        drop(PyArray1::<u32>::zeros(py, 0, false));
+        Ok(())
+    };
+    IMPORTED.get_or_try_init(py, import).copied()
 }
 
 /// A text as Python gives it, borrowed.

@@ -5,8 +5,19 @@ pub(crate) const LONGEST: usize = 15;
 /// Tokens that fit beside the key; pieces of more are rare and merged again.
 const INLINE: usize = 3;
 /// Slots at first and at most: 4 MiB, which a core's share of the last-level cache holds.
-const FIRST: usize = 1 << 10;
+const FIRST: usize = 1 << 11;
 const MOST: usize = 1 << 17;
+
+/// The low bytes of a number, by how many.
+const MASKS: [u128; 16] = {
+    let mut masks = [0; 16];
+    let mut len = 1;
+    while len < 16 {
+        masks[len] = (1 << (8 * len)) - 1;
+        len += 1;
+    }
+    masks
+};
 
 /// The bytes of a piece and its length in one number; 0 for no piece.
 pub(crate) type Key = u128;
@@ -29,7 +40,7 @@ pub(crate) struct Cache {
 pub(crate) fn key(text: &[u8], start: usize, end: usize) -> Key {
     let len = end - start;
     let bytes = if let Some(bytes) = text[start..].first_chunk::<16>() {
-        u128::from_le_bytes(*bytes) & ((1 << (8 * len)) - 1)
+        u128::from_le_bytes(*bytes) & MASKS[len & 15]
     } else {
         let mut bytes = [0; 16];
         bytes[..len].copy_from_slice(&text[start..end]);
@@ -47,25 +58,28 @@ pub(crate) fn hash(key: Key) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
-impl Cache {
-    pub(crate) fn new() -> Self {
-        Self {
-            slots: vec![Slot::default(); FIRST],
-            used: 0,
-        }
+impl Default for Cache {
+    fn default() -> Self {
+        let slots = vec![Slot::default(); FIRST];
+        Self { slots, used: 0 }
     }
+}
 
-    /// The tokens of the piece with this key, if it is here.
+impl Cache {
+    /// Appends the tokens of the piece with this key, if it is here.
     #[inline]
-    pub(crate) fn get(&self, key: Key) -> Option<&[u32]> {
+    pub(crate) fn append(&self, key: Key, out: &mut Vec<u32>) -> bool {
         let home = hash(key) as usize & (self.slots.len() - 1);
         for at in [home, home ^ 1] {
             let slot = &self.slots[at];
             if slot.key == key {
-                return Some(&slot.ids[..slot.len as usize]);
+                // All lanes at once, then back to the length: no loop for one or two tokens.
+                out.extend_from_slice(&slot.ids);
+                out.truncate(out.len() + slot.len as usize - INLINE);
+                return true;
             }
         }
-        None
+        false
     }
 
     /// Remembers the tokens of a piece; of two others in its place the older one goes.

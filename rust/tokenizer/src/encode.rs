@@ -13,6 +13,9 @@ use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
 /// Bytes of text between two calls of the interrupt.
 const TICK: usize = 1 << 18;
+/// Pieces split before they are looked up: the look-ups of one batch wait for memory together,
+/// and not each for the branches of the splitter.
+const SPANS: usize = 128;
 
 /// What makes a tokenizer.
 #[derive(Debug, Clone)]
@@ -41,9 +44,11 @@ pub struct Tokenizer {
 }
 
 /// What one thread needs to encode; kept between calls because a warm cache is fast.
+#[derive(Default)]
 struct Worker {
     cache: Cache,
     scratch: Scratch,
+    spans: Vec<(usize, usize)>,
 }
 
 impl Tokenizer {
@@ -211,19 +216,41 @@ impl Tokenizer {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
-        let Worker { cache, scratch } = worker;
         let mut tick = start + TICK;
-        self.pattern.pieces(text, start, |from, to| {
+        let mut spans = std::mem::take(&mut worker.spans);
+        spans.clear();
+        let done = self.pattern.pieces(text, start, |from, to| {
+            spans.push((from, to));
+            if spans.len() == SPANS {
+                self.encode_spans(text, &spans, worker, out, interrupt)?;
+                spans.clear();
+            }
             if to >= tick {
                 interrupt()?;
                 tick = to + TICK;
             }
+            Ok(())
+        });
+        let rest = done.and_then(|()| self.encode_spans(text, &spans, worker, out, interrupt));
+        worker.spans = spans;
+        rest
+    }
+
+    fn encode_spans(
+        &self,
+        text: &[u8],
+        spans: &[(usize, usize)],
+        worker: &mut Worker,
+        out: &mut Vec<u32>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        let Worker { cache, scratch, .. } = worker;
+        for &(from, to) in spans {
             let key = (to - from <= cache::LONGEST).then(|| cache::key(text, from, to));
             if let Some(key) = key
-                && let Some(ids) = cache.get(key)
+                && cache.append(key, out)
             {
-                out.extend_from_slice(ids);
-                return Ok(());
+                continue;
             }
             let before = out.len();
             self.bpe
@@ -231,8 +258,8 @@ impl Tokenizer {
             if let Some(key) = key {
                 cache.put(key, &out[before..]);
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     /// The bytes of all of `ids`, joined.
@@ -248,10 +275,7 @@ impl Tokenizer {
             .try_lock()
             .ok()
             .and_then(|mut workers| workers.pop());
-        kept.unwrap_or_else(|| Worker {
-            cache: Cache::new(),
-            scratch: Scratch::default(),
-        })
+        kept.unwrap_or_default()
     }
 
     fn give_back(&self, worker: Worker) {
