@@ -61,7 +61,7 @@ clean: ## remove what was built; your runs and data stay
 	@touch $@
 
 .venv/bin/maturin:
-	@command -v cargo > /dev/null || { echo "error: no cargo; install Rust 1.85 or newer"; exit 1; }
+	@command -v cargo > /dev/null || { echo "error: no cargo; install Rust 1.88 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
 	  echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv

@@ -13,7 +13,8 @@ from tinylm.train.__main__ import main as train_main
 
 from tests.test_train import SMALL, TEXT
 
-HERE = Path(__file__).parent
+# The commands print warnings themselves; these tests read what they print.
+pytestmark = pytest.mark.filterwarnings("always")
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +67,11 @@ CASES = {
     "unknown section": (None, "train", ["trian.steps=3"], 2, ["trian.steps", "train"]),
     "bad value": (None, "train", ["train.steps=many"], 2, ["train.steps=many", "whole number"]),
     "bad choice": (None, "train", ["model.norm=batchnorm"], 2, ["batchnorm", "rmsnorm"]),
-    "bad range": (None, "train", ["data.val_fraction=2"], 2, ["data.val_fraction=2", "0 and 1"]),
+    "bad range": (None, "train", ["data.val_fraction=2"], 2, ["data.val_fraction=2", "below 1"]),
     "unfit widths": (None, "train", ["model.d_model=190"], 2, ["d_model=190", "n_heads=3"]),
     "unknown option": (None, "train", ["--setps"], 2, ["--setps", "--help"]),
     "unknown recipe": (None, "train", ["stdlibb"], 2, ["stdlibb", "stdlib"]),
-    "missing recipe file": (None, "train", ["no.yaml"], 1, ["no.yaml", "no such"]),
+    "missing recipe file": (None, "train", ["no.yaml"], 2, ["no.yaml", "no such"]),
     "bad file": (
         lambda: write("bad.yaml", "train:\n  stepz: 3\n"),
         *("train", ["bad.yaml"], 2, ["train.stepz", "bad.yaml", "train.steps"]),
@@ -113,7 +114,7 @@ CASES = {
     "folder in out": (None, "train", [*SMALL, "out=shards"], 2, ["out=shards", "no run"]),
     "other tokenizer for init": (
         lambda: other_tokenizer("other.json"),
-        *("train", [*SMALL, "train.init=run", "tokenizer.path=other.json"], 1, ["400", "270"]),
+        *("train", [*SMALL, "train.init=run", "tokenizer.path=other.json"], 1, ["281", "270"]),
     ),
     "no device": (None, "train", [*SMALL, "train.device=mps"], 1, ["train.device=mps", "cpu"]),
     "sample without run": (None, "sample", ["nowhere", "x"], 1, ["nowhere"]),
@@ -129,8 +130,8 @@ CASES = {
         *("evaluate", [RUN, "data.source=cats.txt"], 1, ["model.safetensors"]),
     ),
     "tokenizer does not match": (
-        lambda: other_tokenizer("shards-tokenizer.json"),
-        *("data", ["prepare", "cats.txt", "--tokenizer", "shards-tokenizer.json"], 1),
+        lambda: other_tokenizer("other.json"),
+        *("data", ["prepare", "cats.txt", "--tokenizer", "other.json", "--out", "shards"], 1),
         ["shards"],
     ),
     "truncated tokenizer": (
@@ -138,14 +139,6 @@ CASES = {
         *("tokenizer", ["encode", "run/tokenizer.json", "x"], 1, ["run/tokenizer.json"]),
     ),
 }
-CASES["tokenizer does not match"] = (
-    CASES["tokenizer does not match"][0],
-    "data",
-    ["prepare", "cats.txt", "--tokenizer", "shards-tokenizer.json", "--out", "shards"],
-    1,
-    ["shards"],
-)
-
 
 def contents(folder):
     """Every file there and what is in it, the log of the failed try itself aside."""

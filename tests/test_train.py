@@ -49,8 +49,12 @@ def settings(*overrides):
 def weights(folder):
     """Every tensor of the newest checkpoint, the optimizer's too."""
     path = checkpoint.latest(folder)
-    model, optimizer = (load_file(path / f"{name}.safetensors") for name in ("model", "optimizer"))
-    return {**model, **{f"optimizer.{name}": tensor for name, tensor in optimizer.items()}}
+    # Cloned: the tensors of load_file are the file's own pages.
+    return {
+        f"{part}.{name}": tensor.clone()
+        for part in ("model", "optimizer")
+        for name, tensor in load_file(path / f"{part}.safetensors").items()
+    }
 
 
 def assert_same_weights(one, other):
