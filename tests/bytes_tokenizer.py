@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+
 from tinylm.data import Dataset, ShardWriter
 
 VOCAB = 60_000

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+
 from tinylm import checkpoint
 from tinylm.checkpoint import Training
 from tinylm.config import ModelConfig

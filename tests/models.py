@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+
 from tinylm import model
 from tinylm.config import ModelConfig
 from tinylm.layers import ARCHITECTURES, ATTENTIONS, FEEDFORWARDS, NORMS, POSITIONS

@@ -14,9 +14,10 @@ import tempfile
 
 import torch
 import triton
-from tinylm.kernels import rms_norm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from tinylm.kernels import rms_norm
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 

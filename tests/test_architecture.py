@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from tinylm.__main__ import MAP, is_command
 
 ROOT = Path(__file__).parents[1]

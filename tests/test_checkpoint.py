@@ -10,6 +10,7 @@ from crashes import flip, holds_step, make_model, save_step, steps_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+
 from tinylm import checkpoint
 from tinylm.checkpoint import Training
 from tinylm.checkpoint.tensors import NAMES, pieces

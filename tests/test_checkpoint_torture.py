@@ -14,6 +14,7 @@ import warnings
 import pytest
 import torch
 from crashes import Crash, Disk, flip, holds_step, save_step, steps_in
+
 from tinylm import checkpoint
 from tinylm.checkpoint import files
 

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from tinylm import __main__ as tinylm_map
 from tinylm import commands
 from tinylm.config import ConfigError

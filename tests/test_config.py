@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from tinylm import config
 from tinylm.config import ConfigError, Run, sections
 from tinylm.config.keys import nearest, presets, type_of

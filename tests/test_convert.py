@@ -10,6 +10,7 @@ import torch
 from foreign import greedy, randomise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from tinylm import checkpoint, convert
 from tinylm.config import ModelConfig
 from tinylm.model import Model, build

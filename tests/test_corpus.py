@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinylm import corpus
 
 HALF = {"val_fraction": 0.5}

@@ -11,6 +11,7 @@ import pytest
 from bytes_tokenizer import Bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinylm import corpus
 from tinylm.data import Dataset, Loader, Manifest, __main__, default_folder, prepare
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tinylm import Tokenizer, commands
-from tinylm.train.__main__ import main as train_main
 
 from tests.test_train import SMALL, TEXT
+from tinylm import Tokenizer, commands
+from tinylm.train.__main__ import main as train_main
 
 # The commands print warnings themselves; these tests read what they print.
 pytestmark = pytest.mark.filterwarnings("always")
@@ -139,6 +139,7 @@ CASES = {
         *("tokenizer", ["encode", "run/tokenizer.json", "x"], 1, ["run/tokenizer.json"]),
     ),
 }
+
 
 def contents(folder):
     """Every file there and what is in it, the log of the failed try itself aside."""

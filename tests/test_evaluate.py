@@ -8,12 +8,13 @@ import sys
 import types
 
 import pytest
-import tinylm
 import torch
 from fakes import ByteTokenizer, ListDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import build
+
+import tinylm
 from tinylm.config import ConfigError, ModelConfig
 from tinylm.evaluate import evaluate, logical_lines, main, parse_share, without_end
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tinylm.__main__ import PACKAGE, is_command
 
 # What takes half a second or more to import.

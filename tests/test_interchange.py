@@ -9,6 +9,7 @@ import foreign
 import pytest
 import torch
 from foreign import greedy, randomise
+
 from tinylm import checkpoint
 from tinylm.config import ModelConfig
 from tinylm.model import build

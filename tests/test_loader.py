@@ -8,6 +8,7 @@ import pytest
 from bytes_tokenizer import VOCAB, Bytes, counting, flat, take
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinylm import _rust
 from tinylm.data import Dataset, Loader, ShardWriter
 from tinylm.reference import order as reference

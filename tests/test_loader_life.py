@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bytes_tokenizer import counting, flat, take
+
 from tinylm.data import Loader
 
 

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import CLOSE, build, configs, tokens
+from torch.testing import assert_close
+
 from tinylm import layers, model
 from tinylm.config import ModelConfig
-from torch.testing import assert_close
 
 SEEDS = st.integers(0, 2**31)
 SMALL = ModelConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=2, context_length=8)

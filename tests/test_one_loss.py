@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+
 from tinylm import model, optim
 from tinylm.config import ModelConfig, OptimConfig
 from tinylm.reference import arrays_model, optimizers, scalars, tensors

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tinylm import ops
 from torch.testing import assert_close
+
+from tinylm import ops
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 9)

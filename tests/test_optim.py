@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import build, tokens
+
 from tinylm import optim
 from tinylm.config import ModelConfig, OptimConfig
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from tinylm import model, optim
 from tinylm.config import ModelConfig, OptimConfig
 from tinylm.reference import optimizers

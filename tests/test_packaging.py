@@ -11,8 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tinylm
 from packaging.requirements import Requirement
+
+import tinylm
 from tinylm import _rust
 
 ROOT = Path(__file__).parents[1]

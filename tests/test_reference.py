@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinylm import ops
 from tinylm.reference import arrays, scalars, tensors
 from tinylm.reference.autograd import Value, backward, dot, total

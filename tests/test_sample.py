@@ -10,6 +10,7 @@ from fakes import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import build
+
 from tinylm import sample
 from tinylm.config import ModelConfig, SampleConfig
 from tinylm.sample import decoding, logits

@@ -6,10 +6,11 @@ import sys
 import types
 
 import pytest
-import tinylm
 import torch
 from fakes import ByteTokenizer
 from models import build
+
+import tinylm
 from tinylm import sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.sample.__main__ import main

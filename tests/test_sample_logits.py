@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from tinylm.config import SampleConfig
 from tinylm.sample import logits
 

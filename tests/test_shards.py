@@ -12,6 +12,7 @@ import pytest
 from bytes_tokenizer import Bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tinylm import _rust
 from tinylm.data import Dataset, Manifest, ShardWriter
 from tinylm.reference import shards as reference

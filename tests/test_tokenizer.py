@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import any_text, assigned_text, hostile_text, token_soup
+from tokenizer_data import EVERY, KINDS, TEXTS, TOKENIZERS
+
 from tinylm import Tokenizer
 from tinylm.reference import byte_bpe, patterns
-from tokenizer_data import EVERY, KINDS, TEXTS, TOKENIZERS
 
 MAIN = TOKENIZERS["gpt4"]
 NAMES = list(TOKENIZERS)

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizer_data import KINDS, TEXTS, TOKENIZERS
+
 from tinylm import Tokenizer
 from tinylm.tokenizer.__main__ import main
-from tokenizer_data import KINDS, TEXTS, TOKENIZERS
 
 MAIN = TOKENIZERS["gpt4"]
 COMMANDS = ["train", "encode", "decode", "stats", "compare", "import", "export"]

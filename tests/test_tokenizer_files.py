@@ -9,7 +9,6 @@ import pytest
 import tokenizers
 from hypothesis import given
 from strategies import any_text
-from tinylm import Tokenizer
 from tokenizer_data import (
     EVERY,
     KINDS,
@@ -21,6 +20,8 @@ from tokenizer_data import (
     published,
     tiktoken_of,
 )
+
+from tinylm import Tokenizer
 
 GPT2, MAIN = TOKENIZERS["gpt2"], TOKENIZERS["gpt4"]
 RANKS = Tokenizer.from_ranks(

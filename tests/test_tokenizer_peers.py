@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import any_text
-from tinylm import Tokenizer
 from tokenizer_data import CORPORA, corpus, published, standard_library, tiktoken_of
+
+from tinylm import Tokenizer
 
 
 @pytest.fixture(scope="module", params=["gpt2", "cl100k_base", "o200k_base"])

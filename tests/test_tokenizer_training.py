@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import assigned_text, runs
+from tokenizer_data import CORPORA, corpus, standard_library
+
 from tinylm import Tokenizer
 from tinylm.reference import byte_bpe, patterns
-from tokenizer_data import CORPORA, corpus, standard_library
 
 
 def train(texts: list[str | bytes], **settings) -> Tokenizer:

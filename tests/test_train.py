@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tinylm import checkpoint, config, track
 from tinylm.train import Interrupted, NonFiniteError, Trainer, loop, train
 from tinylm.train.__main__ import main

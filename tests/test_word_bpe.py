@@ -5,6 +5,7 @@ import string
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+
 from tinylm.reference.word_bpe import (
     bigram_pair_freq,
     build_vocab,

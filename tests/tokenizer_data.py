@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+
 from tinylm import Tokenizer
 from tinylm.reference.patterns import PATTERNS
 from tinylm.tokenizer.files import to_bytes

@@ -44,6 +44,11 @@ def fused(operation: str, size: int, *tensors: Tensor) -> Callable[..., Tensor] 
     return kernel
 
 
+def _wide(x: Tensor) -> Tensor:
+    """x in float32 or, where it is wider already, in its own dtype."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; x [..., D], weight [D].
 
@@ -52,7 +57,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     kernel = fused("rms_norm", weight.size(-1), x, weight)
     if kernel is not None:
         return kernel(x, weight, eps)
-    wide = x.float()
+    wide = _wide(x)
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return scaled.to(x.dtype) * weight.to(x.dtype)
 
@@ -82,7 +87,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x [B, H, T, head], cos and sin [T, head / 2]. The pairing of halves is the one of Llama's
     weights in transformers, so they load without a permutation.
     """
-    first, second = x.float().chunk(2, -1)
+    first, second = _wide(x).chunk(2, -1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
     return turned.to(x.dtype)
 
@@ -121,7 +126,7 @@ def manual_attention(
     group = q.size(1) // k.size(1)
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    weights = torch.softmax(scores.float().masked_fill(~mask, -math.inf), -1)
+    weights = torch.softmax(_wide(scores).masked_fill(~mask, -math.inf), -1)
     return F.dropout(weights.to(q.dtype), dropout) @ v
 
 
@@ -143,7 +148,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log softmax(logits)[target] in nats over the targets that are not -100.
 
-    logits [..., V] of any float dtype, targets [...] int64; the result is a float32 scalar.
+    logits [..., V] of any float dtype, targets [...] int64; the result is a scalar, float32 at least.
     """
-    flat = logits.reshape(-1, logits.size(-1)).float()
+    flat = _wide(logits.reshape(-1, logits.size(-1)))
     return F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED)

@@ -6,7 +6,7 @@ mod dataloader;
 mod error;
 mod tokenizer;
 
-/// The compiled half of TinyLM.
+/// The compiled half of the package.
 #[pymodule(name = "_rust", gil_used = false)]
 mod rust {
     use pyo3::prelude::*;
