@@ -132,6 +132,32 @@ def test_a_disk_that_fails_while_a_checkpoint_is_replaced_leaves_it_readable(tmp
     assert steps_in(tmp_path) == ["step-00000010", "step-00000020"]
 
 
+def test_a_rename_that_fails_puts_the_old_checkpoint_back_at_once(tmp_path, monkeypatch):
+    path = save_step(tmp_path, 20)
+    real = os.rename
+
+    def rename(source, target):
+        if files.DRAFT in str(source):
+            raise PermissionError(errno.EACCES, "denied", str(source))
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(PermissionError, match="denied"):
+        save_step(tmp_path, 20)
+    assert steps_in(tmp_path) == [path.name]
+    checkpoint.verify(path)
+
+
+def test_purge_takes_a_checkpoint_out_of_sight_before_it_deletes_its_files(tmp_path):
+    for step in (10, 20):
+        save_step(tmp_path, step)
+    calls = count_calls(lambda run: checkpoint.purge(run, 1), tmp_path)
+    assert calls[0][0] == "rename"
+    assert calls[0][1][0] == "step-00000010"
+    assert calls[1] == ("fsync", "checkpoints")
+    assert all(call in ("unlink", "rmdir") for call, _ in calls[2:])
+
+
 def test_every_flipped_byte_is_found(tmp_path):
     path = save_step(tmp_path, 10)
     names = sorted(entry.name for entry in path.iterdir())
