@@ -1,6 +1,5 @@
 """The fused kernels against float64: in Triton's interpreter or, where there is one, on the GPU."""
 
-import contextlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import bfloat16
+from tests.memory import LAYOUTS, guarded_memory, laid_out
 
 # The variable counts only before the first import of triton.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,13 +31,16 @@ if DEVICE == "cpu" and not INTERPRETED:
         "triton came before TRITON_INTERPRET=1 and there is no GPU", allow_module_level=True
     )
 
+import triton.language as tl  # noqa: E402
+
 import tinylm  # noqa: E402
 from tinylm import kernels, ops  # noqa: E402
 
+# triton 3.6's interpreter warns at every loop with NumPy before 2.4, and stops there with later.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 rms_norm = torch.ops.tinylm.rms_norm
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-GUARD = 64
-CANARY = -7.0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,52 +50,6 @@ def _interpreter():
         if INTERPRETED:
             bfloat16.mend(patch)
         yield
-
-
-@contextlib.contextmanager
-def guarded_memory():
-    """`torch.empty` gives NaN between two guards, which stand untouched at the end.
-
-    A value that a kernel read but nobody wrote shows as NaN, a write past the end as a dead
-    canary.
-    """
-    fresh, buffers = torch.empty, []
-
-    def empty(shape, **options):
-        buffers.append(fresh(math.prod(shape) + 2 * GUARD, **options).fill_(CANARY))
-        return buffers[-1][GUARD:-GUARD].fill_(math.nan).view(shape)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty", empty)
-        yield
-    for buffer in buffers:
-        assert (buffer[:GUARD] == CANARY).all()
-        assert (buffer[-GUARD:] == CANARY).all()
-
-
-def laid_out(values, layout):
-    """`values` as a view of the given layout into memory that is NaN wherever they are not."""
-    *leading, width = values.shape
-    if layout == "expanded":
-        return values[..., :1, :].expand(*leading, width) if leading else values
-    sizes = {
-        "contiguous": (*leading, width),
-        "padded rows": (*leading, width + 5),
-        "every other column": (*leading, 2 * width),
-        "transposed": (width, *leading),
-    }[layout]
-    memory = torch.full((math.prod(sizes) + 2 * GUARD,), math.nan, dtype=values.dtype)
-    inside = memory.to(values.device)[GUARD:-GUARD].view(sizes)
-    view = {
-        "contiguous": lambda: inside,
-        "padded rows": lambda: inside[..., :width],
-        "every other column": lambda: inside[..., ::2],
-        "transposed": lambda: inside.movedim(0, -1),
-    }[layout]()
-    return view.copy_(values)
-
-
-LAYOUTS = ["contiguous", "padded rows", "every other column", "transposed", "expanded"]
 
 
 def results(function, x, weight, dy, eps):
@@ -189,7 +146,7 @@ def test_rms_norm_is_as_exact_as_torch_in_many_shapes(case):
         st.tuples(
             st.sampled_from(["x", "weight", "dy"]),
             st.integers(0, 5 * 40 - 1),
-            st.sampled_from([math.nan, math.inf, -math.inf, 1e30]),
+            st.sampled_from([math.nan, math.inf, -math.inf]),
         ),
         min_size=1,
         max_size=4,
@@ -197,12 +154,13 @@ def test_rms_norm_is_as_exact_as_torch_in_many_shapes(case):
 )
 @settings(max_examples=40, deadline=None)
 def test_rms_norm_spreads_nan_and_infinity_as_torch_does(places):
-    x, weight, dy, eps = (torch.randn(5, 40), torch.randn(40), torch.randn(5, 40), 1e-5)
+    generator = torch.Generator().manual_seed(0)
+    x, weight, dy = (torch.randn(n, 40, generator=generator) for n in (5, 1, 5))
     for name, index, value in places:
         flat = {"x": x, "weight": weight, "dy": dy}[name].view(-1)
         flat[index % flat.numel()] = value
-    x, weight, dy = x.to(DEVICE), weight.to(DEVICE), dy.to(DEVICE)
-    fast, slow = (results(f, x, weight, dy, eps) for f in (rms_norm, ops.rms_norm))
+    x, weight, dy = x.to(DEVICE), weight[0].to(DEVICE), dy.to(DEVICE)
+    fast, slow = (results(f, x, weight, dy, 1e-5) for f in (rms_norm, ops.rms_norm))
     for ours, theirs in zip(fast, slow, strict=True):
         assert torch.equal(ours.isnan(), theirs.isnan())
         assert torch.equal(ours.isinf(), theirs.isinf())
@@ -399,6 +357,26 @@ def test_mended_bfloat16_casts_are_torchs():
     bits = np.arange(65536, dtype=np.uint16)
     every = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
     assert np.array_equal(bfloat16.to_float32(bits), every.float().numpy(), equal_nan=True)
-    wide = torch.cat([every.float(), torch.randn(100_000), every.float() * 1.00390625])
+    signalling = torch.tensor([0x7F800001, -1]).int().view(torch.float32)
+    wide = torch.cat([every.float(), torch.randn(100_000), every.float() * 1.00390625, signalling])
     ours = torch.from_numpy(bfloat16.from_float32(wide.numpy()).view(np.int16))
     assert torch.equal(ours.view(torch.bfloat16).nan_to_num(7.0), wide.bfloat16().nan_to_num(7.0))
+
+
+@triton.jit
+def product_kernel(a, b, out, SUM: tl.constexpr):
+    at = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    if SUM:
+        tl.store(out + at, tl.load(a + at) + tl.load(b + at))
+    else:
+        tl.store(out + at, tl.dot(tl.load(a + at), tl.load(b + at)).to(tl.bfloat16))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU needs no mending")
+def test_mended_bfloat16_multiplies_matrices_and_refuses_to_add():
+    a, b = torch.randn(2, 16, 16).bfloat16()
+    out = torch.empty_like(a)
+    product_kernel[(1,)](a, b, out, SUM=False)
+    assert torch.equal(out, (a.float() @ b.float()).bfloat16())
+    with pytest.raises(triton.runtime.errors.InterpreterError, match="cast to float32 first"):
+        product_kernel[(1,)](a, b, out, SUM=True)
