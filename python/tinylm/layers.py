@@ -114,6 +114,14 @@ class Rope(nn.Module):
         for name, tensor in zip(("cos", "sin"), angles, strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rope":
+        # A model in bfloat16 keeps its angles in float32: at position 300 they would be off by one.
+        cos, sin = self.cos, self.sin
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.cos.dtype.itemsize < cos.dtype.itemsize:
+            self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
+        return self
+
     def embed(self, x: Tensor, positions: slice) -> Tensor:
         """x [B, T, D], unchanged."""
         return x

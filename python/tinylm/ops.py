@@ -148,7 +148,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log softmax(logits)[target] in nats over the targets that are not -100.
 
-    logits [..., V] of any float dtype, targets [...] int64; the result is a scalar, float32 at least.
+    logits [..., V] of any float dtype, targets [...] int64; a scalar, float32 at least.
     """
     flat = _wide(logits.reshape(-1, logits.size(-1)))
     return F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED)
