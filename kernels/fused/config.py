@@ -60,8 +60,8 @@ TABLE: tuple[tuple[Key, Launch], ...] = (
     (Key("rms_norm_backward", 4, 2048, (8, 0)), Launch(rows=1, warps=4, stages=2, programs=4)),
     (Key("rms_norm_backward", 4, 4096, (8, 0)), Launch(rows=1, warps=8, stages=2, programs=2)),
     (Key("rms_norm_backward", 4, 8192, (8, 0)), Launch(rows=1, warps=16, stages=2)),
-    # 32 elements a thread: about 200 bytes spill. With 32 warps it is 16 elements, half the
-    # registers, and as many bytes.
+    # 32 elements a thread: 200 bytes of them spill. 32 warps of 16 elements have half the
+    # registers each and spill as much.
     (Key("rms_norm_backward", 4, 16384, (8, 0)), Launch(rows=1, warps=16)),
 )
 
