@@ -34,6 +34,7 @@ mod encode;
 mod error;
 mod heap;
 mod parallel;
+mod scan;
 mod special;
 mod split;
 mod stream;

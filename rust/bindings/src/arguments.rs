@@ -1,0 +1,129 @@
+//! What Python hands over, and how work goes on without the GIL.
+
+use std::time::{Duration, Instant};
+
+use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyList, PyString};
+use tinylm_tokenizer as core;
+use tinylm_tokenizer::Interrupt;
+
+use crate::error::tokenizer_error;
+
+/// Signals are looked at this often, and a progress callback called a fifth as often.
+pub(crate) const SIGNALS: Duration = Duration::from_millis(20);
+
+/// Runs `work` without the GIL; the interrupt it gets raises what a signal handler raises.
+#[expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the method fits one lifetime only"
+)]
+pub(crate) fn detached<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&mut Interrupt<'_>) -> Result<T, core::Error> + Send,
+) -> PyResult<T> {
+    let mut raised = None;
+    let done = py.detach(|| {
+        let mut last = Instant::now();
+        work(&mut || {
+            if last.elapsed() < SIGNALS {
+                return Ok(());
+            }
+            last = Instant::now();
+            Python::attach(|py| py.check_signals()).map_err(|error| {
+                raised = Some(error);
+                core::Error::Interrupted
+            })
+        })
+    });
+    done.map_err(|error| raised.unwrap_or_else(|| tokenizer_error(error)))
+}
+
+/// Imports numpy, or raises what stops that. The numpy crate imports it on first use and
+/// panics where it cannot, which a Ctrl-C in the middle of the import is enough for.
+pub(crate) fn import_numpy(py: Python<'_>) -> PyResult<()> {
+    static IMPORTED: PyOnceLock<()> = PyOnceLock::new();
+    let import = || {
+        py.import("numpy._core.multiarray")?;
+        // The first array runs a little more of numpy: no signal may be waiting for that.
+        py.check_signals()?;
+        drop(PyArray1::<u32>::zeros(py, 0, false));
+        Ok(())
+    };
+    IMPORTED.get_or_try_init(py, import).copied()
+}
+
+/// A text as Python gives it, borrowed.
+pub(crate) enum Text {
+    Str(PyBackedStr),
+    Bytes(PyBackedBytes),
+}
+
+impl Text {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Str(text) => text.as_bytes(),
+            Self::Bytes(text) => text,
+        }
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Text {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(text) = object.cast::<PyString>() {
+            return PyBackedStr::try_from(text.to_owned())
+                .map(Self::Str)
+                .map_err(|error| {
+                    let value = error.value(object.py());
+                    match value
+                        .getattr("start")
+                        .and_then(|start| start.extract::<usize>())
+                    {
+                        Ok(at) => PyValueError::new_err(format!(
+                            "the text holds a lone surrogate at character {at}, which UTF-8 cannot \
+                         express; clean it with text.encode('utf-8', 'replace').decode()"
+                        )),
+                        Err(_) => error,
+                    }
+                });
+        }
+        if let Ok(text) = object.cast::<PyBytes>() {
+            return Ok(Self::Bytes(text.to_owned().into()));
+        }
+        let given = object.get_type().name()?;
+        Err(PyTypeError::new_err(format!(
+            "text must be str or bytes, not {given}"
+        )))
+    }
+}
+
+/// Token ids as Python gives them: a list, an array, anything that iterates over integers.
+pub(crate) fn ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    // Before the arrays: asking for those imports numpy.
+    if let Ok(list) = ids.cast::<PyList>() {
+        return list.iter().map(|id| id_of(&id)).collect();
+    }
+    import_numpy(ids.py())?;
+    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
+        return Ok(array.as_array().to_vec());
+    }
+    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u16>>() {
+        return Ok(array.as_array().iter().copied().map(u32::from).collect());
+    }
+    ids.try_iter()?.map(|id| id_of(&id?)).collect()
+}
+
+/// One token id.
+pub(crate) fn id_of(id: &Bound<'_, PyAny>) -> PyResult<u32> {
+    id.extract::<u32>().map_err(|error| {
+        if error.is_instance_of::<PyTypeError>(id.py()) {
+            return error;
+        }
+        PyKeyError::new_err(format!("token id {id} is not in the vocabulary"))
+    })
+}

@@ -1,0 +1,193 @@
+//! The four patterns as scanners: each function takes the start of a piece to its end.
+//!
+//! Written by hand, a branch for each alternative of the regular expression, in its order; none
+//! looks back further than the run that it has just read, so each is linear.
+
+use crate::unicode::{Classes, LETTER, LOWER, MARK, NEWLINE, NUMBER, SPACE, UNCASED, UPPER};
+
+/// Bytes of the contraction at `at`: `'s 't 'd 'm 'll 've 're`, 0 if there is none.
+///
+/// `folded` ignores case, under which U+017F (long s) is an s too.
+#[inline]
+fn contraction(text: &[u8], at: usize, folded: bool) -> usize {
+    if text.get(at) != Some(&b'\'') {
+        return 0;
+    }
+    let letter = |at: usize| match text.get(at) {
+        Some(byte) if folded => byte.to_ascii_lowercase(),
+        Some(byte) => *byte,
+        None => 0,
+    };
+    match (letter(at + 1), letter(at + 2)) {
+        (b's' | b't' | b'd' | b'm', _) => 2,
+        (b'l', b'l') | (b'v' | b'r', b'e') => 3,
+        (0xC5, 0xBF) if folded => 3,
+        _ => 0,
+    }
+}
+
+/// End of the piece of white space at `at`, as all four patterns have it but for `lines`.
+///
+/// Up to and with the last line end if `lines`; else all but the last character, which
+/// belongs to the word that follows; all of it at the end of the text, where `tail` decides
+/// whether even line ends do not divide it.
+#[inline]
+fn white_space(c: &Classes, text: &[u8], at: usize, lines: bool, tail: bool) -> usize {
+    let end = c.run(text, at, SPACE);
+    if tail && end == text.len() {
+        return end;
+    }
+    if lines {
+        let run = &text[at..end];
+        if let Some(last) = run.iter().rposition(|&byte| byte == b'\n' || byte == b'\r') {
+            return at + last + 1;
+        }
+    }
+    if end == text.len() {
+        return end;
+    }
+    let (_, last) = c.before(text, end);
+    if last > at { last } else { end }
+}
+
+#[inline]
+pub(crate) fn gpt2(c: &Classes, text: &[u8], at: usize) -> usize {
+    let contracted = contraction(text, at, false);
+    if contracted > 0 {
+        return at + contracted;
+    }
+    let from = at + usize::from(text[at] == b' ');
+    let (class, width) = c.at(text, from);
+    if width == 0 || class & SPACE != 0 {
+        return white_space(c, text, at, false, true);
+    }
+    if class & LETTER != 0 {
+        return c.run(text, from + width, LETTER);
+    }
+    if class & NUMBER != 0 {
+        return c.run(text, from + width, NUMBER);
+    }
+    c.run_without(text, from + width, SPACE | LETTER | NUMBER)
+}
+
+/// GPT-4 with `tail`, Llama 3 without: GPT-4 takes the white space that ends a text whole.
+#[inline]
+pub(crate) fn gpt4(c: &Classes, text: &[u8], at: usize, tail: bool) -> usize {
+    let (class, width) = c.at(text, at);
+    if class & LETTER != 0 {
+        return c.run(text, at + width, LETTER);
+    }
+    if class & NUMBER != 0 {
+        return three_numbers(c, text, at);
+    }
+    let contracted = contraction(text, at, true);
+    if contracted > 0 {
+        return at + contracted;
+    }
+    let (next, next_width) = c.at(text, at + width);
+    if class & NEWLINE == 0 && next & LETTER != 0 {
+        return c.run(text, at + width + next_width, LETTER);
+    }
+    symbols(c, text, at, (class, width), next, NEWLINE, false)
+        .unwrap_or_else(|| white_space(c, text, at, true, tail))
+}
+
+fn three_numbers(c: &Classes, text: &[u8], mut at: usize) -> usize {
+    for _ in 0..3 {
+        let (class, width) = c.at(text, at);
+        if class & NUMBER == 0 {
+            break;
+        }
+        at += width;
+    }
+    at
+}
+
+/// End of ` ?[^\s\p{L}\p{N}]+[\r\n]*` at `at` (with `slash`: `[\r\n/]*`), if it matches.
+#[inline]
+fn symbols(
+    c: &Classes,
+    text: &[u8],
+    at: usize,
+    (class, width): (u8, usize),
+    next: u8,
+    tail: u8,
+    slash: bool,
+) -> Option<usize> {
+    const NOT: u8 = SPACE | LETTER | NUMBER | crate::unicode::END;
+    if class & NOT != 0 && !(text[at] == b' ' && next & NOT == 0) {
+        return None;
+    }
+    let mut end = c.run_without(text, at + width, SPACE | LETTER | NUMBER);
+    loop {
+        end = c.run(text, end, tail);
+        if !(slash && text.get(end) == Some(&b'/')) {
+            return Some(end);
+        }
+        end += 1;
+    }
+}
+
+#[inline]
+pub(crate) fn o200k(c: &Classes, text: &[u8], at: usize) -> usize {
+    let (class, width) = c.at(text, at);
+    if class & NUMBER != 0 {
+        return three_numbers(c, text, at);
+    }
+    let (next, _) = c.at(text, at + width);
+    // A mark is both: what may stand before a word, and a letter of it.
+    let inside = class & (LETTER | MARK) != 0;
+    let before = class & (NEWLINE | LETTER) == 0 && next & (LETTER | MARK) != 0;
+    if inside || before {
+        let try_at =
+            |from: usize, allowed: bool, word: fn(&Classes, &[u8], usize) -> Option<usize>| {
+                if allowed { word(c, text, from) } else { None }
+            };
+        let found = try_at(at + width, before, lower_word)
+            .or_else(|| try_at(at, inside, lower_word))
+            .or_else(|| try_at(at + width, before, upper_word))
+            .or_else(|| try_at(at, inside, upper_word));
+        if let Some(end) = found {
+            return end + contraction(text, end, true);
+        }
+    }
+    symbols(c, text, at, (class, width), next, NEWLINE, true)
+        .unwrap_or_else(|| white_space(c, text, at, true, false))
+}
+
+/// End of `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+` at `at`.
+#[inline]
+fn lower_word(c: &Classes, text: &[u8], at: usize) -> Option<usize> {
+    let upper_end = c.run(text, at, UPPER | UNCASED | MARK);
+    let end = c.run(text, upper_end, LOWER | UNCASED | MARK);
+    if end > upper_end {
+        return Some(end);
+    }
+    // Give back characters until one without case can stand for the lower-case part.
+    let mut end = upper_end;
+    while end > at {
+        let (class, start) = c.before(text, end);
+        if class & (UNCASED | MARK) != 0 {
+            return Some(end);
+        }
+        end = start;
+    }
+    None
+}
+
+/// End of `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*` at `at`.
+#[inline]
+fn upper_word(c: &Classes, text: &[u8], at: usize) -> Option<usize> {
+    let upper_end = c.run(text, at, UPPER | UNCASED | MARK);
+    (upper_end > at).then(|| c.run(text, upper_end, LOWER | UNCASED | MARK))
+}
+
+#[inline]
+pub(crate) fn word(c: &Classes, text: &[u8], at: usize) -> usize {
+    let from = at + usize::from(text[at] == b' ');
+    let (class, width) = c.at(text, from);
+    if width > 0 && class & SPACE == 0 {
+        return c.run_without(text, from + width, SPACE);
+    }
+    at + c.at(text, at).1.max(1)
+}
