@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tinylm import config
@@ -286,6 +286,8 @@ def runs(draw: st.DrawFn) -> Run:
         raise
 
 
+# Drawing a whole run takes a tenth of a second.
+@settings(max_examples=40)
 @given(runs())
 def test_a_saved_run_reads_back_equal(tmp_path_factory, run):
     file = tmp_path_factory.getbasetemp() / "config.yaml"

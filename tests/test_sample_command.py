@@ -93,7 +93,7 @@ def test_the_speed_is_told_to_a_terminal_alone(run, capsys, monkeypatch):
     [
         (["temprature=0"], "unknown key 'sample.temprature': did you mean 'sample.temperature'"),
         (["temperature=cold"], "sample.temperature=cold: expected a number"),
-        (["top_p=2"], r"sample.top_p=2.0: must lie in \(0, 1\]"),
+        (["top_p=2"], "sample.top_p=2.0: must be above 0 and at most 1"),
         (["train.steps=3"], "train.steps: only the settings of sample apply"),
         (["--top-p", "0.5"], "unknown option --top-p: settings are key=value"),
         (["one", "two"], "2 prompts: put quotes around"),
