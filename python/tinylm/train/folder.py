@@ -143,6 +143,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def add_sample(folder: Path, step: int, text: str) -> None:
+    """Append a sample to samples.txt under the step that it is of."""
+    with (folder / "samples.txt").open("a", encoding="utf-8") as file:
+        file.write(f"--- step {step}\n{text}\n\n")
+
+
+def rewind_samples(folder: Path, step: int) -> None:
+    """Drop the samples after `step`: a resumed run draws them again."""
+    path = folder / "samples.txt"
+    if path.exists():
+        parts = re.split(r"(?m)^(?=--- step \d+$)", path.read_text(encoding="utf-8"))
+        kept = (part for part in parts if part and int(part.split(maxsplit=3)[2]) <= step)
+        path.write_text("".join(kept), encoding="utf-8")
+
+
 def provenance() -> dict[str, Any]:
     """What was run where: command, versions, machine, and the state of the git checkout."""
     import numpy

@@ -19,7 +19,7 @@ from tinylm.model import Model
 from tinylm.ops import IGNORED
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Trackers
-from tinylm.train.folder import write_json
+from tinylm.train.folder import add_sample, write_json
 
 # After this many steps in a row that are not finite, skipping has no prospect.
 MOST_SKIPPED = 10
@@ -84,7 +84,9 @@ class Trainer:
             while self.progress.step < self.run.train.steps:
                 loss, norm = self.step()
                 window.add(loss, norm)
-                if self.after_step():
+                with window.paused():
+                    ended = self.after_step()
+                if ended:
                     break
                 if self.signal is not None:
                     raise Interrupted(self.save(), self.signal)
@@ -159,7 +161,7 @@ class Trainer:
                 "step": progress.step,
                 "val_loss": scores.loss,
                 "bits_per_byte": scores.bits_per_byte,
-                "checkpoint": str(checkpoint_path(Path(), progress.step)),
+                "checkpoint": str(checkpoint.path_of(Path(), progress.step)),
             }
             write_json(self.folder / "best.json", best)
         else:
@@ -180,14 +182,13 @@ class Trainer:
         settings = replace(self.run.sample, samples=1)
         words = "".join(sample.stream(self.model, self.tokenizer, self.prompt, settings))
         text = self.prompt + words
-        with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
-            file.write(f"--- step {self.progress.step}\n{text}\n\n")
+        add_sample(self.folder, self.progress.step, text)
         shown = text.splitlines()[:SHOWN_LINES]
         self.trackers.say("\n".join(f"    | {line}" for line in shown))
 
     def save(self) -> Path:
         """Write a checkpoint of this moment, read it back, then let the oldest go."""
-        path = checkpoint_path(self.folder, self.progress.step)
+        path = checkpoint.path_of(self.folder, self.progress.step)
         if self.saved == self.progress.step:
             return path
         state = {
@@ -279,6 +280,13 @@ class Window:
         self.tokens = self.trainer.progress.tokens
         self.start = time.perf_counter()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, the clock stands still: scoring and saving are not training."""
+        before = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - before
+
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """Count one step; log a record at every `track.every`th and at the end."""
         trainer, progress = self.trainer, self.trainer.progress
@@ -309,11 +317,6 @@ class Window:
         )
         self.first = False
         self._open()
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """The folder of the checkpoint of a step."""
-    return folder / "checkpoints" / f"step-{step:08d}"
 
 
 def mix(*numbers: int) -> int:

@@ -10,7 +10,7 @@ from tinylm.config import Run
 from tinylm.data import Dataset, Loader
 from tinylm.track import Trackers
 from tinylm.train import stages
-from tinylm.train.folder import claim, plan, provenance, read_json, write_json
+from tinylm.train.folder import claim, plan, provenance, read_json, rewind_samples, write_json
 from tinylm.train.loop import Trainer
 
 
@@ -34,8 +34,6 @@ def train(run: Run) -> Path:
 
     device = model.find_device(run.train.device)
     dtype = stages.pick_dtype(run.train.dtype, device)
-    # On the CPU a resumed run ends bit for bit where an uninterrupted one would.
-    torch.use_deterministic_algorithms(device.type == "cpu")
     text = corpus.open(run.data.source, val_fraction=run.data.val_fraction)
     net, tokenizer = stages.start(run, resumed, text, device, say)
     shards = Path(run.data.folder or data.default_folder(run.data, tokenizer))
@@ -71,14 +69,19 @@ def train(run: Run) -> Path:
         say(f"going on from {resumed}")
         trainer.restore(training)
     track.rewind_metrics(folder, trainer.progress.step)
+    rewind_samples(folder, trainer.progress.step)
     record = {**provenance(), "device": str(device), "dtype": str(dtype), "shards": str(shards)}
     write_json(folder / "run.json", {**record, **model.describe(net), "peak": trainer.peak})
     say(stages.opening(trainer, shards, time.perf_counter() - began))
     trainer.trackers = Trackers(run.track.names, folder, run.train.steps)
+    before = torch.are_deterministic_algorithms_enabled()
+    # On the CPU a resumed run ends bit for bit where an uninterrupted one would.
+    torch.use_deterministic_algorithms(device.type == "cpu")
     try:
         trainer.train()
         stages.finish(trainer, lambda: time.perf_counter() - began)
     finally:
+        torch.use_deterministic_algorithms(before)
         trainer.trackers.close()
         loader.close()
     return folder

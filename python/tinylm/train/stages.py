@@ -97,9 +97,14 @@ def loss_function(
     wanted = run.train.compile
     if wanted == "auto":
         wanted = run.train.steps >= COMPILE_FROM and device.type in ("cpu", "cuda")
-        if wanted and not _has_compiler():
-            say("no C++ compiler (g++) is found: training without torch.compile, about 1.3x slower")
-            wanted = False
+    if wanted and not _has_compiler():
+        if run.train.compile is True:
+            raise ValueError(
+                "train.compile=true needs a C++ compiler, and neither g++ nor clang++ is found: "
+                "install one or set train.compile=false"
+            )
+        say("no C++ compiler (g++, clang++) is found: training without torch.compile, slower")
+        wanted = False
     if not wanted:
         return net.loss
     say("compiling the model at the first step: up to 30 s the first time, a few seconds later on")
