@@ -28,10 +28,10 @@ FOLDER = Path(__file__).parent
 TEXT = (
     "The quick brown fox jumps over the lazy dog; the dog's fox isn't quick.\n"
     "def f(x):\n    return x + 1  # 12345 \t\r\n\n"
-    "\u4e2d\u6587\u6587\u672c\uff0c\u4e2d\u6587\u3002 \u00e9t\u00e9, \u00c9T\u00c9; e\u0301a \U0001f642\n"
+    "\u4e2d\u6587\u6587\u672c\uff0c\u4e2d\u6587\u3002 \xe9t\xe9, \xc9T\xc9; e\u0301a \U0001f642\n"
 ) * 4
 LENGTH = 16
-RATES = {"adamw": 0.01, "sgd": 0.2, "muon": 0.01}
+RATES = {"adamw": 0.01, "sgd": 0.1, "muon": 0.01}
 
 
 def permutation() -> Any:
