@@ -118,7 +118,9 @@ def write_quotations(pages: Iterable[Path]) -> None:
     """Every definition that some page quotes."""
     for page in pages:
         for path, name in QUOTE.findall(page.read_text(encoding="utf-8")):
-            write(f"{path}.{name}", definition(ROOT / path, name))
+            language = "rust" if path.endswith(".rs") else "python"
+            source = definition(ROOT / path, name)
+            write(f"{path}.{name}", f'```{language} title="{path}"\n{source}```\n')
 
 
 def write(name: str, text: str) -> None:
