@@ -11,7 +11,7 @@ unexport CONDA_PREFIX PYTHONHOME
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow fuzz lint fmt wheel clean
+.PHONY: help setup train test test-slow fuzz coverage lint fmt docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ test-slow: .venv/.ready ## the slow tests: minutes long, or torture
 fuzz: .venv/.ready ## 20,000 hostile texts through each round trip of the tokenizer
 	python -m pytest --hypothesis-profile=fuzz -k roundtrip --timeout 0
 
+coverage: .venv/.ready ## which lines of python/tinylm the quick tests run, as a table
+	coverage run -m pytest
+	coverage report
+
 lint: .venv/.ready ## ruff, mypy, stubtest, rustfmt, clippy: all that CI asks
 	ruff check
 	ruff format --check
@@ -45,12 +49,16 @@ fmt: .venv/.ready ## format Python and Rust, and mend what ruff can
 	ruff format
 	cargo fmt --all
 
+docs: .venv/.docs ## the site, into site/; fails on a dead link
+	python docs/make_ladder.py
+	zensical build --clean --strict
+
 wheel: .venv/.ready ## the wheel (fully optimised) and the sdist, into dist/
 	maturin build --profile dist --out dist
 	maturin sdist --out dist
 
 clean: ## remove what was built; your runs and data stay
-	rm -rf .venv target dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv target dist site .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f python/tinylm/_rust.*.so python/tinylm/_rust.*.pyd
 	find python kernels tests benches -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -58,6 +66,10 @@ clean: ## remove what was built; your runs and data stay
 .venv/.ready: .venv/bin/maturin pyproject.toml constraints.txt $(RUST)
 	@echo "building the Rust extension; the first time also torch and the tools, 5 GB, a minute or two"
 	@PIP_QUIET=1 maturin develop --quiet --extras dev
+	@touch $@
+
+.venv/.docs: .venv/.ready
+	@PIP_QUIET=1 maturin develop --quiet --extras docs
 	@touch $@
 
 .venv/bin/maturin:

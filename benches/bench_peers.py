@@ -1,0 +1,343 @@
+"""The tokenizer and the loader against those that people use, in one run on this machine.
+
+    python benches/bench_peers.py                      all of it, on the standard library's sources
+    python benches/bench_peers.py encode decode        these; also: train load
+    python benches/bench_peers.py --json peers.json    the figures too
+
+Before anything is timed, every contender must give the same result: a fast wrong answer has no
+speed. Then rounds: each contender once a round, in turn, so that a busy machine slows all alike;
+the ratio is taken inside a round. Reported are the median of the rounds and the range of the
+middle half. Encoders start each round fresh, without the pieces they remembered.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiktoken
+import tokenizers
+import torch
+from torch.utils.data import DataLoader
+
+from tinylm import Tokenizer, corpus
+from tinylm.data import Dataset, Loader, ShardWriter
+from tinylm.reference import order, patterns
+
+VOCAB, PATTERN, EOS = 8192, "gpt4", "<|endoftext|>"
+BATCH, LENGTH, SEED = 32, 512, 1
+OURS = "tinylm"
+
+
+@dataclass(frozen=True)
+class Race:
+    """One amount of `work` in `unit`, done by several; each takes what its own `fresh` makes."""
+
+    name: str
+    work: float
+    unit: str
+    runs: dict[str, Callable[[Any], object]]
+    fresh: dict[str, Callable[[], Any]]
+
+
+def measure(race: Race, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Work a second of each contender in each round, and our speed over its speed."""
+    speeds: dict[str, list[float]] = {name: [] for name in race.runs}
+    for number in range(rounds + 1):
+        for name, run in race.runs.items():
+            prepared = race.fresh[name]()
+            start = time.perf_counter()
+            run(prepared)
+            seconds = time.perf_counter() - start
+            # The first round only warms up: files in memory, threads started.
+            if number:
+                speeds[name].append(race.work / seconds)
+    return {
+        name: {
+            "speed": found,
+            "ratio": [ours / theirs for ours, theirs in zip(speeds[OURS], found, strict=True)],
+        }
+        for name, found in speeds.items()
+    }
+
+
+def report(race: Race, results: dict[str, dict[str, list[float]]]) -> None:
+    """A line for each contender."""
+    print(f"\n{race.name}")
+    for name, result in results.items():
+        speed = statistics.median(result["speed"])
+        ratio, (low, high) = statistics.median(result["ratio"]), middle_half(result["ratio"])
+        against = "" if name == OURS else f"   tinylm is {ratio:5.2f}x ({low:.2f} to {high:.2f})"
+        print(f"  {name:<34} {speed:9.2f} {race.unit}{against}")
+
+
+def middle_half(values: list[float]) -> tuple[float, float]:
+    """The first and the third quartile."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def check(same: bool, what: str) -> None:
+    """Stop where contenders differ."""
+    if not same:
+        raise SystemExit(f"error: {what}: no speed is reported for a different result")
+
+
+def texts() -> list[str]:
+    """The standard library's sources, one document a file."""
+    source = corpus.open("stdlib", val_fraction=0.05)
+    return [*source.train(), *source.validation()]
+
+
+def tiktoken_of(tokenizer: Tokenizer) -> tiktoken.Encoding:
+    """tiktoken with our vocabulary."""
+    special = tokenizer.special_tokens
+    ids = set(special.values())
+    return tiktoken.Encoding(
+        "peer",
+        pat_str=patterns.PATTERNS[tokenizer.pattern],
+        mergeable_ranks={token: id for id, token in tokenizer.vocab.items() if id not in ids},
+        special_tokens=special,
+    )
+
+
+def contenders(
+    tokenizer: Tokenizer, folder: Path
+) -> tuple[Callable[[], Tokenizer], Callable[[], tiktoken.Encoding], Callable[[], Any]]:
+    """What makes a fresh tokenizer of each library, all with the same vocabulary."""
+    path = str(folder / "tokenizer.json")
+    tokenizer.save(path)
+    return (
+        lambda: Tokenizer.load(path),
+        lambda: tiktoken_of(tokenizer),
+        lambda: tokenizers.Tokenizer.from_file(path),
+    )
+
+
+def encode(documents: list[str], tokenizer: Tokenizer, folder: Path) -> Iterator[Race]:
+    """Text to ids: one document after the other on one core, and all at once on all."""
+    megabytes = sum(len(text.encode()) for text in documents) / 1e6
+    ours, openai, face = contenders(tokenizer, folder)
+    a, b, c = ours(), openai(), face()
+    for text in documents:
+        ids = a.encode(text, special="text")
+        check(ids == b.encode_ordinary(text), "tiktoken gives other ids")
+        check(ids == c.encode(text).ids, "tokenizers gives other ids")
+    threads = os.cpu_count() or 1
+    fresh = {OURS: ours, "tiktoken": openai, "tokenizers": face}
+    one_by_one = {
+        OURS: lambda t: [t.encode(text, special="text") for text in documents],
+        "tiktoken": lambda t: [t.encode_ordinary(text) for text in documents],
+        "tokenizers": lambda t: [t.encode(text).ids for text in documents],
+    }
+    yield Race("encode, a document at a time", megabytes, "MB/s", one_by_one, fresh)
+    together = {
+        OURS: lambda t: t.encode_batch(documents, special="text"),
+        "tiktoken": lambda t: t.encode_ordinary_batch(documents, num_threads=threads),
+        "tokenizers": lambda t: t.encode_batch(documents),
+    }
+    yield Race(f"encode, all documents, {threads} cores", megabytes, "MB/s", together, fresh)
+
+
+def decode(documents: list[str], tokenizer: Tokenizer, folder: Path) -> Iterator[Race]:
+    """Ids to text, a document at a time."""
+    megabytes = sum(len(text.encode()) for text in documents) / 1e6
+    ours, openai, face = contenders(tokenizer, folder)
+    rows = [tokenizer.encode(text, special="text") for text in documents]
+    runs = {
+        OURS: lambda t: [t.decode(ids) for ids in rows],
+        "tiktoken": lambda t: [t.decode(ids) for ids in rows],
+        "tokenizers": lambda t: [t.decode(ids, skip_special_tokens=False) for ids in rows],
+    }
+    fresh = {OURS: ours, "tiktoken": openai, "tokenizers": face}
+    for name, run in runs.items():
+        check(run(fresh[name]()) == documents, f"{name} does not give the text back")
+    yield Race("decode, a document at a time", megabytes, "MB/s", runs, fresh)
+
+
+def face_trained(documents: list[str]) -> Any:
+    """Hugging Face's trainer with our pattern and alphabet."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    split = tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(patterns.PATTERNS[PATTERN]), "isolated", invert=False
+    )
+    spell = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, spell])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=[EOS],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return tokenizer
+
+
+def train(documents: list[str], tokenizer: Tokenizer, folder: Path) -> Iterator[Race]:
+    """Text to a vocabulary. Ties differ between the two, so equal compression is the gate."""
+    megabytes = sum(len(text.encode()) for text in documents) / 1e6
+    theirs = face_trained(documents)
+    check(theirs.get_vocab_size() == tokenizer.vocab_size == VOCAB, "the vocabularies differ")
+    ours_tokens = sum(tokenizer.count(text, special="text") for text in documents)
+    theirs_tokens = sum(len(ids.ids) for ids in theirs.encode_batch(documents))
+    apart = abs(ours_tokens / theirs_tokens - 1)
+    check(apart < 0.001, f"the compression differs by {apart:.2%}")
+    runs = {
+        OURS: lambda _: Tokenizer.train(documents, vocab_size=VOCAB, pattern=PATTERN),
+        "tokenizers": lambda _: face_trained(documents),
+    }
+    fresh: dict[str, Callable[[], Any]] = dict.fromkeys(runs, lambda: None)
+    yield Race(f"train {VOCAB:,} tokens", megabytes, "MB/s", runs, fresh)
+
+
+class Windows(torch.utils.data.Dataset):
+    """Row i of the tokens, as a map-style dataset has it."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return (len(self.ids) - 1) // LENGTH
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        window = torch.from_numpy(self.ids[i * LENGTH : (i + 1) * LENGTH + 1].astype(np.int64))
+        return window[:-1], window[1:]
+
+
+def get_batch(ids: np.ndarray, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch as nanoGPT's train.py makes it: random windows, stacked one by one."""
+    starts = random.integers(0, len(ids) - LENGTH, BATCH)
+    x = torch.stack([torch.from_numpy(ids[i : i + LENGTH].astype(np.int64)) for i in starts])
+    y = torch.stack(
+        [torch.from_numpy(ids[i + 1 : i + 1 + LENGTH].astype(np.int64)) for i in starts]
+    )
+    return x, y
+
+
+def gathered(ids: np.ndarray, starts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch by one gather over a view of all windows: the best that NumPy alone gives."""
+    windows = np.lib.stride_tricks.sliding_window_view(ids, LENGTH + 1)
+    both = torch.from_numpy(windows[starts].astype(np.int64))
+    return both[:, :-1], both[:, 1:]
+
+
+def load(documents: list[str], tokenizer: Tokenizer, folder: Path) -> Iterator[Race]:
+    """Shards to batches of tokens and targets."""
+    with ShardWriter(folder / "shards", tokenizer=tokenizer) as writer:
+        for text in documents:
+            ids = tokenizer.encode_array(text, special="text")
+            writer.add(ids, n_bytes=len(text.encode()))
+    data = Dataset.open(folder / "shards")
+    check_rows(data)
+    flat = folder / "tokens.bin"
+    data.read(0, data.n_tokens).astype(np.uint16).tofile(flat)
+    rows = (data.n_tokens - 1) // LENGTH
+    batches = 8 * rows // BATCH
+    yield Race(
+        f"load batches of {BATCH} x {LENGTH}, 8 epochs",
+        batches * BATCH * LENGTH / 1e6,
+        "M tokens/s",
+        {
+            OURS: lambda loader: draw(loader, batches),
+            "nanoGPT's get_batch": lambda ids: draw_nanogpt(ids, batches),
+            "a gather in NumPy": lambda ids: draw_gathered(ids, batches),
+            "torch DataLoader": lambda loader: draw(again(loader), batches),
+            "torch DataLoader, 2 workers": lambda loader: draw(again(loader), batches),
+        },
+        {
+            OURS: lambda: Loader(data, batch_size=BATCH, context_length=LENGTH, seed=SEED),
+            "nanoGPT's get_batch": lambda: np.memmap(flat, np.uint16, "r"),
+            "a gather in NumPy": lambda: np.memmap(flat, np.uint16, "r"),
+            "torch DataLoader": lambda: torch_loader(flat, 0),
+            "torch DataLoader, 2 workers": lambda: torch_loader(flat, 2),
+        },
+    )
+
+
+def check_rows(data: Dataset) -> None:
+    """Our batches hold the windows that the definition names; theirs are windows by their code."""
+    ids = data.read(0, data.n_tokens).tolist()
+    with Loader(data, batch_size=BATCH, context_length=LENGTH, seed=SEED) as loader:
+        for number in range(10):
+            batch = next(loader)
+            for place, (tokens, targets) in enumerate(
+                zip(*map(torch.Tensor.tolist, (batch.tokens, batch.targets)), strict=True)
+            ):
+                i = number * BATCH + place
+                begin = order.start("shuffle", SEED, len(ids), LENGTH, LENGTH, 0, i)
+                check((tokens, targets) == order.row(ids, begin, LENGTH), f"row {i} is another")
+
+
+def torch_loader(path: Path, workers: int) -> DataLoader:
+    """torch's own, shuffled."""
+    data = Windows(np.memmap(path, np.uint16, "r"))
+    return DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True)
+
+
+def again(loader: DataLoader) -> Iterator[Any]:
+    """One epoch after the other."""
+    while True:
+        yield from loader
+
+
+def draw(batches: Iterator[Any], n: int) -> None:
+    """Take `n` batches."""
+    for _ in range(n):
+        next(batches)
+
+
+def draw_nanogpt(ids: np.ndarray, n: int) -> None:
+    """Take `n` batches of random windows."""
+    random = np.random.default_rng(SEED)
+    for _ in range(n):
+        get_batch(ids, random)
+
+
+def draw_gathered(ids: np.ndarray, n: int) -> None:
+    """Take `n` batches of a shuffled epoch, and of the next."""
+    random = np.random.default_rng(SEED)
+    rows = (len(ids) - 1) // LENGTH
+    starts = np.concatenate([random.permutation(rows) for _ in range(1 + n * BATCH // rows)])
+    for first in range(0, n * BATCH, BATCH):
+        gathered(ids, starts[first : first + BATCH] * LENGTH)
+
+
+PARTS = {part.__name__: part for part in (encode, decode, train, load)}
+
+
+def main() -> None:
+    """Run the parts named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--json", type=Path, help="write the figures of every round")
+    options = parser.parse_args()
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"no part {unknown[0]!r}: {', '.join(PARTS)}")
+    documents = texts()
+    size = sum(len(text.encode()) for text in documents)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"text: {len(documents)} files of the standard library, {size / 1e6:.1f} MB")
+    tokenizer = Tokenizer.train(documents, vocab_size=VOCAB, pattern=PATTERN)
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.parts or PARTS:
+            for race in PARTS[name](documents, tokenizer, Path(folder)):
+                results = measure(race, options.rounds)
+                report(race, results)
+                figures[race.name] = {"unit": race.unit, "contenders": results}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
