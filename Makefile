@@ -11,7 +11,7 @@ unexport CONDA_PREFIX PYTHONHOME
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow fuzz coverage lint fmt docs wheel clean
+.PHONY: help setup train test test-slow fuzz bench mutants coverage lint fmt docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,19 @@ test: .venv/.ready ## the quick tests: cargo test of the two cores, then pytest
 test-slow: .venv/.ready ## the slow tests: minutes long, or torture
 	python -m pytest -m slow --timeout 900
 
-fuzz: .venv/.ready ## 20,000 hostile texts through each round trip of the tokenizer
-	python -m pytest --hypothesis-profile=fuzz -k roundtrip --timeout 0
+# -v: a line for each rung that is done. Some hours, so: make fuzz > fuzz.log 2>&1 &
+fuzz: .venv/.ready ## every rung of the ladder: 20,000 examples, round trips 100,000; ARGS="-k roundtrip"
+	python -m pytest tests/test_ladder.py -v --hypothesis-profile=fuzz --timeout 0 $(ARGS)
+
+bench: .venv/.ready ## slow, fast and the peer of every rung, into .benchmarks/; ARGS="-k encode"
+	@mkdir -p .benchmarks
+	python -m pytest benches/bench_ladder.py --timeout 0 --benchmark-only \
+	  --benchmark-group-by group --benchmark-columns min,median,iqr,rounds \
+	  --benchmark-min-rounds 3 --benchmark-max-time 0.3 \
+	  --benchmark-json .benchmarks/ladder.json $(ARGS)
+
+mutants: .venv/.ready ## deliberate wrong lines in fast code: does the ladder see each? 5 minutes
+	python -m tests.mutants $(ARGS)
 
 coverage: .venv/.ready ## which lines of python/tinylm the quick tests run, as a table
 	coverage run -m pytest

@@ -13,21 +13,6 @@ from tinylm.config import ModelConfig
 SMALL = ModelConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=2, context_length=8)
 
 
-@settings(max_examples=60, deadline=None)
-@given(config=configs(), seed=st.integers(0, 2**31), data=st.data())
-def test_decoding_in_chunks_equals_the_full_forward(config, seed, data):
-    made = build(config, seed)
-    ids = tokens(config, 2, config.context_length, seed)
-    held = cache.build(made, 2, config.context_length)
-    logits, start = [], 0
-    while start < config.context_length:
-        size = data.draw(st.integers(1, config.context_length - start))
-        logits.append(made(ids[:, start : start + size], cache=held))
-        start += size
-        assert held.length == start
-    assert_close(torch.cat(logits, 1), made(ids), **CLOSE)
-
-
 @settings(max_examples=40, deadline=None)
 @given(config=configs(context_length=6), seed=st.integers(0, 2**31), data=st.data())
 def test_selected_rows_go_on_as_if_they_had_been_alone(config, seed, data):

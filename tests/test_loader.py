@@ -39,31 +39,6 @@ def test_the_permutation_is_one(n, seed):
     assert sorted(reference.permute(i, n, seed) for i in range(n)) == list(range(n))
 
 
-@given(
-    st.sampled_from(["shuffle", "sequential", "random"]),
-    st.integers(0, 2**64 - 1),
-    st.integers(1, 300),
-    st.floats(0, 1),
-    st.integers(0, 2**40),
-    st.floats(0, 1, exclude_max=True),
-)
-@settings(max_examples=200)
-def test_rows_begin_where_the_reference_says(dataset, order, seed, context, part, epoch, place):
-    stride = context if order == "random" else max(1, round(part * context))
-    rows = _rust.Rows(
-        dataset.tokens,
-        order=order,
-        seed=seed,
-        context_length=context,
-        stride=stride,
-        mask_after=None,
-    )
-    assert rows.n_rows == reference.n_rows(dataset.n_tokens, context, stride)
-    i = int(place * rows.n_rows)
-    expected = reference.start(order, seed, dataset.n_tokens, context, stride, epoch, i)
-    assert rows.start(epoch, i) == expected
-
-
 def test_several_windows_of_blocks_are_shuffled_as_the_reference_says(tmp_path):
     dataset = counting(tmp_path, 40_000_000)
     rows = _rust.Rows(
@@ -96,71 +71,6 @@ GOLDEN_SHUFFLE = [2384, 1752, 8488, 3320, 3016, 8368, 352, 320]
 GOLDEN_RANDOM = [4124, 7148, 2040, 1069, 5863, 7502, 1476, 5218]
 
 
-@given(
-    order=st.sampled_from(["shuffle", "sequential", "random"]),
-    mask=st.booleans(),
-    context=st.integers(1, 200),
-    batch_size=st.integers(1, 40),
-    seed=st.integers(0, 2**64 - 1),
-    threads=st.integers(1, 4),
-    prefetch=st.integers(1, 5),
-    dtype=st.sampled_from(["int64", "int32"]),
-    skipped=st.integers(0, 500),
-)
-@settings(max_examples=60, deadline=None)
-def test_batches_are_the_rows_of_the_reference(
-    dataset, ids, order, mask, context, batch_size, seed, threads, prefetch, dtype, skipped
-):
-    loader = Loader(
-        dataset,
-        batch_size=batch_size,
-        context_length=context,
-        order=order,
-        mask_after_eos=mask,
-        seed=seed,
-        threads=threads,
-        prefetch=prefetch,
-        dtype=dtype,
-    )
-    loader.restore({**loader.state(), "rows": skipped})
-    eos = dataset.eos_id if mask else None
-    row = skipped
-    for batch in take(loader, 3):
-        assert str(batch.tokens.dtype) == str(batch.targets.dtype) == f"torch.{dtype}"
-        for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
-            epoch, i = divmod(row, loader.n_rows)
-            begin = reference.start(order, seed, len(ids), context, context, epoch, i)
-            assert (tokens, targets) == reference.row(ids, begin, context, eos)
-            row += 1
-    tokens, targets = loader.row(epoch, i)
-    assert (tokens.tolist(), targets.tolist()) == reference.row(ids, begin, context, eos)
-
-
-@given(
-    st.sampled_from(["shuffle", "sequential", "random"]),
-    st.integers(1, 24),
-    st.data(),
-)
-@settings(max_examples=40, deadline=None)
-def test_ranks_slice_one_order_whatever_the_world(dataset, order, batch_size, data):
-    world_size = data.draw(st.integers(1, batch_size))
-    arguments = {"batch_size": batch_size, "context_length": 90, "order": order, "seed": 7}
-    whole = take(Loader(dataset, **arguments), 12)
-    for rank in range(world_size):
-        threads, prefetch = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
-        loader = Loader(
-            dataset,
-            rank=rank,
-            world_size=world_size,
-            threads=threads,
-            prefetch=prefetch,
-            **arguments,
-        )
-        for mine, all_rows in zip(take(loader, 12), whole, strict=True):
-            assert mine.tokens.tolist() == all_rows.tokens[rank::world_size].tolist()
-            assert mine.targets.tolist() == all_rows.targets[rank::world_size].tolist()
-
-
 def test_resuming_at_every_step_gives_the_rest_bit_by_bit(dataset):
     arguments = {"batch_size": 16, "context_length": 64, "seed": 3, "prefetch": 4}
     straight = flat(take(Loader(dataset, **arguments), 30))
@@ -171,32 +81,6 @@ def test_resuming_at_every_step_gives_the_rest_bit_by_bit(dataset):
         second = Loader(dataset, **arguments)
         second.restore(state)
         assert flat(take(second, 30 - step)) == straight[step:]
-
-
-def test_resuming_twice_with_other_worlds_and_batch_sizes_goes_through_the_same_rows(dataset):
-    def rows(batch_size, world_size, state, steps):
-        ranks = [
-            Loader(
-                dataset, batch_size=batch_size, context_length=64, rank=rank, world_size=world_size
-            )
-            for rank in range(world_size)
-        ]
-        for loader in ranks if state else ():
-            loader.restore(state)
-        batches = zip(*(take(loader, steps) for loader in ranks), strict=True)
-        found = []
-        for batch in batches:
-            merged = [None] * batch_size
-            for rank, part in enumerate(batch):
-                merged[rank::world_size] = part.tokens.tolist()
-            found += merged
-        return found, ranks[0].state()
-
-    whole, _ = rows(1, 1, None, 12 * 3 + 5 * 7 + 8 * 4)
-    first, state = rows(12, 3, None, 3)
-    second, state = rows(5, 2, state, 7)
-    third, _ = rows(8, 8, state, 4)
-    assert first + second + third == whole
 
 
 def test_the_state_is_small_and_counts_batches_handed_out(dataset):
@@ -309,3 +193,14 @@ def test_a_damaged_shard_is_the_same_error_at_every_next(dataset, tmp_path):
             with pytest.raises(ValueError, match=r"train-00000\.bin: corrupt at byte 1049600"):
                 next(loader)
         assert loader.state()["rows"] == 7 * 64
+
+
+def test_a_batch_has_the_dtype_that_is_asked_for_and_a_row_stands_alone(dataset):
+    arguments = {"batch_size": 3, "context_length": 32, "seed": 2}
+    for dtype in ("int64", "int32"):
+        with Loader(dataset, dtype=dtype, **arguments) as loader:
+            batch = next(loader)
+            assert str(batch.tokens.dtype) == str(batch.targets.dtype) == f"torch.{dtype}"
+            for i in range(3):
+                row = [part.tolist() for part in loader.row(0, i)]
+                assert row == [batch.tokens[i].tolist(), batch.targets[i].tolist()]

@@ -4,6 +4,7 @@ Each medium computes the loss and the gradient of every weight; neighbours are c
 failure names the step that broke. Then each trains three steps, and the weights are compared.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import interpreter
+from tests.rungs.training import reference_step
 from tinylm import model, optim
 from tinylm.config import ModelConfig, OptimConfig
 from tinylm.reference import arrays_model, optimizers, scalars, tensors
@@ -25,6 +28,9 @@ FLOAT32 = 2e-6
 # Muon orthogonalises in bfloat16, 7.8e-3 a rounding: a few of these on the updates, and three
 # updates together are a tenth of the weights' size.
 BFLOAT16 = 5e-3
+
+# triton 3.6's interpreter warns at every loop with NumPy before 2.4, and stops there with later.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 STEPS = 3
 # An eps far above the gradients' rounding errors: some gradients are 0 in exact arithmetic (a
@@ -135,21 +141,7 @@ def train_by_reference(gradients_of, problem, name):
         rate = optimizers.schedule(
             step, STEPS, course="cosine", warmup=settings.warmup, min_lr=settings.min_lr
         )
-        decayed = {k: w for k, w in weights.items() if problem.roles[k] == "matrix"}
-        plain = {k: w for k, w in weights.items() if k not in decayed}
-        adamw = partial(
-            optimizers.adamw, lr=settings.lr * rate, betas=settings.betas, eps=settings.eps
-        )
-        if name == "muon":
-            clipped = optimizers.clip({k: gradients[k] for k in plain}, settings.clip)
-            move = partial(optimizers.muon, lr=settings.matrix_lr * rate)
-        else:
-            gradients = clipped = optimizers.clip(gradients, settings.clip)
-            move = adamw
-        matrices, first = move(decayed, gradients, states[0], weight_decay=settings.weight_decay)
-        rest, second = adamw(plain, clipped, states[1])
-        moved = matrices | rest
-        weights, states = {k: moved[k] for k in weights}, (first, second)
+        weights, states = reference_step(settings, problem.roles, weights, gradients, states, rate)
     return weights
 
 
@@ -162,6 +154,18 @@ def train_the_model(problem, name):
         backward(problem, module)
         optimizer.step(optim.schedule(step, STEPS, settings))
     return {k: p.detach().numpy() for k, p in module.named_parameters()}
+
+
+def by_kernels(problem, function, *rest):
+    """`function` with the fused kernels in the place of every operation that has one."""
+    with interpreter.chosen_by_ops() as taken:
+        result = function(problem, *rest)
+    # Two norms a block and the last, and no kernel for a LayerNorm yet.
+    norms = 2 * problem.config.n_layers + 1
+    wanted = {"llama3": {"rms_norm": norms}, "gpt2": {}}[problem.config.architecture]
+    passes = STEPS if function is train_the_model else 1
+    assert Counter(taken) == {name: n * passes for name, n in wanted.items()}
+    return result
 
 
 @dataclass(frozen=True)
@@ -185,9 +189,24 @@ MEDIA = [
     reference("arrays", on_arrays),
     reference("tensors", on_tensors),
     Medium("model", on_model, train_the_model, FLOAT32, BFLOAT16),
+    Medium(
+        "kernels",
+        lambda problem, weights: by_kernels(problem, on_model, weights),
+        lambda problem, name: by_kernels(problem, train_the_model, name),
+        FLOAT32,
+        BFLOAT16,
+    ),
 ]
 STEPS_OF_THE_LADDER = [
-    pytest.param(slow, fast, id=f"{slow.name}-{fast.name}") for slow, fast in pairwise(MEDIA)
+    pytest.param(
+        slow,
+        fast,
+        id=f"{slow.name}-{fast.name}",
+        marks=pytest.mark.skipif(
+            fast.name == "kernels" and bool(interpreter.missing()), reason=interpreter.missing()
+        ),
+    )
+    for slow, fast in pairwise(MEDIA)
 ]
 PROBLEMS = [("llama3", True), ("llama3", False), ("gpt2", True), ("gpt2", False)]
 

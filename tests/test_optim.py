@@ -80,41 +80,10 @@ def test_orthogonalising_moves_the_singular_values_to_about_one(shape, seed):
     assert off.abs().max() < 0.1
 
 
-def plain_muon(weight, gradients, lr, decay, beta=0.95):
-    """Muon in float64 loops over steps, as its docstring has it."""
-    weight, momentum = weight.copy(), np.zeros_like(weight)
-    rows, columns = weight.shape
-    for gradient in gradients:
-        momentum = beta * momentum + (1 - beta) * gradient
-        x = gradient + beta * (momentum - gradient)
-        x = x.T if rows > columns else x
-        x = x / (np.linalg.norm(x) + 1e-7)
-        for _ in range(5):
-            gram = x @ x.T
-            x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
-        x = x.T if rows > columns else x
-        weight -= lr * (math.sqrt(max(1, rows / columns)) * x + decay * weight)
-    return weight
-
-
 @pytest.fixture
 def without_bfloat16(monkeypatch):
     """Orthogonalise in float64: bfloat16 would leave two digits, too few to tell formulas apart."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
-
-
-@pytest.mark.usefixtures("without_bfloat16")
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-@pytest.mark.parametrize("shape", [(2, 24), (24, 2), (7, 7), (16, 12), (1, 1)])
-def test_muon_is_its_formula(shape, decay):
-    weight, *gradients = np.random.default_rng(0).standard_normal((4, *shape))
-    parameter = torch.nn.Parameter(torch.tensor(weight))
-    muon = optim.Muon([parameter], lr=0.1, weight_decay=decay)
-    for gradient in gradients:
-        parameter.grad = torch.tensor(gradient)
-        muon.step()
-    wanted = plain_muon(weight, gradients, 0.1, decay)
-    np.testing.assert_allclose(parameter.detach().numpy(), wanted, rtol=0, atol=1e-9)
 
 
 @pytest.mark.usefixtures("without_bfloat16")

@@ -10,14 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bytes_tokenizer import Bytes
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tinylm import _rust
 from tinylm.data import Dataset, Manifest, ShardWriter
-from tinylm.reference import shards as reference
-
-VOCAB_SIZES = [257, 65_536, 65_537, 200_000]
 
 
 def write(folder, documents, vocab_size=257, shard_tokens=1000, split="train"):
@@ -33,37 +28,6 @@ def of_sizes(sizes, vocab_size=257):
     return [rng.integers(0, vocab_size - 1, size).tolist() for size in sizes]
 
 
-@given(
-    st.lists(st.integers(0, 40), min_size=1, max_size=30),
-    st.sampled_from(VOCAB_SIZES),
-    st.integers(10, 50),
-)
-@settings(max_examples=30, deadline=None)
-def test_shards_have_the_bytes_of_the_reference(tmp_path_factory, sizes, vocab_size, shard_tokens):
-    folder, expected = tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("reference")
-    documents = of_sizes(sizes, vocab_size)
-    dataset = write(folder, documents, vocab_size, shard_tokens)
-    tokenizer = Bytes(vocab_size)
-    paths = reference.write(
-        expected,
-        "train",
-        documents,
-        vocab_size=vocab_size,
-        eos_id=tokenizer.eos_id,
-        shard_tokens=shard_tokens,
-        tokenizer_sha256=bytes.fromhex(tokenizer.sha256),
-    )
-    files = {path.name: path.read_bytes() for path in expected.iterdir()}
-    ours = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
-    assert ours == files
-    with_eos = [[*document, vocab_size - 1] for document in documents]
-    assert list(reference.documents(paths)) == with_eos
-    assert [ids.tolist() for ids in dataset.documents()] == documents
-    assert dataset.n_tokens == sum(sizes) + len(sizes)
-    assert dataset.read(0, dataset.n_tokens).tolist() == [id for ids in with_eos for id in ids]
-    assert dataset.n_documents == len(documents)
-
-
 def test_a_shard_is_one_that_llm_c_reads(tmp_path):
     write(tmp_path, [[1, 2, 3]])
     data = (tmp_path / "train-00000.bin").read_bytes()
@@ -75,19 +39,6 @@ def test_a_shard_is_one_that_llm_c_reads(tmp_path):
 
 def test_xxh3_is_the_published_function():
     assert _rust.xxh3_64(b"") == 0x2D06800538D394C2
-
-
-@given(st.data())
-@settings(max_examples=20, deadline=None)
-def test_any_range_reads_as_a_slice(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("shards")
-    dataset = write(
-        folder, of_sizes([300, 0, 41, 500]), shard_tokens=data.draw(st.integers(100, 400))
-    )
-    whole = dataset.read(0, dataset.n_tokens).tolist()
-    start = data.draw(st.integers(0, dataset.n_tokens))
-    n = data.draw(st.integers(0, dataset.n_tokens - start))
-    assert dataset.read(start, n).tolist() == whole[start : start + n]
 
 
 def test_a_range_over_blocks_and_shards_reads_as_a_slice(tmp_path):

@@ -10,52 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import any_text, assigned_text, hostile_text, token_soup
+from strategies import any_text
 from tokenizer_data import EVERY, KINDS, TEXTS, TOKENIZERS
 
 from tinylm import Tokenizer
-from tinylm.reference import byte_bpe, patterns
 
 MAIN = TOKENIZERS["gpt4"]
-NAMES = list(TOKENIZERS)
-
-
-def reference_encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    special = tokenizer.special_tokens.values()
-    tokens = [token for id, token in tokenizer.vocab.items() if id not in special]
-    id_of = {token: id for id, token in enumerate(tokens)}
-    merges = [(id_of[left], id_of[right]) for left, right in tokenizer.merges]
-    pieces = patterns.split(text, tokenizer.pattern)
-    return [id for p in pieces for id in byte_bpe.encode(p.encode(), merges, tokens)]
-
-
-@pytest.mark.parametrize("name", NAMES)
-@given(text=assigned_text())
-def test_encoding_equals_the_reference(name: str, text: str) -> None:
-    tokenizer = TOKENIZERS[name]
-    assert tokenizer.encode(text, special="text") == reference_encode(tokenizer, text)
-
-
-@given(data=token_soup([token for id, token in MAIN.vocab.items() if id < 337]))
-def test_ranks_encode_as_the_reference_does(data: bytes) -> None:
-    tokens = {token: id for id, token in MAIN.vocab.items() if id < 337}
-    whole = Tokenizer.from_ranks(tokens, pattern="whole", special_tokens={})
-    assert whole.encode(data) == (byte_bpe.encode_ranks(data, tokens) if data else [])
-
-
-@pytest.mark.parametrize("tokenizer", EVERY)
-@given(text=any_text())
-def test_text_survives_the_round_trip(tokenizer: Tokenizer, text: str) -> None:
-    for special in ("text", "allow"):
-        ids = tokenizer.encode(text, special=special)
-        assert tokenizer.decode(ids) == text
-        assert tokenizer.decode(ids, errors="strict") == text
-
-
-@pytest.mark.parametrize("tokenizer", EVERY)
-@given(data=st.binary(max_size=60) | hostile_text().map(lambda text: text.encode()[1:-1]))
-def test_bytes_survive_the_round_trip(tokenizer: Tokenizer, data: bytes) -> None:
-    assert tokenizer.decode_bytes(tokenizer.encode(data, special="text")) == data
 
 
 @given(text=any_text())
@@ -181,13 +141,6 @@ def test_decoding_half_a_character_replaces_it_or_raises() -> None:
         MAIN.decode(ids, errors="ignore")
 
 
-@given(ids=st.lists(st.integers(0, MAIN.vocab_size - 1), max_size=30))
-def test_a_stream_gives_the_decoded_text_in_parts(ids: list[int]) -> None:
-    stream = MAIN.stream()
-    parts = [stream.push(id) for id in ids]
-    assert "".join(parts) + stream.finish() == MAIN.decode(ids)
-
-
 @given(text=any_text())
 def test_a_stream_never_breaks_a_character(text: str) -> None:
     stream = KINDS["byte"].stream()
@@ -195,18 +148,6 @@ def test_a_stream_never_breaks_a_character(text: str) -> None:
     assert "".join(parts) == text
     assert [part for part in parts if part] == list(text)
     assert stream.finish() == ""
-
-
-@pytest.mark.parametrize("name", NAMES)
-@given(text=assigned_text())
-def test_scanners_split_as_the_regular_expressions_do(name: str, text: str) -> None:
-    # A vocabulary of the pieces themselves: each piece is one token.
-    pieces = patterns.split(text, name)
-    tokens = {bytes([b]): b for b in range(256)}
-    for piece in pieces:
-        tokens.setdefault(piece.encode(), len(tokens))
-    tokenizer = Tokenizer.from_ranks(tokens, pattern=name, special_tokens={})
-    assert [tokenizer.decode([id]) for id in tokenizer.encode(text)] == pieces
 
 
 @given(text=any_text())

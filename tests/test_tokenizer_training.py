@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import assigned_text, runs
+from strategies import assigned_text
 from tokenizer_data import CORPORA, corpus, standard_library
 
+from tests.rungs.text import train_fast, train_slow
 from tinylm import Tokenizer
-from tinylm.reference import byte_bpe, patterns
 
 
 def train(texts: list[str | bytes], **settings) -> Tokenizer:
@@ -25,26 +25,8 @@ def train(texts: list[str | bytes], **settings) -> Tokenizer:
 def check_against_reference(
     text: str, size: int, pattern: str, ties: str, min_frequency: int = 1
 ) -> None:
-    pieces = (piece.encode() for piece in patterns.split(text, pattern))
-    tokens, merges = byte_bpe.train(pieces, size, ties, min_frequency)
-    tokenizer = train(
-        [text], vocab_size=size, pattern=pattern, ties=ties, min_frequency=min_frequency
-    )
-    assert tokenizer.merges == [(tokens[left], tokens[right]) for left, right in merges]
-    assert tokenizer.vocab == dict(enumerate(tokens))
-
-
-@pytest.mark.parametrize("ties", ["ids", "bytes"])
-@settings(max_examples=60)
-@given(
-    text=(assigned_text() | runs() | st.text("ab ", max_size=60)).filter(bool),
-    pattern=st.sampled_from(["gpt2", "gpt4", "o200k", "llama3", "whole"]),
-    min_frequency=st.integers(1, 3),
-)
-def test_training_equals_the_reference(
-    ties: str, text: str, pattern: str, min_frequency: int
-) -> None:
-    check_against_reference(text, 300, pattern, ties, min_frequency)
+    case = (text, size, pattern, ties, min_frequency)
+    assert train_fast(*case) == train_slow(*case)
 
 
 @pytest.mark.parametrize("ties", ["ids", "bytes"])

@@ -108,6 +108,24 @@ def encode_ranks(piece: bytes, ranks: dict[bytes, int]) -> list[int]:
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
 
+def cut_special(text: str, special: Iterable[str]) -> list[str]:
+    """`text` cut around the `special` tokens in it, which stand at the odd places.
+
+    The first to begin is taken, of several at one place the longest; they do not overlap. The
+    texts between, even where empty, are encoded as if each stood alone.
+    """
+    longest_first = sorted(special, key=len, reverse=True)
+    parts, rest, i = [], text, 0
+    while i < len(rest):
+        found = next((token for token in longest_first if rest.startswith(token, i)), None)
+        if found is None:
+            i += 1
+        else:
+            parts += [rest[:i], found]
+            rest, i = rest[i + len(found) :], 0
+    return [*parts, rest]
+
+
 def decode(ids: Iterable[int], tokens: list[bytes]) -> bytes:
     """The bytes of `ids`, joined."""
     return b"".join(tokens[i] for i in ids)

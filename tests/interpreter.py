@@ -1,0 +1,58 @@
+"""The real kernels where there is no GPU: Triton's interpreter, told from the conftest."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from tests import bfloat16
+from tinylm import ops
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def missing() -> str:
+    """Why no kernel can run here, or the empty string."""
+    try:
+        import triton
+    except ImportError:
+        return "the fused kernels need triton"
+    # It was read at the first import of triton, which asks for it at every kernel.
+    if DEVICE == "cpu" and not triton.knobs.runtime.interpret:
+        return "there is no GPU, and TRITON_INTERPRET=1 was not set before the import of triton"
+    return ""
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Python."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Exact bfloat16, and NumPy as silent about NaN and infinity as a GPU."""
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        if interpreted():
+            bfloat16.mend(patch)
+        yield
+
+
+@contextlib.contextmanager
+def chosen_by_ops() -> Iterator[list[str]]:
+    """`ops` takes the kernel that covers an operation on the CPU too; yields what it took."""
+    from tinylm import kernels
+
+    taken: list[str] = []
+
+    def fused(operation, size, *tensors):
+        if not kernels.config.covers(operation, size, *tensors):
+            return None
+        taken.append(operation)
+        return getattr(torch.ops.tinylm, operation)
+
+    with pytest.MonkeyPatch.context() as patch, exact():
+        patch.setattr(ops, "fused", fused)
+        yield taken

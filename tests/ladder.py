@@ -1,0 +1,20 @@
+"""The ladder: lists -> arrays -> tensors -> metal. One table of everything that is fast.
+
+Nothing fast exists without something slow that defines it. Each row names an operation, its
+slow definition, the fast thing that must equal it, inputs to draw and one large example. From
+`RUNGS` come the property tests (`tests/test_ladder.py`), the benchmarks (`benches/bench_ladder.py`)
+and the page of the docs. To add a kernel or a Rust function, add a row to a chapter in
+`tests/rungs/`: a public name of `tinylm._rust` or `tinylm.kernels` without one fails a test.
+"""
+
+from tests.rungs import data, metal, operations, text, training
+from tests.rungs.rung import CHAPTERS, Rung, check
+
+RUNGS: tuple[Rung, ...] = tuple(
+    sorted(
+        (*text.RUNGS, *operations.RUNGS, *training.RUNGS, *data.RUNGS, *metal.RUNGS),
+        key=lambda rung: CHAPTERS.index(rung.chapter),
+    )
+)
+
+__all__ = ["CHAPTERS", "RUNGS", "Rung", "check"]

@@ -1,0 +1,1 @@
+"""The rows of the ladder by chapter; `tests/ladder.py` joins them into one table."""

@@ -1,0 +1,321 @@
+"""Whole transformers, decoding with a cache, optimizers and schedules against the reference."""
+
+import contextlib
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from tests.models import build, configs, tokens
+from tests.rungs.rung import SEEDS, Rung, near
+from tinylm import cache, optim
+from tinylm.config import ModelConfig, OptimConfig
+from tinylm.reference import arrays_model, optimizers, tensors
+
+# The angles of the model's rotations are float32: 1.2e-7 of a number up to the context length.
+ANGLES = 1e-5
+FLOAT64 = 1e-10
+# The quintic swings between 0.68 and 1.21, and a rounding of bfloat16, 3.9e-3, sends a singular
+# value to another place there.
+BFLOAT16 = 0.3
+SHARES = st.floats(0, 1)
+
+
+def shape_of(config):
+    """What the reference transformers need to know of a config."""
+    names = ("architecture", "n_heads", "rope_theta", "norm_eps")
+    return {name: getattr(config, name) for name in names} | {"n_kv_heads": config.kv_heads}
+
+
+def batch_of(config, seed):
+    """Tokens and targets [2, T], some of them ignored, and the documents of the tokens."""
+    random = np.random.default_rng(seed)
+    ids, targets = random.integers(0, config.vocab_size, (2, 2, config.context_length))
+    targets[random.random(targets.shape) < 0.2] = -100
+    targets[0, 0] = 0
+    return ids, targets, np.sort(random.integers(0, 3, ids.shape), -1)
+
+
+def in_order(loss, gradients):
+    """Loss and gradients as a list."""
+    return [float(loss), *(np.asarray(gradients[name]) for name in sorted(gradients))]
+
+
+def step_by_arrays(config, seed):
+    weights = {name: p.detach().numpy() for name, p in build(config, seed).named_parameters()}
+    ids, targets, documents = batch_of(config, seed)
+    return in_order(
+        *arrays_model.loss_and_gradients(
+            weights, ids, targets, documents=documents, **shape_of(config)
+        )
+    )
+
+
+def step_by_tensors(config, seed):
+    weights = {name: p.detach() for name, p in build(config, seed).named_parameters()}
+    ids, targets, documents = map(torch.tensor, batch_of(config, seed))
+    return in_order(
+        *tensors.loss_and_gradients(weights, ids, targets, documents=documents, **shape_of(config))
+    )
+
+
+def step_by_model(config, seed):
+    made = build(config, seed)
+    ids, targets, documents = map(torch.tensor, batch_of(config, seed))
+    loss = made.loss(ids, targets, documents=documents)
+    loss.backward()
+    return in_order(loss.detach(), {name: p.grad for name, p in made.named_parameters()})
+
+
+def whole_forward(config, seed, cuts):
+    """Logits of the whole context at once."""
+    ids = tokens(config, 2, config.context_length, seed)
+    return [build(config, seed)(ids).detach().numpy()]
+
+
+def decoded(config, seed, cuts):
+    """The same, read in chunks that end at `cuts`, shares of the context, with a cache."""
+    made, length = build(config, seed), config.context_length
+    ids = tokens(config, 2, length, seed)
+    held = cache.build(made, 2, length)
+    ends = sorted({length, *(1 + int(cut * (length - 1)) for cut in cuts)})
+    logits = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        logits.append(made(ids[:, start:end], cache=held).detach().numpy())
+        assert held.length == end
+    return [np.concatenate(logits, 1)]
+
+
+class Weights(torch.nn.Module):
+    """Parameters with roles, and no model around them."""
+
+    def __init__(self, weights, roles):
+        super().__init__()
+        self.roles = roles
+        for name, weight in weights.items():
+            self.register_parameter(name, torch.nn.Parameter(torch.tensor(weight)))
+
+    def named_roles(self):
+        for name, parameter in self.named_parameters():
+            yield name, parameter, self.roles[name]
+
+
+def drawn(shapes, seed, scale=1.0):
+    """Float64 arrays by name."""
+    random = np.random.default_rng(seed)
+    return {name: scale * random.normal(size=shape) for name, shape in shapes.items()}
+
+
+def reference_step(settings, roles, weights, gradients, states, rate):
+    """New weights and states (of the matrices, of the rest) after a step of `settings.name`."""
+    groups = [{k: w for k, w in weights.items() if (roles[k] == "matrix") == m} for m in (1, 0)]
+    adamw = partial(optimizers.adamw, lr=settings.lr * rate, betas=settings.betas, eps=settings.eps)
+    sgd = partial(optimizers.sgd, lr=settings.lr * rate, momentum=settings.betas[0])
+    muon = partial(optimizers.muon, lr=settings.matrix_lr * rate)
+    moves = {"adamw": (adamw, adamw), "sgd": (sgd, sgd), "muon": (muon, adamw)}[settings.name]
+    clipped = gradients
+    if settings.clip:
+        # Muon's matrices are neither clipped nor counted.
+        seen = groups[1] if settings.name == "muon" else weights
+        clipped = gradients | optimizers.clip({k: gradients[k] for k in seen}, settings.clip)
+    decays = (settings.weight_decay, 0.0)
+    moved = [
+        move(group, clipped, state, weight_decay=decay)
+        for move, group, state, decay in zip(moves, groups, states, decays, strict=True)
+    ]
+    new = moved[0][0] | moved[1][0]
+    return {name: new[name] for name in weights}, (moved[0][1], moved[1][1])
+
+
+ROLES = {"a": "matrix", "b": "matrix", "c": "matrix", "d": "embedding", "e": "gain"}
+
+
+def optimize_slowly(settings, shapes, seed, rates):
+    """Weights, then optimizer state, by name, after a step at each of `rates`."""
+    weights, states = drawn(shapes, seed), ({}, {})
+    for step, rate in enumerate(rates, 1):
+        gradients = drawn(shapes, seed + step)
+        weights, states = reference_step(settings, ROLES, weights, gradients, states, rate)
+    state = states[0] | states[1]
+    return [*weights.values(), *(state[name] for name in sorted(state))]
+
+
+def optimize(settings, shapes, seed, rates):
+    module = Weights(drawn(shapes, seed), ROLES)
+    optimizer = optim.build(module, settings)
+    for step, rate in enumerate(rates, 1):
+        gradients = drawn(shapes, seed + step)
+        for name, parameter in module.named_parameters():
+            parameter.grad = torch.tensor(gradients[name])
+        optimizer.step(rate)
+    state = optimizer.state()
+    weights = [p.detach().numpy() for p in module.parameters()]
+    return [*weights, *(state[name].numpy() for name in sorted(state))]
+
+
+@st.composite
+def optimizations(draw, name):
+    sides = st.integers(1, 6)
+    shapes = {name: (draw(sides), draw(sides)) for name in "abd"} | {"e": (draw(sides),)}
+    # Muon moves matrices of one shape together.
+    shapes["c"] = shapes["a"]
+    momenta = st.floats(0.1, 0.99)
+    settings = OptimConfig(
+        name=name,
+        lr=draw(st.floats(1e-4, 0.1)),
+        matrix_lr=draw(st.floats(1e-4, 0.1)),
+        betas=(draw(momenta), draw(momenta)),
+        eps=draw(st.sampled_from([1e-8, 1e-3])),
+        weight_decay=draw(st.sampled_from([0.0, 0.1, 1.0])),
+        clip=draw(st.sampled_from([0.0, 0.5, 100.0])),
+    )
+    rates = draw(st.lists(SHARES, min_size=1, max_size=4))
+    return settings, dict(sorted(shapes.items())), draw(SEEDS), rates
+
+
+@contextlib.contextmanager
+def without_bfloat16():
+    """Orthogonalise in float64: bfloat16 would leave two digits, too few to tell formulas apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
+        yield
+
+
+def clip(gradients, limit):
+    """What the package's optimizer has left of the gradients: SGD's step at rate 1 from 0."""
+    zeros = {name: np.zeros_like(g) for name, g in gradients.items()}
+    module = Weights(zeros, dict.fromkeys(zeros, "gain"))
+    settings = OptimConfig(name="sgd", lr=1.0, betas=(0.0, 0.0), weight_decay=0.0, clip=limit)
+    optimizer = optim.build(module, settings)
+    for name, parameter in module.named_parameters():
+        parameter.grad = torch.tensor(gradients[name])
+    norm = float(optimizer.gradient_norm())
+    optimizer.step(1.0)
+    return [norm, *(-p.detach().numpy() for p in module.parameters())]
+
+
+def clip_slowly(gradients, limit):
+    clipped = optimizers.clip(gradients, limit)
+    return [optimizers.gradient_norm(gradients), *clipped.values()]
+
+
+@st.composite
+def well_conditioned(draw):
+    """A matrix with singular values between 0.3 and 1."""
+    rows, columns = draw(st.integers(1, 16)), draw(st.integers(1, 16))
+    random = np.random.default_rng(draw(SEEDS))
+    left, _, right = np.linalg.svd(random.normal(size=(rows, columns)), full_matrices=False)
+    return (left * random.uniform(0.3, 1, min(rows, columns)) @ right,)
+
+
+@st.composite
+def courses(draw):
+    """A schedule of any kind and edges, a number of steps, and one of them."""
+    warmup = draw(SHARES | st.sampled_from([0.0, 1.0]))
+    decay = draw(st.floats(0, 1 - warmup) | st.sampled_from([0.0, 1 - warmup]))
+    shape = {
+        "warmup": warmup,
+        "decay": decay if warmup + decay <= 1 else 0.0,
+        "min_lr": draw(SHARES),
+    }
+    steps = draw(st.integers(1, 60))
+    return draw(st.integers(0, steps - 1)), steps, draw(st.sampled_from([*optim.SCHEDULES])), shape
+
+
+SIZES = {"norm": None, "position": None, "feedforward": None}
+TRANSFORMERS = st.tuples(configs(**SIZES), SEEDS)
+LARGE = ModelConfig(
+    vocab_size=256, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, context_length=64
+)
+MATRICES = {"a": (256, 256), "b": (64, 256), "c": (256, 256), "d": (512, 64), "e": (256,)}
+
+
+def optimizer_rung(name):
+    return Rung(
+        name=name,
+        chapter="tensors",
+        media=("arrays", "optim"),
+        slow=optimize_slowly,
+        fast=optimize,
+        inputs=optimizations(name),
+        example=lambda: (OptimConfig(name=name), MATRICES, 0, [1.0] * 3),
+        same=near(FLOAT64),
+        around=without_bfloat16,
+    )
+
+
+RUNGS = (
+    Rung(
+        name="transformer",
+        chapter="tensors",
+        media=("arrays", "tensors"),
+        slow=step_by_arrays,
+        fast=step_by_tensors,
+        inputs=TRANSFORMERS,
+        example=lambda: (LARGE, 0),
+        same=near(FLOAT64),
+        gradients=True,
+    ),
+    Rung(
+        name="transformer",
+        chapter="tensors",
+        media=("tensors", "model"),
+        slow=step_by_tensors,
+        fast=step_by_model,
+        inputs=TRANSFORMERS,
+        example=lambda: (LARGE, 0),
+        same=near(ANGLES),
+        gradients=True,
+    ),
+    Rung(
+        name="decode with a cache",
+        chapter="tensors",
+        media=("model", "cache"),
+        slow=whole_forward,
+        fast=decoded,
+        inputs=st.tuples(configs(), SEEDS, st.lists(SHARES, max_size=5)),
+        example=lambda: (LARGE, 0, [i / 64 for i in range(64)]),
+        same=near(FLOAT64),
+    ),
+    *map(optimizer_rung, optim.OPTIMIZERS),
+    Rung(
+        name="orthogonalise",
+        chapter="tensors",
+        media=("arrays", "optim"),
+        slow=optimizers.orthogonalise,
+        fast=lambda x: optim.orthogonalise(torch.tensor(x)[None])[0].numpy(),
+        inputs=well_conditioned(),
+        example=lambda: (drawn(MATRICES, 0)["a"],),
+        same=lambda slow, fast: np.linalg.norm(slow - fast) <= BFLOAT16 * np.linalg.norm(slow),
+    ),
+    Rung(
+        name="clip",
+        chapter="tensors",
+        media=("arrays", "optim"),
+        slow=clip_slowly,
+        fast=clip,
+        inputs=st.tuples(
+            st.builds(partial(drawn, {"a": (6, 4), "b": (3,)}), SEEDS, scale=st.floats(1e-3, 1e3)),
+            st.floats(1e-2, 1e2),
+        ),
+        example=lambda: (drawn(MATRICES, 0), 1.0),
+        same=near(FLOAT64),
+    ),
+    Rung(
+        name="schedule",
+        chapter="tensors",
+        media=("lists", "optim"),
+        slow=lambda step, steps, course, shape: optimizers.schedule(
+            step, steps, course=course, **shape
+        ),
+        fast=lambda step, steps, course, shape: optim.schedule(
+            step, steps, OptimConfig(schedule=course, **shape)
+        ),
+        inputs=courses(),
+        example=lambda: (700, 1000, "cosine", {"warmup": 0.1, "decay": 0.2, "min_lr": 0.1}),
+        same=partial(math.isclose, rel_tol=1e-12, abs_tol=1e-12),
+    ),
+)
