@@ -66,6 +66,13 @@ def test_a_page_names_files_that_exist(page):
     assert not missing
 
 
+def test_the_map_in_the_readme_is_the_one_that_is_printed():
+    command = [sys.executable, "-m", "tinylm"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (drawn,) = blocks(ROOT / "README.md", "text")
+    assert drawn.splitlines() == printed.partition("\n\n")[0].splitlines()
+
+
 def test_every_definition_that_a_page_quotes_is_there():
     pages = list((ROOT / "docs").rglob("*.md"))
     quoted = [pair for page in pages for pair in make_ladder.QUOTE.findall(page.read_text())]
