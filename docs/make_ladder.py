@@ -25,7 +25,7 @@ HEAD = "| rung | definition | held to it | public names covered |\n|---|---|---|
 
 
 def row(rung: Any) -> str:
-    """A line of the table: the operation, its two media, what of `_rust` and `kernels` it covers."""
+    """A line of the table: operation, its two media, what it covers of `_rust` and `kernels`."""
     slow, fast = rung.media
     covers = ", ".join(f"`{name}`" for name in rung.covers)
     return f"| {rung.name} | {slow} | {fast} | {covers} |\n"
