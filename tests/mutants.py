@@ -164,7 +164,8 @@ def build(tree: Path) -> None:
     """The extension of a copied tree, in its place."""
     command = ["cargo", "build", "--quiet", "--release", "-p", "tinylm-bindings"]
     subprocess.run(command, cwd=tree, check=True)
-    (library,) = (tree / "target/release").glob("lib_rust.*[so,dylib]")
+    target = Path(os.environ.get("CARGO_TARGET_DIR", tree / "target"))
+    (library,) = (p for p in (target / "release").glob("lib_rust.*") if p.suffix != ".d")
     for old in (tree / "python/tinylm").glob("_rust.*.so"):
         old.unlink()
     shutil.copy2(library, tree / "python/tinylm/_rust.abi3.so")

@@ -19,6 +19,9 @@ SPECIAL = sorted(TOKENIZERS["gpt4"].special_tokens)
 RANKS = {token: id for id, token in TOKENIZERS["gpt4"].vocab.items() if id < 337}
 named = st.sampled_from(sorted(TOKENIZERS))
 texts = st.lists(assigned_text(), max_size=5)
+# One piece of many merges: from 100 bytes on the encoder keeps them in a heap.
+LETTERS = ["a", "b", "ab", "the", "quick", "fox", "lazy", "na\xefve", "\u4e2d\u6587"]
+long_word = st.lists(st.sampled_from(LETTERS), min_size=50, max_size=120).map("".join)
 
 
 def train_slow(text, size, pattern, ties, min_frequency):
@@ -214,7 +217,7 @@ RUNGS = (
         "encode",
         encode,
         as_text,
-        st.tuples(named, assigned_text()),
+        st.tuples(named, assigned_text() | long_word),
         peer=lambda name, text: tiktoken_of(TOKENIZERS[name]).encode_ordinary(text),
         covers=("Tokenizer", "Tokenizer.encode", "Tokenizer.pattern"),
     ),
@@ -222,7 +225,7 @@ RUNGS = (
         "encode ranks",
         lambda data: byte_bpe.encode_ranks(data, RANKS) if data else [],
         whole_encode,
-        st.tuples(token_soup(sorted(RANKS)) | st.binary(max_size=40)),
+        st.tuples(token_soup(sorted(RANKS)) | long_word.map(str.encode) | st.binary(max_size=40)),
         example=lambda: (b"the quick brown fox " * 20,),
     ),
     metal(
