@@ -21,7 +21,7 @@ named = st.sampled_from(sorted(TOKENIZERS))
 texts = st.lists(assigned_text(), max_size=5)
 # One piece of many merges: from 100 bytes on the encoder keeps them in a heap.
 LETTERS = ["a", "b", "ab", "the", "quick", "fox", "lazy", "na\xefve", "\u4e2d\u6587"]
-long_word = st.lists(st.sampled_from(LETTERS), max_size=120).map("".join)
+long_word = st.lists(st.sampled_from(LETTERS), min_size=50, max_size=120).map("".join)
 
 
 def train_slow(text, size, pattern, ties, min_frequency):
@@ -225,7 +225,7 @@ RUNGS = (
         "encode ranks",
         lambda data: byte_bpe.encode_ranks(data, RANKS) if data else [],
         whole_encode,
-        st.tuples(token_soup(sorted(RANKS), 120) | st.binary(max_size=40)),
+        st.tuples(token_soup(sorted(RANKS)) | long_word.map(str.encode) | st.binary(max_size=40)),
         example=lambda: (b"the quick brown fox " * 20,),
     ),
     metal(
