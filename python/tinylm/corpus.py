@@ -111,8 +111,12 @@ def source_name(source: str) -> str:
 
 
 def _in_validation(label: bytes, val_fraction: float) -> bool:
-    """Whether the hash of `label`, as a fraction of its range, is below `val_fraction`."""
-    number = int.from_bytes(hashlib.sha256(label).digest()[:8], "big")
+    """Whether the hash of `label`, its low 64 bits as a fraction, is below `val_fraction`.
+
+    The high bits would serve as well, but among the files of the standard library that they hold
+    out, one generated file of English prose is 70% of the text.
+    """
+    number = int.from_bytes(hashlib.sha256(label).digest()[-8:], "big")
     return number < val_fraction * 2**64
 
 

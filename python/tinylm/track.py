@@ -75,11 +75,15 @@ class Console:
 
 def status(record: Record, steps: int) -> str:
     """The live line: where the run is, how it learns, how fast, how long still."""
-    left = (steps - record["step"]) * record.get("seconds_per_step", 0.0)
+    # The first step holds the compiler's time: it says nothing of the others.
+    if record["step"] > 1:
+        left = f"{_clock((steps - record['step']) * record['seconds_per_step'])} left"
+    else:
+        left = ""
     return (
         f"step {record['step']:.0f}/{steps}  loss {record['loss']:.3f}  lr {record['lr']:.1e}  "
         f"{_short(record['tokens_per_second'])} tok/s  MFU {record['mfu']:.0%}  "
-        f"{_short(record['memory_bytes'])}B  {_clock(left)} left"
+        f"{_short(record['memory_bytes'])}B  {left}"
     )
 
 
@@ -219,7 +223,7 @@ def plot(folder: Path) -> None:
     part.replace(folder / "loss.png")
 
 
-def smooth(values: list[float], weight: float = 0.9) -> list[float]:
+def smooth(values: list[float], weight: float = 0.7) -> list[float]:
     """Exponential mean, corrected for its start so that it begins at the first value."""
     smoothed, mean, total = [], 0.0, 0.0
     for value in values:

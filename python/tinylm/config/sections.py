@@ -196,7 +196,7 @@ class OptimConfig:
 class TrainConfig:
     """The loop: how long, how wide, on what, and what happens when it stops."""
 
-    steps: int = setting(1700, "Number of optimizer steps.", COUNT)
+    steps: int = setting(1600, "Number of optimizer steps.", COUNT)
     batch_size: int = setting(8, "Rows of context_length tokens that one step averages (B).", COUNT)
     micro_batch_size: int | None = setting(
         None,
@@ -246,7 +246,7 @@ class EvaluateConfig:
     """When the validation text is scored."""
 
     every: int = setting(
-        425, "Steps between evaluations; 0 evaluates only at the end.", COUNT_OR_ZERO
+        400, "Steps between evaluations; 0 evaluates only at the end.", COUNT_OR_ZERO
     )
     patience: int | None = setting(
         None, "Stop after this many evaluations without a better validation loss.", COUNT

@@ -166,7 +166,7 @@ def provenance() -> dict[str, Any]:
     import tinylm
 
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],
         "tinylm": tinylm.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

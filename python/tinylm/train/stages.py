@@ -185,7 +185,9 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
 def parse_share(net: Model, tokenizer: Tokenizer) -> float:
     """Share of 32 samples (fixed prompts, seed 0, temperature 0.8) that `ast.parse` accepts."""
     prompts = [tokenizer.encode(prompt) for prompt in PARSE_PROMPTS]
-    settings = SampleConfig(samples=8, max_tokens=256, temperature=0.8, seed=0)
+    # A file that has ended has ended: what would follow is another one.
+    end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    settings = SampleConfig(samples=8, max_tokens=256, temperature=0.8, seed=0, stop=end)
     drawn = sample.generate(net, prompts, settings)
     begun = [prompt for prompt in prompts for _ in range(settings.samples)]
     texts = [tokenizer.decode(a + b) for a, b in zip(begun, drawn, strict=True)]
