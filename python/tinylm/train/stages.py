@@ -19,9 +19,9 @@ from tinylm.train.loop import Trainer
 
 # Shorter runs end before a compiler has paid for itself.
 COMPILE_FROM = 500
-# Of these, each continued eight times, ast.parse reads a share at the end of a run on Python.
-# No space at the end: to the tokenizer a space belongs to the word after it.
-PARSE_PROMPTS = ("def", "class", "import", "    def")
+# How a file may begin, each continued eight times: ast.parse reads a share at the end of a run on
+# Python. No space at the end: to the tokenizer a space belongs to the word after it.
+PARSE_PROMPTS = ("def", "class", "import", "from")
 
 Say = Callable[[str], None]
 
@@ -184,11 +184,11 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
 
 def parse_share(net: Model, tokenizer: Tokenizer) -> float:
     """Share of 32 samples (fixed prompts, seed 0, temperature 0.8) that `ast.parse` accepts."""
-    prompts = [tokenizer.encode(prompt) for prompt in PARSE_PROMPTS]
-    # A file that has ended has ended: what would follow is another one.
+    # A file begins after the end of another, and one that has ended has ended.
     end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    settings = SampleConfig(samples=8, max_tokens=256, temperature=0.8, seed=0, stop=end)
-    drawn = sample.generate(net, prompts, settings)
+    prompts = [tokenizer.encode(prompt) for prompt in PARSE_PROMPTS]
+    settings = SampleConfig(samples=8, max_tokens=128, temperature=0.8, seed=0, stop=end)
+    drawn = sample.generate(net, [[*end, *prompt] for prompt in prompts], settings)
     begun = [prompt for prompt in prompts for _ in range(settings.samples)]
     texts = [tokenizer.decode(a + b) for a, b in zip(begun, drawn, strict=True)]
     return evaluate.parse_share(texts)
