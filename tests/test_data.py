@@ -12,6 +12,7 @@ from bytes_tokenizer import Bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.calling import call
 from tinylm import corpus
 from tinylm.data import Dataset, Loader, Manifest, __main__, default_folder, prepare
 
@@ -156,7 +157,7 @@ def test_the_manifest_says_where_the_text_came_from(texts, tmp_path):
 
 
 def run(*arguments):
-    return __main__.main([str(argument) for argument in arguments])
+    return call(__main__.main, [str(argument) for argument in arguments])
 
 
 def test_the_command_prepares_inspects_verifies_exports_and_cuts(
@@ -201,9 +202,7 @@ def test_errors_are_one_line_and_their_codes_are_1_and_2(tmp_path, tokenizer_fil
     assert run("prepare", tmp_path / "no", "--tokenizer", tokenizer_file) == 1
     assert capsys.readouterr().err.count("\n") == 2
     for arguments in (["prepare"], ["verify"], ["nothing"], []):
-        with pytest.raises(SystemExit) as caught:
-            run(*arguments)
-        assert caught.value.code == 2
+        assert run(*arguments) == 2
 
 
 def test_ctrl_c_ends_the_command_with_130(monkeypatch, tmp_path):
@@ -216,9 +215,7 @@ def test_ctrl_c_ends_the_command_with_130(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "prepare", "inspect", "verify", "export", "subset"])
 def test_every_command_has_help(name, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run(*[name] if name else [], "--help")
-    assert caught.value.code == 0
+    assert run(*[name] if name else [], "--help") == 0
     assert "usage: python -m tinylm.data" in capsys.readouterr().out
 
 

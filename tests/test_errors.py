@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.calling import call
 from tests.test_train import SMALL, TEXT
-from tinylm import Tokenizer, commands
+from tinylm import Tokenizer
 from tinylm.train.__main__ import main as train_main
-
-# The commands print warnings themselves; these tests read what they print.
-pytestmark = pytest.mark.filterwarnings("always")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def write(path, content):
 
 
 def other_tokenizer(path):
-    Tokenizer.train([TEXT], vocab_size=400).save(path)
+    Tokenizer.train([TEXT], vocab_size=280).save(path)
 
 
 RUN = "run/checkpoints/step-00000012"
@@ -111,7 +109,7 @@ CASES = {
     "folder in out": (None, "train", [*SMALL, "out=shards"], 2, ["out=shards", "no run"]),
     "other tokenizer for init": (
         lambda: other_tokenizer("other.json"),
-        *("train", [*SMALL, "train.init=run", "tokenizer.path=other.json"], 1, ["281", "270"]),
+        *("train", [*SMALL, "train.init=run", "tokenizer.path=other.json"], 1, ["280", "270"]),
     ),
     "no device": (None, "train", [*SMALL, "train.device=mps"], 1, ["train.device=mps", "cpu"]),
     "sample without run": (None, "sample", ["nowhere", "x"], 1, ["nowhere"]),
@@ -147,25 +145,22 @@ def contents(folder):
     }
 
 
-def call(module, arguments, monkeypatch):
+def run(module, arguments):
     """Run a command in this process as its `__main__` would; the exit code."""
     name = f"tinylm.{module}"
     found = importlib.import_module(name)
     if hasattr(found, "__path__"):
         found = importlib.import_module(f"{name}.__main__")
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    with pytest.raises(SystemExit) as left:
-        commands.run(found.main)
-    return left.value.code or 0
+    return call(found.main, arguments)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_one_line_with_the_right_exit_code(name, workplace, monkeypatch, capfd):
+def test_bad_input_is_one_line_with_the_right_exit_code(name, workplace, capfd):
     prepare, module, arguments, code, words = CASES[name]
     if prepare:
         prepare()
     before = contents(workplace)
-    assert call(module, arguments, monkeypatch) == code
+    assert run(module, arguments) == code
     errors = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
     shown = [line for line in errors if line.startswith("error: ")]
     assert len(shown) == 1, errors
@@ -178,27 +173,25 @@ def test_bad_input_is_one_line_with_the_right_exit_code(name, workplace, monkeyp
     assert all(after[path] == before[path] for path in before if "checkpoints" in path)
 
 
-def test_auto_falls_back_past_a_corrupt_checkpoint_with_a_warning(workplace, monkeypatch, capfd):
+def test_auto_falls_back_past_a_corrupt_checkpoint_with_a_warning(workplace, capfd):
     flip(f"{RUN}/model.safetensors")
-    assert call("train", LONGER, monkeypatch) == 0
+    assert run("train", LONGER) == 0
     assert "warning:" in capfd.readouterr().err
 
 
-def test_a_vocabulary_too_large_for_the_corpus_is_a_warning_with_the_size(
-    workplace, monkeypatch, capfd
-):
+def test_a_vocabulary_too_large_for_the_corpus_is_a_warning_with_the_size(workplace, capfd):
     arguments = [*SMALL, "out=large", "tokenizer.vocab_size=5000", "train.steps=1"]
-    assert call("train", arguments, monkeypatch) == 0
+    assert run("train", arguments) == 0
     warning = next(line for line in capfd.readouterr().err.splitlines() if "warning:" in line)
     size = json.loads(Path("large/checkpoints/step-00000001/config.json").read_text())["vocab_size"]
     assert "5000" in warning
     assert str(size) in warning
 
 
-def test_a_special_token_in_the_training_text_is_text(workplace, monkeypatch):
+def test_a_special_token_in_the_training_text_is_text(workplace):
     write("special.txt", TEXT + "<|endoftext|> is a word here\n" + TEXT)
     arguments = [*SMALL, "out=special", "data.source=special.txt", "train.steps=1"]
-    assert call("train", arguments, monkeypatch) == 0
+    assert run("train", arguments) == 0
 
 
 def test_a_typo_prints_no_traceback_in_a_real_process(tmp_path):

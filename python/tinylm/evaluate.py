@@ -277,13 +277,18 @@ KEYS = (
     "train.device",
     "train.dtype",
 )
+# What a key means here, where that is not what it means in training.
+ABOUT = {"train.dtype": "Arithmetic of the scoring: float32 (default) or bfloat16."}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the scores of a run; returns the exit code."""
     if commands.wants_help(arguments):
         about = config.settings()
-        print(HELP + "".join(f"\n  {key}: {about[key].metadata['help']}" for key in KEYS))
+        print(
+            HELP
+            + "".join(f"\n  {key}: {ABOUT.get(key) or about[key].metadata['help']}" for key in KEYS)
+        )
         return 0
     folder, keys, run = _parse(arguments)
     # These take seconds: a typo above is answered before them.
@@ -293,6 +298,8 @@ def main(arguments: Sequence[str]) -> int:
     from tinylm.model import find_device
 
     model, tokenizer = checkpoint.load(folder, device=find_device(run.train.device))
+    # Asked for here: the dtype that the run was trained in does not decide how it is scored.
+    in_bfloat16 = "train.dtype" in keys and run.train.dtype == "bfloat16"
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer.json: its vocabulary cannot be known")
     with tempfile.TemporaryDirectory() as scratch:
@@ -301,7 +308,7 @@ def main(arguments: Sequence[str]) -> int:
             _validation(run, tokenizer, keys, Path(scratch)),
             tokenizer=tokenizer,
             batch_size=run.train.batch_size,
-            dtype=torch.bfloat16 if run.train.dtype == "bfloat16" else None,
+            dtype=torch.bfloat16 if in_bfloat16 else None,
             progress=_show_progress if sys.stderr.isatty() else None,
         )
     for name, value in asdict(scores).items():

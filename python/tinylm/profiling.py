@@ -17,7 +17,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     4,096 squared, measured now, about a third of a second.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
+        name = torch.cuda.get_device_name(device).split()
         for model, peak in DATA_SHEET.items():
             if model in name:
                 return peak

@@ -75,11 +75,8 @@ class Console:
 
 def status(record: Record, steps: int) -> str:
     """The live line: where the run is, how it learns, how fast, how long still."""
-    # The first step holds the compiler's time: it says nothing of the others.
-    if record["step"] > 1:
-        left = f"{_clock((steps - record['step']) * record['seconds_per_step'])} left"
-    else:
-        left = ""
+    pace = record.get("seconds_per_step", 0.0)
+    left = f"{_clock((steps - record['step']) * pace)} left" if pace else ""
     return (
         f"step {record['step']:.0f}/{steps}  loss {record['loss']:.3f}  lr {record['lr']:.1e}  "
         f"{_short(record['tokens_per_second'])} tok/s  MFU {record['mfu']:.0%}  "

@@ -61,10 +61,13 @@ class TokenizerConfig:
         "gpt4", "How text is split before merging: gpt2, gpt4, o200k, llama3 or a regex."
     )
     special_tokens: tuple[str, ...] = setting(
-        ("<|endoftext|>",), "Tokens outside the text; the first one ends a document."
+        ("<|endoftext|>",),
+        "Tokens outside the text; <|endoftext|>, </s> or [EOS] among them ends a document.",
     )
     path: str | None = setting(
-        None, "Use this tokenizer (tokenizer.json, .tiktoken, a GPT-2 folder) and train none."
+        None,
+        "Use this tokenizer and train none: a tokenizer.json, a GPT-2 folder, or the .tiktoken "
+        "ranks of cl100k_base or o200k_base (others: python -m tinylm.tokenizer import).",
     )
 
     def __post_init__(self) -> None:
@@ -101,6 +104,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_limits("data", self)
+        fits = self.stride is None or self.order != "random"
+        require(fits, "data.stride", self.stride, "has no meaning with data.order=random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +152,10 @@ class ModelConfig:
         require(fits, "model.d_model", self.d_model, f"must be a multiple of n_heads={heads}")
         fits = heads % self.kv_heads == 0
         require(fits, "model.n_kv_heads", self.n_kv_heads, f"must divide n_heads={heads}")
+        rope = self.position == "rope" or (self.position is None and self.architecture == "llama3")
+        even = not rope or self.head_size % 2 == 0
+        limit = f"divided by n_heads={heads} it must be even, for rope turns pairs"
+        require(even, "model.d_model", self.d_model, limit)
 
     @property
     def head_size(self) -> int:
@@ -299,6 +308,9 @@ class TrackConfig:
 
     def __post_init__(self) -> None:
         require_limits("track", self)
+        fits = "plot" not in self.names or "jsonl" in self.names
+        names = f"[{','.join(self.names)}]"
+        require(fits, "track.names", names, "plot draws what jsonl writes: name both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +333,9 @@ class Run:
     def __post_init__(self) -> None:
         fits = self.name is None or is_folder_name(self.name)
         require(fits, "name", self.name, "must be the name of a folder in runs, without a slash")
+        stride, length = self.data.stride, self.model.context_length
+        fits = stride is None or stride <= length
+        require(fits, "data.stride", stride, f"must be at most model.context_length={length}")
 
 
 SECTIONS: dict[str, Any] = {

@@ -4,7 +4,7 @@ import argparse
 import errno
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinylm import commands
+from tinylm.config import DataConfig
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.preparation import default_folder, prepare
 from tinylm.data.shards import Dataset, SplitWriter
@@ -20,17 +22,10 @@ if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        options.command(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    options.command(options)
     return 0
 
 
@@ -42,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("source", help="stdlib, a dataset, a text file, a .jsonl or a folder")
     command.add_argument("--tokenizer", required=True, metavar="FILE")
     command.add_argument("--out", metavar="FOLDER", help="default: data/processed/SOURCE-HASH")
-    command.add_argument("--val-fraction", type=float, default=0.1, help="default: %(default)s")
+    command.add_argument(
+        "--val-fraction", type=float, default=DataConfig().val_fraction, help="default: %(default)s"
+    )
     command.set_defaults(command=_prepare)
 
     command = commands.add_parser("inspect", help="counts and lengths of a folder of shards")
@@ -197,4 +194,4 @@ def _copy(dataset: Dataset, out: Path, limit: int) -> Split:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.run(main)

@@ -11,6 +11,8 @@ from tinylm import commands, config
 from tinylm.config import ConfigError, Run
 
 if TYPE_CHECKING:
+    import torch
+
     from tinylm.model import Model
     from tinylm.tokenizer import Tokenizer
 
@@ -42,9 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         prompt = "" if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
     # These take seconds: a typo above is answered before them.
     from tinylm import checkpoint
-    from tinylm.model import find_device
 
-    model, tokenizer = checkpoint.load(folder, device=find_device(run.train.device))
+    model, tokenizer = checkpoint.load(folder, device=_device(run.train.device))
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer.json: a text cannot become ids without one")
     _print(model, tokenizer, prompt, run)
@@ -66,6 +67,16 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
     if len(words) > 2:
         raise ConfigError(f"{len(words) - 1} prompts: put quotes around the text to go on with")
     return Path(words[0]), words[1] if len(words) == 2 else None, overrides
+
+
+def _device(trained_on: str) -> "torch.device":
+    """The device of the run, or the best there is where this machine has none of that kind."""
+    from tinylm.model import find_device
+
+    try:
+        return find_device(trained_on)
+    except ValueError:
+        return find_device("auto")
 
 
 def _settings(folder: Path, overrides: Sequence[str]) -> Run:

@@ -3,11 +3,10 @@
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from tinylm import commands
 from tinylm.tokenizer import Tokenizer, files
 
 Command = Callable[[argparse.Namespace], None]
@@ -196,30 +195,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs a command; the exit status is 0, 1 for an error, 2 for a wrong call."""
     args = _parser().parse_args(argv)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            args.run(args)
-        for warning in caught:
-            print(f"warning: {warning.message}", file=sys.stderr)
-    except BrokenPipeError:
-        return 1
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"error: {message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    args.run(args)
     return 0
 
 
-def run() -> NoReturn:
-    """The command line."""
-    sys.exit(main())
-
-
 if __name__ == "__main__":
-    run()
+    commands.run(main)

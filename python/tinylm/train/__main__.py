@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from tinylm import commands, config
+from tinylm.train import folder
 
 HELP = """\
 python -m tinylm.train [NAME|FILE] [section=preset] [section.key=value ...]
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     if flags:
         print(config.to_yaml(run), end="")
         return 0
-    # From here on torch is needed, which takes two seconds to import.
+    # Refuses a folder that does not fit before torch is there, which takes two seconds to import.
+    folder.plan(run)
     from tinylm.train import Interrupted, train
 
     try:

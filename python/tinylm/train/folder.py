@@ -52,6 +52,8 @@ def _plan_path(run: Run, source: Path) -> tuple[Path, Path]:
             f"train.resume={source}: no such run or checkpoint; never, auto or a path"
         )
     home = source if _is_run(source) else source.resolve().parent.parent
+    if _is_run(home):
+        _refuse_unfit(run, home)
     if run.out is not None and Path(run.out).resolve() != home.resolve():
         _refuse_full(Path(run.out))
         return Path(run.out), source
@@ -76,6 +78,16 @@ def claim(run: Run, folder: Path) -> Path:
     part.write_text(config.to_yaml(replace(run, out=None)), encoding="utf-8")
     part.replace(folder / "config.yaml")
     return folder
+
+
+def _refuse_unfit(run: Run, home: Path) -> None:
+    """What a checkpoint holds, a new run that goes on from it must want."""
+    for key in _differences(run, home):
+        if key.startswith(("model.", "tokenizer.")) or key == "optim.name":
+            raise ConfigError(
+                f"train.resume={run.train.resume}: {key} differs from the run's ({home}); repeat "
+                f"it, or start from its weights alone with train.init="
+            )
 
 
 def _refuse_full(folder: Path) -> None:

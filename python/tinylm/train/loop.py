@@ -79,17 +79,18 @@ class Trainer:
     def train(self) -> None:
         """Step to the end or to early stopping; a signal saves and raises `Interrupted`."""
         self.model.train()
-        with self._signals():
-            window = Window(self)
-            while self.progress.step < self.run.train.steps:
-                loss, norm = self.step()
-                window.add(loss, norm)
-                with window.paused():
-                    ended = self.after_step()
-                if ended:
-                    break
-                if self.signal is not None:
-                    raise Interrupted(self.save(), self.signal)
+        window = Window(self)
+        while self.progress.step < self.run.train.steps:
+            loss, norm = self.step()
+            window.add(loss, norm)
+            with window.paused():
+                ended = self.after_step()
+            if ended:
+                break
+            if self.signal is not None:
+                raise Interrupted(self.save(), self.signal)
+        # Before the end is scored: what is trained is not lost to what comes after.
+        self.save()
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step over one global batch; its mean loss and gradient norm."""
@@ -129,10 +130,10 @@ class Trainer:
         run, step = self.run, self.progress.step
         due = run.evaluate.every and step % run.evaluate.every == 0
         if due and step < run.train.steps:
-            self.evaluate(WATCHED_TOKENS)
-            self.show_sample()
+            self.watch()
             if self.progress.best_step == step:
                 self.save()
+            self.show_sample()
             patience = run.evaluate.patience
             if patience is not None and self.progress.without_better >= patience:
                 self.trackers.say(f"no better validation loss in {patience} evaluations: stopping")
@@ -142,17 +143,34 @@ class Trainer:
             self.save()
         return False
 
-    def evaluate(
-        self, max_tokens: int | None = None, dtype: torch.dtype | None = None
+    def score(
+        self, *, max_tokens: int | None = None, dtype: torch.dtype | None = None
     ) -> evaluate.Scores:
-        """Score the validation text; keep count of the best and log the result."""
+        """Score the validation text, or its first `max_tokens`, and log the result."""
         scores = evaluate.evaluate(
             self.model,
             self.validation,
             tokenizer=self.tokenizer,
             max_tokens=max_tokens,
-            dtype=dtype or self.dtype,
+            dtype=dtype,
         )
+        self.trackers.log(
+            {
+                "step": self.progress.step,
+                "tokens": self.progress.tokens,
+                "val_loss": scores.loss,
+                "bits_per_byte": scores.bits_per_byte,
+                "seconds": self.progress.seconds,
+            }
+        )
+        return scores
+
+    def watch(self) -> None:
+        """Score as much of the validation text as a run can afford; keep count of the best."""
+        self.keep_best(self.score(max_tokens=WATCHED_TOKENS, dtype=self.dtype))
+
+    def keep_best(self, scores: evaluate.Scores) -> None:
+        """Note whether these scores are the best so far, also in best.json."""
         progress = self.progress
         if scores.loss < progress.best_loss:
             progress.best_loss, progress.best_step = scores.loss, progress.step
@@ -166,16 +184,6 @@ class Trainer:
             write_json(self.folder / "best.json", best)
         else:
             progress.without_better += 1
-        self.trackers.log(
-            {
-                "step": progress.step,
-                "tokens": progress.tokens,
-                "val_loss": scores.loss,
-                "bits_per_byte": scores.bits_per_byte,
-                "seconds": progress.seconds,
-            }
-        )
-        return scores
 
     def show_sample(self) -> None:
         """Continue the prompt: all of it to samples.txt, its first lines to the trackers."""
@@ -226,31 +234,32 @@ class Trainer:
         """Leave weights and moments as if this batch had not been seen, or stop the run."""
         bad = "the loss"
         if torch.isfinite(loss):
-            named = self.model.named_parameters()
-            bad = next(
+            named = (
                 f"the gradient of {name}"
-                for name, p in named
+                for name, p in self.model.named_parameters()
                 if p.grad is not None and not torch.isfinite(p.grad).all()
             )
+            bad = next(named, "the norm of the gradients")
         self.optimizer.zero_grad()
-        step = self.progress.step
-        self.progress.skipped += 1
-        if self.run.train.nonfinite == "stop" or self.progress.skipped >= MOST_SKIPPED:
-            raise NonFiniteError(
-                f"step {step}: {bad} is not finite; the last checkpoint is sound. Lower optim.lr "
-                f"or optim.matrix_lr, or set train.nonfinite=skip to pass over such batches"
-            )
-        self.trackers.say(f"step {step}: {bad} is not finite; the batch is passed over")
+        step, progress = self.progress.step, self.progress
+        progress.skipped += 1
+        if self.run.train.nonfinite == "skip" and progress.skipped < MOST_SKIPPED:
+            self.trackers.say(f"step {step}: {bad} is not finite; the batch is passed over")
+            return
+        sound = f"step {self.saved} is saved" if self.saved >= 0 else "no checkpoint is saved yet"
+        advice = "lower optim.lr or optim.matrix_lr"
+        if self.run.train.nonfinite == "stop":
+            advice += ", or set train.nonfinite=skip to pass over such batches"
+        raise NonFiniteError(f"step {step}: {bad} is not finite; {sound}; {advice}")
 
     @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the run after its step; a second SIGINT at once."""
+    def signals(self) -> Iterator[None]:
+        """Inside, SIGINT or SIGTERM ends the run after its step; a second SIGINT at once."""
 
         def note(number: int, frame: FrameType | None) -> None:
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
-            self.trackers.say("stopping after this step; once more stops at once, unsaved")
 
         try:
             old = {
@@ -276,7 +285,8 @@ class Window:
 
     def _open(self) -> None:
         self.losses: Tensor | None = None
-        self.steps = 0
+        self.norm = torch.zeros(())
+        self.steps = self.counted = 0
         self.tokens = self.trainer.progress.tokens
         self.start = time.perf_counter()
 
@@ -290,12 +300,16 @@ class Window:
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """Count one step; log a record at every `track.every`th and at the end."""
         trainer, progress = self.trainer, self.trainer.progress
-        self.losses = loss if self.losses is None else self.losses + loss
+        if not progress.skipped:
+            self.losses = loss if self.losses is None else self.losses + loss
+            self.counted += 1
+            self.norm = norm
         self.steps += 1
         at_end = progress.step == trainer.run.train.steps
-        if not (progress.step % trainer.run.track.every == 0 or at_end or self.first):
+        due = progress.step % trainer.run.track.every == 0 or at_end or self.first
+        if not due or self.losses is None:
             return
-        mean = (self.losses / self.steps).item()
+        mean = (self.losses / self.counted).item()
         passed = time.perf_counter() - self.start
         progress.seconds += passed
         speed = (progress.tokens - self.tokens) / passed
@@ -307,12 +321,13 @@ class Window:
                 "tokens": progress.tokens,
                 "loss": mean,
                 "lr": rate * trainer.run.optim.lr,
-                "grad_norm": norm.item(),
+                "grad_norm": self.norm.item(),
                 "tokens_per_second": speed,
                 "mfu": speed * flops / trainer.peak,
                 "memory_bytes": profiling.memory_bytes(trainer.device),
                 "seconds": progress.seconds,
-                "seconds_per_step": passed / self.steps,
+                # The first step holds the compiler's time: it says nothing of the others.
+                "seconds_per_step": 0.0 if self.first else passed / self.steps,
             }
         )
         self.first = False

@@ -1,11 +1,12 @@
 """The stages of a run in their order: text, tokenizer, shards, model, steps, results."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from tinylm import checkpoint, corpus, data, model, optim, profiling, track
+from tinylm import checkpoint, corpus, data, model, optim, profiling, sample, track
 from tinylm.config import Run
 from tinylm.data import Dataset, Loader
 from tinylm.track import Trackers
@@ -17,9 +18,10 @@ from tinylm.train.loop import Trainer
 def train(run: Run) -> Path:
     """Carry out a run; returns the folder that holds it.
 
-    Ctrl-C and SIGTERM save and raise `Interrupted`. Bad settings raise `ConfigError` before
-    anything is written; a loss that is not finite raises `NonFiniteError`, the last
-    checkpoint being sound.
+    Ctrl-C and SIGTERM save and raise `Interrupted`. Settings that do not go together raise
+    `ConfigError`, text or tokenizers that cannot be used `ValueError`, both before the run's
+    folder is made; a loss that is not finite raises `NonFiniteError`, the last checkpoint
+    being sound.
     """
     began = time.perf_counter()
     say = print if "console" in run.track.names else _silent
@@ -36,7 +38,7 @@ def train(run: Run) -> Path:
     dtype = stages.pick_dtype(run.train.dtype, device)
     text = corpus.open(run.data.source, val_fraction=run.data.val_fraction)
     net, tokenizer = stages.start(run, resumed, text, device, say)
-    shards = Path(run.data.folder or data.default_folder(run.data, tokenizer))
+    shards = data.default_folder(run.data, tokenizer)
     data.prepare(run.data, tokenizer, shards)
     loader = Loader(
         Dataset.open(shards, split="train"),
@@ -49,6 +51,10 @@ def train(run: Run) -> Path:
         threads=run.data.threads,
         device=str(device),
     )
+    prompt = stages.first_words(run, text, tokenizer)
+    # One token now: settings of `sample` that cannot be are not found out in an hour.
+    first = replace(run.sample, samples=1, max_tokens=1)
+    "".join(sample.stream(net, tokenizer, prompt, first))
     folder = claim(run, folder)
     tokenizer.save(folder / "tokenizer.json")
     trainer = Trainer(
@@ -63,7 +69,7 @@ def train(run: Run) -> Path:
         dtype=dtype,
         peak=profiling.peak_flops(device, dtype),
         loss=stages.loss_function(run, net, device, say),
-        prompt=stages.first_words(run, text),
+        prompt=prompt,
     )
     if training is not None:
         say(f"going on from {resumed}")
@@ -78,7 +84,8 @@ def train(run: Run) -> Path:
     # On the CPU a resumed run ends bit for bit where an uninterrupted one would.
     torch.use_deterministic_algorithms(device.type == "cpu")
     try:
-        trainer.train()
+        with trainer.signals():
+            trainer.train()
         stages.finish(trainer, lambda: time.perf_counter() - began)
     finally:
         torch.use_deterministic_algorithms(before)

@@ -1,6 +1,7 @@
 """The stages around the loop: device, tokenizer, weights and compiler before it, results after."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from tinylm.corpus import Corpus
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer
 from tinylm.train.folder import read_json, write_json
-from tinylm.train.loop import Trainer
+from tinylm.train.loop import WATCHED_TOKENS, Trainer
 
 # Shorter runs end before a compiler has paid for itself.
 COMPILE_FROM = 500
@@ -44,6 +45,9 @@ def resume_point(source: Path, say: Say) -> Path | None:
     try:
         return checkpoint.latest(source)
     except FileNotFoundError:
+        if any((source / "checkpoints").glob("step-*")):
+            # There are some, and none is sound: that is not the same as none yet.
+            raise
         say(f"{source} holds no checkpoint yet: starting from its beginning")
         return None
 
@@ -117,12 +121,16 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in names if name)
 
 
-def first_words(run: Run, text: Corpus) -> str:
+def first_words(run: Run, text: Corpus, tokenizer: Tokenizer) -> str:
     """What samples begin with: `def` for Python, else the first line of the validation text."""
     if run.data.source == "stdlib":
         return "def"
     opening = next(iter(text.validation()))[:400].strip()
-    return opening.splitlines()[0][:60] if opening else "The "
+    line = opening.splitlines()[0][:60] if opening else "The"
+    # In the corpus a special token is text; a prompt may not hold one.
+    for token in tokenizer.special_tokens:
+        line = line.partition(token)[0]
+    return line or "The"
 
 
 def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
@@ -136,7 +144,7 @@ def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
             f"run        {trainer.folder}",
             f"data       {shards}: {rows:,} rows of {net.config.context_length} tokens, "
             f"{epochs:.2f} epochs",
-            f"model      {run.model.architecture}, {counts['parameters']:,} parameters, "
+            f"model      {net.config.architecture}, {counts['parameters']:,} parameters, "
             f"vocabulary {net.config.vocab_size:,}",
             f"device     {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}, "
             f"{trainer.peak / 1e9:,.0f} GFLOP/s measured peak; ready after {seconds:.1f} s",
@@ -145,11 +153,12 @@ def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
 
 
 def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
-    """Score, save, sample and say how the run went; the last line is the bits per byte."""
+    """Score, sample and say how the run went; the last line is the bits per byte."""
     run, folder, progress = trainer.run, trainer.folder, trainer.progress
     # In float32, as `python -m tinylm.evaluate` scores it.
-    scores = trainer.evaluate(dtype=torch.float32)
-    trainer.save()
+    scores = trainer.score(dtype=torch.float32)
+    if progress.best_step < 0 or trainer.validation.n_tokens <= WATCHED_TOKENS:
+        trainer.keep_best(scores)
     trainer.show_sample()
     results = {
         "step": progress.step,
@@ -159,6 +168,7 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
         "bits_per_byte": scores.bits_per_byte,
         "best_step": progress.best_step,
     }
+    again = shlex.join([str(folder), "--", trainer.prompt])
     lines = []
     if run.data.source == "stdlib":
         results["parse_share"] = share = parse_share(trainer.model, trainer.tokenizer)
@@ -175,7 +185,7 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
                 f"(perplexity {scores.perplexity:.2f})",
                 *lines,
                 f"folder     {folder}: loss.png, samples.txt, metrics.jsonl, checkpoints",
-                f'next       python -m tinylm.sample {folder} "{trainer.prompt}"',
+                f"next       python -m tinylm.sample {again}",
                 f"bits per byte: {scores.bits_per_byte:.3f}",
             )
         )
