@@ -135,7 +135,7 @@ def test_the_limits_are_named():
         model.build(dataclasses.replace(SMALL, vocab_size=None))
     with pytest.raises(ValueError, match=r"model\.norm=mine: not in the registry, which has rmsn"):
         model.build(dataclasses.replace(SMALL, norm="mine"))
-    with pytest.raises(ValueError, match="model.d_model=6: divided by n_heads=2 it must be even"):
+    with pytest.raises(ValueError, match=r"model\.d_model=6: divided by n_heads=2 it must be even"):
         model.build(dataclasses.replace(SMALL, d_model=6))
 
 
