@@ -122,11 +122,12 @@ def _has_compiler() -> bool:
 
 
 def first_words(run: Run, text: Corpus, tokenizer: Tokenizer) -> str:
-    """What samples begin with: `def` for Python, else the first line of the validation text."""
+    """What samples begin with: `def` for Python, else an early line of the validation text."""
     if run.data.source == "stdlib":
         return "def"
-    opening = next(iter(text.validation()))[:400].strip()
-    line = opening.splitlines()[0][:60] if opening else "The"
+    # The first line may be the end of one: a single text is cut at a character.
+    lines = [line.strip() for line in next(iter(text.validation()))[:1000].splitlines()]
+    line = next((line[:60] for line in lines[1:] if line), lines[0][:60] if lines else "")
     # In the corpus a special token is text; a prompt may not hold one.
     for token in tokenizer.special_tokens:
         line = line.partition(token)[0]
