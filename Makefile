@@ -29,9 +29,9 @@ test: .venv/.ready ## the quick tests: cargo test of the two cores, then pytest
 test-slow: .venv/.ready ## the slow tests: minutes long, or torture
 	python -m pytest -m slow --timeout 900
 
-# -v: a line for each rung that is done. Some hours, so: make fuzz > fuzz.log 2>&1 &
+# On every core, a line for each rung that is done. Long, so: make fuzz > fuzz.log 2>&1 &
 fuzz: .venv/.ready ## every rung of the ladder: 20,000 examples, round trips 100,000; ARGS="-k roundtrip"
-	python -m pytest tests/test_ladder.py -v --hypothesis-profile=fuzz --timeout 0 $(ARGS)
+	python -m pytest tests/test_ladder.py -v -n auto --dist worksteal --hypothesis-profile=fuzz --timeout 0 $(ARGS)
 
 bench: .venv/.ready ## slow, fast and the peer of every rung, into .benchmarks/; ARGS="-k encode"
 	@mkdir -p .benchmarks

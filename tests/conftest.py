@@ -26,3 +26,12 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("TINYLM_DATA is unset: it names a folder with corpora/ and fixtures/")
     return Path(folder)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many examples the rungs that passed were given (`test_ladder` records the number)."""
+    passed = [dict(report.user_properties) for report in terminalreporter.getreports("passed")]
+    given = [properties["examples"] for properties in passed if "examples" in properties]
+    if given:
+        total, least = sum(given), min(given)
+        terminalreporter.line(f"{total:,} examples of {len(given)} rungs, {least:,} at least")

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections import Counter
 from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -16,35 +17,40 @@ from tests.tokenizer_data import TOKENIZERS
 from tinylm import _rust, layers, ops, optim
 from tinylm.reference import arrays, autograd, scalars, tensors
 
+FUZZING = settings.get_current_profile_name() == "fuzz"
 # triton 3.6's interpreter warns at every loop with NumPy before 2.4, and stops there with later.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
-    pytest.mark.timeout(0 if settings.default.max_examples > 1000 else 120),
+    pytest.mark.timeout(0 if FUZZING else 120),
 ]
-FUZZ = 20_000
 
 
 def examples(rung):
-    """The profile's number, fewer where one takes over 10 ms; the fuzzer also takes more."""
-    most = settings.default.max_examples
-    return max(1, round(most / (rung.cost if most >= FUZZ else max(1, rung.cost))))
+    """The profile's number, fewer where one takes over 10 ms; the rung's own when fuzzing."""
+    return rung.fuzz if FUZZING else max(1, settings.default.max_examples // rung.cost)
 
 
-def holds(rung):
-    """The property of a rung, under a name of its own in hypothesis's database."""
+def holds(rung, drawn):
+    """The property of a rung, under a name of its own in hypothesis's database.
+
+    The iterator `drawn` moves on at each example.
+    """
 
     def equal(case):
         check(rung, case)
+        next(drawn)
 
     equal.__name__ = re.sub(r"\W", "_", str(rung))
     return settings(max_examples=examples(rung), deadline=None)(given(case=rung.inputs)(equal))
 
 
 @pytest.mark.parametrize("rung", RUNGS, ids=str)
-def test_the_fast_medium_equals_the_slow_one(rung):
+def test_the_fast_medium_equals_the_slow_one(rung, record_property):
     if rung.media[1] == "kernels" and interpreter.missing():
         pytest.skip(interpreter.missing())
-    holds(rung)()
+    drawn = count()
+    holds(rung, drawn)()
+    record_property("examples", next(drawn))
 
 
 def public_names():

@@ -227,7 +227,7 @@ MANY = ([200] * 500, 50_257, 30_000)
 WHERE = ("shuffle", True, 7, 256)
 
 
-def metal(name, slow, fast, inputs, example, covers=(), cost=1.0):
+def metal(name, slow, fast, inputs, example, covers=(), cost=1):
     media = ("lists", "rust")
     return Rung(name, "metal", media, slow, fast, inputs, example, covers=covers, cost=cost)
 

@@ -109,6 +109,7 @@ RUNGS = (
         gradients=True,
         covers=("rms_norm", "rms_norm_backward"),
         cost=10,
+        fuzz=2_000,
         around=guarded,
     ),
 )

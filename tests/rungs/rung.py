@@ -38,9 +38,10 @@ class Rung:
     gradients: bool = False
     # The public names of tinylm._rust and tinylm.kernels that no other rung answers for.
     covers: tuple[str, ...] = ()
-    # Divides the number of examples: above 1 where one takes over 10 ms. Below 1 the fuzzer, and
-    # only the fuzzer, takes more of them.
-    cost: float = 1.0
+    # Divides the number of examples, but not the fuzzer's: above 1 where one takes over 10 ms.
+    cost: int = 1
+    # How many examples `make fuzz` draws.
+    fuzz: int = 20_000
     # Entered around every run of both sides under test.
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
