@@ -192,6 +192,9 @@ def main(arguments: list[str]) -> int:
     alive = 0
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(Path(folder))
+        # A rung that fails anyway would see every mutant.
+        if failed := failures(tree, " or ".join(f"({mutant.rungs})" for mutant in chosen)):
+            sys.exit(f"error: {', '.join(failed)} fail without any wrong line")
         for mutant in chosen:
             original = (tree / mutant.path).read_bytes()
             change(tree, mutant)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import assigned_text
-from tokenizer_data import CORPORA, corpus, standard_library
+from tokenizer_data import CORPORA, corpus, over_a_mebibyte, standard_library
 
 from tests.rungs.text import train_fast, train_slow
 from tinylm import Tokenizer
@@ -32,6 +32,12 @@ def check_against_reference(
 @pytest.mark.parametrize("ties", ["ids", "bytes"])
 def test_training_on_real_code_equals_the_reference(ties: str) -> None:
     check_against_reference(standard_library(3), 500, "gpt4", ties)
+
+
+@settings(max_examples=5, deadline=None)
+@given(unit=assigned_text())
+def test_a_large_text_is_counted_in_portions_without_a_trace(unit: str) -> None:
+    check_against_reference(over_a_mebibyte(unit), 290, "gpt4", "ids")
 
 
 @pytest.mark.slow

@@ -60,6 +60,12 @@ def corpus(name: str, size: int | None = None) -> str:
         return file.read(size)
 
 
+def over_a_mebibyte(unit: str) -> str:
+    """`unit` and a number in a row: long enough to be cut into portions for the threads."""
+    unit += " 1 "
+    return unit * (1 + 1_100_000 // len(unit.encode()))
+
+
 def standard_library(files: int | None = None) -> str:
     """The sources of Python's own library, in a fixed order."""
     folder = Path(os.__file__).parent
