@@ -4,6 +4,8 @@ import unicodedata
 
 from hypothesis import strategies as st
 
+# Long enough to be a token beyond the 15 bytes that the fast tables hold in place.
+LONG_WORD = "internationalization"
 # Each stands for a rule of some pattern: contractions in both cases, line ends, cased and
 # uncased letters, marks, digits of several scripts, spaces that are not ASCII, joiners.
 FRAGMENTS = [
@@ -13,6 +15,7 @@ FRAGMENTS = [
     *("\u3042", "\u30fc", "\u0301", "\u093f", "1", "23", "456789", "\xbd", "\u0663", "\u2167"),
     *("\u2014", "\xa0", "\u2028", "\u3000", "\x85", "\x0b", "\x1c", "\U0001f600", "\u200d"),
     *("\xdf", "\u0130", "\ufb05", "\xad", "\x00", "\ufffd", "<|endoftext|>"),
+    LONG_WORD,
 ]
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import CLOSE, build, configs, tokens
 from torch.testing import assert_close
 
+from tests.models import CLOSE, build, configs, tokens
 from tinylm import cache
 from tinylm.config import ModelConfig
 

@@ -4,13 +4,13 @@ import copy
 import json
 import re
 
-import foreign
 import pytest
 import torch
-from foreign import greedy, randomise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests import foreign
+from tests.foreign import greedy, randomise
 from tinylm import checkpoint, convert
 from tinylm.config import ModelConfig
 from tinylm.model import Model, build

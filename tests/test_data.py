@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bytes_tokenizer import Bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.bytes_tokenizer import Bytes
 from tests.calling import call
 from tinylm import corpus
 from tinylm.data import Dataset, Loader, Manifest, __main__, default_folder, prepare

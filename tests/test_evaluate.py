@@ -9,12 +9,12 @@ import types
 
 import pytest
 import torch
-from fakes import ByteTokenizer, ListDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import build
 
 import tinylm
+from tests.fakes import ByteTokenizer, ListDataset
+from tests.models import build
 from tinylm.config import ConfigError, ModelConfig
 from tinylm.evaluate import evaluate, logical_lines, main, parse_share, without_end
 

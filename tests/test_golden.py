@@ -5,8 +5,8 @@ import warnings
 
 import numpy as np
 import pytest
-from golden import make
 
+from tests.golden import make
 from tinylm import Tokenizer
 
 # Sums in another order on another processor: 1e-7 a rounding, some hundred of them in 20 steps.

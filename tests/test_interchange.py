@@ -5,11 +5,11 @@ import os
 import pydoc_data.topics
 from pathlib import Path
 
-import foreign
 import pytest
 import torch
-from foreign import greedy, randomise
 
+from tests import foreign
+from tests.foreign import greedy, randomise
 from tinylm import checkpoint
 from tinylm.config import ModelConfig
 from tinylm.model import build

@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from bytes_tokenizer import VOCAB, Bytes, counting, flat, take
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.bytes_tokenizer import VOCAB, Bytes, counting, flat, take
 from tinylm import _rust
 from tinylm.data import Dataset, Loader, ShardWriter
 from tinylm.reference import order as reference

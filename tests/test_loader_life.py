@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from bytes_tokenizer import counting, flat, take
 
+from tests.bytes_tokenizer import counting, flat, take
 from tinylm.data import Loader
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import CLOSE, build, configs, tokens
 from torch.testing import assert_close
 
+from tests.models import CLOSE, build, configs, tokens
 from tinylm import layers, model
 from tinylm.config import ModelConfig
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from fakes import ByteTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import build
 
+from tests.fakes import ByteTokenizer
+from tests.models import build
 from tinylm import sample
 from tinylm.config import ModelConfig, SampleConfig
 from tinylm.sample import decoding, logits

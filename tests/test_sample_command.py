@@ -7,10 +7,10 @@ import types
 
 import pytest
 import torch
-from fakes import ByteTokenizer
-from models import build
 
 import tinylm
+from tests.fakes import ByteTokenizer
+from tests.models import build
 from tinylm import sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.sample.__main__ import main

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bytes_tokenizer import Bytes
 
+from tests.bytes_tokenizer import Bytes
 from tinylm import _rust
 from tinylm.data import Dataset, Manifest, ShardWriter
 

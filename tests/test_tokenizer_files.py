@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import tokenizers
 from hypothesis import given
-from strategies import any_text
-from tokenizer_data import (
+
+from tests.strategies import any_text
+from tests.tokenizer_data import (
     EVERY,
     KINDS,
     TEXTS,
@@ -20,14 +21,13 @@ from tokenizer_data import (
     published,
     tiktoken_of,
 )
-
 from tinylm import Tokenizer
 
 GPT2, MAIN = TOKENIZERS["gpt2"], TOKENIZERS["gpt4"]
 RANKS = Tokenizer.from_ranks(
-    {token: id for id, token in MAIN.vocab.items() if id < 337},
+    {token: id for id, token in MAIN.vocab.items() if id < 367},
     pattern="gpt4",
-    special_tokens={"<|endoftext|>": 350},
+    special_tokens={"<|endoftext|>": 380},
 )
 
 
@@ -178,7 +178,7 @@ def changed(path: Path, keys: tuple[str, ...], value: object) -> Path:
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}
-STRIPPED = {"id": 337, "content": "<|endoftext|>", "lstrip": True}
+STRIPPED = {"id": 367, "content": "<|endoftext|>", "lstrip": True}
 
 
 @pytest.mark.parametrize(

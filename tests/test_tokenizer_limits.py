@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from tokenizer_data import TOKENIZERS, published, tiktoken_of
 
+from tests.tokenizer_data import TOKENIZERS, published, tiktoken_of
 from tinylm import Tokenizer
 
 # One piece after another or one enormous piece; each unit is repeated.

@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import any_text
-from tokenizer_data import CORPORA, corpus, published, standard_library, tiktoken_of
 
+from tests.strategies import any_text
+from tests.tokenizer_data import CORPORA, corpus, published, standard_library, tiktoken_of
 from tinylm import Tokenizer
 
 

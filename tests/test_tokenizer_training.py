@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import assigned_text
-from tokenizer_data import CORPORA, corpus, over_a_mebibyte, standard_library
 
 from tests.rungs.text import train_fast, train_slow
+from tests.strategies import assigned_text
+from tests.tokenizer_data import CORPORA, corpus, over_a_mebibyte, standard_library
 from tinylm import Tokenizer
 
 

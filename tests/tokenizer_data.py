@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 
+from tests.strategies import LONG_WORD
 from tinylm import Tokenizer
 from tinylm.reference.patterns import PATTERNS
 from tinylm.tokenizer.files import to_bytes
@@ -28,16 +29,17 @@ TEXTS = [
     "def f(x):\n    return x + 1\n\n\nclass A:\n    pass\n",
     "\u4e2d\u6587\u6587\u672c\uff0c\u4e2d\u6587\u3002 \xe9t\xe9, \xc9T\xc9; na\xefve na\xefve\n",
     "aaaa aaa aaaaaaa abababab    \n\n  1234567 12 3\r\n",
+    f" {LONG_WORD}" * 30,
 ]
 TOKENIZERS = {
     name: Tokenizer.train(
-        TEXTS, vocab_size=340, pattern=name, special_tokens=("<|endoftext|>", "<|end|>", "<|end|>>")
+        TEXTS, vocab_size=370, pattern=name, special_tokens=("<|endoftext|>", "<|end|>", "<|end|>>")
     )
     for name in ("gpt2", "gpt4", "o200k", "llama3")
 }
 KINDS = {
     "char": Tokenizer.train(TEXTS, vocab_size=262, kind="char"),
-    "whitespace": Tokenizer.train(TEXTS, vocab_size=270, kind="whitespace"),
+    "whitespace": Tokenizer.train(TEXTS, vocab_size=271, kind="whitespace"),
     "byte": Tokenizer.train(TEXTS, vocab_size=257, kind="byte"),
 }
 EVERY = [*TOKENIZERS.values(), *KINDS.values()]
