@@ -2,8 +2,9 @@
 
     python docs/make_ladder.py
 
-Writes `rungs-lists.md` and so on, the rungs of a chapter, `rungs.md`, their number, and every
-definition that a page quotes by a line such as
+Writes `rungs-lists.md` and so on, the rungs of a chapter, `rungs.md`, their number,
+`keystone.md`, how near the media are to each other, and every definition that a page quotes by
+a line such as
 
     --8<-- "python/tinylm/reference/byte_bpe.py.encode"
 
@@ -14,6 +15,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,16 @@ def write_tables(rungs: Iterable[Any], chapters: Iterable[str]) -> None:
         write(f"rungs-{chapter}.md", HEAD + "".join(lines))
     counts = (f"{len(lines)} in [{name}]({name}.md)" for name, lines in rows.items())
     write("rungs.md", f"{sum(map(len, rows.values()))} rungs: {', '.join(counts)}.\n")
+
+
+def write_keystone(media: Iterable[Any]) -> None:
+    """How near the media of tests/test_one_loss.py are to each other."""
+    head = "| from | to | loss, gradients, weights after AdamW | weights after Muon |\n|---|---|---|---|\n"
+    lines = (
+        f"| {slow.name} | {fast.name} | {fast.tolerance:.0e} | {fast.tolerance_of_muon:.0e} |\n"
+        for slow, fast in pairwise(media)
+    )
+    write("keystone.md", head + "".join(lines))
 
 
 def definition(path: Path, name: str) -> str:
@@ -79,8 +91,10 @@ def main() -> None:
     """Write all that the pages quote."""
     sys.path.insert(0, str(ROOT))
     from tests.ladder import CHAPTERS, RUNGS
+    from tests.test_one_loss import MEDIA
 
     write_tables(RUNGS, CHAPTERS)
+    write_keystone(MEDIA)
     write_quotations((ROOT / "docs").rglob("*.md"))
 
 
