@@ -46,12 +46,12 @@ def write_tables(rungs: Iterable[Any], chapters: Iterable[str]) -> None:
 
 def write_keystone(media: Iterable[Any]) -> None:
     """How near the media of tests/test_one_loss.py are to each other."""
-    head = "| from | to | loss, gradients, weights after AdamW | weights after Muon |\n|---|---|---|---|\n"
     lines = (
         f"| {slow.name} | {fast.name} | {fast.tolerance:.0e} | {fast.tolerance_of_muon:.0e} |\n"
         for slow, fast in pairwise(media)
     )
-    write("keystone.md", head + "".join(lines))
+    head = "| from | to | loss, gradients, weights after AdamW | weights after Muon |\n"
+    write("keystone.md", head + "|---|---|---|---|\n" + "".join(lines))
 
 
 def definition(path: Path, name: str) -> str:
