@@ -33,9 +33,10 @@ test-slow: .venv/.ready ## the slow tests: minutes long, or torture
 fuzz: .venv/.ready ## every rung of the ladder: 20,000 examples, round trips 100,000; ARGS="-k roundtrip"
 	python -m pytest tests/test_ladder.py -v -n auto --dist worksteal --hypothesis-profile=fuzz --timeout 0 $(ARGS)
 
+# One thread: on a busy machine several wait for each other, and the tensors here are small.
 bench: .venv/.ready ## slow, fast and the peer of every rung, into .benchmarks/; ARGS="-k encode"
 	@mkdir -p .benchmarks
-	python -m pytest benches/bench_ladder.py --timeout 0 --benchmark-only \
+	OMP_NUM_THREADS=1 python -m pytest benches/bench_ladder.py --timeout 0 --benchmark-only \
 	  --benchmark-group-by group --benchmark-columns min,median,iqr,rounds \
 	  --benchmark-min-rounds 3 --benchmark-max-time 0.3 \
 	  --benchmark-json .benchmarks/ladder.json $(ARGS)
