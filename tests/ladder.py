@@ -7,12 +7,20 @@ and the page of the docs. To add a kernel or a Rust function, add a row to a cha
 `tests/rungs/`: a public name of `tinylm._rust` or `tinylm.kernels` without one fails a test.
 """
 
-from tests.rungs import data, metal, operations, text, training
+from tests.rungs import batches, metal, operations, shards, text, training, vocabulary
 from tests.rungs.rung import CHAPTERS, Rung, check
 
 RUNGS: tuple[Rung, ...] = tuple(
     sorted(
-        (*text.RUNGS, *operations.RUNGS, *training.RUNGS, *data.RUNGS, *metal.RUNGS),
+        (
+            *vocabulary.RUNGS,
+            *text.RUNGS,
+            *operations.RUNGS,
+            *training.RUNGS,
+            *shards.RUNGS,
+            *batches.RUNGS,
+            *metal.RUNGS,
+        ),
         key=lambda rung: CHAPTERS.index(rung.chapter),
     )
 )

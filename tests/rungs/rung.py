@@ -52,6 +52,18 @@ class Rung:
         return f"{self.name}-{'-'.join(self.media)}".replace(" ", "_")
 
 
+def rust_rung(
+    name: str,
+    slow: Callable[..., Any],
+    fast: Callable[..., Any],
+    inputs: st.SearchStrategy[tuple],
+    example: Callable[[], tuple],
+    **rest: Any,
+) -> Rung:
+    """A rung from lists to Rust."""
+    return Rung(name, "metal", ("lists", "rust"), slow, fast, inputs, example, **rest)
+
+
 def check(rung: Rung, case: tuple) -> None:
     """Raise AssertionError unless the fast side equals the slow one on `case`."""
     with rung.around():

@@ -44,7 +44,7 @@ def train(
 
     Stops at `size` tokens, or when no pair occurs `min_frequency` times. Of pairs that occur
     equally often `ties` takes "ids": the smaller (left id, right id), or "bytes": the greater
-    (left bytes, right bytes). A merge whose bytes are a token already makes that token again.
+    (left bytes, right bytes). Merge number m makes token 256 + m: no two make the same bytes.
     """
     tokens = [bytes([b]) for b in range(256)]
     merges: list[Pair] = []
@@ -66,19 +66,32 @@ def train(
             best = min(tied)
         else:
             best = max(tied, key=lambda pair: (tokens[pair[0]], tokens[pair[1]]))
-        joined = tokens[best[0]] + tokens[best[1]]
-        if joined not in tokens:
-            tokens.append(joined)
-        if best not in merges:
-            merges.append(best)
+        new = len(tokens)
+        tokens.append(tokens[best[0]] + tokens[best[1]])
+        merges.append(best)
         for w in holders.pop(best):
             for pair, n in pairs_of(words[w]).items():
                 total[pair] -= n * frequency[w]
-            words[w] = merge(words[w], best, tokens.index(joined))
+            words[w] = merge(words[w], best, new)
             for pair, n in pairs_of(words[w]).items():
                 total[pair] += n * frequency[w]
                 holders[pair].add(w)
     return tokens, merges
+
+
+def most_frequent(
+    pieces: Iterable[bytes], size: int, ties: str = "ids", min_frequency: int = 1
+) -> list[bytes]:
+    """256 bytes, then the most frequent of `pieces` of two bytes and more: no merges.
+
+    The vocabulary of whole words or characters. Of equally frequent pieces `ties` takes "ids":
+    the smaller, or "bytes": the greater.
+    """
+    frequent = [(n, piece) for piece, n in Counter(pieces).items() if n >= min_frequency]
+    frequent.sort(key=lambda pair: pair[1], reverse=ties == "bytes")
+    frequent.sort(key=lambda pair: -pair[0])
+    longer = [piece for _, piece in frequent if len(piece) > 1]
+    return [bytes([b]) for b in range(256)] + longer[: size - 256]
 
 
 def encode(piece: bytes, merges: list[Pair], tokens: list[bytes]) -> list[int]:
@@ -115,15 +128,15 @@ def cut_special(text: str, special: Iterable[str]) -> list[str]:
     texts between, even where empty, are encoded as if each stood alone.
     """
     longest_first = sorted(special, key=len, reverse=True)
-    parts, rest, i = [], text, 0
-    while i < len(rest):
-        found = next((token for token in longest_first if rest.startswith(token, i)), None)
+    parts, start, i = [], 0, 0
+    while i < len(text):
+        found = next((token for token in longest_first if text.startswith(token, i)), None)
         if found is None:
             i += 1
         else:
-            parts += [rest[:i], found]
-            rest, i = rest[i + len(found) :], 0
-    return [*parts, rest]
+            parts += [text[start:i], found]
+            start = i = i + len(found)
+    return [*parts, text[start:]]
 
 
 def decode(ids: Iterable[int], tokens: list[bytes]) -> bytes:

@@ -46,7 +46,7 @@ def split(text: str, pattern: str) -> list[str]:
     piece too.
     """
     # In tiktoken's dialect `$` is the end of the text; in Python's, also before a last newline.
-    expression = PATTERNS.get(pattern, pattern).replace("$", r"\Z")
+    expression = PATTERNS[pattern].replace("$", r"\Z") if pattern in PATTERNS else pattern
     pieces, end = [], 0
     for match in regex.finditer(expression, text, flags=regex.V1):
         pieces += [text[end : match.start()], match.group()]

@@ -5,12 +5,17 @@
 //! in one array of cells, a token's id in its first cell and in its last: whoever stands at
 //! a border between tokens sees both neighbours without links. A place is out of date exactly
 //! if the cells there no longer hold its pair: a merge overwrites the cell where its right
-//! token began, and no longer token can be mistaken for the one that began there. One merge of one place costs `O(1)`, in a word
-//! of ten bytes as in one of ten million.
+//! token began, and no longer token can be mistaken for the one that began there. One merge of
+//! one place costs `O(1)`, in a word of ten bytes as in one of ten million.
+//!
+//! No two merges make the same bytes, and no pair is merged twice. A stretch of text that is one
+//! token now was never crossed by a merge, not even in a run such as `aaaa`, which is merged from
+//! its left: so it was merged as it would be alone, whatever stands around it, and every such
+//! stretch became a token in the same merge. Places therefore stay in the order of the text.
 //!
 //! Defined by `python/tinylm/reference/byte_bpe.py`.
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use crate::count::WordCounts;
 use crate::heap::Heap;
@@ -45,8 +50,6 @@ pub struct Trained {
 impl WordCounts {
     /// Learns merges until there are `vocab_size` tokens, special ones included, or no pair
     /// occurs `min_frequency` times; `progress(tokens, target)` is an [`Interrupt`] too.
-    ///
-    /// Two different merges may give the same bytes: then they give the same token.
     pub fn train_bpe(
         &self,
         vocab_size: usize,
@@ -57,7 +60,6 @@ impl WordCounts {
         let target = self.room(vocab_size)?;
         let words = self.words_or_error()?;
         let mut trainer = Trainer::new(words, ties, &mut || progress(256, target))?;
-        let mut listed = FxHashSet::default();
         let mut merges = Vec::new();
         while trainer.tokens.len() < target {
             let made = trainer.tokens.len();
@@ -66,13 +68,8 @@ impl WordCounts {
             let Some(best) = trainer.best(min_frequency) else {
                 break;
             };
-            let (left, right) = (best.left, best.right);
+            merges.push((best.left, best.right));
             trainer.merge(best, &mut interrupt)?;
-            // A token that is made in a second way can bring back a pair merged before;
-            // the first listing of a merge is the one that counts.
-            if listed.insert((left, right)) {
-                merges.push((left, right));
-            }
         }
         progress(trainer.tokens.len(), target)?;
         Ok(Trained {
@@ -152,7 +149,6 @@ struct Pair {
 struct Trainer {
     ties: Ties,
     tokens: Vec<Vec<u8>>,
-    id_of: FxHashMap<Vec<u8>, u32>,
     cells: Vec<u32>,
     /// The word that each cell is of.
     word_at: Vec<u32>,
@@ -176,7 +172,6 @@ impl Trainer {
         let mut trainer = Self {
             ties,
             tokens: bytes(),
-            id_of: bytes().into_iter().zip(0..).collect(),
             cells: vec![BORDER],
             word_at: vec![0],
             frequency: Vec::with_capacity(words.len()),
@@ -255,13 +250,16 @@ impl Trainer {
             left, right, pair, ..
         } = best;
         let (left_length, right_length) = (self.length(left), self.length(right));
-        let merged = self.token_of(left, right);
-        let mut places = std::mem::take(&mut self.pairs[pair as usize].places);
-        // Runs such as `aaa` merge from the left. Places come in order unless two merges
-        // made the same token.
-        if !places.is_sorted() {
-            places.sort_unstable();
-        }
+        let merged = self.tokens.len() as u32;
+        self.tokens.push(
+            [
+                self.tokens[left as usize].as_slice(),
+                &self.tokens[right as usize],
+            ]
+            .concat(),
+        );
+        let places = std::mem::take(&mut self.pairs[pair as usize].places);
+        debug_assert!(places.is_sorted());
         for (visited, &place) in places.iter().enumerate() {
             if visited % TICK == TICK - 1 {
                 interrupt()?;
@@ -294,18 +292,6 @@ impl Trainer {
 
     fn length(&self, token: u32) -> usize {
         self.tokens[token as usize].len()
-    }
-
-    /// The id of the token that `left` and `right` make, a new one if its bytes are new.
-    fn token_of(&mut self, left: u32, right: u32) -> u32 {
-        let mut bytes = self.tokens[left as usize].clone();
-        bytes.extend_from_slice(&self.tokens[right as usize]);
-        let new = self.tokens.len() as u32;
-        let id = *self.id_of.entry(bytes.clone()).or_insert(new);
-        if id == new {
-            self.tokens.push(bytes);
-        }
-        id
     }
 
     fn lower(&mut self, left: u32, right: u32, count: i64) {

@@ -1,4 +1,4 @@
-"""Shards, rows and batches: the Rust dataloader against `reference.shards`, `order` and `xxh3`."""
+"""Shards to rows and batches: the Rust dataloader against `reference.order`."""
 
 import json
 import os
@@ -6,103 +6,18 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 from hypothesis import strategies as st
 
-from tests.bytes_tokenizer import VOCAB, Bytes
-from tests.rungs.rung import Rung
+from tests.bytes_tokenizer import VOCAB
+from tests.rungs.rung import rust_rung
+from tests.rungs.shards import FOLDERS, LONG, SHARES, SHORT, WORDS, written
 from tinylm import _rust
-from tinylm.data import Dataset, Loader, ShardWriter
-from tinylm.reference import order, shards, xxh3
+from tinylm.data import Loader
+from tinylm.reference import order, shards
 
-VOCAB_SIZES = [257, 65_536, 65_537, 200_000]
 ORDERS = ["shuffle", "sequential", "random"]
-# One block of rows; 36 blocks, of which 32 are shuffled together; more than 32 bits can count.
-SHORT, LONG, HUGE = 9_999, 18_500_001, 4_500_000_000
-# The folders of this process, removed when it ends.
-FOLDERS: list[TemporaryDirectory] = []
-WORDS = st.integers(0, 2**64 - 1)
-SHARES = st.floats(0, 1)
-
-
-def of_sizes(sizes, vocab_size):
-    """Documents of random ids below the eos."""
-    random = np.random.default_rng(len(sizes))
-    return [random.integers(0, vocab_size - 1, size).tolist() for size in sizes]
-
-
-def write_slowly(folder, sizes, vocab_size, shard_tokens):
-    tokenizer = Bytes(vocab_size)
-    return shards.write(
-        Path(folder),
-        "train",
-        of_sizes(sizes, vocab_size),
-        vocab_size=vocab_size,
-        eos_id=tokenizer.eos_id,
-        shard_tokens=shard_tokens,
-        tokenizer_sha256=bytes.fromhex(tokenizer.sha256),
-    )
-
-
-def write(folder, sizes, vocab_size, shard_tokens):
-    tokenizer = Bytes(vocab_size)
-    with ShardWriter(folder, tokenizer=tokenizer, shard_tokens=shard_tokens) as writer:
-        for document in of_sizes(sizes, vocab_size):
-            writer.add(document)
-    return Dataset.open(folder)
-
-
-def any_bytes(n, seed):
-    return np.random.default_rng(seed).bytes(n)
-
-
-def files_slowly(*case):
-    """The bytes of every file by its name."""
-    with TemporaryDirectory() as folder:
-        write_slowly(folder, *case)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-def files(*case):
-    with TemporaryDirectory() as folder:
-        write(folder, *case)
-        paths = [path for path in Path(folder).iterdir() if path.suffix != ".json"]
-        return {path.name: path.read_bytes() for path in paths}
-
-
-def contents_slowly(sizes, vocab_size, shard_tokens, start, end):
-    """Documents, the tokens of a range of the whole, and how many there are."""
-    with TemporaryDirectory() as folder:
-        paths = write_slowly(folder, sizes, vocab_size, shard_tokens)
-        tokens = [id for path in paths for id in shards.read(path)]
-        part = slice(round(start * len(tokens)), round(end * len(tokens)))
-        return [document[:-1] for document in shards.documents(paths)], tokens[part], len(tokens)
-
-
-def contents(sizes, vocab_size, shard_tokens, start, end):
-    with TemporaryDirectory() as folder:
-        dataset = write(folder, sizes, vocab_size, shard_tokens)
-        n = dataset.tokens.n_tokens
-        assert list(dataset.verify())[-1] == n
-        first, last = round(start * n), round(end * n)
-        part = dataset.read(first, max(0, last - first)).tolist()
-        return [document.tolist() for document in dataset.documents()], part, n
-
-
-@cache
-def written(n_tokens):
-    """The tokens of documents of very different lengths, and the dataset of them in 3 shards."""
-    FOLDERS.append(TemporaryDirectory())
-    random = np.random.default_rng(0)
-    tokens = random.integers(0, VOCAB - 1, n_tokens, dtype=np.uint16)
-    ends = np.unique([*random.integers(1, n_tokens, 160), n_tokens])
-    tokens[ends - 1] = VOCAB - 1
-    with ShardWriter(
-        FOLDERS[-1].name, tokenizer=Bytes(VOCAB), shard_tokens=n_tokens // 3
-    ) as writer:
-        for document in np.split(tokens, ends[:-1]):
-            writer.add(document[:-1], n_bytes=1)
-    return tokens, Dataset.open(FOLDERS[-1].name)
+# More tokens than 32 bits can count.
+HUGE = 4_500_000_000
 
 
 @cache
@@ -176,16 +91,6 @@ def places(draw, sizes):
     stride = context if name == "random" else draw(strides)
     place = draw(st.floats(0, 1, exclude_max=True))
     return n_tokens, name, draw(WORDS), context, stride, draw(st.integers(0, 2**40)), place
-
-
-@st.composite
-def ranges(draw):
-    """Tokens of the long dataset, anywhere and around the borders of blocks and shards."""
-    # 1 MiB of a shard, half a million uint16, is a block.
-    border = draw(st.integers(0, 2)) * (LONG // 3) + (draw(st.integers(0, 12)) << 19)
-    anywhere = st.integers(0, LONG)
-    start = min(draw(anywhere | st.integers(-40, 40).map(lambda by: max(0, border + by))), LONG)
-    return start, draw(st.integers(0, min(100, LONG - start)))
 
 
 def first_row(n_tokens, context, place):
@@ -305,56 +210,11 @@ def ordered(sizes, contexts):
 ROWS = ordered([SHORT, LONG], st.integers(1, 200))
 # Where the second window of blocks and the second epoch begin too.
 PLACES = SHARES | st.sampled_from([0.4534, 0.49999, 0.5])
-DOCUMENTS = (
-    st.lists(st.integers(0, 40), min_size=1, max_size=30),
-    st.sampled_from(VOCAB_SIZES),
-    st.integers(10, 50),
-)
-MANY = ([200] * 500, 50_257, 30_000)
 WHERE = (SHORT, "shuffle", True, 7, 256)
 
 
-def metal(name, slow, fast, inputs, example, covers=(), cost=1):
-    media = ("lists", "rust")
-    return Rung(name, "metal", media, slow, fast, inputs, example, covers=covers, cost=cost)
-
-
 RUNGS = (
-    metal(
-        "xxh3_64",
-        xxh3.xxh3_64,
-        _rust.xxh3_64,
-        st.tuples(st.binary(max_size=300) | st.builds(any_bytes, st.integers(0, 5000), WORDS)),
-        lambda: (bytes(range(256)) * 1024,),
-        covers=("xxh3_64",),
-    ),
-    metal(
-        "shards written",
-        files_slowly,
-        files,
-        st.tuples(*DOCUMENTS),
-        lambda: MANY,
-        covers=("ShardWriter", "ShardWriter.add", "ShardWriter.finish"),
-        cost=6,
-    ),
-    metal(
-        "shards read",
-        contents_slowly,
-        contents,
-        st.tuples(*DOCUMENTS, SHARES, SHARES),
-        lambda: (*MANY, 0.1, 0.9),
-        covers=("Tokens", "Tokens.n_tokens", "Tokens.verify"),
-        cost=6,
-    ),
-    metal(
-        "tokens",
-        lambda start, n: written(LONG)[0][start : start + n].tolist(),
-        lambda start, n: written(LONG)[1].read(start, n).tolist(),
-        ranges(),
-        lambda: (LONG // 3 - 500_000, 1_000_000),
-        covers=("Tokens.read",),
-    ),
-    metal(
+    rust_rung(
         "order",
         start_slowly,
         start,
@@ -362,7 +222,7 @@ RUNGS = (
         lambda: (SHORT, "shuffle", 3, 256, 256, 5, 0.7),
         covers=("Rows", "Rows.n_rows", "Rows.start"),
     ),
-    metal(
+    rust_rung(
         "row",
         row_slowly,
         row,
@@ -370,7 +230,7 @@ RUNGS = (
         lambda: (SHORT, "shuffle", 3, 256, 256, 5, 0.7, True),
         covers=("Rows.row",),
     ),
-    metal(
+    rust_rung(
         "batches",
         batches_slowly,
         batches,
@@ -378,7 +238,7 @@ RUNGS = (
         lambda: (WHERE, 0, [(32, 1, 20, 2, 4)]),
         covers=("Rows.stream", "Stream", "Stream.next", "Stream.close"),
     ),
-    metal(
+    rust_rung(
         "batches resumed",
         batches_slowly,
         batches,
@@ -386,7 +246,7 @@ RUNGS = (
         lambda: (WHERE, 0, [(32, 1, 10, 2, 4), (24, 3, 10, 1, 2)]),
         cost=2,
     ),
-    metal(
+    rust_rung(
         "epoch",
         epoch_slowly,
         epoch,

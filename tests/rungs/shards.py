@@ -1,0 +1,205 @@
+"""Documents to shards and back: the Rust dataloader against `reference.shards` and `xxh3`."""
+
+import os
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from hypothesis import strategies as st
+
+from tests.bytes_tokenizer import VOCAB, Bytes
+from tests.rungs.rung import rust_rung
+from tinylm import _rust
+from tinylm.data import Dataset, ShardWriter
+from tinylm.reference import shards, xxh3
+
+VOCAB_SIZES = [257, 65_536, 65_537, 200_000]
+# One block of rows, and 36 of them, of which 32 are shuffled together.
+SHORT, LONG = 9_999, 18_500_001
+# The folders of this process, removed when it ends.
+FOLDERS: list[TemporaryDirectory] = []
+WORDS = st.integers(0, 2**64 - 1)
+SHARES = st.floats(0, 1)
+
+
+def of_sizes(sizes, vocab_size):
+    """Documents of random ids below the eos."""
+    random = np.random.default_rng(len(sizes))
+    return [random.integers(0, vocab_size - 1, size).tolist() for size in sizes]
+
+
+def write_slowly(folder, sizes, vocab_size, shard_tokens):
+    tokenizer = Bytes(vocab_size)
+    return shards.write(
+        Path(folder),
+        "train",
+        of_sizes(sizes, vocab_size),
+        vocab_size=vocab_size,
+        eos_id=tokenizer.eos_id,
+        shard_tokens=shard_tokens,
+        tokenizer_sha256=bytes.fromhex(tokenizer.sha256),
+    )
+
+
+def write(folder, sizes, vocab_size, shard_tokens):
+    tokenizer = Bytes(vocab_size)
+    with ShardWriter(folder, tokenizer=tokenizer, shard_tokens=shard_tokens) as writer:
+        for document in of_sizes(sizes, vocab_size):
+            writer.add(document)
+    return Dataset.open(folder)
+
+
+def any_bytes(n, seed):
+    return np.random.default_rng(seed).bytes(n)
+
+
+def files_slowly(*case):
+    """The bytes of every file by its name."""
+    with TemporaryDirectory() as folder:
+        write_slowly(folder, *case)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def files(*case):
+    with TemporaryDirectory() as folder:
+        write(folder, *case)
+        paths = [path for path in Path(folder).iterdir() if path.suffix != ".json"]
+        return {path.name: path.read_bytes() for path in paths}
+
+
+def contents_slowly(sizes, vocab_size, shard_tokens, start, end):
+    """Documents, the tokens of a range of the whole, and how many there are."""
+    with TemporaryDirectory() as folder:
+        paths = write_slowly(folder, sizes, vocab_size, shard_tokens)
+        tokens = [id for path in paths for id in shards.read(path)]
+        part = slice(round(start * len(tokens)), round(end * len(tokens)))
+        return [document[:-1] for document in shards.documents(paths)], tokens[part], len(tokens)
+
+
+def contents(sizes, vocab_size, shard_tokens, start, end):
+    with TemporaryDirectory() as folder:
+        dataset = write(folder, sizes, vocab_size, shard_tokens)
+        n = dataset.tokens.n_tokens
+        assert list(dataset.verify())[-1] == n
+        first, last = round(start * n), round(end * n)
+        part = dataset.read(first, max(0, last - first)).tolist()
+        return [document.tolist() for document in dataset.documents()], part, n
+
+
+@cache
+def written(n_tokens):
+    """The tokens of documents of very different lengths, and the dataset of them in 3 shards."""
+    FOLDERS.append(TemporaryDirectory())
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, VOCAB - 1, n_tokens, dtype=np.uint16)
+    ends = np.unique([*random.integers(1, n_tokens, 160), n_tokens])
+    tokens[ends - 1] = VOCAB - 1
+    with ShardWriter(
+        FOLDERS[-1].name, tokenizer=Bytes(VOCAB), shard_tokens=n_tokens // 3
+    ) as writer:
+        for document in np.split(tokens, ends[:-1]):
+            writer.add(document[:-1], n_bytes=1)
+    return tokens, Dataset.open(FOLDERS[-1].name)
+
+
+def damaged_slowly(shard, at):
+    """The (shard, block)s that a changed byte `at` of a shard's file spoils."""
+    n_blocks = len(written(LONG)[1].shards[shard].blocks)
+    header, mebibyte = 1024, 1 << 20
+    spoiled = range(n_blocks) if at < header else [(at - header) // mebibyte]
+    return [(shard, block) for block in spoiled]
+
+
+def damaged(shard, at):
+    """The same, told by looking at all of them."""
+    dataset = written(LONG)[1]
+    with open(dataset.folder / dataset.shards[shard].name, "r+b", buffering=0) as file:
+        (byte,) = os.pread(file.fileno(), 1, at)
+        os.pwrite(file.fileno(), bytes([byte ^ 0x10]), at)
+        try:
+            return [place for place in every_block(dataset) if not is_whole(dataset, *place)]
+        finally:
+            os.pwrite(file.fileno(), bytes([byte]), at)
+
+
+def every_block(dataset):
+    return [(s, b) for s, shard in enumerate(dataset.shards) for b in range(len(shard.blocks))]
+
+
+def is_whole(dataset, shard, block):
+    try:
+        dataset.tokens.verify(shard, block)
+    except ValueError:
+        return False
+    return True
+
+
+@st.composite
+def ranges(draw):
+    """Tokens of the long dataset, anywhere and around the borders of blocks and shards."""
+    # 1 MiB of a shard, half a million uint16, is a block.
+    border = draw(st.integers(0, 2)) * (LONG // 3) + (draw(st.integers(0, 12)) << 19)
+    anywhere = st.integers(0, LONG)
+    start = min(draw(anywhere | st.integers(-40, 40).map(lambda by: max(0, border + by))), LONG)
+    return start, draw(st.integers(0, min(100, LONG - start)))
+
+
+DOCUMENTS = (
+    st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    st.sampled_from(VOCAB_SIZES),
+    st.integers(10, 50),
+)
+MANY = ([200] * 500, 50_257, 30_000)
+
+
+RUNGS = (
+    rust_rung(
+        "xxh3_64",
+        xxh3.xxh3_64,
+        _rust.xxh3_64,
+        st.tuples(st.binary(max_size=300) | st.builds(any_bytes, st.integers(0, 5000), WORDS)),
+        lambda: (bytes(range(256)) * 1024,),
+        covers=("xxh3_64",),
+    ),
+    rust_rung(
+        "shards written",
+        files_slowly,
+        files,
+        st.tuples(*DOCUMENTS),
+        lambda: MANY,
+        covers=("ShardWriter", "ShardWriter.add", "ShardWriter.finish"),
+        cost=6,
+    ),
+    rust_rung(
+        "shards read",
+        contents_slowly,
+        contents,
+        st.tuples(*DOCUMENTS, SHARES, SHARES),
+        lambda: (*MANY, 0.1, 0.9),
+        covers=("Tokens", "Tokens.n_tokens"),
+        cost=6,
+    ),
+    rust_rung(
+        "tokens",
+        lambda start, n: written(LONG)[0][start : start + n].tolist(),
+        lambda start, n: written(LONG)[1].read(start, n).tolist(),
+        ranges(),
+        lambda: (LONG // 3 - 500_000, 1_000_000),
+        covers=("Tokens.read",),
+    ),
+    rust_rung(
+        "damage",
+        damaged_slowly,
+        damaged,
+        st.tuples(
+            st.integers(0, 2),
+            st.integers(0, 1023 + 2 * (LONG // 3))
+            | st.integers(0, 2000)
+            | st.just(1024 + (1 << 20)),
+        ),
+        lambda: (1, 5_000_000),
+        covers=("Tokens.verify",),
+        cost=3,
+    ),
+)

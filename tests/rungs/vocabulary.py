@@ -1,0 +1,155 @@
+"""Text to a vocabulary: how tokenizers are trained, in Rust and in lists."""
+
+import random
+import warnings
+from itertools import product
+
+from hypothesis import strategies as st
+
+from tests.rungs.rung import Rung, rust_rung
+from tests.rungs.text import SPECIAL, beginnings, code, named
+from tests.strategies import assigned_text, runs
+from tests.tokenizer_data import TEXTS, TOKENIZERS, standard_library
+from tinylm import Tokenizer, _rust
+from tinylm.reference import byte_bpe, patterns, word_bpe
+
+TIES = ["ids", "bytes"]
+
+
+def train_slow(text, size, pattern, ties, min_frequency):
+    """Tokens by id, and the merges as pairs of bytes."""
+    pieces = (piece.encode() for piece in patterns.split(text, pattern))
+    tokens, merges = byte_bpe.train(pieces, size, ties, min_frequency)
+    return dict(enumerate(tokens)), [(tokens[left], tokens[right]) for left, right in merges]
+
+
+def train_fast(text, size, pattern, ties, min_frequency):
+    with warnings.catch_warnings():
+        # The vocabulary may be smaller than asked for.
+        warnings.simplefilter("ignore", UserWarning)
+        tokenizer = Tokenizer.train(
+            [text],
+            vocab_size=size,
+            pattern=pattern,
+            ties=ties,
+            min_frequency=min_frequency,
+            special_tokens=(),
+        )
+    return tokenizer.vocab, tokenizer.merges
+
+
+def trainings(ties):
+    text = assigned_text() | runs() | st.text("ab ", max_size=60)
+    pattern = st.sampled_from([*TOKENIZERS, "whole"])
+    return st.tuples(
+        text.filter(bool), st.integers(256, 300), pattern, st.just(ties), st.integers(1, 3)
+    )
+
+
+def crowd(seed):
+    """Over 2,048 different words, each one to three times: the table that counts them grows."""
+    words = map("".join, product("abcdefghijklm", repeat=3))
+    return "".join(f" {word}" * random.Random(f"{seed} {word}").randint(1, 3) for word in words)
+
+
+def most_frequent(text, size, kind, ties, min_frequency):
+    """The tokens of a vocabulary of whole characters or words."""
+    pieces = patterns.split(text, {"char": "character", "whitespace": "word"}[kind])
+    return byte_bpe.most_frequent((p.encode() for p in pieces), size, ties, min_frequency)
+
+
+def train_whole(text, size, kind, ties, min_frequency):
+    tokenizer = Tokenizer.train(
+        [text],
+        vocab_size=size,
+        kind=kind,
+        ties=ties,
+        min_frequency=min_frequency,
+        special_tokens=(),
+    )
+    return list(tokenizer.vocab.values())
+
+
+def counted(pattern, *texts):
+    """The vocabulary learned from the pieces of `texts`, as training counts them."""
+    counts = _rust.WordCounts(pattern, SPECIAL, 1)
+    counts.add([text for text in texts if text])
+    return counts.train("bpe", 280, 1, "ids", None)
+
+
+def counted_in_parts(pattern, text, more):
+    at = _rust.WordCounts(pattern, SPECIAL, 1).cut(text)
+    assert at, "no place to cut"
+    return counted(pattern, text.encode()[:at], text.encode()[at:] + more.encode())
+
+
+def words_through(text, n_merges):
+    """`text` after a word-level BPE of `n_merges` merges was trained on it."""
+    base = len(word_bpe.build_vocab(word_bpe.char_spaced_word_freq(text)))
+    vocab, merges = word_bpe.train(text, base + n_merges)
+    return word_bpe.decode(word_bpe.encode(text, vocab, merges), vocab)
+
+
+def train_rung(ties):
+    return rust_rung(
+        f"train ties={ties}",
+        train_slow,
+        train_fast,
+        trainings(ties),
+        lambda: (standard_library(2)[:100_000], 600, "gpt4", ties, 1),
+        covers=("WordCounts", "WordCounts.add", "WordCounts.train") if ties == "ids" else (),
+    )
+
+
+RUNGS = (
+    *map(train_rung, TIES),
+    rust_rung(
+        "train many words",
+        train_slow,
+        train_fast,
+        st.tuples(
+            st.builds(crowd, st.integers(0, 2**32)),
+            st.integers(256, 270),
+            named,
+            st.sampled_from(TIES),
+            st.integers(1, 3),
+        ),
+        example=lambda: (crowd(0), 270, "gpt4", "ids", 1),
+        cost=4,
+    ),
+    rust_rung(
+        "train whole pieces",
+        most_frequent,
+        train_whole,
+        st.tuples(
+            assigned_text().filter(bool),
+            st.integers(256, 300),
+            st.sampled_from(["char", "whitespace"]),
+            st.sampled_from(TIES),
+            st.integers(1, 3),
+        ),
+        example=lambda: (standard_library(2)[:100_000], 600, "whitespace", "ids", 1),
+    ),
+    rust_rung(
+        "cut of training",
+        lambda pattern, text, more: counted(pattern, text + more),
+        counted_in_parts,
+        st.builds(lambda name, parts: (name, *parts), named, beginnings()),
+        example=lambda: (*code(), "the end"),
+        covers=("WordCounts.cut",),
+    ),
+    Rung(
+        name="word bpe",
+        chapter="lists",
+        media=("text", "lists"),
+        slow=lambda text, _: " ".join(word_bpe.isolate(text).split()),
+        fast=words_through,
+        inputs=st.tuples(
+            st.text(st.characters(codec="utf-8") | st.sampled_from("aab. \n\t'</w>[]_"))
+            | st.sampled_from(["a\u2028b\x85c\x1cd\u200be", "</w> [UNK] [EOS]"]),
+            st.integers(0, 30),
+        ),
+        example=lambda: (TEXTS[0] + TEXTS[1], 30),
+        fuzz=100_000,
+    ),
+)
