@@ -3,7 +3,7 @@
 Nothing fast exists without something slow that defines it. Each row names an operation, its
 slow definition, the fast thing that must equal it, inputs to draw and one large example. From
 `RUNGS` come the property tests (`tests/test_ladder.py`), the benchmarks (`benches/bench_ladder.py`)
-and the page of the docs. To add a kernel or a Rust function, add a row to a chapter in
+and the page of the docs. To add a kernel or a Rust function, add a row to a file of
 `tests/rungs/`: a public name of `tinylm._rust` or `tinylm.kernels` without one fails a test.
 """
 

@@ -128,10 +128,78 @@ RUST = [
         "encode-lists",
     ),
     Mutant(
+        "rust/tokenizer/src/scan.rs",
+        ".or_else(|| try_at(at, inside, lower_word))\n            "
+        ".or_else(|| try_at(at + width, before, upper_word))",
+        ".or_else(|| try_at(at + width, before, upper_word))\n            "
+        ".or_else(|| try_at(at, inside, lower_word))",
+        "split_o200k",
+    ),
+    Mutant(
+        "rust/tokenizer/src/count.rs",
+        "self.add_short(old.key, old.count);",
+        "self.add_short(old.key, 1);",
+        "train_many_words",
+    ),
+    Mutant(
+        "rust/tokenizer/src/vocab.rs",
+        "out.resize(out.len().max(end + token.len() + 16 * BLOCK), 0);",
+        "out.resize(out.len().max(end + token.len()), 0);",
+        "decode",
+    ),
+    Mutant(
+        "rust/tokenizer/src/train.rs",
+        ".sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| b.0.cmp(&a.0)));",
+        ".sort_unstable_by_key(|word| std::cmp::Reverse(word.1));",
+        "train_whole",
+    ),
+    Mutant(
+        "rust/tokenizer/src/special.rs",
+        "text.len().saturating_sub(self.longest.max(1))",
+        "text.len().saturating_sub(1)",
+        "cut",
+    ),
+    Mutant(
+        "rust/tokenizer/src/special.rs",
+        "Policy::Only(ids) => ids.contains(id),",
+        "Policy::Only(_) => true,",
+        "some",
+    ),
+    Mutant(
         "rust/tokenizer/src/special.rs",
         "MatchKind::LeftmostLongest",
         "MatchKind::LeftmostFirst",
         "special_tokens",
+    ),
+    Mutant(
+        "rust/dataloader/src/order.rs",
+        "if *e == epoch)",
+        "if true || *e == epoch)",
+        "batches",
+    ),
+    Mutant(
+        "rust/dataloader/src/order.rs",
+        "key(&[self.rows.seed, 0, epoch])",
+        "key(&[self.rows.seed, 1, epoch])",
+        "order",
+    ),
+    Mutant(
+        "rust/dataloader/src/read.rs",
+        "min((block + 1) * BLOCK_BYTES as u64)",
+        "min((block + 1) * BLOCK_BYTES as u64 + width)",
+        "tokens",
+    ),
+    Mutant(
+        "rust/dataloader/src/read.rs",
+        'if found != expected {\n            let problem =\n                format!("block',
+        'if false {\n            let problem =\n                format!("block',
+        "damage",
+    ),
+    Mutant(
+        "rust/dataloader/src/batch.rs",
+        "is_some_and(|end| row >= end)",
+        "is_some_and(|end| row > end)",
+        "epoch",
     ),
     Mutant(
         "rust/dataloader/src/order.rs",
@@ -188,7 +256,8 @@ def failures(tree: Path, rungs: str) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Try each mutant; 1 if one lives."""
     which = {"python": PYTHON, "rust": RUST}
-    chosen = [m for name in arguments or which for m in which[name]]
+    # The Rust ones last: each leaves its extension behind.
+    chosen = [m for name in which if name in (arguments or which) for m in which[name]]
     alive = 0
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(Path(folder))

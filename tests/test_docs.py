@@ -66,6 +66,13 @@ def test_a_page_names_files_that_exist(page):
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_names_tests_that_exist(page):
+    named = re.findall(r"\b(tests/\w+\.py)::(test_\w+)", page.read_text(encoding="utf-8"))
+    missing = [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text()]
+    assert not missing
+
+
 def test_the_map_in_the_readme_is_the_one_that_is_printed():
     command = [sys.executable, "-m", "tinylm"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

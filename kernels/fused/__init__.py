@@ -14,8 +14,9 @@ arrives, and stays with torch where that fails. To add the kernel of an operatio
 4. Import the module below.
 5. `tinylm.ops`: begin the operation with `kernel = fused("<operation>", size, ...)`, and call
    the kernel where that is not None.
-6. `tests/test_kernels.py`: the property that compares output and gradients with float64, in
-   guarded memory, through Triton's interpreter; `opcheck`; which side `ops` takes. And a line in
+6. `tests/rungs/kernels.py`: a row of the ladder, which compares output and gradients with
+   float64, in guarded memory, through Triton's interpreter or on a GPU.
+7. `tests/test_kernels.py`: `opcheck`; what is refused; which side `ops` takes. And a line in
    `tests/offline.py`, which compiles the launches for a GPU that is not there.
 """
 

@@ -6,7 +6,7 @@
 
 Source: Zhang and Sennrich 2019, equation 4. Everything between the loads and the stores is
 float32. The backward pass holds the row anyway, so it takes r again instead of reading one that
-the forward pass saved. Defined by `tinylm.ops.rms_norm`, held to it by `tests/test_kernels.py`.
+the forward pass saved. Defined by `tinylm.ops.rms_norm`, held to it by the rung `rms_norm`.
 """
 
 # Triton's language has no types, and torch's functions around devices few.

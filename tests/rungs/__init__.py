@@ -1,1 +1,1 @@
-"""The rows of the ladder by chapter; `tests/ladder.py` joins them into one table."""
+"""The rows of the ladder by subject; `tests/ladder.py` joins them into one table."""

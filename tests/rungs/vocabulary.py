@@ -14,13 +14,15 @@ from tinylm import Tokenizer, _rust
 from tinylm.reference import byte_bpe, patterns, word_bpe
 
 TIES = ["ids", "bytes"]
+BYTES = [bytes([b]) for b in range(256)]
 
 
 def train_slow(text, size, pattern, ties, min_frequency):
-    """Tokens by id, and the merges as pairs of bytes."""
+    """The tokens after the 256 bytes in the order of their ids, and the merges."""
     pieces = (piece.encode() for piece in patterns.split(text, pattern))
     tokens, merges = byte_bpe.train(pieces, size, ties, min_frequency)
-    return dict(enumerate(tokens)), [(tokens[left], tokens[right]) for left, right in merges]
+    assert tokens[:256] == BYTES
+    return tokens[256:], [(tokens[left], tokens[right]) for left, right in merges]
 
 
 def train_fast(text, size, pattern, ties, min_frequency):
@@ -35,7 +37,9 @@ def train_fast(text, size, pattern, ties, min_frequency):
             min_frequency=min_frequency,
             special_tokens=(),
         )
-    return tokenizer.vocab, tokenizer.merges
+    tokens = [token for _, token in sorted(tokenizer.vocab.items())]
+    assert tokens[:256] == BYTES
+    return tokens[256:], tokenizer.merges
 
 
 def trainings(ties):

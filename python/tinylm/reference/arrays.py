@@ -178,7 +178,8 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
     """Turn each pair (a, b) = (x_i, x_{i + head/2}): (a cos - b sin, b cos + a sin).
 
     x [B, H, T, head], cos and sin [T, head / 2]. The product of a query at t and a key at s then
-    depends on t - s alone. Source: Su et al. 2021, equation 15.
+    depends on t - s alone. Source: Su et al. 2021, equation 15, where neighbours make a pair;
+    the halves are Llama's in transformers.
     """
     a, b = np.split(x, 2, -1)
     return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
