@@ -18,6 +18,9 @@ FRAGMENTS = [
     LONG_WORD,
 ]
 
+# A character or two of each class that a pattern tells apart: any may stand next to any.
+CLASSES = "aeB\xc9\u01c5\u02b0\u4e2d\u0301\u093f1\u0663's.!/ \xa0\u3000\t\n\r"
+
 
 def hostile_text(max_size: int = 20) -> st.SearchStrategy[str]:
     """Fragments in a row, so that rules meet at their borders."""
@@ -36,8 +39,8 @@ def runs(max_size: int = 300) -> st.SearchStrategy[str]:
 
 
 def any_text() -> st.SearchStrategy[str]:
-    """Hostile fragments, runs, and characters of all of Unicode."""
-    return hostile_text() | runs() | st.text(max_size=30)
+    """Hostile fragments, runs, classes side by side, and characters of all of Unicode."""
+    return hostile_text() | runs() | st.text(CLASSES, max_size=20) | st.text(max_size=30)
 
 
 def assigned_text() -> st.SearchStrategy[str]:
