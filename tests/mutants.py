@@ -185,9 +185,9 @@ RUST = [
     ),
     Mutant(
         "rust/dataloader/src/read.rs",
-        "min((block + 1) * BLOCK_BYTES as u64)",
-        "min((block + 1) * BLOCK_BYTES as u64 + width)",
-        "tokens",
+        "payload_offset(block) + from as u64,",
+        "payload_offset(block),",
+        "tokens-lists",
     ),
     Mutant(
         "rust/dataloader/src/read.rs",
@@ -243,7 +243,13 @@ def failures(tree: Path, rungs: str) -> list[str]:
     """The rungs that fail in a tree."""
     environment = os.environ | {"PYTHONPATH": str(tree / "python"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "tests/test_ladder.py", "-q", "--tb=no", "-k", rungs]
-    command += ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestWarning"]
+    command += [
+        "--hypothesis-profile=ci",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::pytest.PytestWarning",
+    ]
     done = subprocess.run(
         command, cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
