@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import bfloat16
 from tests.memory import LAYOUTS, laid_out
-from tests.rungs.metal import DTYPES, RUNGS, results, wide
+from tests.rungs.metal import DTYPES, RUNGS, in_float64, results, terms, wide
 from tests.rungs.rung import check
 
 # The variable counts only before the first import of triton.
@@ -67,6 +67,19 @@ def _interpreter():
 )
 def test_wide_rows_and_their_gradients_are_as_exact_as_torch(width, dtype):
     check(RMS_NORM, wide(width, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+def test_everything_between_loads_and_stores_is_float32(dtype, weight_dtype):
+    # Rows enough for every program to walk over several blocks and leave its own share of dw.
+    x, weight, dy, eps = wide(300, dtype, 400)
+    case = (x, weight.to(weight_dtype), dy, eps)
+    exact, ours, sizes = in_float64(*case), results(rms_norm, *case), terms(*case)
+    for ideal, got, size in zip(exact, ours, sizes, strict=True):
+        rounded_once = (ideal.to(got.dtype) - ideal).norm()
+        allowed = 4 * torch.finfo(torch.float32).eps * max(ideal.norm(), size)
+        assert (got - ideal).norm() <= rounded_once + allowed
 
 
 @given(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tests.models import CLOSE, build, configs, tokens
-from tinylm import layers, model
+from tinylm import layers, model, ops
 from tinylm.config import ModelConfig
 
 SEEDS = st.integers(0, 2**31)
@@ -157,6 +157,26 @@ def test_dropout_acts_in_training_alone():
         assert torch.equal(made(ids), made(ids))
 
 
+@pytest.mark.parametrize("name", layers.ATTENTIONS)
+def test_attention_drops_a_share_of_its_weights_in_training_and_scales_the_rest(name):
+    # One head and one key, whose weight is 1: dropped, or over 1 - dropout.
+    config = dataclasses.replace(SMALL, n_heads=1, dropout=0.25)
+    part = layers.ATTENTIONS[name](config, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in part.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    x = torch.randn(1000, 1, SMALL.d_model, generator=generator)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        trained = part(x, lambda q: q)
+        whole = part.eval()(x, lambda q: q)
+        assert torch.equal(part(x, lambda q: q), whole)
+    dropped = (trained == 0).all(-1)
+    assert_close(trained, torch.where(dropped[..., None], 0.0, whole / 0.75))
+    # Four deviations of 1000 draws.
+    assert abs(dropped.float().mean() - 0.25) < 0.055
+
+
 def test_inference_restores_the_mode_of_each_module():
     made = build(SMALL)
     made.blocks[0].eval()
@@ -168,6 +188,16 @@ def test_inference_restores_the_mode_of_each_module():
     assert [module.training for module in made.modules()] == modes
     assert True in modes
     assert False in modes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_narrow_model_turns_by_the_angles_of_float32(dtype):
+    config = dataclasses.replace(SMALL, context_length=300)
+    cos, sin = ops.rotary_angles(300, config.head_size, config.rope_theta)
+    for made in (build(config, dtype=dtype), build(config, dtype=torch.float32).to(dtype)):
+        assert made.embedding.weight.dtype == dtype
+        assert torch.equal(made.position.cos, cos)
+        assert torch.equal(made.position.sin, sin)
 
 
 def test_weights_in_bfloat16_give_nearly_the_same_logits():

@@ -20,14 +20,16 @@ from tinylm import model, optim
 from tinylm.config import ModelConfig, OptimConfig
 from tinylm.reference import arrays_model, optimizers, scalars, tensors
 
-# Relative differences in the 2-norm of all gradients, or all weights, together.
-# Sums of some hundred float64 numbers in another order differ by a few of their 2.2e-16.
-FLOAT64 = 1e-13
-# The model computes in float32: 1.2e-7 a rounding, about ten of them along a path.
+# Relative differences in the 2-norm of all gradients, or all weights, together. Each is two to
+# eight times the largest difference that five seeds of weights and batch gave, all problems and
+# optimizers alike: other processors add up in another order.
+# Sums in another order, a few roundings of 2.2e-16: at most 1.6e-15.
+FLOAT64 = 1e-14
+# The model computes in float32, 1.2e-7 a rounding, about ten of them along a path: 8e-7.
 FLOAT32 = 2e-6
 # Muon orthogonalises in bfloat16, 7.8e-3 a rounding: a few of these on the updates, and three
-# updates together are a tenth of the weights' size.
-BFLOAT16 = 5e-3
+# updates together are a seventh of the weights' size: 4.2e-3.
+BFLOAT16 = 8e-3
 
 # triton 3.6's interpreter warns at every loop with NumPy before 2.4, and stops there with later.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
@@ -37,15 +39,16 @@ STEPS = 3
 # key's bias shifts all scores of a query alike), and AdamW would make whole steps of their noise.
 OPTIM = {
     "eps": 1e-3,
-    "lr": 0.05,
     "matrix_lr": 0.02,
     "clip": 0.5,
     "schedule": "cosine",
     "warmup": 1 / 3,
 }
+# A clipped step of SGD is as long as its rate: one that moves the weights as far as the others do.
+RATES = {"adamw": 0.05, "muon": 0.05, "sgd": 0.5}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A model's settings, weights by name, and a batch."""
 
@@ -69,7 +72,8 @@ def problem(architecture, tied=True):
         architecture=architecture,
         tied=tied,
         vocab_size=11,
-        d_model=8,
+        # Heads of 4 have two pairs to turn; a head's only pair has frequency 1 whatever the base.
+        d_model=16,
         n_layers=1 if tied else 2,
         n_heads=4,
         n_kv_heads=2,
@@ -82,7 +86,7 @@ def problem(architecture, tied=True):
     weights, roles = {}, {}
     for name, parameter, role in model.Model(config).named_roles():
         centre = 1.0 if name.endswith("norm.weight") else 0.0
-        drawn = random.normal(centre, 0.4, tuple(parameter.shape))
+        drawn = random.normal(centre, 0.2, tuple(parameter.shape))
         weights[name], roles[name] = drawn.astype(np.float32).astype(np.float64), role
     tokens, targets = random.integers(0, 11, (2, 2, 5))
     targets[1, 2:4] = -100
@@ -132,12 +136,22 @@ def on_model(problem, weights):
     return loss, {name: p.grad.numpy() for name, p in module.named_parameters()}
 
 
+def settings_of(name):
+    return OptimConfig(name=name, lr=RATES[name], **OPTIM)
+
+
+@cache
+def at_first(gradients_of, problem):
+    """Loss and gradients at the problem's own weights, taken once: scalars are slow."""
+    return gradients_of(problem, problem.weights)
+
+
 def train_by_reference(gradients_of, problem, name):
     """The weights after three steps of the reference optimizers on a medium's gradients."""
-    settings = OptimConfig(name=name, **OPTIM)
+    settings = settings_of(name)
     weights, states = problem.weights, ({}, {})
     for step in range(STEPS):
-        _, gradients = gradients_of(problem, weights)
+        _, gradients = gradients_of(problem, weights) if step else at_first(gradients_of, problem)
         rate = optimizers.schedule(
             step, STEPS, course="cosine", warmup=settings.warmup, min_lr=settings.min_lr
         )
@@ -147,7 +161,7 @@ def train_by_reference(gradients_of, problem, name):
 
 def train_the_model(problem, name):
     """The weights after three steps of the package's model and optimizer."""
-    settings = OptimConfig(name=name, **OPTIM)
+    settings = settings_of(name)
     module = built(problem, problem.weights)
     optimizer = optim.build(module, settings)
     for step in range(STEPS):
@@ -209,17 +223,29 @@ STEPS_OF_THE_LADDER = [
     for slow, fast in pairwise(MEDIA)
 ]
 PROBLEMS = [("llama3", True), ("llama3", False), ("gpt2", True), ("gpt2", False)]
+# Scalars are slow, and the arrays' optimizers move them: all three on the smaller problems alone.
+TRAININGS = [
+    pytest.param(
+        *step.values,
+        *given,
+        optimizer,
+        id="-".join(map(str, (step.id, *given, optimizer))),
+        marks=step.marks,
+    )
+    for step in STEPS_OF_THE_LADDER
+    for given in PROBLEMS
+    for optimizer in RATES
+    if step.values[0].name != "scalars" or given[1] or optimizer == "adamw"
+]
 
 
-@cache
 def gradients(medium, architecture, tied):
-    given = problem(architecture, tied)
-    return medium.gradients(given, given.weights)
+    return at_first(medium.gradients, problem(architecture, tied))
 
 
 @cache
-def trained(medium, architecture, name):
-    return medium.train(problem(architecture), name)
+def trained(medium, architecture, tied, name):
+    return medium.train(problem(architecture, tied), name)
 
 
 def distance(slow, fast):
@@ -243,15 +269,13 @@ def test_neighbouring_media_have_one_loss_and_the_same_gradients(slow, fast, arc
     assert distance(slow_gradients, fast_gradients) <= fast.tolerance
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("architecture", ["llama3", "gpt2"])
-@pytest.mark.parametrize(("slow", "fast"), STEPS_OF_THE_LADDER)
-def test_neighbouring_media_agree_after_three_steps(slow, fast, architecture, optimizer):
-    before = problem(architecture).weights
-    slow_weights = trained(slow, architecture, optimizer)
-    fast_weights = trained(fast, architecture, optimizer)
+@pytest.mark.parametrize(("slow", "fast", "architecture", "tied", "optimizer"), TRAININGS)
+def test_neighbouring_media_agree_after_three_steps(slow, fast, architecture, tied, optimizer):
+    before = problem(architecture, tied).weights
+    slow_weights = trained(slow, architecture, tied, optimizer)
+    fast_weights = trained(fast, architecture, tied, optimizer)
     tolerance = fast.tolerance_of_muon if optimizer == "muon" else fast.tolerance
-    assert distance(before, slow_weights) > 0.05
+    assert distance(before, slow_weights) > 0.1
     assert distance(slow_weights, fast_weights) <= tolerance
 
 
@@ -264,7 +288,7 @@ def test_only_bfloat16_parts_the_model_from_the_reference_under_muon(architectur
     monkeypatch.setattr(optim, "orthogonalise", in_full)
     given = problem(architecture)
     trained_in_full = train_the_model(given, "muon")
-    assert distance(trained(MEDIA[2], architecture, "muon"), trained_in_full) <= FLOAT32
+    assert distance(trained(MEDIA[2], architecture, True, "muon"), trained_in_full) <= FLOAT32
 
 
 @pytest.mark.parametrize("architecture", ["llama3", "gpt2"])

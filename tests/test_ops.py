@@ -11,6 +11,7 @@ from tinylm import ops
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 9)
+FLOAT32 = torch.finfo(torch.float32).eps
 
 
 def normal(seed, *shape, scale=1.0):
@@ -108,6 +109,50 @@ def test_cross_entropy_is_the_mean_of_the_targets_that_count(seed, vocab, target
     got = ops.cross_entropy(torch.tensor(logits, dtype=torch.float32), wanted)
     assert got.dtype == torch.float32
     close(got, np.mean(nats))
+
+
+# Rows x [4, 64] in, a result that is rounded to the dtype of x at its end alone.
+ROUNDED_ONCE = {
+    "rms_norm": lambda x: ops.rms_norm(x, torch.ones(64), 1e-5),
+    "layer_norm": lambda x: ops.layer_norm(x, torch.ones(64), torch.zeros(64), 1e-5),
+    "rope": lambda x: ops.rope(x[None, None], *ops.rotary_angles(4, 64, 100.0)),
+    "gelu": ops.gelu,
+    "relu2": ops.relu2,
+    "cross_entropy": lambda x: ops.cross_entropy(x, torch.arange(4)),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED_ONCE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS)
+def test_a_narrow_dtype_gives_the_results_and_slopes_of_float32_rounded_once(name, dtype, seed):
+    results = []
+    x, dy = (torch.tensor(normal(seed + i, 4, 64)).to(dtype) for i in (0, 1))
+    for kind in (dtype, torch.float32):
+        leaf = x.to(kind).requires_grad_()
+        y = ROUNDED_ONCE[name](leaf)
+        (dx,) = torch.autograd.grad(y, leaf, dy.view(-1)[: y.numel()].view(y.shape).to(y.dtype))
+        # For its slopes, torch keeps a LayerNorm's statistics in the dtype of x, on the CPU.
+        results.append((y.detach(),) if name == "layer_norm" else (y.detach(), dx))
+    assert results[0][0].dtype == (torch.float32 if name == "cross_entropy" else dtype)
+    for narrow, wide in zip(*results, strict=True):
+        # A float32 result near the middle of two narrow ones may be rounded to the other.
+        limit = (wide.to(narrow.dtype) - wide).norm() + 4 * FLOAT32 * wide.norm()
+        assert (narrow - wide).norm() <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS)
+def test_the_shares_of_manual_attention_add_up_to_one_within_float32(dtype, seed):
+    # Where all values are equal, scores change nothing: their slopes are what the shares miss of 1.
+    q, k, dy = (torch.tensor(normal(seed + i, 1, 2, 8, 16)).to(dtype) for i in range(3))
+    v = torch.tensor(normal(seed + 3, 1, 2, 1, 16)).to(dtype).expand(1, 2, 8, 16)
+    leaves = [x.clone().requires_grad_() for x in (q, k)]
+    y = ops.manual_attention(*leaves, v)
+    limit = 4 * FLOAT32 * float(dy.double().norm() * v.double().norm())
+    assert all(slope.double().norm() <= limit for slope in torch.autograd.grad(y, leaves, dy))
 
 
 def test_cross_entropy_of_bfloat16_is_taken_in_float32():

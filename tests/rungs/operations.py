@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from tests.rungs.rung import SEEDS, Rung, near
+from tests.rungs.rung import SEEDS, Rung, near, norm
 from tinylm import layers, ops
 from tinylm.reference import arrays, scalars, tensors
 from tinylm.reference.autograd import backward, total
@@ -22,6 +22,7 @@ FLOAT64 = 1e-11
 H, DIFFERENCES = 1e-5, 3e-5
 EPS = 1e-3
 THETA = 100.0
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Operation:
     backward: Callable
     on_scalars: Callable
     others: Callable = lambda random, n: []
+    # From dy and all inputs, the absolute values of the terms that output and gradients are sums
+    # of; 0 for what torch in the same dtype loses too where it cancels.
+    terms: Callable = lambda dy, *inputs: [0.0] * 4
 
 
 def rows(n):
@@ -119,7 +123,31 @@ def turn(x, cos, sin):
     ]
 
 
-def elementwise(name, n_inputs=1, *, by_row=False):
+def norm_terms(dy, x, w, *bias):
+    """dx is a difference; a LayerNorm takes the mean off x, and what is left is as exact as x."""
+    centred = x - arrays.mean(x) if bias else x
+    r = 1 / np.sqrt(arrays.mean(centred * centred) + EPS)
+    slope = np.abs(dy * w * r)
+    if not bias:
+        return 0.0, slope, arrays.over_rows(np.abs(dy * x * r))
+    lost = 1 + np.abs(x * r)
+    sums = (arrays.over_rows(np.abs(dy) * factor) for factor in (lost, 1))
+    return 0 * x + bias[0], slope * lost, *sums
+
+
+def attention_terms(dy, q, k, v, mask=None):
+    """Of shares A and scores Z; dZ = A (dA - sum of A dA) is 0 where a query sees one key."""
+    dy, group, keys = np.abs(dy), q.shape[1] // k.shape[1], k.shape[2]
+    shares = arrays.attention(q, k, np.tile(np.eye(keys), (*k.shape[:2], 1, 1)), mask=mask)
+    q, k, v = np.abs(q), np.abs(k).repeat(group, 1), np.abs(v).repeat(group, 1)
+    slopes = dy @ v.swapaxes(-1, -2)
+    dscores = shares * (slopes + arrays.total(shares * slopes)) / math.sqrt(q.shape[-1])
+    sums = (a.swapaxes(-1, -2) @ b for a, b in ((dscores, q), (shares, dy)))
+    dk, dv = (each.reshape(len(k), -1, group, *k.shape[2:]).sum(2) for each in sums)
+    return shares @ v, dscores @ k, dk, dv
+
+
+def elementwise(name, n_inputs=1, *, by_row=False, **terms):
     function = getattr(scalars, name)
     each = function if by_row else lambda row: [function(x) for x in row]
     return Operation(
@@ -127,6 +155,7 @@ def elementwise(name, n_inputs=1, *, by_row=False):
         lambda medium, *inputs: getattr(medium, name)(*inputs),
         lambda dy, *inputs: getattr(arrays, f"{name}_backward")(dy, *inputs),
         lambda *inputs: each_row(each, *inputs),
+        **terms,
     )
 
 
@@ -141,6 +170,7 @@ def attention(name="attention", **masked):
             dy, q, k, v, mask=mask[0] if mask else None
         ),
         attend,
+        terms=attention_terms,
         **masked,
     )
 
@@ -161,20 +191,23 @@ OPERATIONS = {
     ),
     "softmax": elementwise("softmax", by_row=True),
     "silu": elementwise("silu"),
-    "gelu": elementwise("gelu"),
+    # Their slopes cross 0 where the curves turn.
+    "gelu": elementwise("gelu", terms=lambda dy, x: (0.0, dy)),
     "relu2": elementwise("relu2"),
-    "swiglu": elementwise("swiglu", 2, by_row=True),
+    "swiglu": elementwise("swiglu", 2, by_row=True, terms=lambda dy, gate, up: (0.0, dy * up, 0.0)),
     "rms_norm": Operation(
         lambda n: [rows(n), (n.width,)],
         lambda m, x, w: m.rms_norm(x, w, EPS),
         lambda dy, x, w: arrays.rms_norm_backward(dy, x, w, EPS),
         lambda x, w: each_row(lambda row: scalars.rms_norm(row, w, EPS), x),
+        terms=norm_terms,
     ),
     "layer_norm": Operation(
         lambda n: [rows(n), (n.width,), (n.width,)],
         lambda m, x, w, b: m.layer_norm(x, w, b, EPS),
         lambda dy, x, w, b: arrays.layer_norm_backward(dy, x, w, EPS),
         lambda x, w, b: each_row(lambda row: scalars.layer_norm(row, w, b, EPS), x),
+        terms=norm_terms,
     ),
     "rope": Operation(
         lambda n: [(n.batch, n.group, n.time, 2 * n.half)],
@@ -215,13 +248,23 @@ class Parts:
         )
 
 
-def draw(operation, sizes, seed):
-    """Inputs near 1, the other inputs, and a gradient dy of the result."""
+def draw(operation, sizes, seed, *dtype):
+    """Inputs near 1, the other inputs, a gradient dy of the result, and the dtype if there is one.
+
+    All numbers are float64, and such as `dtype` has; those of `others` such as float32 has.
+    """
     random = np.random.default_rng(seed)
     inputs = [random.normal(size=shape) for shape in operation.shapes(sizes)]
     others = list(operation.others(random, sizes))
     dy = random.normal(size=np.shape(operation.forward(arrays, *inputs, *others)))
-    return inputs, others, dy
+    for to in dtype:
+        inputs, dy = [rounded(x, to) for x in inputs], rounded(dy, to)
+        others = [rounded(x, torch.float32) if x.dtype == float else x for x in others]
+    return inputs, others, dy, *dtype
+
+
+def rounded(x, dtype):
+    return torch.tensor(x).to(dtype).double().numpy()
 
 
 def by_differences(operation, inputs, others, dy):
@@ -256,33 +299,31 @@ def by_scalars(operation, inputs, others, dy):
     return output, *(np.array(scalars.gradients(x)) for x in lists)
 
 
-def by_torch(medium, dtype, operation, inputs, others, dy):
+def by_torch(medium, operation, inputs, others, dy, dtype=torch.float64):
     """Output and gradients from torch's own differentiation."""
     leaves = [torch.tensor(x, dtype=dtype, requires_grad=True) for x in inputs]
-    rest = [torch.tensor(x) for x in others]
-    rest = [x.to(dtype) if x.is_floating_point() else x for x in rest]
+    wide = torch.promote_types(dtype, torch.float32)
+    rest = [torch.tensor(x, dtype=wide if x.dtype == float else None) for x in others]
     y = operation.forward(medium, *leaves, *rest)
     return y.detach(), *torch.autograd.grad(y, leaves, torch.tensor(dy, dtype=y.dtype))
 
 
-def terms(operation, inputs, others, dy):
-    """What the roundings of output and gradients are measured against: the size of their terms.
-
-    0 where a query sees one key, a gradient of attention is a difference of terms that grow with
-    dy. A norm divides by as little as sqrt(EPS).
-    """
-    scale = 1 / math.sqrt(EPS) if operation in NORMS else 1.0
-    return tuple(2 * scale * (1 + float(np.linalg.norm(dy))) for _ in range(1 + len(inputs)))
+def in_float64(operation, inputs, others, dy, dtype=None):
+    """Output and gradients of the definition, whatever dtype the numbers were drawn in."""
+    return by_torch(tensors, operation, inputs, others, dy)
 
 
-NORMS = [OPERATIONS["rms_norm"], OPERATIONS["layer_norm"]]
+def terms(operation, inputs, others, dy, dtype):
+    """What the roundings of output and gradients are measured against: the sizes of their terms."""
+    return tuple(map(norm, operation.terms(dy, *inputs, *others)))[: 1 + len(inputs)]
+
+
 EVERY = OPERATIONS | MANUAL
 # torch itself is the model's softmax and SiLU.
 BY_TORCH = ["softmax", "silu"]
-in_float64 = partial(by_torch, tensors, torch.float64)
 
 
-def rung(name, media, slow, fast, drawn=SIZES, large=LARGE, **rest):
+def rung(name, media, slow, fast, drawn=(SIZES, SEEDS), large=(LARGE, 0), **rest):
     """A rung of one operation, its functions told which."""
     operation = EVERY[name]
     rest |= {key: partial(rest[key], operation) for key in ("peer", "terms") if key in rest}
@@ -292,8 +333,8 @@ def rung(name, media, slow, fast, drawn=SIZES, large=LARGE, **rest):
         media,
         partial(slow, operation),
         partial(fast, operation),
-        st.builds(partial(draw, operation), drawn, SEEDS),
-        lambda: draw(operation, large, 0),
+        st.builds(partial(draw, operation), *drawn),
+        lambda: draw(operation, *large),
         gradients=True,
         **rest,
     )
@@ -301,7 +342,7 @@ def rung(name, media, slow, fast, drawn=SIZES, large=LARGE, **rest):
 
 def to_arrays(name):
     """By-hand gradients against differences, which need no theory, and against scalars."""
-    few = {"drawn": FEW, "large": SMALL}
+    few = {"drawn": (FEW, SEEDS), "large": (SMALL, 0)}
     return [
         rung(
             name,
@@ -322,14 +363,16 @@ def to_tensors(name):
 
 
 def to_the_model(name):
-    """What the model calls, in float32, against plain torch."""
+    """What the model calls, in the dtypes that it runs in, against plain torch."""
     medium = Parts if hasattr(Parts, name) else ops
     return rung(
         name,
         ("tensors", "layers" if medium is Parts else "ops"),
         in_float64,
-        partial(by_torch, medium, torch.float32),
-        peer=partial(by_torch, tensors, torch.float32),
+        partial(by_torch, medium),
+        drawn=(SIZES, SEEDS, st.sampled_from(DTYPES)),
+        large=(LARGE, 0, torch.float32),
+        peer=partial(by_torch, tensors),
         terms=terms,
     )
 
