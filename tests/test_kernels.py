@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import bfloat16
 from tests.memory import LAYOUTS, laid_out
-from tests.rungs.metal import DTYPES, RUNGS, in_float64, results, terms, wide
+from tests.rungs.kernels import DTYPES, RUNGS, in_float64, results, terms, wide
 from tests.rungs.rung import check
 
 # The variable counts only before the first import of triton.
