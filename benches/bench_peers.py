@@ -7,10 +7,12 @@
 Before anything is timed, every contender must give the same result: a fast wrong answer has no
 speed. Then rounds: each contender once a round, in turn, so that a busy machine slows all alike;
 the ratio is taken inside a round. Reported are the median of the rounds and the range of the
-middle half. Encoders start each round fresh, without the pieces they remembered.
+middle half. Encoders start each round fresh, without the pieces they remembered. gigatoken takes
+part where it is installed (`pip install gigatoken`).
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -31,6 +33,11 @@ from torch.utils.data import DataLoader
 from tinylm import Tokenizer, corpus
 from tinylm.data import Dataset, Loader, ShardWriter
 from tinylm.reference import order, patterns
+
+try:
+    import gigatoken
+except ImportError:
+    gigatoken = None
 
 VOCAB, PATTERN, EOS = 8192, "gpt4", "<|endoftext|>"
 BATCH, LENGTH, SEED = 32, 512, 1
@@ -145,6 +152,31 @@ def encode(documents: list[str], tokenizer: Tokenizer, folder: Path) -> Iterator
         "tokenizers": lambda t: t.encode_batch(documents),
     }
     yield Race(f"encode, all documents, {threads} cores", megabytes, "MB/s", together, fresh)
+    if gigatoken is None:
+        print("\ngigatoken is not installed: pip install gigatoken")
+    else:
+        yield from encode_to_arrays(documents, tokenizer, folder)
+
+
+def encode_to_arrays(documents: list[str], tokenizer: Tokenizer, folder: Path) -> Iterator[Race]:
+    """Text to NumPy, which is what gigatoken gives: new to the encoder, and seen before."""
+    megabytes = sum(len(text.encode()) for text in documents) / 1e6
+    ranks = folder / "ranks.tiktoken"
+    tokenizer.save(ranks, format="tiktoken")
+    runs = {
+        OURS: lambda t: [t.encode_array(text, special="text") for text in documents],
+        "gigatoken": lambda t: [t.encode(text) for text in documents],
+    }
+    cold = {
+        OURS: lambda: Tokenizer.load(folder / "tokenizer.json"),
+        "gigatoken": lambda: gigatoken.Tokenizer.from_tiktoken(ranks, pretokenizer=PATTERN),
+    }
+    for ours, theirs in zip(*(runs[name](cold[name]()) for name in runs), strict=True):
+        check(np.array_equal(ours, theirs), "gigatoken gives other ids")
+    yield Race("encode to NumPy, a document at a time", megabytes, "MB/s", runs, cold)
+    # Made once, and warm after the first round, which does not count.
+    warm = {name: functools.cache(fresh) for name, fresh in cold.items()}
+    yield Race("encode to NumPy, seen before", megabytes, "MB/s", runs, warm)
 
 
 def decode(documents: list[str], tokenizer: Tokenizer, folder: Path) -> Iterator[Race]:
