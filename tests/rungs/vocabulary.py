@@ -52,8 +52,9 @@ def trainings(ties):
 
 def crowd(seed):
     """Over 2,048 different words, each one to three times: the table that counts them grows."""
+    draws = random.Random(seed)
     words = map("".join, product("abcdefghijklm", repeat=3))
-    return "".join(f" {word}" * random.Random(f"{seed} {word}").randint(1, 3) for word in words)
+    return "".join(f" {word}" * draws.randint(1, 3) for word in words)
 
 
 def most_frequent(text, size, kind, ties, min_frequency):
