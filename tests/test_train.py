@@ -142,6 +142,48 @@ def test_a_run_stopped_at_a_step_goes_on_to_the_same_weights(monkeypatch, steps,
     assert samples[0] == samples[1]
 
 
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [
+        (signal.SIGINT, "stopping after this step; once more stops at once, unsaved\n"),
+        (signal.SIGTERM, "stopping after this step\n"),
+    ],
+)
+def test_a_signal_is_answered_at_once(monkeypatch, capfd, number, answer):
+    original, heard = Trainer.step, []
+
+    def step(self):
+        heard.append(capfd.readouterr().err)
+        return original(self)
+
+    # stop_after wraps this one: it sends the signal first.
+    monkeypatch.setattr(Trainer, "step", step)
+    stop_after(monkeypatch, 3, number)
+    with pytest.raises(Interrupted):
+        train(settings())
+    assert heard == ["", "", answer]
+
+
+def test_a_signal_is_no_error_where_standard_error_is_closed(monkeypatch):
+    monkeypatch.setattr(loop.os, "write", lambda *_: os.close(-1))
+    loop.answer(signal.SIGINT)
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch):
+    original = Trainer.step
+
+    def step(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(settings("out=cut"))
+    assert not isinstance(stopped.value, Interrupted)
+    assert not Path("cut/checkpoints").exists()
+
+
 def test_ctrl_c_exits_130_and_sigterm_75_with_the_command_that_goes_on(monkeypatch, capsys):
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
         with monkeypatch.context() as patched:

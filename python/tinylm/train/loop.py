@@ -1,6 +1,8 @@
 """Batches to weights: the optimizer steps of a run, with what is watched and saved on the way."""
 
+import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -259,6 +261,9 @@ class Trainer:
         def note(number: int, frame: FrameType | None) -> None:
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
+            if self.signal is None:
+                # A step can hold 30 s of compiling: without an answer people press again.
+                answer(number)
             self.signal = number
 
         try:
@@ -332,6 +337,18 @@ class Window:
         )
         self.first = False
         self._open()
+
+
+def answer(number: int) -> None:
+    """Say on standard error what a signal will do; safe inside a signal handler."""
+    words = "stopping after this step"
+    if number == signal.SIGINT:
+        words += "; once more stops at once, unsaved"
+    # os.write, for print may be what the signal interrupted, and that is an error in itself. On
+    # a terminal the cursor stands behind the live line.
+    line = "\n" * os.isatty(2) + words + "\n"
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
 
 
 def mix(*numbers: int) -> int:
