@@ -65,7 +65,10 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
     if not words:
         raise ConfigError("which run? python -m tinylm.sample RUN [PROMPT] [key=value ...]")
     if len(words) > 2:
-        raise ConfigError(f"{len(words) - 1} prompts: put quotes around the text to go on with")
+        raise ConfigError(
+            f"{len(words) - 1} prompts: put quotes around the text to go on with; "
+            "settings go before --"
+        )
     return Path(words[0]), words[1] if len(words) == 2 else None, overrides
 
 
