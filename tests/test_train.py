@@ -1,5 +1,6 @@
 """A run as a whole: what it leaves behind, how it stops, how it goes on."""
 
+import io
 import json
 import os
 import re
@@ -302,6 +303,32 @@ def test_run_json_says_what_was_run_and_what_came_of_it():
     assert record["threads"] == torch.get_num_threads()
     assert record["results"]["step"] == 12
     assert record["parameters"] > record["parameters_without_embedding"]
+
+
+def times_left(paces):
+    """What the console says is left of 1,000 steps, in seconds, where 10 steps take each pace."""
+    out = io.StringIO()
+    console = track.Console(Path(), 1000, out)
+    console.SECONDS_BETWEEN_LINES = 0.0
+    record = dict.fromkeys(("loss", "lr", "tokens_per_second", "mfu", "memory_bytes"), 1.0)
+    for number, pace in enumerate(paces):
+        console.log({**record, "step": 10 * number, "seconds_per_step": pace})
+    found = re.findall(r"(?:(\d+):)?(\d+):(\d\d) left", out.getvalue())
+    return [int(h or 0) * 3600 + int(m) * 60 + int(s) for h, m, s in found]
+
+
+def test_the_time_left_is_that_of_even_steps():
+    assert times_left([0.0] + [2.0] * 50) == [2 * (1000 - 10 * n) for n in range(1, 51)]
+
+
+def test_one_slow_record_hardly_moves_the_time_left():
+    *_, before, after = times_left([1.0] * 30 + [10.0])
+    assert before == 710
+    assert after < 1.6 * before
+
+
+def test_the_time_left_follows_a_machine_that_has_become_slower():
+    assert times_left([1.0] * 30 + [3.0] * 60)[-1] == pytest.approx(3 * 110, rel=0.05)
 
 
 def test_silence_is_possible(capsys):
