@@ -47,7 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     from tinylm.train import Interrupted, train
 
     try:
-        train(run)
+        with commands.advice(commands.TOKENIZER_FILE):
+            train(run)
     except Interrupted as stopped:
         again = [argument for argument in arguments if not argument.startswith("train.resume=")]
         command = shlex.join(["python", "-m", "tinylm.train", *again, "train.resume=auto"])
