@@ -375,8 +375,9 @@ def _part(dataset: "Dataset", *, other: bool) -> str:
     fraction = source.get("val_fraction", 1)
     if fraction == 1:
         return text
-    advice = "; data.val_fraction=1 scores all" if other else ""
-    return f"{text}, the {fraction:.3g} held out from training{advice}"
+    # All of a run's own text would include what it was trained on.
+    advice = "; 1 scores all" if other else ""
+    return f"{text}, held out by data.val_fraction={fraction:g}{advice}"
 
 
 def _show_progress(done: int, total: int) -> None:
