@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +194,15 @@ def test_ctrl_c_exits_130_and_sigterm_75_with_the_command_that_goes_on(monkeypat
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.strip().startswith("python -m tinylm.train data.source=cats.txt")
         assert last.endswith("train.resume=auto")
+
+
+def test_a_run_of_make_says_how_make_goes_on(monkeypatch, capsys):
+    monkeypatch.setenv("TINYLM_COMMAND", "make train")
+    stop_after(monkeypatch, 3)
+    assert main([*SMALL, "out=a run"]) == 130
+    command, words = shlex.split(capsys.readouterr().out.splitlines()[-1]), [*SMALL, "out=a run"]
+    assert command[:2] == ["make", "train"]
+    assert shlex.split(command[2].removeprefix("ARGS=")) == [*words, "train.resume=auto"]
 
 
 def test_a_finished_run_is_left_alone_and_a_larger_number_of_steps_lengthens_it(capsys):
