@@ -186,6 +186,22 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch):
     assert not Path("cut/checkpoints").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, None])
+def test_a_step_that_ctrl_c_broke_is_an_interrupt_and_other_broken_steps_are_errors(
+    monkeypatch, capsys, number
+):
+    def step(self):
+        if number is not None:
+            os.kill(os.getpid(), number)
+        raise RuntimeError("g++ has ended")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(KeyboardInterrupt if number else RuntimeError) as stopped:
+        train(settings())
+    assert not isinstance(stopped.value, Interrupted)
+    assert ("nothing of it is saved" in capsys.readouterr().out) == (number is not None)
+
+
 def test_ctrl_c_exits_130_and_sigterm_75_with_the_command_that_goes_on(monkeypatch, capsys):
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
         with monkeypatch.context() as patched:

@@ -83,7 +83,14 @@ class Trainer:
         self.model.train()
         window = Window(self)
         while self.progress.step < self.run.train.steps:
-            loss, norm = self.step()
+            try:
+                loss, norm = self.step()
+            except RuntimeError as error:
+                if self.signal != signal.SIGINT:
+                    raise
+                # A terminal sends Ctrl-C to the C++ compiler too, and a step needs what it makes.
+                self.trackers.say("the step was stopped as well: nothing of it is saved")
+                raise KeyboardInterrupt from error
             window.add(loss, norm)
             with window.paused():
                 ended = self.after_step()
