@@ -16,9 +16,11 @@ RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.ready ## everything into .venv; the first time 1 to 3 minutes and 5 GB, most of it torch
+setup: .venv/.ready ## everything into .venv; the first time 2 to 5 minutes and 5 GB, most of it torch
 	@echo "ready: make train, or: source .venv/bin/activate; python -m tinylm"
 
+# A run that is stopped says how to go on, in the words that it was started with.
+train: export TINYLM_COMMAND := make train
 train: .venv/.ready ## train a small model on the Python standard library, about 3 minutes; ARGS="key=value ..."
 	python -m tinylm.train $(ARGS)
 
@@ -64,6 +66,7 @@ fmt: .venv/.ready ## format Python and Rust, and mend what ruff can
 docs: .venv/.docs ## the site, into site/; fails on a dead link
 	python docs/make_ladder.py
 	zensical build --clean --strict
+	@echo "open site/index.html in a browser, or: python3 -m http.server --directory site"
 
 wheel: .venv/.ready ## the wheel (fully optimised) and the sdist, into dist/
 	maturin build --profile dist --out dist
@@ -76,7 +79,7 @@ clean: ## remove what was built; your runs and data stay
 
 # Once installed, pip finds every requirement met and asks no index: a second build works offline.
 .venv/.ready: .venv/bin/maturin pyproject.toml constraints.txt $(RUST)
-	@echo "building the Rust extension; the first time also torch and the tools, 5 GB, a minute or two"
+	@echo "building the Rust extension; the first time also torch and the tools, 5 GB, 2 to 5 minutes"
 	@PIP_QUIET=1 maturin develop --quiet --extras dev
 	@touch $@
 

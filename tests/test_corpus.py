@@ -157,10 +157,27 @@ def test_bad_sources_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
 def test_a_fraction_outside_0_to_1_is_refused(fraction):
     with pytest.raises(ValueError, match=r"data\.val_fraction"):
         corpus.open("stdlib", val_fraction=fraction)
+
+
+def test_of_the_fraction_1_everything_is_validation(tmp_path):
+    files = {
+        "a.txt": b"caf\xc3\xa9",
+        "b.jsonl": b'{"text": "one"}\n{"text": "two"}',
+        "c/d.txt": b"x",
+    }
+    folder = folder_of(tmp_path, files)
+    for source, documents in (
+        ("a.txt", ["caf\xe9"]),
+        ("b.jsonl", ["one", "two"]),
+        ("c", ["x"]),
+    ):
+        text = corpus.open(str(folder / source), val_fraction=1)
+        assert list(text.validation()) == documents
+        assert list(text.train()) == []
 
 
 def test_documents_are_read_one_at_a_time(tmp_path):

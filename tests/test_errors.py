@@ -116,7 +116,7 @@ CASES = {
     "sample unknown key": (None, "sample", ["run", "x", "temprature=1"], 2, ["temperature"]),
     "special token in a prompt": (
         None,
-        *("sample", ["run", "a<|endoftext|>b"], 1, ["<|endoftext|>"]),
+        *("sample", ["run", "a<|endoftext|>b"], 1, ["<|endoftext|>", "take it out"]),
     ),
     "lone surrogate": (None, "sample", ["run", "a\udc80b"], 1, ["surrogate"]),
     "evaluate unknown key": (None, "evaluate", ["run", "data.sorce=x"], 2, ["data.source"]),
@@ -128,6 +128,31 @@ CASES = {
         lambda: other_tokenizer("other.json"),
         *("data", ["prepare", "cats.txt", "--tokenizer", "other.json", "--out", "shards"], 1),
         ["shards"],
+    ),
+    "special token in a text to encode": (
+        None,
+        *("tokenizer", ["encode", "run/tokenizer.json", "<|endoftext|>"], 1),
+        ["pass --special allow", " --special text to"],
+    ),
+    "no tokenizer to train with": (
+        None,
+        *("train", [*SMALL, "tokenizer.path=cats.txt"], 1),
+        ["cats.txt: cannot tell the format", "name a .json"],
+    ),
+    "no tokenizer to encode with": (
+        None,
+        *("tokenizer", ["encode", "cats.txt", "x"], 1),
+        ["cats.txt: cannot tell the format", "name a .json"],
+    ),
+    "no tokenizer to prepare with": (
+        None,
+        *("data", ["prepare", "cats.txt", "--tokenizer", "cats.txt"], 1),
+        ["cats.txt: cannot tell the format", "name a .json"],
+    ),
+    "no tokenizer to import": (
+        None,
+        *("tokenizer", ["import", "cats.txt", "--out", "x.json"], 1),
+        ["cats.txt: cannot tell the format", "--format tiktoken or --format gpt2"],
     ),
     "truncated tokenizer": (
         lambda: truncate("run/tokenizer.json", 20),

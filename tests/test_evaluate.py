@@ -291,6 +291,7 @@ def test_the_command_prints_the_scores_of_the_validation_text(run, small, capsys
     assert main([str(run)]) == 0
     scores = evaluate(small, Dataset.open("shards", split="val"), tokenizer=TOKENIZER)
     assert printed(capsys) == {
+        "part": "300 of 1,200 bytes of text.txt, held out by data.val_fraction=0.25",
         "loss": f"{scores.loss:.4f}",
         "perplexity": f"{scores.perplexity:.4f}",
         "bits per byte": f"{scores.bits_per_byte:.4f}",
@@ -320,6 +321,19 @@ def test_another_text_is_scored_without_a_trace(run, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
     main([str(run)])
     assert printed(capsys) == own
+
+
+def test_the_command_says_what_part_of_another_text_it_scores_and_how_to_score_all(run, capsys):
+    other = "data.source=other.txt"
+    main([str(run), other])
+    part = "775 of 3,100 bytes of other.txt, held out by data.val_fraction=0.25"
+    assert printed(capsys)["part"] == f"{part}; 1 scores all"
+    main([str(run), other, "data.val_fraction=1"])
+    whole = printed(capsys)
+    assert whole["part"] == "3,100 of 3,100 bytes of other.txt"
+    assert (whole["bytes"], whole["tokens"]) == ("3100", "3100")
+    with pytest.raises(ConfigError, match=r"data\.val_fraction=2"):
+        main([str(run), other, "data.val_fraction=2"])
 
 
 def test_a_folder_without_settings_needs_a_text(run, tmp_path, capsys):

@@ -1,15 +1,14 @@
 """A whole folder, model and tokenizer, from here to transformers and from there to here."""
 
 import json
-import os
 import pydoc_data.topics
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests import foreign
 from tests.foreign import greedy, randomise
+from tests.tokenizer_data import corpus
 from tinylm import checkpoint
 from tinylm.config import ModelConfig
 from tinylm.model import build
@@ -64,10 +63,7 @@ def test_transformers_reads_generates_and_writes_the_same_text(
 
 
 def test_ids_are_equal_on_many_languages(transformers, tokenizer, tmp_path):
-    folder = os.environ.get("TINYLM_DATA")
-    if not folder:
-        pytest.skip("TINYLM_DATA names no folder of corpora")
-    text = (Path(folder) / "corpora/multilingual.txt").read_text()[:300_000]
+    text = corpus("corpora/multilingual.txt", 300_000)
     path = checkpoint.save(tmp_path / "model", make_model(600), tokenizer)
     theirs = transformers.AutoTokenizer.from_pretrained(path)
     assert theirs.encode(text) == tokenizer.encode(text)

@@ -1,19 +1,24 @@
 """`python -m tinylm.sample`: what it prints, and what it says of bad arguments."""
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import tinylm
 from tests.fakes import ByteTokenizer
 from tests.models import build
 from tinylm import sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig
-from tinylm.sample.__main__ import main
+from tinylm.sample.__main__ import _parse, main
+from tinylm.train.stages import sample_command
 
 SMALL = ModelConfig(
     vocab_size=257, d_model=12, n_layers=2, n_heads=2, context_length=16, tied=False
@@ -75,6 +80,24 @@ def test_a_prompt_may_look_like_a_setting_after_two_dashes(run, capsys):
     assert capsys.readouterr().out.startswith("x=--help")
 
 
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
+@example("def main(")
+@example("-x")
+@example("x=1")
+@example("it's")
+def test_the_command_that_a_run_suggests_goes_on_with_its_prompt(prompt):
+    words = shlex.split(sample_command(Path("a run"), prompt))
+    assert words[:3] == ["python", "-m", "tinylm.sample"]
+    assert _parse(words[3:]) == (Path("a run"), prompt, [])
+    if "--" not in words[:-1]:
+        assert _parse([*words[3:], "top_k=3"]) == (Path("a run"), prompt, ["top_k=3"])
+
+
+def test_the_suggested_command_of_the_default_run_is_plain():
+    command = sample_command(Path("runs/stdlib"), "def main(")
+    assert command == "python -m tinylm.sample runs/stdlib 'def main('"
+
+
 def test_a_prompt_comes_from_standard_input(run, capsys, monkeypatch):
     stdin = types.SimpleNamespace(isatty=lambda: False, read=lambda: "from here\n")
     monkeypatch.setattr(sys, "stdin", stdin)
@@ -96,7 +119,8 @@ def test_the_speed_is_told_to_a_terminal_alone(run, capsys, monkeypatch):
         (["top_p=2"], "sample.top_p=2.0: must be above 0 and at most 1"),
         (["train.steps=3"], "train.steps: only the settings of sample apply"),
         (["--top-p", "0.5"], "unknown option --top-p: settings are key=value"),
-        (["one", "two"], "2 prompts: put quotes around"),
+        (["one", "two"], "2 prompts: put quotes around .*; settings go before --"),
+        (["--", "one", "max_tokens=1"], "2 prompts: .*; settings go before --"),
     ],
 )
 def test_a_bad_argument_is_one_line(run, arguments, message):

@@ -87,6 +87,14 @@ def test_encode_and_decode_undo_each_other(
     assert out_of(capsys, "decode", "a.json", "-") == text
 
 
+def test_only_on_a_terminal_the_decoded_text_ends_its_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert out_of(capsys, "decode", "a.json", "104", "105") == "hi"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert out_of(capsys, "decode", "a.json", "104", "105") == "hi\n"
+
+
 def test_special_tokens_are_encoded_when_allowed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +120,10 @@ def test_import_and_export_convert_formats(
     out_of(capsys, "import", "folder", "--format", "gpt2", "--out", "back.json")
     assert Tokenizer.load("back.json") == TOKENIZERS["gpt2"]
     out_of(capsys, "export", "a.json", "--format", "tiktoken", "--out", "a.tiktoken")
-    assert "pass pattern=" in error_of(capsys, "import", "a.tiktoken", "--out", "x.json")
+    error = error_of(capsys, "import", "a.tiktoken", "--out", "x.json")
+    assert "pass --pattern NAME and --special TOKEN=ID" in error
+    error = error_of(capsys, "encode", "a.tiktoken", "x")
+    assert "make a tokenizer.json of them: python -m tinylm.tokenizer import" in error
     out_of(
         capsys,
         *("import", "a.tiktoken", "--pattern", "gpt4", "--special", "<|endoftext|>=367"),

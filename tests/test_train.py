@@ -1,8 +1,10 @@
 """A run as a whole: what it leaves behind, how it stops, how it goes on."""
 
+import io
 import json
 import os
 import re
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +144,64 @@ def test_a_run_stopped_at_a_step_goes_on_to_the_same_weights(monkeypatch, steps,
     assert samples[0] == samples[1]
 
 
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [
+        (signal.SIGINT, "stopping after this step; once more stops at once, unsaved\n"),
+        (signal.SIGTERM, "stopping after this step\n"),
+    ],
+)
+def test_a_signal_is_answered_at_once(monkeypatch, capfd, number, answer):
+    original, heard = Trainer.step, []
+
+    def step(self):
+        heard.append(capfd.readouterr().err)
+        return original(self)
+
+    # stop_after wraps this one: it sends the signal first.
+    monkeypatch.setattr(Trainer, "step", step)
+    stop_after(monkeypatch, 3, number)
+    with pytest.raises(Interrupted):
+        train(settings())
+    assert heard == ["", "", answer]
+
+
+def test_a_signal_is_no_error_where_standard_error_is_closed(monkeypatch):
+    monkeypatch.setattr(loop.os, "write", lambda *_: os.close(-1))
+    loop.answer(signal.SIGINT)
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch):
+    original = Trainer.step
+
+    def step(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(settings("out=cut"))
+    assert not isinstance(stopped.value, Interrupted)
+    assert not Path("cut/checkpoints").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, None])
+def test_a_step_that_ctrl_c_broke_is_an_interrupt_and_other_broken_steps_are_errors(
+    monkeypatch, capsys, number
+):
+    def step(self):
+        if number is not None:
+            os.kill(os.getpid(), number)
+        raise RuntimeError("g++ has ended")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(KeyboardInterrupt if number else RuntimeError) as stopped:
+        train(settings())
+    assert not isinstance(stopped.value, Interrupted)
+    assert ("nothing of it is saved" in capsys.readouterr().out) == (number is not None)
+
+
 def test_ctrl_c_exits_130_and_sigterm_75_with_the_command_that_goes_on(monkeypatch, capsys):
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
         with monkeypatch.context() as patched:
@@ -150,6 +210,15 @@ def test_ctrl_c_exits_130_and_sigterm_75_with_the_command_that_goes_on(monkeypat
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.strip().startswith("python -m tinylm.train data.source=cats.txt")
         assert last.endswith("train.resume=auto")
+
+
+def test_a_run_of_make_says_how_make_goes_on(monkeypatch, capsys):
+    monkeypatch.setenv("TINYLM_COMMAND", "make train")
+    stop_after(monkeypatch, 3)
+    assert main([*SMALL, "out=a run"]) == 130
+    command, words = shlex.split(capsys.readouterr().out.splitlines()[-1]), [*SMALL, "out=a run"]
+    assert command[:2] == ["make", "train"]
+    assert shlex.split(command[2].removeprefix("ARGS=")) == [*words, "train.resume=auto"]
 
 
 def test_a_finished_run_is_left_alone_and_a_larger_number_of_steps_lengthens_it(capsys):
@@ -260,6 +329,32 @@ def test_run_json_says_what_was_run_and_what_came_of_it():
     assert record["threads"] == torch.get_num_threads()
     assert record["results"]["step"] == 12
     assert record["parameters"] > record["parameters_without_embedding"]
+
+
+def times_left(paces):
+    """What the console says is left of 1,000 steps, in seconds, where 10 steps take each pace."""
+    out = io.StringIO()
+    console = track.Console(Path(), 1000, out)
+    console.SECONDS_BETWEEN_LINES = 0.0
+    record = dict.fromkeys(("loss", "lr", "tokens_per_second", "mfu", "memory_bytes"), 1.0)
+    for number, pace in enumerate(paces):
+        console.log({**record, "step": 10 * number, "seconds_per_step": pace})
+    found = re.findall(r"(?:(\d+):)?(\d+):(\d\d) left", out.getvalue())
+    return [int(h or 0) * 3600 + int(m) * 60 + int(s) for h, m, s in found]
+
+
+def test_the_time_left_is_that_of_even_steps():
+    assert times_left([0.0] + [2.0] * 50) == [2 * (1000 - 10 * n) for n in range(1, 51)]
+
+
+def test_one_slow_record_hardly_moves_the_time_left():
+    *_, before, after = times_left([1.0] * 30 + [10.0])
+    assert before == 710
+    assert after < 1.6 * before
+
+
+def test_the_time_left_follows_a_machine_that_has_become_slower():
+    assert times_left([1.0] * 30 + [3.0] * 60)[-1] == pytest.approx(3 * 110, rel=0.05)
 
 
 def test_silence_is_possible(capsys):

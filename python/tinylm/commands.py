@@ -6,12 +6,22 @@ Exit codes: 0 done, 1 failed, 2 usage, 75 terminated and saved, 130 interrupted.
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from tinylm.config import ConfigError
 
 USAGE, INTERRUPTED = 2, 130
+# What `Tokenizer.load` advises, and what a command offers that is given a tokenizer's path alone.
+TOKENIZER_FILE = {
+    "pass one of tokenizer.json, tiktoken, gpt2": (
+        "name a .json, a .tiktoken or .tiktoken.gz, or GPT-2's folder of two files"
+    ),
+    "pass pattern= and special_tokens=": (
+        "make a tokenizer.json of them: python -m tinylm.tokenizer import"
+    ),
+}
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
@@ -41,6 +51,23 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 def wants_help(arguments: Sequence[str]) -> bool:
     """Whether `-h` or `--help` is among the arguments."""
     return "-h" in arguments or "--help" in arguments
+
+
+@contextmanager
+def advice(words: Mapping[str, str]) -> Iterator[None]:
+    """Inside, a `ValueError` advises what the command line offers.
+
+    A library's message names its arguments: each key of `words` in it becomes its value.
+    """
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        for old, new in words.items():
+            text = text.replace(old, new)
+        if text == str(error):
+            raise
+        raise ValueError(text) from error
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -84,11 +84,13 @@ class Corpus:
 def open(source: str, *, val_fraction: float, raw: Path = RAW) -> Corpus:
     """A source to its corpus; a named dataset is downloaded into `raw` the first time.
 
+    Of `val_fraction=1` all is validation: such a text can be scored and not trained on.
+
     Raises ValueError for text that is empty, not UTF-8 or leaves a split without a document,
     and the OSError family for what cannot be read or fetched.
     """
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"data.val_fraction={val_fraction} must be between 0 and 1, both excluded")
+    if not 0 < val_fraction <= 1:
+        raise ValueError(f"data.val_fraction={val_fraction} must be above 0 and at most 1")
     if source == "stdlib":
         return _standard_library(val_fraction)
     if source in DATASETS:
@@ -180,8 +182,9 @@ def _of_files(name: str, source: str, root: Path, files: list[Path], val_fractio
     """One document a file."""
     labels = {path: path.relative_to(root).as_posix().encode() for path in files}
     held_out = {path for path in files if _in_validation(labels[path], val_fraction)}
-    for split, empty in (("validation", not held_out), ("training", len(held_out) == len(files))):
-        if empty:
+    rest = len(files) - len(held_out)
+    for split, left in (("validation", len(held_out)), ("training", rest or val_fraction == 1)):
+        if not left:
             raise ValueError(
                 f"data.val_fraction={val_fraction} leaves no {split} text in the {len(files)} "
                 f"files of data.source={source}: change the fraction or add files"
@@ -221,13 +224,15 @@ def _file(path: Path, name: str, source: str, val_fraction: float) -> Corpus:
                     yield text
     else:
         cut = _cut(path, int((1 - val_fraction) * size))
-        if cut in (0, size):
+        if val_fraction < 1 and cut in (0, size):
             raise ValueError(
                 f"data.source={source} of {size} bytes is too small for "
                 f"data.val_fraction={val_fraction}"
             )
 
         def documents(validation: bool) -> Iterator[str]:
+            if not validation and cut == 0:
+                return
             with path.open("rb") as file:
                 file.seek(cut if validation else 0)
                 data = file.read() if validation else file.read(cut)

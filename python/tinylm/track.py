@@ -9,10 +9,13 @@ import json
 import shutil
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 Record = dict[str, float]
+# Records that the time left is told from; an older one would weigh under 1% of the newest.
+REMEMBERED = 100
 
 
 class Tracker(Protocol):
@@ -39,8 +42,8 @@ class Console:
         self.steps = steps
         self.out = out or sys.stdout
         self.live = self.out.isatty()
-        self.last: Record = {}
         self.printed = 0.0
+        self.paces: deque[float] = deque(maxlen=REMEMBERED)
 
     def log(self, record: Record) -> None:
         """Redraw the live line; an evaluation leaves a line of its own."""
@@ -51,7 +54,7 @@ class Console:
             )
         if "loss" not in record:
             return
-        line = status(record, self.steps)
+        line = status(record, self.steps, self._pace(record))
         now = time.monotonic()
         if self.live:
             width = shutil.get_terminal_size().columns - 1
@@ -60,6 +63,13 @@ class Console:
             self.out.write(f"{line}\n")
             self.printed = now
         self.out.flush()
+
+    def _pace(self, record: Record) -> float:
+        """Seconds a step of late; 0 while no step was timed."""
+        if record.get("seconds_per_step"):
+            self.paces.append(record["seconds_per_step"])
+        # The last record alone would jump: steps wait for whatever else the machine does.
+        return smooth([*self.paces], 0.95)[-1] if self.paces else 0.0
 
     def say(self, text: str) -> None:
         """Print `text` above the live line."""
@@ -73,9 +83,8 @@ class Console:
             self.out.flush()
 
 
-def status(record: Record, steps: int) -> str:
-    """The live line: where the run is, how it learns, how fast, how long still."""
-    pace = record.get("seconds_per_step", 0.0)
+def status(record: Record, steps: int, pace: float) -> str:
+    """The live line: where the run is, how it learns, how fast, how long still at `pace`."""
     left = f"{_clock((steps - record['step']) * pace)} left" if pace else ""
     return (
         f"step {record['step']:.0f}/{steps}  loss {record['loss']:.3f}  lr {record['lr']:.1e}  "

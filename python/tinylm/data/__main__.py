@@ -31,9 +31,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tinylm.data", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("prepare", help="text and a tokenizer to a folder of shards")
+    command = subparsers.add_parser("prepare", help="text and a tokenizer to a folder of shards")
     command.add_argument("source", help="stdlib, a dataset, a text file, a .jsonl or a folder")
     command.add_argument("--tokenizer", required=True, metavar="FILE")
     command.add_argument("--out", metavar="FOLDER", help="default: data/processed/SOURCE-HASH")
@@ -42,23 +42,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=_prepare)
 
-    command = commands.add_parser("inspect", help="counts and lengths of a folder of shards")
+    command = subparsers.add_parser("inspect", help="counts and lengths of a folder of shards")
     command.add_argument("folder")
     command.add_argument("--tokenizer", metavar="FILE", help="show the first tokens as text")
     command.set_defaults(command=_inspect)
 
-    command = commands.add_parser("verify", help="check every hash of a folder of shards")
+    command = subparsers.add_parser("verify", help="check every hash of a folder of shards")
     command.add_argument("folder")
     command.set_defaults(command=_verify)
 
-    command = commands.add_parser("export", help="shards back to documents, one a line of jsonl")
+    command = subparsers.add_parser("export", help="shards back to documents, one a line of jsonl")
     command.add_argument("folder")
     command.add_argument("out", metavar="OUT.jsonl")
     command.add_argument("--tokenizer", required=True, metavar="FILE")
     command.add_argument("--split", default="train", help="default: %(default)s")
     command.set_defaults(command=_export)
 
-    command = commands.add_parser("subset", help="the first documents of train; all the others")
+    command = subparsers.add_parser("subset", help="the first documents of train; all the others")
     command.add_argument("folder")
     command.add_argument("out", metavar="OUT")
     command.add_argument("--tokens", type=int, required=True, help="about how many to keep")
@@ -70,7 +70,8 @@ def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
     """The tokenizer of a file, which must be the one that made the shards."""
     from tinylm.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(path)
+    with commands.advice(commands.TOKENIZER_FILE):
+        tokenizer = Tokenizer.load(path)
     if manifest is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
         raise ValueError(f"{path} is not the tokenizer that made these shards")
     return tokenizer

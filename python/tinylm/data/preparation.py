@@ -57,6 +57,7 @@ def prepare(data: Settings, tokenizer: Encoder, folder: str | Path | None = None
     Special tokens in the text are text; every document ends with eos. A folder that holds this
     very text, tokenizer and fraction is used as it is; one that holds anything else is refused
     with FileExistsError. An interrupted run leaves no manifest, and the next one starts anew.
+    `val_fraction=1` leaves `train` empty.
     """
     folder = default_folder(data, tokenizer) if folder is None else Path(folder)
     text = corpus.open(data.source, val_fraction=data.val_fraction)
@@ -67,7 +68,7 @@ def prepare(data: Settings, tokenizer: Encoder, folder: str | Path | None = None
     splits = {}
     for split, documents in (("train", text.train()), ("val", text.validation())):
         splits[split] = _write(folder, split, documents, tokenizer, text.bytes)
-        if splits[split].documents == 0:
+        if splits[split].documents == 0 and (split, data.val_fraction) != ("train", 1):
             raise ValueError(
                 f"data.val_fraction={data.val_fraction} leaves no document of "
                 f"data.source={data.source} in {split}: change the fraction or add text"

@@ -28,6 +28,12 @@ Settings start as in the run's config.yaml, or else as below; `sample.` may be l
   python -m tinylm.sample runs/stdlib "def main(" temperature=0 max_tokens=100
 """
 SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+# What `encode` advises of special tokens, and what a prompt can do about one.
+PLAIN = {
+    'pass special="allow" to encode it as one id, special="text" to encode it as ordinary text': (
+        "take it out: a prompt is plain text, and without one a new document begins"
+    )
+}
 Item = TypeVar("Item")
 
 
@@ -65,7 +71,10 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
     if not words:
         raise ConfigError("which run? python -m tinylm.sample RUN [PROMPT] [key=value ...]")
     if len(words) > 2:
-        raise ConfigError(f"{len(words) - 1} prompts: put quotes around the text to go on with")
+        raise ConfigError(
+            f"{len(words) - 1} prompts: put quotes around the text to go on with; "
+            "settings go before --"
+        )
     return Path(words[0]), words[1] if len(words) == 2 else None, overrides
 
 
@@ -98,7 +107,8 @@ def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> Non
     for sample in range(run.sample.samples):
         if run.sample.samples > 1:
             print(f"{'-' * 24} sample {sample + 1} of {run.sample.samples} {'-' * 24}")
-        ids = stream_ids(model, tokenizer, prompt, run.sample, sample=sample)
+        with commands.advice(PLAIN):
+            ids = stream_ids(model, tokenizer, prompt, run.sample, sample=sample)
         print(prompt, end="", flush=True)
         for piece in write(tokenizer, count(ids), run.sample):
             print(piece, end="", flush=True)

@@ -38,9 +38,11 @@ class Tokenizer:
     tokens in a text raise ValueError unless `special=` allows them; `special="text"` takes them
     for ordinary text, a set of names allows just those.
 
+    ```python
     >>> tokenizer = Tokenizer.train(["low lower lowest"], vocab_size=260)
     >>> tokenizer.decode(tokenizer.encode("lowest"))
     'lowest'
+    ```
     """
 
     __slots__ = ("_contents", "_core", "_sha256")

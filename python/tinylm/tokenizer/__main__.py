@@ -35,14 +35,18 @@ def encode(args: argparse.Namespace) -> None:
     """Text to ids, on one line."""
     tokenizer = _load(args)
     text = sys.stdin.buffer.read() if args.text == "-" else args.text
-    print(*tokenizer.encode(text, special=args.special))
+    options = {f'special="{word}"': f"--special {word}" for word in ("allow", "text")}
+    with commands.advice(options):
+        ids = tokenizer.encode(text, special=args.special)
+    print(*ids)
 
 
 def decode(args: argparse.Namespace) -> None:
-    """Ids to text."""
+    """Ids to text; on a terminal the line is ended, elsewhere nothing is added."""
     tokenizer = _load(args)
     ids = sys.stdin.read().split() if args.ids in ([], ["-"]) else args.ids
-    sys.stdout.buffer.write(tokenizer.decode_bytes([_id(word) for word in ids]))
+    text = tokenizer.decode_bytes([_id(word) for word in ids])
+    sys.stdout.buffer.write(text + b"\n" * sys.stdout.isatty())
 
 
 def _id(word: str) -> int:
@@ -75,7 +79,8 @@ def _measure(tokenizer: Tokenizer, path: str) -> tuple[str, ...]:
 
 def compare(args: argparse.Namespace) -> None:
     """Two tokenizers on the same files: tokens, bytes per token, and whether the ids are equal."""
-    first, second = Tokenizer.load(args.first), Tokenizer.load(args.second)
+    with commands.advice(commands.TOKENIZER_FILE):
+        first, second = Tokenizer.load(args.first), Tokenizer.load(args.second)
     rows = []
     for path in args.files:
         data = Path(path).read_bytes()
@@ -90,7 +95,14 @@ def compare(args: argparse.Namespace) -> None:
 def import_(args: argparse.Namespace) -> None:
     """Read a tokenizer of another format, write it as tokenizer.json."""
     special = dict(_named_id(word) for word in args.special) if args.special else None
-    tokenizer = Tokenizer.load(args.path, args.format, pattern=args.pattern, special_tokens=special)
+    options = {
+        "pass one of tokenizer.json, tiktoken, gpt2": "pass --format tiktoken or --format gpt2",
+        "pass pattern= and special_tokens=": "pass --pattern NAME and --special TOKEN=ID",
+    }
+    with commands.advice(options):
+        tokenizer = Tokenizer.load(
+            args.path, args.format, pattern=args.pattern, special_tokens=special
+        )
     tokenizer.save(args.out, "tokenizer.json")
     print(f"{args.out}: {tokenizer.vocab_size} tokens, pattern {tokenizer.pattern}")
 
@@ -110,7 +122,8 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> Tokenizer:
-    return Tokenizer.load(args.tokenizer)
+    with commands.advice(commands.TOKENIZER_FILE):
+        return Tokenizer.load(args.tokenizer)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -125,11 +138,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tinylm.tokenizer", description="Train, use, compare and convert tokenizers."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Command) -> argparse.ArgumentParser:
         text = run.__doc__ or ""
-        sub = commands.add_parser(name, help=text.partition("\n")[0], description=text)
+        sub = subparsers.add_parser(name, help=text.partition("\n")[0], description=text)
         sub.set_defaults(run=run)
         return sub
 

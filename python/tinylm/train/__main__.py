@@ -1,5 +1,6 @@
 """`python -m tinylm.train [NAME|FILE] [section=preset] [section.key=value]`."""
 
+import os
 import shlex
 from collections.abc import Sequence
 
@@ -47,13 +48,22 @@ def main(arguments: Sequence[str]) -> int:
     from tinylm.train import Interrupted, train
 
     try:
-        train(run)
+        with commands.advice(commands.TOKENIZER_FILE):
+            train(run)
     except Interrupted as stopped:
-        again = [argument for argument in arguments if not argument.startswith("train.resume=")]
-        command = shlex.join(["python", "-m", "tinylm.train", *again, "train.resume=auto"])
-        print(f"{stopped}; go on with:\n  {command}")
+        print(f"{stopped}; go on with:\n  {_again(arguments)}")
         return stopped.code
     return 0
+
+
+def _again(arguments: Sequence[str]) -> str:
+    """The command that goes on with the run of these arguments."""
+    kept = [argument for argument in arguments if not argument.startswith("train.resume=")]
+    settings = shlex.join([*kept, "train.resume=auto"])
+    # `make train` needs no active .venv, so neither may what follows it; make reads $$ as $.
+    if os.environ.get("TINYLM_COMMAND") == "make train":
+        return f"make train ARGS={shlex.quote(settings.replace('$', '$$'))}"
+    return f"python -m tinylm.train {settings}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Batches to weights: the optimizer steps of a run, with what is watched and saved on the way."""
 
+import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -81,7 +83,14 @@ class Trainer:
         self.model.train()
         window = Window(self)
         while self.progress.step < self.run.train.steps:
-            loss, norm = self.step()
+            try:
+                loss, norm = self.step()
+            except RuntimeError as error:
+                if self.signal != signal.SIGINT:
+                    raise
+                # A terminal sends Ctrl-C to the C++ compiler too, and a step needs what it makes.
+                self.trackers.say("the step was stopped as well: nothing of it is saved")
+                raise KeyboardInterrupt from error
             window.add(loss, norm)
             with window.paused():
                 ended = self.after_step()
@@ -259,6 +268,9 @@ class Trainer:
         def note(number: int, frame: FrameType | None) -> None:
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
+            if self.signal is None:
+                # A step can hold 30 s of compiling: without an answer people press again.
+                answer(number)
             self.signal = number
 
         try:
@@ -332,6 +344,18 @@ class Window:
         )
         self.first = False
         self._open()
+
+
+def answer(number: int) -> None:
+    """Say on standard error what a signal will do; safe inside a signal handler."""
+    words = "stopping after this step"
+    if number == signal.SIGINT:
+        words += "; once more stops at once, unsaved"
+    # os.write, for print may be what the signal interrupted, and that is an error in itself. On
+    # a terminal the cursor stands behind the live line.
+    line = "\n" * os.isatty(2) + words + "\n"
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
 
 
 def mix(*numbers: int) -> int:

@@ -122,9 +122,10 @@ def _has_compiler() -> bool:
 
 
 def first_words(run: Run, text: Corpus, tokenizer: Tokenizer) -> str:
-    """What samples begin with: `def` for Python, else an early line of the validation text."""
+    """What samples begin with: a function of Python, else an early line of the validation text."""
     if run.data.source == "stdlib":
-        return "def"
+        # No lone `def` or `def `: hardly a file begins so, and the space belongs to the name.
+        return "def main("
     # The first line may be the end of one: a single text is cut at a character.
     lines = [line.strip() for line in next(iter(text.validation()))[:1000].splitlines()]
     line = next((line[:60] for line in lines[1:] if line), lines[0][:60] if lines else "")
@@ -169,7 +170,6 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
         "bits_per_byte": scores.bits_per_byte,
         "best_step": progress.best_step,
     }
-    again = shlex.join([str(folder), "--", trainer.prompt])
     lines = []
     if run.data.source == "stdlib":
         results["parse_share"] = share = parse_share(trainer.model, trainer.tokenizer)
@@ -186,11 +186,21 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
                 f"(perplexity {scores.perplexity:.2f})",
                 *lines,
                 f"folder     {folder}: loss.png, samples.txt, metrics.jsonl, checkpoints",
-                f"next       python -m tinylm.sample {again}",
+                f"next       {sample_command(folder, trainer.prompt)}",
                 f"bits per byte: {scores.bits_per_byte:.3f}",
             )
         )
     )
+
+
+def sample_command(folder: Path, prompt: str) -> str:
+    """The command that goes on with `prompt`; settings may be added to its end.
+
+    Only a prompt that could be taken for an option or a setting comes after `--`, where nothing
+    can be added.
+    """
+    mark = ["--"] if prompt.startswith("-") or "=" in prompt else []
+    return shlex.join(["python", "-m", "tinylm.sample", str(folder), *mark, prompt])
 
 
 def parse_share(net: Model, tokenizer: Tokenizer) -> float:
