@@ -82,7 +82,8 @@ def some(name, text, allowed):
 
 def encode_whole(name, text):
     """The ids of whole words or characters; a piece that is no token is its bytes."""
-    id_of = {token: id for id, token in KINDS[name].vocab.items()}
+    special = KINDS[name].special_tokens.values()
+    id_of = {token: id for id, token in KINDS[name].vocab.items() if id not in special}
     pieces = [p.encode() for p in patterns.split(text, KINDS[name].pattern)]
     return [
         i for p in pieces for i in ([id_of[p]] if p in id_of else (id_of[bytes([b])] for b in p))
