@@ -73,6 +73,8 @@ INTERRUPTED = """
 import os, signal, threading, time
 from tinylm import Tokenizer
 
+# What a shell starts in the background ignores Ctrl-C, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 tokenizer = Tokenizer.train(["a ab abc abcd"] * 9, vocab_size=259)
 big = "abcd " * 4_000_000
 word = "abcd" * 2_500_000
