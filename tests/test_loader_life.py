@@ -93,6 +93,9 @@ STARVED = """
 import os, signal, sys, threading, time
 from tinylm.data import Dataset, Loader
 
+# What a shell starts in the background ignores Ctrl-C, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def interrupt():
     global at
     at = time.monotonic()
