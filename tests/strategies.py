@@ -16,6 +16,8 @@ FRAGMENTS = [
     *("\u2014", "\xa0", "\u2028", "\u3000", "\x85", "\x0b", "\x1c", "\U0001f600", "\u200d"),
     *("\xdf", "\u0130", "\ufb05", "\xad", "\x00", "\ufffd", "<|endoftext|>"),
     LONG_WORD,
+    # A mark that begins a piece, before a capital without a small letter after it.
+    "1\u0301B1",
 ]
 
 # A character or two of each class that a pattern tells apart: any may stand next to any.
