@@ -44,7 +44,7 @@ bench: .venv/.ready ## slow, fast and the peer of every rung, into .benchmarks/;
 	  --benchmark-json .benchmarks/ladder.json $(ARGS)
 
 mutants: .venv/.ready ## deliberate wrong lines in fast code: does the ladder see each? 5 minutes
-	python -m tests.mutants $(ARGS)
+	python -m tests.support.mutants $(ARGS)
 
 coverage: .venv/.ready ## which lines of python/tinylm the quick tests run, as a table
 	coverage run -m pytest

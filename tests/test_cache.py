@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.models import CLOSE, build, configs, tokens
+from tests.support.models import CLOSE, build, configs, tokens
 from tinylm import cache
 from tinylm.config import ModelConfig
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from tests.crashes import flip, holds_step, make_model, save_step, steps_in
+from tests.support.crashes import flip, holds_step, make_model, save_step, steps_in
 from tinylm import checkpoint
 from tinylm.checkpoint import Training
 from tinylm.checkpoint.tensors import NAMES, pieces

@@ -14,7 +14,7 @@ import warnings
 import pytest
 import torch
 
-from tests.crashes import Crash, Disk, flip, holds_step, save_step, steps_in
+from tests.support.crashes import Crash, Disk, flip, holds_step, save_step, steps_in
 from tinylm import checkpoint
 from tinylm.checkpoint import files
 
@@ -216,7 +216,7 @@ def test_a_write_that_the_system_cuts_short_is_continued(size, tmp_path, monkeyp
 
 SAVE_FOREVER = """
 import itertools
-from tests.crashes import save_step
+from tests.support.crashes import save_step
 from tinylm import checkpoint
 for step in itertools.count(int(sys.argv[2])):
     save_step(Path(sys.argv[1]), step)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests import foreign
-from tests.foreign import greedy, randomise
+from tests.support import foreign
+from tests.support.foreign import greedy, randomise
 from tinylm import checkpoint, convert
 from tinylm.config import ModelConfig
 from tinylm.model import Model, build

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.bytes_tokenizer import Bytes
-from tests.calling import call
+from tests.support.bytes_tokenizer import Bytes
+from tests.support.calling import call
 from tinylm import corpus
 from tinylm.data import Dataset, Loader, Manifest, __main__, default_folder, prepare
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.calling import call
+from tests.support.calling import call
 from tests.test_train import SMALL, TEXT
 from tinylm import Tokenizer
 from tinylm.train.__main__ import main as train_main

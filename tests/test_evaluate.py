@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinylm
-from tests.fakes import ByteTokenizer, ListDataset
-from tests.models import build
+from tests.support.fakes import ByteTokenizer, ListDataset
+from tests.support.models import build
 from tinylm.config import ConfigError, ModelConfig
 from tinylm.evaluate import evaluate, logical_lines, main, parse_share, without_end
 

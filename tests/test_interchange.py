@@ -6,9 +6,9 @@ import pydoc_data.topics
 import pytest
 import torch
 
-from tests import foreign
-from tests.foreign import greedy, randomise
-from tests.tokenizer_data import corpus
+from tests.support import foreign
+from tests.support.foreign import greedy, randomise
+from tests.support.tokenizer_data import corpus
 from tinylm import checkpoint
 from tinylm.config import ModelConfig
 from tinylm.model import build

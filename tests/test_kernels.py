@@ -17,10 +17,10 @@ from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests import bfloat16
-from tests.memory import LAYOUTS, laid_out
 from tests.rungs.kernels import DTYPES, RUNGS, in_float64, results, terms, wide
 from tests.rungs.rung import check
+from tests.support import bfloat16
+from tests.support.memory import LAYOUTS, laid_out
 
 # The variable counts only before the first import of triton.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -260,13 +260,13 @@ def test_without_triton_the_import_names_it_and_ops_works():
 
 
 def compile_offline(*sizes):
-    """The reports of `tests.offline`; skips where triton brought no assembler."""
+    """The reports of `tests.support.offline`; skips where triton brought no assembler."""
     try:
         assert triton.knobs.nvidia.ptxas.path
     except (RuntimeError, AttributeError):
         pytest.skip("triton has no ptxas here")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.offline", *map(str, sizes)]
+    command = [sys.executable, "-m", "tests.support.offline", *map(str, sizes)]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True
     )

@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from tests import interpreter
 from tests.ladder import CHAPTERS, RUNGS, check
 from tests.rungs.operations import OPERATIONS
-from tests.tokenizer_data import TOKENIZERS
+from tests.support import interpreter
+from tests.support.tokenizer_data import TOKENIZERS
 from tinylm import _rust, layers, ops, optim
 from tinylm.reference import arrays, autograd, scalars, tensors
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.bytes_tokenizer import VOCAB, Bytes, counting, flat, take
+from tests.support.bytes_tokenizer import VOCAB, Bytes, counting, flat, take
 from tinylm import _rust
 from tinylm.data import Dataset, Loader, ShardWriter
 from tinylm.reference import order as reference

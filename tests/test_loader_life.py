@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bytes_tokenizer import counting, flat, take
+from tests.support.bytes_tokenizer import counting, flat, take
 from tinylm.data import Loader
 
 

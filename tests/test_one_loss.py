@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import interpreter
 from tests.rungs.training import reference_step
+from tests.support import interpreter
 from tinylm import model, optim
 from tinylm.config import ModelConfig, OptimConfig
 from tinylm.reference import arrays_model, optimizers, scalars, tensors

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models import build, tokens
+from tests.support.models import build, tokens
 from tinylm import optim
 from tinylm.config import ModelConfig, OptimConfig
 

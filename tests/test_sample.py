@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import ByteTokenizer
-from tests.models import build
+from tests.support.fakes import ByteTokenizer
+from tests.support.models import build
 from tinylm import sample
 from tinylm.config import ModelConfig, SampleConfig
 from tinylm.sample import decoding, logits

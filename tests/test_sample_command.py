@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tinylm
-from tests.fakes import ByteTokenizer
-from tests.models import build
+from tests.support.fakes import ByteTokenizer
+from tests.support.models import build
 from tinylm import sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.sample.__main__ import _parse, main

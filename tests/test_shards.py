@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bytes_tokenizer import Bytes
+from tests.support.bytes_tokenizer import Bytes
 from tinylm import _rust
 from tinylm.data import Dataset, Manifest, ShardWriter
 

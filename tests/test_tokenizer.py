@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.strategies import any_text
-from tests.tokenizer_data import EVERY, KINDS, TEXTS, TOKENIZERS, over_a_mebibyte
+from tests.support.strategies import any_text
+from tests.support.tokenizer_data import EVERY, KINDS, TEXTS, TOKENIZERS, over_a_mebibyte
 from tinylm import Tokenizer
 
 MAIN = TOKENIZERS["gpt4"]

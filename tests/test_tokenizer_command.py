@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.calling import call
-from tests.tokenizer_data import KINDS, TEXTS, TOKENIZERS
+from tests.support.calling import call
+from tests.support.tokenizer_data import KINDS, TEXTS, TOKENIZERS
 from tinylm import Tokenizer
 from tinylm.tokenizer import __main__ as command
 

@@ -9,8 +9,8 @@ import pytest
 import tokenizers
 from hypothesis import given
 
-from tests.strategies import any_text
-from tests.tokenizer_data import (
+from tests.support.strategies import any_text
+from tests.support.tokenizer_data import (
     EVERY,
     KINDS,
     TEXTS,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.tokenizer_data import TOKENIZERS, published, tiktoken_of
+from tests.support.tokenizer_data import TOKENIZERS, published, tiktoken_of
 from tinylm import Tokenizer
 
 # One piece after another or one enormous piece; each unit is repeated.

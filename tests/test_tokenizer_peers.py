@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.strategies import any_text
-from tests.tokenizer_data import CORPORA, corpus, published, standard_library, tiktoken_of
+from tests.support.strategies import any_text
+from tests.support.tokenizer_data import CORPORA, corpus, published, standard_library, tiktoken_of
 from tinylm import Tokenizer
 
 

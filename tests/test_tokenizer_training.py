@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rungs.vocabulary import train_fast, train_slow
-from tests.strategies import assigned_text
-from tests.tokenizer_data import CORPORA, corpus, over_a_mebibyte, standard_library
+from tests.support.strategies import assigned_text
+from tests.support.tokenizer_data import CORPORA, corpus, over_a_mebibyte, standard_library
 from tinylm import Tokenizer
 from tinylm.reference import byte_bpe
 

@@ -17,7 +17,7 @@ arrives, and stays with torch where that fails. To add the kernel of an operatio
 6. `tests/rungs/kernels.py`: a row of the ladder, which compares output and gradients with
    float64, in guarded memory, through Triton's interpreter or on a GPU.
 7. `tests/test_kernels.py`: `opcheck`; what is refused; which side `ops` takes. And a line in
-   `tests/offline.py`, which compiles the launches for a GPU that is not there.
+   `tests/support/offline.py`, which compiles the launches for a GPU that is not there.
 """
 
 from tinylm.kernels import config, rms_norm

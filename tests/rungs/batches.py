@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 from hypothesis import strategies as st
 
-from tests.bytes_tokenizer import VOCAB
 from tests.rungs.rung import rust_rung
 from tests.rungs.shards import FOLDERS, LONG, SHARES, SHORT, WORDS, written
+from tests.support.bytes_tokenizer import VOCAB
 from tinylm import _rust
 from tinylm.data import Loader
 from tinylm.reference import order, shards

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tests.interpreter import DEVICE, exact
-from tests.memory import LAYOUTS, guarded_memory, laid_out
 from tests.rungs.rung import SEEDS, Rung
+from tests.support.interpreter import DEVICE, exact
+from tests.support.memory import LAYOUTS, guarded_memory, laid_out
 from tinylm import ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

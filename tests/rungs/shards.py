@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from hypothesis import strategies as st
 
-from tests.bytes_tokenizer import VOCAB, Bytes
 from tests.rungs.rung import rust_rung
+from tests.support.bytes_tokenizer import VOCAB, Bytes
 from tinylm import _rust
 from tinylm.data import Dataset, ShardWriter
 from tinylm.reference import shards, xxh3

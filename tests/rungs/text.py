@@ -7,8 +7,8 @@ from operator import mul
 from hypothesis import strategies as st
 
 from tests.rungs.rung import rust_rung
-from tests.strategies import any_text, assigned_text, hostile_text, token_soup
-from tests.tokenizer_data import KINDS, TEXTS, TOKENIZERS, standard_library, tiktoken_of
+from tests.support.strategies import any_text, assigned_text, hostile_text, token_soup
+from tests.support.tokenizer_data import KINDS, TEXTS, TOKENIZERS, standard_library, tiktoken_of
 from tinylm import Tokenizer, _rust
 from tinylm.reference import byte_bpe, patterns
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tests.models import build, configs, tokens
 from tests.rungs.rung import SEEDS, Rung, near
+from tests.support.models import build, configs, tokens
 from tinylm import cache, ops, optim
 from tinylm.config import ModelConfig, OptimConfig
 from tinylm.reference import arrays_model, optimizers, tensors

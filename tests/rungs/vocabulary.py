@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.rungs.rung import Rung, rust_rung
 from tests.rungs.text import SPECIAL, beginnings, code, named
-from tests.strategies import assigned_text, runs
-from tests.tokenizer_data import TEXTS, TOKENIZERS, standard_library
+from tests.support.strategies import assigned_text, runs
+from tests.support.tokenizer_data import TEXTS, TOKENIZERS, standard_library
 from tinylm import Tokenizer, _rust
 from tinylm.reference import byte_bpe, patterns, word_bpe
 

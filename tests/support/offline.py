@@ -1,5 +1,6 @@
-"""Compile the kernels for a GPU that is not there: `python -m tests.offline 4096 ...`, sizes in,
-a line of JSON a kernel out.
+"""Compile the kernels for a GPU that is not there: sizes in, a line of JSON per kernel out.
+
+    python -m tests.support.offline 4096 8192
 
 The launchers run on CPU tensors with a recorder in the place of each kernel, so what is compiled
 is what they would launch. TRITON_INTERPRET must be unset: it leaves nothing to compile.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 
-from tests.strategies import LONG_WORD
+from tests.support.strategies import LONG_WORD
 from tinylm import Tokenizer
 from tinylm.reference.patterns import PATTERNS
 from tinylm.tokenizer.files import to_bytes

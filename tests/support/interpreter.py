@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import bfloat16
+from tests.support import bfloat16
 from tinylm import ops
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,8 +6,8 @@ import torch
 from hypothesis import strategies as st
 
 from tinylm import model
-from tinylm.config import ModelConfig
-from tinylm.layers import ARCHITECTURES, ATTENTIONS, FEEDFORWARDS, NORMS, POSITIONS
+from tinylm.config import ARCHITECTURES, ModelConfig
+from tinylm.layers import ATTENTIONS, FEEDFORWARDS, NORMS, POSITIONS
 
 
 @st.composite
