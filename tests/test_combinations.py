@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.models import build, configs, tokens
 from tests.rungs.rung import SEEDS, near
 from tests.rungs.training import FLOAT64, decoded, whole_forward
+from tests.support.models import build, configs, tokens
 from tinylm import checkpoint, layers
-from tinylm.config import ModelConfig
+from tinylm.config import ARCHITECTURES, ModelConfig
 
 REGISTRIES = {
-    "architecture": layers.ARCHITECTURES,
+    "architecture": ARCHITECTURES,
     "norm": layers.NORMS,
     "position": layers.POSITIONS,
     "feedforward": layers.FEEDFORWARDS,
@@ -77,7 +77,7 @@ def is_saved_and_loaded(config, seed, share):
 
 def counts_by_the_formula(config, seed, share):
     """Parameters and operations are what the widths say."""
-    made, chosen = build(config, seed), layers.components(config)
+    made, chosen = build(config, seed), config.components()
     d, vocab = config.d_model, config.vocab_size
     inside = config.kv_heads * config.head_size
     gated = chosen["feedforward"] == "swiglu"
@@ -115,7 +115,7 @@ def test_there_are_144_mixes_and_each_can_be_built():
     assert len(MIXES) == 144
     for mix in MIXES:
         config = ModelConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=1, **mix)
-        chosen = layers.components(config)
+        chosen = config.components()
         assert {name: chosen[name] for name in chosen.keys() & mix} == {
             name: mix[name] for name in chosen.keys() & mix
         }

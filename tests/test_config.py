@@ -306,7 +306,7 @@ def test_a_saved_run_reads_back_equal(tmp_path_factory, run):
         (sections.Position, "layers", "POSITIONS"),
         (sections.FeedForward, "layers", "FEEDFORWARDS"),
         (sections.Attention, "layers", "ATTENTIONS"),
-        (sections.Architecture, "layers", "ARCHITECTURES"),
+        (sections.Architecture, "config", "ARCHITECTURES"),
         (sections.Optimizer, "optim", "OPTIMIZERS"),
         (sections.Schedule, "optim", "SCHEDULES"),
         (sections.Tracker, "track", "TRACKERS"),

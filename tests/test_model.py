@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.models import CLOSE, build, configs, tokens
+from tests.support.models import CLOSE, build, configs, tokens
 from tinylm import layers, model, ops
-from tinylm.config import ModelConfig
+from tinylm.config import ARCHITECTURES, ModelConfig
 
 SEEDS = st.integers(0, 2**31)
 SMALL = ModelConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=2, context_length=8)
@@ -42,7 +42,7 @@ def test_a_document_sees_nothing_of_another(config, seed):
 
 
 def test_every_parameter_matters_to_the_loss():
-    for architecture in layers.ARCHITECTURES:
+    for architecture in ARCHITECTURES:
         config = dataclasses.replace(SMALL, architecture=architecture, tied=False)
         made = build(config)
         ids = tokens(config, 4, 9)
@@ -201,7 +201,7 @@ def test_a_narrow_model_turns_by_the_angles_of_float32(dtype):
 
 
 def test_weights_in_bfloat16_give_nearly_the_same_logits():
-    for architecture in layers.ARCHITECTURES:
+    for architecture in ARCHITECTURES:
         config = dataclasses.replace(SMALL, architecture=architecture)
         wide, narrow = build(config, dtype=torch.float32), build(config, dtype=torch.bfloat16)
         ids = tokens(SMALL, 2, 8)

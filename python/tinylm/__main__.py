@@ -41,13 +41,14 @@ MAP = (
     Row("loss, steps", "optim", (), ("optimizers",)),
     Row("loss, steps", "train"),
     Row("loss, steps", "track"),
-    Row("loss, steps", "profiling"),
     Row("checkpoint", "checkpoint"),
     Row("checkpoint", "convert"),
     Row("score", "evaluate"),
     Row("sampler", "cache"),
     Row("sampler", "sample"),
     Row("any command", "commands"),
+    Row("any command", "device"),
+    Row("any command", "disk"),
 )
 COLUMNS = ("stage", "module", "command", "Rust, kernels", "reference", "test")
 

@@ -17,8 +17,7 @@ from typing import Any, Literal, get_type_hints
 import torch
 from torch import Tensor
 
-from tinylm.config import ModelConfig
-from tinylm.layers import ARCHITECTURES, FEEDFORWARDS, choose, components
+from tinylm.config import ARCHITECTURES, ModelConfig
 
 ModelType = Literal["gpt2", "llama", "tinylm"]
 
@@ -229,7 +228,7 @@ def _transposed(module: str, tensor: Tensor) -> bool:
 
 def _differences(config: ModelConfig, kind: str) -> list[str]:
     """The settings of a model that `kind` cannot hold, each with what it would need."""
-    mine = components(config)
+    mine = config.components()
     wanted = ARCHITECTURES[HELD[kind]]
     found = [
         f"model.{key}={str(mine[key]).lower()} ({kind} has {str(wanted[key]).lower()})"
@@ -258,9 +257,6 @@ def _gpt2_keys(config: ModelConfig) -> dict[str, Any]:
 
 
 def _llama_keys(config: ModelConfig) -> dict[str, Any]:
-    feedforward = choose(FEEDFORWARDS, "model.feedforward", components(config)["feedforward"])
-    with torch.device("meta"):
-        width = feedforward(config, bias=False).width
     return {
         "max_position_embeddings": config.context_length,
         "hidden_size": config.d_model,
@@ -268,7 +264,7 @@ def _llama_keys(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_size,
-        "intermediate_size": width,
+        "intermediate_size": config.feedforward_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},

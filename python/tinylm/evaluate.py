@@ -297,10 +297,10 @@ def main(arguments: Sequence[str]) -> int:
     # These take seconds: a typo above is answered before them.
     import torch
 
-    from tinylm import checkpoint
-    from tinylm.model import find_device
+    from tinylm import checkpoint, device
 
-    model, tokenizer = checkpoint.load(folder, device=find_device(run.train.device))
+    place = device.find_or_best(run.train.device)
+    model, tokenizer = checkpoint.load(folder, device=place)
     # Asked for here: the dtype that the run was trained in does not decide how it is scored.
     in_bfloat16 = "train.dtype" in keys and run.train.dtype == "bfloat16"
     if tokenizer is None:

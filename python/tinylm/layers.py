@@ -17,15 +17,13 @@ utilisation follows, and how its weights start (`start`). To add one, assign it:
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tinylm import ops
-from tinylm.config import ModelConfig
-
-Role = Literal["embedding", "head", "matrix", "gain", "scalar"]
+from tinylm.config import ModelConfig, Role, choose
 
 
 class LayerCache(Protocol):
@@ -214,14 +212,14 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)); x [B, T, D]. Width 8/3 D keeps the parameters of 4 D."""
+    """down(silu(gate(x)) * up(x)); x [B, T, D], inner width F."""
 
     def __init__(self, config: ModelConfig, *, bias: bool) -> None:
         super().__init__()
-        self.width = config.d_ff or -(-8 * config.d_model // 3 // 16) * 16
-        self.gate = Linear(config.d_model, self.width, bias=bias)
-        self.up = Linear(config.d_model, self.width, bias=bias)
-        self.down = Linear(self.width, config.d_model, bias=bias, branch=True)
+        width = config.feedforward_width
+        self.gate = Linear(config.d_model, width, bias=bias)
+        self.up = Linear(config.d_model, width, bias=bias)
+        self.down = Linear(width, config.d_model, bias=bias, branch=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] to the same shape."""
@@ -230,16 +228,15 @@ class SwiGLU(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(activation(up(x))); x [B, T, D], width 4 D."""
+    """down(activation(up(x))); x [B, T, D], inner width F."""
 
     def __init__(
         self, config: ModelConfig, *, bias: bool, activation: Callable[[Tensor], Tensor] = ops.gelu
     ) -> None:
         super().__init__()
-        self.width = config.d_ff or 4 * config.d_model
         self.activation = activation
-        self.up = Linear(config.d_model, self.width, bias=bias)
-        self.down = Linear(self.width, config.d_model, bias=bias, branch=True)
+        self.up = Linear(config.d_model, config.feedforward_width, bias=bias)
+        self.down = Linear(config.feedforward_width, config.d_model, bias=bias, branch=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] to the same shape."""
@@ -258,25 +255,6 @@ ATTENTIONS: dict[str, Any] = {
     "sdpa": Attention,
     "manual": partial(Attention, attend=ops.manual_attention),
 }
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama3": {"norm": "rmsnorm", "position": "rope", "feedforward": "swiglu", "bias": False},
-    "gpt2": {"norm": "layernorm", "position": "learned", "feedforward": "mlp", "bias": True},
-}
-
-
-def choose(registry: dict[str, Any], key: str, name: str) -> Any:
-    """The entry `name` of a registry; `ValueError` with the known names where there is none."""
-    if name not in registry:
-        raise ValueError(f"{key}={name}: not in the registry, which has {', '.join(registry)}")
-    return registry[name]
-
-
-def components(config: ModelConfig) -> dict[str, Any]:
-    """norm, position, feedforward and bias of a model: its own, or else its architecture's."""
-    chosen = dict(choose(ARCHITECTURES, "model.architecture", config.architecture))
-    for name in ("norm", "position", "feedforward"):
-        chosen[name] = getattr(config, name) or chosen[name]
-    return chosen
 
 
 class Block(nn.Module):
@@ -284,7 +262,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        chosen = components(config)
+        chosen = config.components()
         bias = chosen["bias"]
         norm = choose(NORMS, "model.norm", chosen["norm"])
         attention = choose(ATTENTIONS, "model.attention", config.attention)

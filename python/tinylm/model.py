@@ -17,15 +17,14 @@ everything at 0.02; see docs/log.md):
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tinylm import ops
 from tinylm.cache import Contiguous
-from tinylm.config import ModelConfig
-from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear, Role, choose, components
+from tinylm.config import ModelConfig, Role, choose
+from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear
 
 
 class Model(nn.Module):
@@ -36,7 +35,7 @@ class Model(nn.Module):
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("model.vocab_size=null: give the size of the tokenizer's vocabulary")
-        chosen = components(config)
+        chosen = config.components()
         norm = choose(NORMS, "model.norm", chosen["norm"])
         position = choose(POSITIONS, "model.position", chosen["position"])
         self.config = config
@@ -108,6 +107,14 @@ class Model(nn.Module):
         tied = 0 if self.head is not None else 6 * self.embedding.weight.numel()
         return int(total) + tied
 
+    def describe(self) -> dict[str, int]:
+        """Counts for the record of a run: parameters, without tables, operations per token."""
+        return {
+            "parameters": self.n_parameters(),
+            "parameters_without_embedding": self.n_parameters(embedding=False),
+            "flops_per_token": self.flops_per_token(self.config.context_length),
+        }
+
     def n_parameters(self, embedding: bool = True) -> int:
         """Number of weights; without `embedding`, those of the token and position tables not."""
         return sum(
@@ -155,27 +162,8 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def find_device(name: str) -> torch.device:
-    """The device of a setting: auto takes cuda, then mps, then cpu; `ValueError` if not here."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next((kind for kind in ("cuda", "mps") if present[kind]), "cpu")
-    if not present.get(name, True):
-        raise ValueError(f"train.device={name}: torch finds none here; train.device=cpu works")
-    return torch.device(name)
-
-
 def _document_mask(documents: Tensor) -> Tensor:
     """Boolean [B, 1, T, T]: causal, and inside one document."""
     same = documents[:, None, :, None] == documents[:, None, None, :]
     length = documents.size(1)
     return same & ops.causal_mask(length, length, documents.device)
-
-
-def describe(model: Model) -> dict[str, Any]:
-    """Counts for the record of a run: parameters, without embeddings, operations a token."""
-    return {
-        "parameters": model.n_parameters(),
-        "parameters_without_embedding": model.n_parameters(embedding=False),
-        "flops_per_token": model.flops_per_token(model.config.context_length),
-    }

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinylm.config import OptimConfig
-from tinylm.layers import Role, choose
+from tinylm.config import OptimConfig, Role, choose
 
 # The roles whose weights decay, and that Muon moves: the matrices between embedding and head.
 DECAYED: frozenset[Role] = frozenset({"matrix"})

@@ -5,6 +5,7 @@
 Imports neither torch nor numpy, so that `--help` and a typo answer at once.
 """
 
+from tinylm.config.architectures import ARCHITECTURES, Role, choose
 from tinylm.config.help import describe
 from tinylm.config.keys import ConfigError, flat, recipes, settings
 from tinylm.config.loading import differences, find, load, to_yaml
@@ -22,17 +23,20 @@ from tinylm.config.sections import (
 )
 
 __all__ = [
+    "ARCHITECTURES",
     "CheckpointConfig",
     "ConfigError",
     "DataConfig",
     "EvaluateConfig",
     "ModelConfig",
     "OptimConfig",
+    "Role",
     "Run",
     "SampleConfig",
     "TokenizerConfig",
     "TrackConfig",
     "TrainConfig",
+    "choose",
     "describe",
     "differences",
     "find",

@@ -8,6 +8,7 @@ to a registry is a `str` with `choices`; the others are `Literal`s of what is bu
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from tinylm.config.architectures import ARCHITECTURES, choose
 from tinylm.config.limits import (
     COUNT,
     COUNT_OR_ZERO,
@@ -152,7 +153,8 @@ class ModelConfig:
         require(fits, "model.d_model", self.d_model, f"must be a multiple of n_heads={heads}")
         fits = heads % self.kv_heads == 0
         require(fits, "model.n_kv_heads", self.n_kv_heads, f"must divide n_heads={heads}")
-        rope = self.position == "rope" or (self.position is None and self.architecture == "llama3")
+        preset = ARCHITECTURES.get(self.architecture, {})
+        rope = (self.position or preset.get("position")) == "rope"
         even = not rope or self.head_size % 2 == 0
         limit = f"divided by n_heads={heads} it must be even, for rope turns pairs"
         require(even, "model.d_model", self.d_model, limit)
@@ -166,6 +168,25 @@ class ModelConfig:
     def kv_heads(self) -> int:
         """Number of key and value heads: n_kv_heads, or n_heads where it is left out."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def feedforward_width(self) -> int:
+        """Width of the feedforward (F): d_ff, or by default 4 D, for swiglu 8/3 D in steps of 16.
+
+        SwiGLU has three matrices instead of two: 8/3 D keeps the number of parameters.
+        """
+        if self.d_ff is not None:
+            return self.d_ff
+        if self.components()["feedforward"] == "swiglu":
+            return -(-8 * self.d_model // 3 // 16) * 16
+        return 4 * self.d_model
+
+    def components(self) -> dict[str, Any]:
+        """norm, position, feedforward and bias: the model's own, or else its architecture's."""
+        chosen = dict(choose(ARCHITECTURES, "model.architecture", self.architecture))
+        for name in ("norm", "position", "feedforward"):
+            chosen[name] = getattr(self, name) or chosen[name]
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,6 @@ from tinylm import commands, config
 from tinylm.config import ConfigError, Run
 
 if TYPE_CHECKING:
-    import torch
-
     from tinylm.model import Model
     from tinylm.tokenizer import Tokenizer
 
@@ -49,9 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     if prompt is None:
         prompt = "" if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
     # These take seconds: a typo above is answered before them.
-    from tinylm import checkpoint
+    from tinylm import checkpoint, device
 
-    model, tokenizer = checkpoint.load(folder, device=_device(run.train.device))
+    place = device.find_or_best(run.train.device)
+    model, tokenizer = checkpoint.load(folder, device=place)
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer.json: a text cannot become ids without one")
     _print(model, tokenizer, prompt, run)
@@ -76,16 +75,6 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
             "settings go before --"
         )
     return Path(words[0]), words[1] if len(words) == 2 else None, overrides
-
-
-def _device(trained_on: str) -> "torch.device":
-    """The device of the run, or the best there is where this machine has none of that kind."""
-    from tinylm.model import find_device
-
-    try:
-        return find_device(trained_on)
-    except ValueError:
-        return find_device("auto")
 
 
 def _settings(folder: Path, overrides: Sequence[str]) -> Run:

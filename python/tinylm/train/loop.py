@@ -14,7 +14,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from tinylm import checkpoint, evaluate, optim, profiling, sample
+from tinylm import checkpoint, device, evaluate, optim, sample
 from tinylm.config import Run
 from tinylm.data import Dataset, Loader
 from tinylm.model import Model
@@ -336,7 +336,7 @@ class Window:
                 "grad_norm": self.norm.item(),
                 "tokens_per_second": speed,
                 "mfu": speed * flops / trainer.peak,
-                "memory_bytes": profiling.memory_bytes(trainer.device),
+                "memory_bytes": device.memory_bytes(trainer.device),
                 "seconds": progress.seconds,
                 # The first step holds the compiler's time: it says nothing of the others.
                 "seconds_per_step": 0.0 if self.first else passed / self.steps,

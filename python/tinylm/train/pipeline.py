@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tinylm import checkpoint, corpus, data, model, optim, profiling, sample, track
+from tinylm import checkpoint, corpus, data, device, optim, sample, track
 from tinylm.config import Run
 from tinylm.data import Dataset, Loader
 from tinylm.track import Trackers
@@ -34,10 +34,10 @@ def train(run: Run) -> Path:
         say(f"bits per byte: {results['bits_per_byte']:.3f}")
         return folder
 
-    device = model.find_device(run.train.device)
-    dtype = stages.pick_dtype(run.train.dtype, device)
+    place = device.find(run.train.device)
+    dtype = device.pick_dtype(run.train.dtype, place)
     text = corpus.open(run.data.source, val_fraction=run.data.val_fraction)
-    net, tokenizer = stages.start(run, resumed, text, device, say)
+    net, tokenizer = stages.start(run, resumed, text, place, say)
     shards = data.default_folder(run.data, tokenizer)
     data.prepare(run.data, tokenizer, shards)
     loader = Loader(
@@ -49,7 +49,7 @@ def train(run: Run) -> Path:
         mask_after_eos=run.data.mask_after_eos,
         seed=run.train.seed,
         threads=run.data.threads,
-        device=str(device),
+        device=str(place),
     )
     prompt = stages.first_words(run, text, tokenizer)
     # One token now: settings of `sample` that cannot be are not found out in an hour.
@@ -65,10 +65,10 @@ def train(run: Run) -> Path:
         loader=loader,
         validation=Dataset.open(shards, split="val"),
         optimizer=optim.build(net, run.optim),
-        device=device,
+        device=place,
         dtype=dtype,
-        peak=profiling.peak_flops(device, dtype),
-        loss=stages.loss_function(run, net, device, say),
+        peak=device.peak_flops(place, dtype),
+        loss=stages.loss_function(run, net, place, say),
         prompt=prompt,
     )
     if training is not None:
@@ -76,13 +76,13 @@ def train(run: Run) -> Path:
         trainer.restore(training)
     track.rewind_metrics(folder, trainer.progress.step)
     rewind_samples(folder, trainer.progress.step)
-    record = {**provenance(), "device": str(device), "dtype": str(dtype), "shards": str(shards)}
-    write_json(folder / "run.json", {**record, **model.describe(net), "peak": trainer.peak})
+    record = {**provenance(), "device": str(place), "dtype": str(dtype), "shards": str(shards)}
+    write_json(folder / "run.json", {**record, **net.describe(), "peak": trainer.peak})
     say(stages.opening(trainer, shards, time.perf_counter() - began))
     trainer.trackers = Trackers(run.track.names, folder, run.train.steps)
     before = torch.are_deterministic_algorithms_enabled()
     # On the CPU a resumed run ends bit for bit where an uninterrupted one would.
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.use_deterministic_algorithms(place.type == "cpu")
     try:
         with trainer.signals():
             trainer.train()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tinylm import checkpoint, evaluate, model, profiling, sample
+from tinylm import checkpoint, evaluate, model, sample
 from tinylm.config import Run, SampleConfig
 from tinylm.corpus import Corpus
 from tinylm.model import Model
@@ -25,13 +25,6 @@ COMPILE_FROM = 500
 PARSE_PROMPTS = ("def", "class", "import", "from")
 
 Say = Callable[[str], None]
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of `train.dtype`: bfloat16 for auto where the hardware multiplies in it."""
-    if name == "auto":
-        name = "bfloat16" if profiling.has_bfloat16(device) else "float32"
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
 def resume_point(source: Path, say: Say) -> Path | None:
@@ -138,7 +131,7 @@ def first_words(run: Run, text: Corpus, tokenizer: Tokenizer) -> str:
 def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
     """What is about to happen, in four lines."""
     net, run = trainer.model, trainer.run
-    counts = model.describe(net)
+    counts = net.describe()
     rows = trainer.loader.n_rows
     epochs = run.train.steps * run.train.batch_size / rows
     return "\n".join(

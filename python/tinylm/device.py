@@ -1,4 +1,4 @@
-"""What the machine can do and what the process takes of it."""
+"""The device of a process: which one, in which dtype, how fast at its peak, how much memory."""
 
 import resource
 import sys
@@ -8,6 +8,31 @@ import torch
 
 # Dense bfloat16 peak in operations a second, from NVIDIA's data sheets (without sparsity).
 DATA_SHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+
+
+def find(name: str) -> torch.device:
+    """The device of a setting: auto takes cuda, then mps, then cpu; `ValueError` if not here."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind in ("cuda", "mps") if present[kind]), "cpu")
+    if not present.get(name, True):
+        raise ValueError(f"train.device={name}: torch finds none here; train.device=cpu works")
+    return torch.device(name)
+
+
+def find_or_best(name: str) -> torch.device:
+    """The device of a setting, or the best there is where this machine has none of that kind."""
+    try:
+        return find(name)
+    except ValueError:
+        return find("auto")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of `train.dtype`: bfloat16 for auto where the hardware multiplies in it."""
+    if name == "auto":
+        name = "bfloat16" if has_bfloat16(device) else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
