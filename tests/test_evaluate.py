@@ -16,7 +16,9 @@ import tinylm
 from tests.support.fakes import ByteTokenizer, ListDataset
 from tests.support.models import build
 from tinylm.config import ConfigError, ModelConfig
-from tinylm.evaluate import evaluate, logical_lines, main, parse_share, without_end
+from tinylm.evaluate import evaluate, parse_share
+from tinylm.evaluate.__main__ import main
+from tinylm.evaluate.python import logical_lines, without_end
 
 TOKENIZER = ByteTokenizer()
 SMALL = ModelConfig(
@@ -367,7 +369,7 @@ def test_a_missing_run_is_named(tmp_path):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from tinylm.evaluate import main; main(['--help']);"
+        "import sys; from tinylm.evaluate.__main__ import main; main(['--help']);"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,145 @@
+"""`python -m tinylm.evaluate RUN [key=value ...]`."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinylm import commands, config
+from tinylm.config import ConfigError, Run
+from tinylm.evaluate.scoring import evaluate
+
+if TYPE_CHECKING:
+    from tinylm.data import Dataset
+    from tinylm.tokenizer import Tokenizer
+
+HELP = """usage: python -m tinylm.evaluate RUN [key=value ...]
+
+Score the validation text of RUN: loss (nats a token), perplexity, bits per byte.
+
+RUN is the folder of a run, of one of its checkpoints, or of a transformers model; the last has
+no settings and needs data.source=. Another text is tokenized by the model's own tokenizer, and
+its validation part is scored, or all of it:
+  python -m tinylm.evaluate runs/stdlib data.source=novel.txt data.val_fraction=1
+"""
+# The settings that change a score; the others of a run are taken as they are.
+KEYS = (
+    "data.source",
+    "data.folder",
+    "data.val_fraction",
+    "train.batch_size",
+    "train.device",
+    "train.dtype",
+)
+# What a key means here, where that is not what it means in training.
+ABOUT = {
+    "data.val_fraction": "Share of the text that is scored, what training holds out; 1 for all.",
+    "train.dtype": "Arithmetic of the scoring: float32 (default) or bfloat16.",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the scores of a run; returns the exit code."""
+    if commands.wants_help(arguments):
+        about = config.settings()
+        print(
+            HELP
+            + "".join(f"\n  {key}: {ABOUT.get(key) or about[key].metadata['help']}" for key in KEYS)
+        )
+        return 0
+    folder, keys, run, text = _parse(arguments)
+    # These take seconds: a typo above is answered before them.
+    import torch
+
+    from tinylm import checkpoint, device
+
+    place = device.find_or_best(run.train.device)
+    model, tokenizer = checkpoint.load(folder, device=place)
+    # Asked for here: the dtype that the run was trained in does not decide how it is scored.
+    in_bfloat16 = "train.dtype" in keys and run.train.dtype == "bfloat16"
+    if tokenizer is None:
+        raise ValueError(f"{folder} holds no tokenizer.json: its vocabulary cannot be known")
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset = _validation(text, tokenizer, keys, Path(scratch))
+        print(f"{'part':15}{_part(dataset, other='data.source' in keys)}", flush=True)
+        scores = evaluate(
+            model,
+            dataset,
+            tokenizer=tokenizer,
+            batch_size=run.train.batch_size,
+            dtype=torch.bfloat16 if in_bfloat16 else None,
+            progress=_show_progress if sys.stderr.isatty() else None,
+        )
+    for name, value in asdict(scores).items():
+        print(f"{name.replace('_', ' '):15}{value if isinstance(value, int) else f'{value:.4f}'}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """What to score: the fields of `config.DataConfig`, of which the fraction may here be 1."""
+
+    source: str
+    folder: str | None
+    val_fraction: float
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, Text]:
+    """Arguments to the model's folder, the keys they set, all settings, and the text."""
+    words = [word for word in arguments if "=" not in word]
+    overrides = [word for word in arguments if "=" in word]
+    if len(words) != 1 or words[0].startswith("-"):
+        raise ConfigError("which run? python -m tinylm.evaluate RUN [key=value ...]")
+    folder = Path(words[0])
+    keys = {override.partition("=")[0] for override in overrides}
+    file = config.find(folder)
+    # Nothing would be left to train on, so the settings of a run refuse a fraction of 1.
+    whole = [word for word in overrides if word in ("data.val_fraction=1", "data.val_fraction=1.0")]
+    run = config.load(file, [word for word in overrides if word not in whole])
+    text = Text(run.data.source, run.data.folder, 1.0 if whole else run.data.val_fraction)
+    for key in keys.difference(KEYS):
+        raise ConfigError(f"{key}: has no part in a score; these have: {', '.join(KEYS)}")
+    if not folder.exists():
+        raise FileNotFoundError(2, "no such run, checkpoint or model folder", str(folder))
+    if file is None and not keys & {"data.source", "data.folder"}:
+        raise ConfigError(f"{folder} has no config.yaml: say what to score, data.source=FILE")
+    return folder, keys, run, text
+
+
+def _validation(text: Text, tokenizer: "Tokenizer", keys: set[str], scratch: Path) -> "Dataset":
+    """The validation split: of the run's shards, or of another text, made in `scratch`."""
+    from tinylm import data
+
+    other = keys & {"data.source", "data.val_fraction"}
+    home = data.default_folder(text, tokenizer)
+    folder = scratch if other and "data.folder" not in keys else home
+    # The run's shards are taken as they are: its source may have changed or gone since.
+    if other or not (folder / "manifest.json").is_file():
+        data.prepare(text, tokenizer, folder)
+    return data.Dataset.open(folder, split="val")
+
+
+def _part(dataset: "Dataset", *, other: bool) -> str:
+    """Which text a dataset is, and how much of it; of another text how to score it all."""
+    source = dataset.manifest.source
+    sizes = [split.bytes for split in dataset.manifest.splits.values()]
+    of = "" if None in sizes else f" of {sum(size or 0 for size in sizes):,}"
+    n_bytes = "?" if dataset.n_bytes is None else f"{dataset.n_bytes:,}"
+    text = f"{n_bytes}{of} bytes of {source.get('source', 'the shards')}"
+    fraction = source.get("val_fraction", 1)
+    if fraction == 1:
+        return text
+    # All of a run's own text would include what it was trained on.
+    advice = "; 1 scores all" if other else ""
+    return f"{text}, held out by data.val_fraction={fraction:g}{advice}"
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\r{done} of {total} tokens", end=end, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    commands.run(main)

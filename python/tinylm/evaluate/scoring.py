@@ -1,0 +1,147 @@
+"""A model and a split of tokens to loss, perplexity and bits per byte.
+
+Bits per byte = (nats over every target) / ln 2 / (bytes of the text). A tokenizer that packs more
+bytes into a token has a higher loss per token, yet no better score: only this figure compares
+models across tokenizers.
+
+torch is imported inside `evaluate`, so that the command answers `--help` at once.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from tinylm.data import Dataset
+    from tinylm.model import Model
+    from tinylm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model makes of a text: `tokens` targets that stand for `bytes` of text."""
+
+    loss: float  # mean nats a target
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+
+
+def evaluate(
+    model: "Model",
+    dataset: "Dataset",
+    *,
+    tokenizer: "Tokenizer",
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    dtype: "torch.dtype | None" = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score every token of a split but its first, once, in windows of the context length.
+
+    A window sees nothing of the one before it. `max_tokens` scores only the first so many, over
+    the bytes that they stand for; `dtype` is that of the matrix products (default the weights');
+    `progress` is told the targets scored and to score. `batch_size` changes the figures by
+    rounding alone. `ValueError` for a split of another tokenizer, or one of fewer than 2 tokens.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from tinylm.model import inference
+    from tinylm.ops import IGNORED
+
+    total = _check(model, dataset, tokenizer, batch_size, max_tokens)
+    device = model.embedding.weight.device
+    autocast = torch.autocast(device.type, dtype, enabled=dtype not in (None, torch.float32))
+    nats, done = 0.0, 0
+    for tokens, targets in _batches(dataset, total, batch_size, model.config.context_length):
+        if tokens.max() >= model.embedding.num_embeddings:
+            raise ValueError(
+                f"token {tokens.max()} of the dataset: the model's vocabulary has "
+                f"{model.embedding.num_embeddings}"
+            )
+        inputs, wanted = (torch.from_numpy(a).to(device) for a in (tokens, targets))
+        with inference(model), autocast:
+            logits = model(inputs).flatten(0, 1).float()
+            losses = cross_entropy(logits, wanted.flatten(), ignore_index=IGNORED, reduction="none")
+        # On the CPU, for MPS has no float64.
+        nats += losses.cpu().double().sum().item()
+        done += int((targets != IGNORED).sum())
+        if progress is not None:
+            progress(done, total)
+    n_bytes = _count_bytes(dataset, tokenizer, total)
+    loss = nats / total
+    # exp overflows above 709 nats.
+    perplexity = math.exp(loss) if not loss > 709 else math.inf
+    bits = nats / math.log(2) / n_bytes if n_bytes else math.inf
+    return Scores(loss, perplexity, bits, total, n_bytes)
+
+
+def _check(
+    model: "Model",
+    dataset: "Dataset",
+    tokenizer: "Tokenizer",
+    batch_size: int,
+    max_tokens: int | None,
+) -> int:
+    """How many targets to score."""
+    for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if dataset.n_tokens < 2:
+        raise ValueError(f"the split has {dataset.n_tokens} tokens: scoring takes at least 2")
+    theirs, ours = dataset.tokenizer_sha256, tokenizer.sha256
+    if theirs != ours:
+        raise ValueError(
+            f"the dataset was made by tokenizer {theirs[:12]}, the model's is {ours[:12]}: "
+            f"prepare the text with the model's tokenizer"
+        )
+    targets = dataset.n_tokens - 1
+    return targets if max_tokens is None else min(max_tokens, targets)
+
+
+def _batches(
+    dataset: "Dataset", total: int, batch_size: int, length: int
+) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
+    """Windows of the first `total` targets as tokens and targets [B, T]; the rest is -100."""
+    import numpy as np
+
+    from tinylm.ops import IGNORED
+
+    for first in range(0, total, batch_size * length):
+        count = min(batch_size * length, total - first)
+        rows = -(-count // length)
+        read = np.asarray(dataset.read(first, count + 1)).astype(np.int64)
+        tokens = np.zeros(rows * length, np.int64)
+        targets = np.full(rows * length, IGNORED)
+        tokens[:count], targets[:count] = read[:-1], read[1:]
+        yield tokens.reshape(rows, length), targets.reshape(rows, length)
+
+
+def _count_bytes(dataset: "Dataset", tokenizer: "Tokenizer", total: int) -> int:
+    """Bytes of text that the first `total` targets stand for; of the whole split, its own count.
+
+    A special token stands for none. The whole split includes its first token, which is no
+    target: the figure is over the text, not over what could be predicted of it.
+    """
+    import numpy as np
+
+    whole = total == dataset.n_tokens - 1
+    if whole and dataset.n_bytes is not None:
+        return dataset.n_bytes
+    vocab = tokenizer.vocab
+    lengths = np.zeros(max(vocab) + 1, np.int64)
+    for token, content in vocab.items():
+        lengths[token] = len(content)
+    lengths[list(tokenizer.special_tokens.values())] = 0
+    start = 0 if whole else 1
+    block = 2**20
+    return sum(
+        int(lengths[np.asarray(dataset.read(at, min(block, total + 1 - at)))].sum())
+        for at in range(start, total + 1, block)
+    )
