@@ -204,6 +204,47 @@ def test_purge_leaves_the_draft_of_a_living_writer_alone(tmp_path):
     checkpoint.verify(checkpoint.path_of(tmp_path, 20))
 
 
+def recovering(folder, rounds, work):
+    """Do `work` so many times while another writer clears up after dead ones all the time."""
+    done = threading.Event()
+
+    def clear():
+        while not done.is_set():
+            files.recover(folder)
+
+    other = threading.Thread(target=clear)
+    other.start()
+    try:
+        for number in range(rounds):
+            work(number)
+    finally:
+        done.set()
+        other.join()
+
+
+def test_removing_is_safe_from_another_process_that_clears_up(tmp_path):
+    def work(number):
+        path = tmp_path / f"step-{number}"
+        path.mkdir()
+        for k in range(5):
+            (path / str(k)).write_bytes(b"content")
+        files.remove(path)
+
+    recovering(tmp_path, 60, work)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_draft_is_safe_from_another_process_that_clears_up(tmp_path):
+    def work(number):
+        with files.whole(tmp_path / f"step-{number}") as draft:
+            draft.add("a", [b"content"])
+
+    recovering(tmp_path, 60, work)
+    for number in range(60):
+        files.verify(tmp_path / f"step-{number}")
+    assert len(list(tmp_path.iterdir())) == 60
+
+
 @pytest.mark.parametrize("size", [1, 7, 100, 1000])
 def test_a_write_that_the_system_cuts_short_is_continued(size, tmp_path, monkeypatch):
     real = os.write

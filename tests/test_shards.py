@@ -162,12 +162,13 @@ def test_a_writer_left_by_an_exception_leaves_no_dataset(tmp_path):
 
 def test_a_killed_writer_leaves_no_dataset(tmp_path):
     script = (
-        "import os, sys; from bytes_tokenizer import Bytes; from tinylm.data import ShardWriter\n"
+        "import os, sys; from tests.support.bytes_tokenizer import Bytes\n"
+        "from tinylm.data import ShardWriter\n"
         "writer = ShardWriter(sys.argv[1], tokenizer=Bytes(), shard_tokens=100)\n"
         "for _ in range(25): writer.add([1] * 10)\n"
         "os.kill(os.getpid(), 9)"
     )
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", script, tmp_path], cwd=here, check=False)
     left = {path.name for path in tmp_path.iterdir()}
     assert {"train-00000.bin", "train-00001.doc", "train-00002.bin.part"} <= left

@@ -1,7 +1,30 @@
-"""Small files that are on disk whole or not at all."""
+"""Files that are on disk whole or not at all, and folders that have one writer at a time.
 
+    replace("runs/a/best.json", b"{}")
+    with Lock(Path("runs/a"), advice="choose another folder"):
+        ...
+
+A lock is `flock` on the file `.lock` in the folder. The kernel lifts it when the process ends,
+however it ends, so a `.lock` that a killed process left behind is in nobody's way. Readers take no
+lock: `replace` gives them the old file or the new one.
+"""
+
+import fcntl
+import json
 import os
+import shlex
+import socket
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+LOCK = ".lock"
+# Characters of a holder's command line that a message shows.
+SHOWN = 200
 
 
 def replace(path: str | os.PathLike[str], data: bytes) -> None:
@@ -10,20 +33,153 @@ def replace(path: str | os.PathLike[str], data: bytes) -> None:
     Written under a temporary name, fsynced, renamed, and the folder fsynced: a crash or a loss of
     power at any instant leaves one of the two, whole. The folder must exist. Raises `OSError`.
     """
+    with replacing(path) as file, naming(Path(file.name)):
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """`replace` for content that comes in pieces: yields a file to write it to.
+
+    The file takes its name at the end of the block; after an exception `path` is as it was.
+    """
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the entries of a folder to the disk: a rename outlives a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with part.open("wb") as file:
+            yield file
+            with naming(part):
+                file.flush()
+                os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk: a rename outlives a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an `OSError` from a file handle the name of its file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+class Lock(AbstractContextManager["Lock"]):
+    """The right to write to `folder`, which must exist, from construction to `release`.
+
+    If another process or another `Lock` of this one holds it, the constructor raises
+    `BlockingIOError`, which names the holder and ends in `advice`. With `wait` it calls
+    `wait(holder)` once and waits instead; Ctrl-C ends the waiting.
+
+    Only the process that made it holds it: a child after `os.fork` does not.
+    """
+
+    def __init__(
+        self, folder: Path, *, advice: str = "", wait: Callable[[str], None] | None = None
+    ) -> None:
+        self._path = folder / LOCK
+        self._close = weakref.finalize(self, os.close, _lock(folder, advice, wait))
+        _HELD.add(self)
+
+    def release(self) -> None:
+        """Let the next one write; a second call does nothing."""
+        if self._close.alive:
+            # While the lock still holds: later it could be the file of the next holder.
+            with suppress(OSError):
+                self._path.unlink()
+        self._close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def forget(self) -> None:
+        """Close the file in a forked child; the parent's copy of it still holds the lock."""
+        self._close()
+
+
+def _lock(folder: Path, advice: str, wait: Callable[[str], None] | None) -> int:
+    """A handle of the locked file `.lock`, in which this process is entered."""
+    path = folder / LOCK
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                problem = f"in use by {_holder(handle)}"
+                if wait is None:
+                    raise BlockingIOError(
+                        error.errno, f"{problem}: {advice}", str(folder)
+                    ) from None
+                wait(problem)
+                wait = _say_nothing
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            # A holder removes the file before it lets go: what is locked may be out of reach.
+            if _is(handle, path):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps(_myself()).encode(), 0)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _is(handle: int, path: Path) -> bool:
+    """Whether the open file is the one that stands at `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _myself() -> dict[str, Any]:
+    command = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+    return {"process": os.getpid(), "host": socket.gethostname(), "command": command}
+
+
+def _holder(handle: int) -> str:
+    """Who holds a lock, in words, as its file says."""
+    try:
+        entry = json.loads(os.pread(handle, 1 << 20, 0))
+        command = " ".join(entry["command"].split())[:SHOWN]
+        return f"process {entry['process']} on {entry['host']} ({command})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # It has taken the lock and not yet entered itself.
+        return "another process"
+
+
+def _say_nothing(problem: str) -> None:
+    """Who is waited for has been told once."""
+
+
+_HELD: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for lock in list(_HELD):
+        lock.forget()
+
+
+# Without this, a child that outlives its parent (a worker of a data loader) would go on holding
+# the lock: flock belongs to the open file, which both share.
+os.register_at_fork(after_in_child=_forget_all)

@@ -28,6 +28,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tinylm import disk
+
 MANIFEST = "MANIFEST.json"
 DRAFT, ASIDE = ".tinylm-draft-", ".tinylm-aside-"
 # Bytes handed to the system at once: small enough that Ctrl-C is answered soon.
@@ -52,7 +54,7 @@ class Draft:
         """Let `write(path)` write one file, then fsync it."""
         path = self.folder / name
         write(path)
-        _fsync(path)
+        disk.sync(path)
         self.files[name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
 
 
@@ -61,22 +63,20 @@ def whole(folder: Path) -> Iterator[Draft]:
     """A draft that becomes `folder`, or takes its place, when the block ends without an error."""
     _make(folder.parent)
     recover(folder.parent)
-    path = folder.parent / f".{folder.name}{DRAFT}{secrets.token_hex(4)}"
-    with _naming(path):
-        os.mkdir(path)
-    try:
-        with _locked(path) as handle:
+    with ExitStack() as stack:
+        path, handle = _draft(folder, stack)
+        try:
             draft = Draft(path)
             yield draft
             _write(path / MANIFEST, [_manifest(draft.files)])
-            with _naming(path):
+            with disk.naming(path):
                 os.fsync(handle)
             _swap(path, folder)
-    except BaseException:
-        # The error that brought you here matters more than one of the clearing up.
-        with suppress(OSError):
-            shutil.rmtree(path)
-        raise
+        except BaseException:
+            # The error that brought you here matters more than one of the clearing up.
+            with suppress(OSError):
+                shutil.rmtree(path)
+            raise
 
 
 def verify(folder: str | Path) -> None:
@@ -136,11 +136,29 @@ def recover(parent: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder; where that is cut short, what is left counts as a dead writer's draft."""
-    doomed = folder.parent / f".{folder.name}{DRAFT}{secrets.token_hex(4)}"
-    os.rename(folder, doomed)
-    _fsync(folder.parent)
-    shutil.rmtree(doomed)
+    """Delete a folder; if this is cut short, the rest counts as a dead writer's draft.
+
+    The lock goes with the folder through its rename: under its new name it looks like a draft,
+    and another process's `recover` deletes drafts that nobody holds.
+    """
+    with _locked(folder):
+        doomed = folder.parent / f".{folder.name}{DRAFT}{secrets.token_hex(4)}"
+        os.rename(folder, doomed)
+        disk.sync(folder.parent)
+        shutil.rmtree(doomed)
+
+
+def _draft(folder: Path, stack: ExitStack) -> tuple[Path, int]:
+    """A new folder beside `folder`, locked until `stack` closes, and its handle."""
+    while True:
+        path = folder.parent / f".{folder.name}{DRAFT}{secrets.token_hex(4)}"
+        with disk.naming(path):
+            os.mkdir(path)
+        # The `recover` of another process may see the folder before it is locked, and delete it.
+        with suppress(BlockingIOError, FileNotFoundError):
+            handle = stack.enter_context(_locked(path))
+            if path.exists():
+                return path, handle
 
 
 def _swap(draft: Path, folder: Path) -> None:
@@ -157,7 +175,7 @@ def _swap(draft: Path, folder: Path) -> None:
                 with suppress(OSError):
                     os.rename(aside, folder)
             raise
-        _fsync(folder.parent)
+        disk.sync(folder.parent)
         if aside is not None:
             shutil.rmtree(aside)
 
@@ -165,7 +183,7 @@ def _swap(draft: Path, folder: Path) -> None:
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write and fsync a new file; returns its entry for the manifest."""
     size, digest = 0, hashlib.sha256()
-    with _naming(path):
+    with disk.naming(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             for piece in pieces:
@@ -211,17 +229,7 @@ def _make(folder: Path) -> None:
     _make(folder.parent)
     with suppress(FileExistsError):
         os.mkdir(folder)
-    _fsync(folder.parent)
-
-
-def _fsync(path: Path) -> None:
-    """Bring a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with _naming(path):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+    disk.sync(folder.parent)
 
 
 @contextmanager
@@ -229,17 +237,8 @@ def _locked(folder: Path) -> Iterator[int]:
     """Hold `folder` and yield its handle; `BlockingIOError` where another writer holds it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with _naming(folder):
+        with disk.naming(folder):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield handle
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Give an `OSError` from a file handle the name of its file."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,189 @@
+"""Small files whole or not at all, and folders with one writer: locks among processes."""
+
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tinylm import disk
+
+# Holds the lock of its argument and says so; ends when its standard input does.
+HOLD = """
+import sys
+from pathlib import Path
+from tinylm import disk
+lock = disk.Lock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+# The same with a forked child that reads on, and with one that has ended, whose number it prints.
+FORK, ENDED = (
+    HOLD.replace("sys.stdin", f"import os\nchild = os.fork()\n{then}\nsys.stdin")
+    for then in (
+        "print(child, flush=True)",
+        "if not child: sys.exit()\nprint(os.wait()[0], flush=True)",
+    )
+)
+WAIT = """
+import sys
+from pathlib import Path
+from tinylm import disk
+def say(problem):
+    print(problem, flush=True)
+with disk.Lock(Path(sys.argv[1]), wait=say):
+    print("mine", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def running(script, *arguments):
+    """A Python process of `script`, killed at the end of the block."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "a.json"
+    for content in (b"one", b"two"):
+        disk.replace(path, content)
+        assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_synced_before_it_takes_its_name_and_the_folder_after(tmp_path, monkeypatch):
+    calls = []
+    real = os.fsync
+
+    def fsync(handle):
+        folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        calls.append((folder, [path.name for path in tmp_path.iterdir()]))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    disk.replace(tmp_path / "a", b"content")
+    assert calls == [(False, ["a.part"]), (True, ["a"])]
+
+
+def test_what_fails_on_the_way_leaves_the_old_file_and_no_part(tmp_path):
+    path = tmp_path / "a"
+    disk.replace(path, b"old")
+
+    def fail():
+        with disk.replacing(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def fsync(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left") as caught:
+        disk.replace(tmp_path / "a", b"content")
+    assert caught.value.filename == str(tmp_path / "a.part")
+
+
+def test_a_second_holder_is_told_who_is_the_first_and_what_to_do(tmp_path):
+    with running(HOLD, tmp_path) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError) as caught:
+            disk.Lock(tmp_path, advice="name another folder")
+    assert caught.value.filename == str(tmp_path)
+    assert f"in use by process {process.pid} on " in caught.value.strerror
+    assert "import disk" in caught.value.strerror
+    assert caught.value.strerror.endswith("): name another folder")
+
+
+def test_a_lock_excludes_another_of_the_same_process_until_it_is_released(tmp_path):
+    lock = disk.Lock(tmp_path)
+    with pytest.raises(BlockingIOError, match=f"process {os.getpid()} "):
+        disk.Lock(tmp_path)
+    lock.release()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+    with disk.Lock(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [disk.LOCK]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_killed_process_is_free_and_its_file_no_obstacle(tmp_path):
+    with running(HOLD, tmp_path) as process:
+        process.stdout.readline()
+        process.kill()
+        process.wait()
+    assert (tmp_path / disk.LOCK).exists()
+    disk.Lock(tmp_path).release()
+
+
+def test_a_child_of_a_fork_does_not_hold_the_lock_of_its_parent(tmp_path):
+    with running(FORK, tmp_path) as process:
+        assert process.stdout.readline() == "held\n"
+        # Parent and child print in either order: the child a 0.
+        child = int(process.stdout.readline()) + int(process.stdout.readline())
+        with pytest.raises(BlockingIOError):
+            disk.Lock(tmp_path)
+        process.kill()
+        process.wait()
+        # The child lives on: it waits for the end of the standard input that this process holds.
+        os.kill(child, 0)
+        disk.Lock(tmp_path).release()
+
+
+def test_a_forked_child_that_ends_does_not_release_the_lock_of_its_parent(tmp_path):
+    with running(ENDED, tmp_path) as process:
+        assert process.stdout.readline() == "held\n"
+        assert int(process.stdout.readline()) > 0
+        with pytest.raises(BlockingIOError):
+            disk.Lock(tmp_path)
+
+
+def test_who_waits_says_for_whom_and_goes_on_when_the_lock_is_free(tmp_path):
+    with disk.Lock(tmp_path) as lock, running(WAIT, tmp_path) as process:
+        assert f"in use by process {os.getpid()} on " in process.stdout.readline()
+        lock.release()
+        assert process.stdout.readline() == "mine\n"
+        assert process.wait() == 0
+
+
+def test_ctrl_c_ends_the_waiting(tmp_path):
+    with disk.Lock(tmp_path), running(WAIT, tmp_path) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait() != 0
+        assert "KeyboardInterrupt" in process.stderr.read()
+
+
+def test_of_many_threads_one_at_a_time_holds_the_lock(tmp_path):
+    """Releasing removes the file that others wait for: none may hold a file out of reach."""
+    inside, most = [], []
+
+    def work():
+        for _ in range(20):
+            with disk.Lock(tmp_path, wait=lambda problem: None):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80
+    assert set(most) == {1}
