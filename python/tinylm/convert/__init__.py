@@ -1,0 +1,27 @@
+"""Our names to transformers' names and back: configurations and tensors; the home of synonyms.
+
+    config = import_config(json.loads(text))          # config.json to a ModelConfig
+    theirs = export_tensors("llama", model.state_dict())
+
+Two formats of transformers hold what TinyLM builds, `gpt2` (GPT2LMHeadModel) and `llama`
+(LlamaForCausalLM). A model with any other mix of parts is written as model_type `tinylm`
+under our own names, and `obstacles` says what keeps it from opening elsewhere. All
+translations are exact: tensors are renamed, transposed, joined and split, never computed.
+
+`gpt2` and `llama` hold the tables of a format each, `configs` and `tensors` apply them.
+"""
+
+from tinylm.convert.configs import ModelType, export_config, import_config, model_type, obstacles
+from tinylm.convert.tensors import CONSTANTS, export_tensors, import_tensors, tidy
+
+__all__ = [
+    "CONSTANTS",
+    "ModelType",
+    "export_config",
+    "export_tensors",
+    "import_config",
+    "import_tensors",
+    "model_type",
+    "obstacles",
+    "tidy",
+]
