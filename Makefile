@@ -21,7 +21,7 @@ setup: .venv/.ready ## everything into .venv; the first time 2 to 5 minutes and 
 
 # A run that is stopped says how to go on, in the words that it was started with.
 train: export TINYLM_COMMAND := make train
-train: .venv/.ready ## train a small model on the Python standard library, about 3 minutes; ARGS="key=value ..."
+train: .venv/.ready ## train a small model on the Python standard library; ARGS="key=value ..."
 	python -m tinylm.train $(ARGS)
 
 test: .venv/.ready ## the quick tests: cargo test of the two cores, then pytest
@@ -74,7 +74,7 @@ wheel: .venv/.ready ## the wheel (fully optimised) and the sdist, into dist/
 
 clean: ## remove what was built; your runs and data stay
 	rm -rf .venv target dist site .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f python/tinylm/_rust.*.so python/tinylm/_rust.*.pyd
+	rm -f python/tinylm/_rust.*.so
 	find python kernels tests benches -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Once installed, pip finds every requirement met and asks no index: a second build works offline.

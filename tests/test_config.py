@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tinylm import config
-from tinylm.config import ConfigError, Run, sections
+from tinylm.config import ConfigError, Run, fields, sections
 from tinylm.config.keys import nearest, presets, type_of
 from tinylm.config.limits import Limits, in_words
 
@@ -154,6 +154,8 @@ def test_a_refusal_says_what_would_do(override, expected):
         ("train: 3", "train=3: expected keys of the section or a preset ({file})"),
         ("model: smal", "model=smal: no such preset: did you mean 'small'?"),
         ("- 3", "{file}: expected sections with keys"),
+        ("", "{file}: holds no setting"),
+        ("# steps: 3\n", "{file}: holds no setting"),
         ("train: {steps: 3", "{file}: not a YAML file"),
         ("a: !!python/object/apply:os.system [ls]", "{file}: not a YAML file"),
         ("\x00", "{file}: not a YAML file"),
@@ -302,14 +304,14 @@ def test_a_saved_run_reads_back_equal(tmp_path_factory, run):
 @pytest.mark.parametrize(
     ("literal", "module", "registry"),
     [
-        (sections.Norm, "layers", "NORMS"),
-        (sections.Position, "layers", "POSITIONS"),
-        (sections.FeedForward, "layers", "FEEDFORWARDS"),
-        (sections.Attention, "layers", "ATTENTIONS"),
-        (sections.Architecture, "config", "ARCHITECTURES"),
-        (sections.Optimizer, "optim", "OPTIMIZERS"),
-        (sections.Schedule, "optim", "SCHEDULES"),
-        (sections.Tracker, "track", "TRACKERS"),
+        (fields.Norm, "layers", "NORMS"),
+        (fields.Position, "layers", "POSITIONS"),
+        (fields.FeedForward, "layers", "FEEDFORWARDS"),
+        (fields.Attention, "layers", "ATTENTIONS"),
+        (fields.Architecture, "config", "ARCHITECTURES"),
+        (fields.Optimizer, "optim", "OPTIMIZERS"),
+        (fields.Schedule, "optim", "SCHEDULES"),
+        (fields.Tracker, "track", "TRACKERS"),
     ],
 )
 def test_the_names_that_help_lists_are_the_registry(literal, module, registry):

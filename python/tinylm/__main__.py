@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     for line in lines:
         print("  ".join(map(str.ljust, line, widths)).rstrip())
     print("\npython -m tinylm.train --help     every setting of a run, and the recipes")
-    print("python -m tinylm.train            train on the Python standard library, about 3 minutes")
+    print("python -m tinylm.train            train on the Python standard library")
     return 0
 
 

@@ -6,14 +6,15 @@ Imports neither torch nor numpy, so that `--help` and a typo answer at once.
 """
 
 from tinylm.config.architectures import ARCHITECTURES, Role, choose
+from tinylm.config.fields import Kind
 from tinylm.config.help import describe
 from tinylm.config.keys import ConfigError, flat, recipes, settings
 from tinylm.config.loading import differences, find, load, to_yaml
+from tinylm.config.model import ModelConfig
 from tinylm.config.sections import (
     CheckpointConfig,
     DataConfig,
     EvaluateConfig,
-    ModelConfig,
     OptimConfig,
     Run,
     SampleConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "EvaluateConfig",
+    "Kind",
     "ModelConfig",
     "OptimConfig",
     "Role",

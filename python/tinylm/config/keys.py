@@ -17,7 +17,7 @@ ALIKE = 0.5
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be: one line with the key, the value, what is allowed and the file."""
+    """An invalid setting: one line with the key, the value, what is allowed and the file."""
 
 
 @cache

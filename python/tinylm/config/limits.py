@@ -1,4 +1,4 @@
-"""What a number may be, and the one line that says so when it is not."""
+"""The limits of numeric settings, and the one line that names the limit which a value breaks."""
 
 import operator
 from collections.abc import Mapping
@@ -15,6 +15,8 @@ POSITIVE: Limits = {"gt": 0, "lt": inf}
 NOT_NEGATIVE: Limits = {"ge": 0, "lt": inf}
 FINITE: Limits = {"gt": -inf, "lt": inf}
 SHARE: Limits = {"ge": 0, "le": 1}
+# As the ring of batches in Rust has it (rust/dataloader/src/ring.rs).
+THREADS: Limits = {"ge": 1, "le": 1024}
 
 WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 POWERS = {2**31: "2^31", 2**63: "2^63"}

@@ -99,6 +99,9 @@ def _file(path: Path | None) -> Iterator[Assignment]:
     content = _read(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected sections with keys, such as 'train: {{steps: 100}}'")
+    # A file cut to nothing by a crash would otherwise be the default run, without a word.
+    if not content:
+        raise ConfigError(f"{path}: holds no setting; leave the file out for the defaults")
     yield from _leaves(content, f" ({path})")
 
 

@@ -1,4 +1,4 @@
-"""Every setting of a run: one frozen dataclass a section, composed by `Run`.
+"""Every setting of a run: one frozen dataclass per section, composed by `Run`.
 
 A field carries its own documentation, which `--help` prints. What follows from other fields
 is a property with its formula, never a setting. A field that a user may extend by assigning
@@ -6,9 +6,19 @@ to a registry is a `str` with `choices`; the others are `Literal`s of what is bu
 """
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from tinylm.config.architectures import ARCHITECTURES, choose
+from tinylm.config.fields import (
+    Device,
+    Dtype,
+    Kind,
+    NonFinite,
+    Optimizer,
+    Order,
+    Schedule,
+    Tracker,
+    setting,
+)
 from tinylm.config.limits import (
     COUNT,
     COUNT_OR_ZERO,
@@ -17,34 +27,11 @@ from tinylm.config.limits import (
     POSITIVE,
     SEED,
     SHARE,
-    Limits,
+    THREADS,
     require,
     require_limits,
 )
-
-Kind = Literal["bpe", "byte", "char", "whitespace"]
-Order = Literal["shuffle", "sequential", "random"]
-Architecture = Literal["llama3", "gpt2"]
-Norm = Literal["rmsnorm", "layernorm"]
-Position = Literal["rope", "learned", "none"]
-FeedForward = Literal["swiglu", "mlp", "relu2"]
-Attention = Literal["sdpa", "manual"]
-Optimizer = Literal["muon", "adamw", "sgd"]
-Schedule = Literal["wsd", "cosine", "linear", "constant"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Dtype = Literal["auto", "float32", "bfloat16"]
-NonFinite = Literal["stop", "skip"]
-Tracker = Literal["console", "jsonl", "plot"]
-
-
-def setting(default: Any, text: str, limits: Limits | None = None, *, choices: Any = None) -> Any:
-    """A dataclass field with what `--help` says of it.
-
-    `limits` are those of a number, or of each number in a tuple; `choices` is the Literal of
-    what is built, for a field that users may extend.
-    """
-    names = get_args(choices) if choices else ()
-    return field(default=default, metadata={"help": text, "limits": limits, "choices": names})
+from tinylm.config.model import ModelConfig
 
 
 def is_folder_name(name: str) -> bool:
@@ -101,92 +88,12 @@ class DataConfig:
     mask_after_eos: bool = setting(
         False, "Score no target after the first end of a document in a row."
     )
-    threads: int = setting(1, "Threads that read batches ahead.", {"ge": 1, "le": 256})
+    threads: int = setting(1, "Threads that read batches ahead.", THREADS)
 
     def __post_init__(self) -> None:
         require_limits("data", self)
         fits = self.stride is None or self.order != "random"
         require(fits, "data.stride", self.stride, "has no meaning with data.order=random")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The transformer. A component left null is what the architecture says."""
-
-    architecture: str = setting(
-        "llama3", "Preset of norm, position, feedforward and biases.", choices=Architecture
-    )
-    context_length: int = setting(256, "Tokens that the model sees at once (T).", COUNT)
-    vocab_size: int | None = setting(
-        None, "Rows of the embedding (V); default the tokenizer's.", COUNT
-    )
-    d_model: int = setting(192, "Width of the residual stream (D).", COUNT)
-    n_layers: int = setting(3, "Number of transformer blocks.", COUNT)
-    n_heads: int = setting(3, "Number of query heads (H).", COUNT)
-    n_kv_heads: int | None = setting(
-        None,
-        "Number of key and value heads (K): n_heads is MHA (default), 1 is MQA, between GQA.",
-        COUNT,
-    )
-    d_ff: int | None = setting(
-        None, "Width of the feedforward (F); default 4 D, for swiglu 8/3 D rounded up to 16.", COUNT
-    )
-    tied: bool = setting(True, "Embedding and output head share one matrix.")
-    dropout: float = setting(
-        0.0, "Dropout on embeddings, attention weights and residual branches.", {"ge": 0, "lt": 1}
-    )
-    norm: str | None = setting(None, "Normalisation before each branch.", choices=Norm)
-    position: str | None = setting(None, "How a token knows its position.", choices=Position)
-    feedforward: str | None = setting(
-        None, "The feedforward network of a block.", choices=FeedForward
-    )
-    attention: str = setting(
-        "sdpa", "How attention is computed; manual spells it out, slower.", choices=Attention
-    )
-    rope_theta: float = setting(10000.0, "Base of the rotary angles.", POSITIVE)
-    norm_eps: float = setting(1e-5, "Added to the variance before its root.", POSITIVE)
-
-    def __post_init__(self) -> None:
-        require_limits("model", self)
-        heads = self.n_heads
-        fits = self.d_model % heads == 0
-        require(fits, "model.d_model", self.d_model, f"must be a multiple of n_heads={heads}")
-        fits = heads % self.kv_heads == 0
-        require(fits, "model.n_kv_heads", self.n_kv_heads, f"must divide n_heads={heads}")
-        preset = ARCHITECTURES.get(self.architecture, {})
-        rope = (self.position or preset.get("position")) == "rope"
-        even = not rope or self.head_size % 2 == 0
-        limit = f"divided by n_heads={heads} it must be even, for rope turns pairs"
-        require(even, "model.d_model", self.d_model, limit)
-
-    @property
-    def head_size(self) -> int:
-        """Width of one head: d_model / n_heads."""
-        return self.d_model // self.n_heads
-
-    @property
-    def kv_heads(self) -> int:
-        """Number of key and value heads: n_kv_heads, or n_heads where it is left out."""
-        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
-
-    @property
-    def feedforward_width(self) -> int:
-        """Width of the feedforward (F): d_ff, or by default 4 D, for swiglu 8/3 D in steps of 16.
-
-        SwiGLU has three matrices instead of two: 8/3 D keeps the number of parameters.
-        """
-        if self.d_ff is not None:
-            return self.d_ff
-        if self.components()["feedforward"] == "swiglu":
-            return -(-8 * self.d_model // 3 // 16) * 16
-        return 4 * self.d_model
-
-    def components(self) -> dict[str, Any]:
-        """norm, position, feedforward and bias: the model's own, or else its architecture's."""
-        chosen = dict(choose(ARCHITECTURES, "model.architecture", self.architecture))
-        for name in ("norm", "position", "feedforward"):
-            chosen[name] = getattr(self, name) or chosen[name]
-        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
