@@ -1,5 +1,6 @@
 """Where text comes from: every kind of source, its split, its errors, and nothing heavy."""
 
+import hashlib
 import http.server
 import json
 import subprocess
@@ -211,8 +212,6 @@ def server(tmp_path):
 
 
 def dataset_at(monkeypatch, url, content=b"some text " * 100):
-    import hashlib
-
     row = replace(
         corpus.DATASETS["tinyshakespeare"],
         url=url,
@@ -229,12 +228,16 @@ def test_a_named_dataset_is_downloaded_once_and_never_changed(tmp_path, monkeypa
     address, served = server
     (served / "input.txt").write_bytes(b"some text " * 100)
     dataset_at(monkeypatch, f"{address}/input.txt")
+    hashed, real = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: hashed.append(1) or real(*given))
     text = corpus.open("tinyshakespeare", val_fraction=0.1, raw=tmp_path / "raw")
+    assert len(hashed) == 1
     assert "".join(text.train()) == "some text " * 90
     assert [path.name for path in (tmp_path / "raw/tinyshakespeare").iterdir()] == ["input.txt"]
     (served / "input.txt").write_bytes(b"other")
     again = corpus.open("tinyshakespeare", val_fraction=0.1, raw=tmp_path / "raw")
     assert again.fingerprint == text.fingerprint
+    assert len(hashed) == 2
 
 
 @pytest.mark.parametrize("content", [b"other", b"some text " * 100 + b"!", b""])

@@ -1,9 +1,10 @@
 """`prepare` and the command: text to a folder of shards, once, and back."""
 
 import json
+import selectors
+import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,14 +15,11 @@ from hypothesis import strategies as st
 from tests.support.bytes_tokenizer import Bytes
 from tests.support.calling import call
 from tinylm import corpus
-from tinylm.data import Dataset, Loader, Manifest, __main__, default_folder, prepare
+from tinylm.data import Dataset, Loader, Manifest, __main__, default_folder, fits, prepare
 
 
-@dataclass(frozen=True)
-class Settings:
-    source: str
-    folder: str | None = None
-    val_fraction: float = 0.3
+def opened(source, val_fraction=0.3):
+    return corpus.open(str(source), val_fraction=val_fraction)
 
 
 @pytest.fixture
@@ -48,7 +46,7 @@ def decoded(dataset):
 
 
 def test_every_document_of_the_corpus_is_in_its_split_and_ends_with_eos(texts, tmp_path):
-    prepare(Settings(str(texts)), Bytes(), tmp_path / "shards")
+    prepare(opened(texts), Bytes(), tmp_path / "shards")
     text = corpus.open(str(texts), val_fraction=0.3)
     for split, documents in (("train", text.train()), ("val", text.validation())):
         documents = list(documents)
@@ -70,33 +68,33 @@ def test_text_goes_through_whatever_the_size_of_the_batches(tmp_path_factory, li
     path.write_text("\n".join(json.dumps({"text": line}) for line in lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tinylm.data.preparation.BATCH_BYTES", size)
-        prepare(Settings(str(path), val_fraction=0.5), Bytes(), folder / "shards")
+        prepare(opened(path, 0.5), Bytes(), folder / "shards")
     splits = [Dataset.open(folder / "shards", split=split) for split in ("train", "val")]
     assert sorted(decoded(splits[0]) + decoded(splits[1])) == sorted(lines)
 
 
 def test_a_prepared_folder_is_used_again_and_nothing_is_written(texts, tmp_path):
     folder = tmp_path / "shards"
-    first = prepare(Settings(str(texts)), Bytes(), folder)
+    first = prepare(opened(texts), Bytes(), folder)
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert prepare(Settings(str(texts)), Bytes(), folder) == first
+    assert prepare(opened(texts), Bytes(), folder) == first
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(texts, tmp_path):
     folder = tmp_path / "shards"
-    prepare(Settings(str(texts)), Bytes(), folder)
+    prepare(opened(texts), Bytes(), folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(FileExistsError, match=r"val_fraction 0\.3, not 0\.4"):
-        prepare(Settings(str(texts), val_fraction=0.4), Bytes(), folder)
+        prepare(opened(texts, 0.4), Bytes(), folder)
     with pytest.raises(FileExistsError, match="another tokenizer"):
-        prepare(Settings(str(texts)), Bytes(300), folder)
+        prepare(opened(texts), Bytes(300), folder)
     (texts / "00.txt").write_text("changed")
     with pytest.raises(FileExistsError, match="another text"):
-        prepare(Settings(str(texts)), Bytes(), folder)
+        prepare(opened(texts), Bytes(), folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     with pytest.raises(FileExistsError, match=r"00\.txt, which is no shard"):
-        prepare(Settings(str(texts)), Bytes(), texts)
+        prepare(opened(texts), Bytes(), texts)
     assert len(list(texts.iterdir())) == 40
 
 
@@ -112,41 +110,101 @@ def test_an_interrupted_run_leaves_no_manifest_and_the_next_starts_anew(texts, t
 
     folder = tmp_path / "shards"
     with pytest.raises(KeyboardInterrupt):
-        prepare(Settings(str(texts)), Interrupted(), folder)
+        prepare(opened(texts), Interrupted(), folder)
     assert (folder / "train-00000.bin").exists()
     with pytest.raises(FileNotFoundError, match="prepare it first"):
         Dataset.open(folder)
     (folder / "val-00007.bin.part").write_text("left over")
-    prepare(Settings(str(texts)), Bytes(), folder)
+    prepare(opened(texts), Bytes(), folder)
     assert len(list(folder.iterdir())) == 5
-    again = prepare(Settings(str(texts)), Bytes(), tmp_path / "other")
+    again = prepare(opened(texts), Bytes(), tmp_path / "other")
     assert again.splits == Manifest.load(folder).splits
+
+
+# Prepares its first argument in the second and stops in the middle until a line comes.
+PREPARE = """
+import sys
+from tests.support.bytes_tokenizer import Bytes
+from tinylm import corpus
+from tinylm.data import prepare
+
+class Slow(Bytes):
+    def encode_batch(self, texts, *, special):
+        print("begun", flush=True)
+        sys.stdin.readline()
+        return super().encode_batch(texts, special=special)
+
+prepare(corpus.open(sys.argv[1], val_fraction=0.3), Slow(), sys.argv[2])
+print("prepared", flush=True)
+"""
+
+
+def test_of_two_processes_that_prepare_one_waits_and_uses_what_the_other_made(texts, tmp_path):
+    pipe, shards = subprocess.PIPE, tmp_path / "shards"
+    command = [sys.executable, "-c", PREPARE, str(texts), str(shards)]
+    processes = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(2)
+    ]
+    with processes[0], processes[1]:
+        # A line comes of each: the owner of the lock has begun, the other says that it waits.
+        with selectors.DefaultSelector() as streams:
+            for process in processes:
+                streams.register(process.stdout, selectors.EVENT_READ, process)
+            owner = streams.select()[0][0].data
+        (other,) = (process for process in processes if process is not owner)
+        assert owner.stdout.readline() == "begun\n"
+        owner.stdin.write("\n")
+        owner.stdin.flush()
+        assert owner.stdout.readline() == "begun\n"
+        line = other.stderr.readline()
+        assert line.startswith(f"{shards} is in use by process {owner.pid} on ")
+        # The files of the owner's first split are still there.
+        assert [path.name for path in shards.glob("train*")]
+        assert owner.communicate("\n" * 9)[1] == ""
+        # It has encoded nothing: it took what the owner had written.
+        assert other.communicate() == ("prepared\n", "")
+    assert (owner.returncode, other.returncode) == (0, 0)
+    for split in ("train", "val"):
+        list(Dataset.open(shards, split=split).verify())
+    assert len(list(shards.iterdir())) == 5
+
+
+def test_shards_fit_by_source_fraction_and_tokenizer_without_a_look_at_the_text(texts, tmp_path):
+    folder = tmp_path / "shards"
+    wanted = {"source": str(texts), "val_fraction": 0.3, "tokenizer_sha256": Bytes().sha256}
+    assert not fits(folder, **wanted)
+    prepare(opened(texts), Bytes(), folder)
+    shutil.rmtree(texts)
+    assert fits(folder, **wanted)
+    other = {"source": "stdlib", "val_fraction": 0.4, "tokenizer_sha256": Bytes(300).sha256}
+    for name, value in other.items():
+        assert not fits(folder, **{**wanted, name: value}), name
 
 
 def test_jsonl_whose_documents_are_all_in_one_split_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}')
     with pytest.raises(ValueError, match=r"leaves no document of .* in (train|val)"):
-        prepare(Settings(str(path)), Bytes(), tmp_path / "shards")
+        prepare(opened(path), Bytes(), tmp_path / "shards")
 
 
 def test_a_tokenizer_without_eos_is_refused(texts, tmp_path):
     tokenizer = Bytes()
     tokenizer.eos_id = None
     with pytest.raises(ValueError, match="no eos token"):
-        prepare(Settings(str(texts)), tokenizer, tmp_path / "shards")
+        prepare(opened(texts), tokenizer, tmp_path / "shards")
 
 
 def test_the_default_folder_is_named_after_source_and_tokenizer(tmp_path):
-    digits = Bytes().sha256[:8]
+    name, digits = Bytes().sha256, Bytes().sha256[:8]
     path = str(tmp_path / "book.txt")
-    assert str(default_folder(Settings(path), Bytes())) == f"data/processed/book-{digits}"
-    assert str(default_folder(Settings("stdlib"), Bytes())) == f"data/processed/stdlib-{digits}"
-    assert str(default_folder(Settings("stdlib", "mine"), Bytes())) == "mine"
+    assert str(default_folder(path, name)) == f"data/processed/book-{digits}"
+    assert str(default_folder("stdlib", name)) == f"data/processed/stdlib-{digits}"
+    assert str(default_folder("stdlib", name, "mine")) == "mine"
 
 
 def test_the_manifest_says_where_the_text_came_from(texts, tmp_path):
-    manifest = prepare(Settings(str(texts)), Bytes(), tmp_path / "shards")
+    manifest = prepare(opened(texts), Bytes(), tmp_path / "shards")
     assert manifest.source["files"] == 40
     assert manifest.source["source"] == str(texts)
     assert manifest.tokenizer_sha256 == Bytes().sha256
@@ -186,7 +244,7 @@ def test_the_command_prepares_inspects_verifies_exports_and_cuts(
 
 def test_verify_names_the_damaged_file_and_block_and_exits_1(texts, tmp_path, capsys):
     folder = tmp_path / "shards"
-    prepare(Settings(str(texts)), Bytes(), folder)
+    prepare(opened(texts), Bytes(), folder)
     path = folder / "val-00000.bin"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -232,7 +290,7 @@ def test_preparing_and_reading_need_no_torch(texts, tmp_path):
 
 
 def test_text_to_batches_and_back(texts, tmp_path):
-    prepare(Settings(str(texts)), Bytes(), tmp_path / "shards")
+    prepare(opened(texts), Bytes(), tmp_path / "shards")
     dataset = Dataset.open(tmp_path / "shards", split="val")
     loader = Loader(dataset, batch_size=4, context_length=33, order="sequential")
     first = int(dataset.read(0, 1)[0])

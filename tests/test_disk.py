@@ -33,9 +33,7 @@ WAIT = """
 import sys
 from pathlib import Path
 from tinylm import disk
-def say(problem):
-    print(problem, flush=True)
-with disk.Lock(Path(sys.argv[1]), wait=say):
+with disk.Lock(Path(sys.argv[1]), wait=True):
     print("mine", flush=True)
 """
 
@@ -154,7 +152,9 @@ def test_a_forked_child_that_ends_does_not_release_the_lock_of_its_parent(tmp_pa
 
 def test_who_waits_says_for_whom_and_goes_on_when_the_lock_is_free(tmp_path):
     with disk.Lock(tmp_path) as lock, running(WAIT, tmp_path) as process:
-        assert f"in use by process {os.getpid()} on " in process.stdout.readline()
+        line = process.stderr.readline()
+        assert line.startswith(f"{tmp_path} is in use by process {os.getpid()} on ")
+        assert line.endswith("): waiting for it\n")
         lock.release()
         assert process.stdout.readline() == "mine\n"
         assert process.wait() == 0
@@ -162,7 +162,7 @@ def test_who_waits_says_for_whom_and_goes_on_when_the_lock_is_free(tmp_path):
 
 def test_ctrl_c_ends_the_waiting(tmp_path):
     with disk.Lock(tmp_path), running(WAIT, tmp_path) as process:
-        process.stdout.readline()
+        process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait() != 0
         assert "KeyboardInterrupt" in process.stderr.read()
@@ -174,7 +174,7 @@ def test_of_many_threads_one_at_a_time_holds_the_lock(tmp_path):
 
     def work():
         for _ in range(20):
-            with disk.Lock(tmp_path, wait=lambda problem: None):
+            with disk.Lock(tmp_path, wait=True):
                 inside.append(1)
                 most.append(len(inside))
                 inside.pop()

@@ -146,6 +146,18 @@ def test_splits_join_one_manifest_and_are_never_overwritten(tmp_path):
         Dataset.open(tmp_path, split="test")
 
 
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    with ShardWriter(tmp_path, tokenizer=Bytes()) as writer:
+        writer.add([1, 2])
+        with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()} .*close that"):
+            ShardWriter(tmp_path, tokenizer=Bytes(), split="val")
+    with pytest.raises(ValueError, match="holds a split 'train' already"):
+        ShardWriter(tmp_path, tokenizer=Bytes())
+    # Neither a finished writer nor one that was refused is in the way.
+    write(tmp_path, [[3]], split="val")
+    assert Dataset.open(tmp_path).read(0, 3).tolist() == [1, 2, 256]
+
+
 def test_a_writer_left_by_an_exception_leaves_no_dataset(tmp_path):
     def interrupted():
         with ShardWriter(tmp_path, tokenizer=Bytes()) as writer:

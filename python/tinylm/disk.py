@@ -16,7 +16,7 @@ import shlex
 import socket
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -82,15 +82,13 @@ class Lock(AbstractContextManager["Lock"]):
     """The right to write to `folder`, which must exist, from construction to `release`.
 
     If another process or another `Lock` of this one holds it, the constructor raises
-    `BlockingIOError`, which names the holder and ends in `advice`. With `wait` it calls
-    `wait(holder)` once and waits instead; Ctrl-C ends the waiting.
+    `BlockingIOError`, which names the holder and ends in `advice`. With `wait` it says on standard
+    error for whom it waits, and waits; Ctrl-C ends the waiting.
 
     Only the process that made it holds it: a child after `os.fork` does not.
     """
 
-    def __init__(
-        self, folder: Path, *, advice: str = "", wait: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, advice: str = "", wait: bool = False) -> None:
         self._path = folder / LOCK
         self._close = weakref.finalize(self, os.close, _lock(folder, advice, wait))
         _HELD.add(self)
@@ -116,9 +114,10 @@ class Lock(AbstractContextManager["Lock"]):
         self._close()
 
 
-def _lock(folder: Path, advice: str, wait: Callable[[str], None] | None) -> int:
+def _lock(folder: Path, advice: str, wait: bool) -> int:
     """A handle of the locked file `.lock`, in which this process is entered."""
     path = folder / LOCK
+    told = False
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -126,12 +125,12 @@ def _lock(folder: Path, advice: str, wait: Callable[[str], None] | None) -> int:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 problem = f"in use by {_holder(handle)}"
-                if wait is None:
-                    raise BlockingIOError(
-                        error.errno, f"{problem}: {advice}", str(folder)
-                    ) from None
-                wait(problem)
-                wait = _say_nothing
+                if not wait:
+                    text = f"{problem}: {advice}"
+                    raise BlockingIOError(error.errno, text, str(folder)) from None
+                if not told:
+                    print(f"{folder} is {problem}: waiting for it", file=sys.stderr, flush=True)
+                    told = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
             # A holder removes the file before it lets go: what is locked may be out of reach.
             if _is(handle, path):
@@ -166,10 +165,6 @@ def _holder(handle: int) -> str:
     except (ValueError, KeyError, TypeError, AttributeError):
         # It has taken the lock and not yet entered itself.
         return "another process"
-
-
-def _say_nothing(problem: str) -> None:
-    """Who is waited for has been told once."""
 
 
 _HELD: weakref.WeakSet[Lock] = weakref.WeakSet()

@@ -6,7 +6,7 @@ work is done by the Rust crate `tinylm-dataloader`; `python -m tinylm.data` is t
 
 from tinylm.data.loader import Batch, Loader
 from tinylm.data.manifest import Manifest
-from tinylm.data.preparation import default_folder, prepare
+from tinylm.data.preparation import default_folder, fits, prepare
 from tinylm.data.shards import Dataset, ShardWriter
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "Manifest",
     "ShardWriter",
     "default_folder",
+    "fits",
     "prepare",
 ]

@@ -5,14 +5,14 @@ import errno
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinylm import commands
+from tinylm import commands, corpus, disk
 from tinylm.config import DataConfig
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.preparation import default_folder, prepare
@@ -77,20 +77,12 @@ def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
     return tokenizer
 
 
-@dataclass(frozen=True)
-class Source:
-    """The settings of `prepare` that the command line gives."""
-
-    source: str
-    folder: str | None
-    val_fraction: float
-
-
 def _prepare(options: argparse.Namespace) -> None:
-    settings = Source(options.source, options.out, options.val_fraction)
     tokenizer = _tokenizer(options.tokenizer)
-    manifest = prepare(settings, tokenizer)
-    print(default_folder(settings, tokenizer))
+    text = corpus.open(options.source, val_fraction=options.val_fraction)
+    folder = default_folder(options.source, tokenizer.sha256, options.out)
+    manifest = prepare(text, tokenizer, folder)
+    print(folder)
     _print_splits(manifest)
 
 
@@ -144,22 +136,11 @@ def _verify(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     dataset = Dataset.open(options.folder, split=options.split)
     tokenizer = _tokenizer(options.tokenizer, dataset.manifest)
-    part = Path(options.out + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    with disk.replacing(options.out) as file:
         for ids in dataset.documents():
             text = tokenizer.decode_bytes(ids.tolist()).decode(errors="replace")
-            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    part.rename(options.out)
+            file.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
     print(f"{options.out}: {dataset.n_documents:,} documents")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a manifest knows of its tokenizer."""
-
-    vocab_size: int
-    eos_id: int
-    sha256: str
 
 
 def _subset(options: argparse.Namespace) -> None:
@@ -170,20 +151,20 @@ def _subset(options: argparse.Namespace) -> None:
         raise ValueError(f"--tokens {options.tokens} must be at least 1")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(errno.EEXIST, "the folder is not empty", str(out))
-    splits = {}
-    for name, split in manifest.splits.items():
-        limit = options.tokens if name == "train" else split.tokens
-        splits[name] = _copy(Dataset(Path(options.folder), manifest, name), out, limit)
-    source = {**manifest.source, "subset_tokens": options.tokens}
-    replace(manifest, splits=splits, source=source, command=sys.argv[1:]).save(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with disk.Lock(out, advice="wait for it, or name another OUT"):
+        splits = {}
+        for name, split in manifest.splits.items():
+            limit = options.tokens if name == "train" else split.tokens
+            splits[name] = _copy(Dataset(Path(options.folder), manifest, name), out, limit)
+        source = {**manifest.source, "subset_tokens": options.tokens}
+        replace(manifest, splits=splits, source=source, command=sys.argv[1:]).save(out)
     print(out)
     _print_splits(Manifest.load(out))
 
 
 def _copy(dataset: Dataset, out: Path, limit: int) -> Split:
-    manifest = dataset.manifest
-    vocabulary = Identity(manifest.vocab_size, manifest.eos_id, manifest.tokenizer_sha256)
-    writer = SplitWriter(out, vocabulary, dataset.split)
+    writer = SplitWriter(out, dataset.manifest, dataset.split)
     tokens = 0
     for ids in dataset.documents():
         if tokens >= limit:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinylm import disk
+
 NAME = "manifest.json"
 VERSION = 1
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d{5}\.bin")
@@ -86,21 +88,10 @@ class Manifest:
             raise ValueError(f"{path}: corrupt: {error}") from None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write it whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+        """Write it to `folder`, whole or not at all."""
         fields = asdict(self)
         text = json.dumps({"version": VERSION, **fields, "checksum": _digest(fields)}, indent=1)
-        path = Path(folder) / NAME
-        part = path.with_name(NAME + ".part")
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        disk.replace(Path(folder) / NAME, f"{text}\n".encode())
 
 
 def _split(fields: dict[str, Any]) -> Split:

@@ -7,14 +7,15 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tinylm import corpus
+from tinylm import disk
+from tinylm.corpus import Corpus, source_name
 from tinylm.data.manifest import NAME, Manifest, Split
-from tinylm.data.shards import Dataset, SplitWriter, Vocabulary, empty_manifest, remove_leftovers
+from tinylm.data.shards import Dataset, SplitWriter, empty_manifest, remove_leftovers
+
+if TYPE_CHECKING:
+    from tinylm.tokenizer import Tokenizer
 
 PROCESSED = Path("data/processed")
 
@@ -22,65 +23,68 @@ PROCESSED = Path("data/processed")
 BATCH_BYTES = 4 << 20
 BATCH_DOCUMENTS = 4096
 
-_OURS = re.compile(r"[A-Za-z0-9_]+-\d{5}\.(bin|doc)(\.part)?|manifest\.json\.part")
+_OURS = re.compile(rf"[A-Za-z0-9_]+-\d{{5}}\.(bin|doc)(\.part)?|{NAME}(\.part)?|{disk.LOCK}")
 
 
-class Encoder(Vocabulary, Protocol):
-    """What `prepare` needs of a tokenizer."""
-
-    def encode_batch(
-        self, texts: list[str], *, special: Any = ...
-    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
-
-
-class Settings(Protocol):
-    """The fields of `config.DataConfig` that say which text, where to, and how it is cut."""
-
-    @property
-    def source(self) -> str: ...
-    @property
-    def folder(self) -> str | None: ...
-    @property
-    def val_fraction(self) -> float: ...
+def default_folder(source: str, tokenizer_sha256: str, folder: str | None = None) -> Path:
+    """`folder`, or if it is None the folder named after the source and the tokenizer."""
+    if folder is not None:
+        return Path(folder)
+    return PROCESSED / f"{source_name(source)}-{tokenizer_sha256[:8]}"
 
 
-def default_folder(data: Settings, tokenizer: Vocabulary) -> Path:
-    """`data.folder`, or the folder named after the source and the tokenizer."""
-    if data.folder is not None:
-        return Path(data.folder)
-    return PROCESSED / f"{corpus.source_name(data.source)}-{tokenizer.sha256[:8]}"
+def fits(folder: Path, *, source: str, val_fraction: float, tokenizer_sha256: str) -> bool:
+    """Whether `folder` holds finished shards of this tokenizer, source and fraction.
+
+    Reads the manifest alone: the text of that source may have changed since, or be gone. Raises
+    `ValueError` for a manifest that is damaged.
+    """
+    if not (folder / NAME).exists():
+        return False
+    manifest = Manifest.load(folder)
+    made_of = (manifest.source.get("source"), manifest.source.get("val_fraction"))
+    return (*made_of, manifest.tokenizer_sha256) == (source, val_fraction, tokenizer_sha256)
 
 
-def prepare(data: Settings, tokenizer: Encoder, folder: str | Path | None = None) -> Manifest:
-    """Text to the splits `train` and `val` in `folder` (default: `default_folder`).
+def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manifest:
+    """Text to the splits `train` and `val` in `folder`.
 
     Special tokens in the text are text; every document ends with eos. A folder that holds this
     very text, tokenizer and fraction is used as it is; one that holds anything else is refused
-    with FileExistsError. An interrupted run leaves no manifest, and the next one starts anew.
-    `val_fraction=1` leaves `train` empty.
+    with `FileExistsError`. An interrupted run leaves no manifest, and the next one starts anew.
+    A corpus with `val_fraction=1` leaves `train` empty.
+
+    While another process prepares the same folder, this one says so on standard error, waits, and
+    then uses what the other has made.
     """
-    folder = default_folder(data, tokenizer) if folder is None else Path(folder)
-    text = corpus.open(data.source, val_fraction=data.val_fraction)
-    source = {**text.provenance(), "val_fraction": data.val_fraction}
+    folder = Path(folder)
     if (folder / NAME).exists():
-        return _reuse(folder, source, tokenizer)
-    _claim(folder)
-    splits = {}
-    for split, documents in (("train", text.train()), ("val", text.validation())):
-        splits[split] = _write(folder, split, documents, tokenizer, text.bytes)
-        if splits[split].documents == 0 and (split, data.val_fraction) != ("train", 1):
-            raise ValueError(
-                f"data.val_fraction={data.val_fraction} leaves no document of "
-                f"data.source={data.source} in {split}: change the fraction or add text"
-            )
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    manifest = replace(empty_manifest(tokenizer), splits=splits, source=source, command=command)
-    manifest.save(folder)
-    return manifest
+        # Without the lock: a manifest is written last, so what it names is finished.
+        return _reuse(folder, corpus, tokenizer)
+    manifest = empty_manifest(tokenizer)
+    _make(folder)
+    with disk.Lock(folder, wait=True):
+        if (folder / NAME).exists():
+            return _reuse(folder, corpus, tokenizer)
+        remove_leftovers(folder)
+        splits = {}
+        for split, documents in (("train", corpus.train()), ("val", corpus.validation())):
+            writer = SplitWriter(folder, manifest, split)
+            splits[split] = _write(writer, Progress(split, corpus.bytes), documents, tokenizer)
+            if splits[split].documents == 0 and (split, corpus.val_fraction) != ("train", 1):
+                raise ValueError(
+                    f"data.val_fraction={corpus.val_fraction} leaves no document of "
+                    f"data.source={corpus.source} in {split}: change the fraction or add text"
+                )
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        manifest = replace(manifest, splits=splits, source=corpus.provenance(), command=command)
+        manifest.save(folder)
+        return manifest
 
 
-def _reuse(folder: Path, source: dict[str, Any], tokenizer: Vocabulary) -> Manifest:
+def _reuse(folder: Path, corpus: Corpus, tokenizer: "Tokenizer") -> Manifest:
     manifest = Manifest.load(folder)
+    source = corpus.provenance()
     for name in ("fingerprint", "val_fraction"):
         if manifest.source.get(name) != source[name]:
             found, wanted = manifest.source.get(name), source[name]
@@ -92,13 +96,12 @@ def _reuse(folder: Path, source: dict[str, Any], tokenizer: Vocabulary) -> Manif
     return manifest
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder empty, unless it holds something that is not ours to remove."""
+def _make(folder: Path) -> None:
+    """Make the folder, unless it is there and holds something that is not ours to remove."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.iterdir()):
         if not _OURS.fullmatch(path.name):
             raise _occupied(folder, f"{path.name}, which is no shard")
-    remove_leftovers(folder)
 
 
 def _occupied(folder: Path, content: str) -> FileExistsError:
@@ -107,10 +110,8 @@ def _occupied(folder: Path, content: str) -> FileExistsError:
 
 
 def _write(
-    folder: Path, split: str, documents: Iterator[str], tokenizer: Encoder, total: int
+    writer: SplitWriter, progress: "Progress", documents: Iterator[str], tokenizer: "Tokenizer"
 ) -> Split:
-    writer = SplitWriter(folder, tokenizer, split)
-    progress = Progress(split, total)
     n_bytes = n_tokens = 0
     for texts, size in _batches(documents):
         ids, offsets = tokenizer.encode_batch(texts, special="text")

@@ -3,58 +3,45 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinylm import _rust
+from tinylm import _rust, disk
 from tinylm.data.manifest import NAME, Manifest, Shard, Split
+
+if TYPE_CHECKING:
+    from tinylm.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000
 BLOCK_BYTES = 1 << 20
 Ids = Sequence[int] | NDArray[Any]
 
 
-class Vocabulary(Protocol):
-    """What shards need to know of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def eos_id(self) -> int | None: ...
-    @property
-    def sha256(self) -> str: ...
-
-
-class Decoder(Vocabulary, Protocol):
-    """A vocabulary that can also say how much text its ids stand for."""
-
-    def decode_bytes(self, ids: Any) -> bytes: ...
-
-
 class SplitWriter:
-    """The `.bin` and `.doc` files of one split; no manifest yet."""
+    """The `.bin` and `.doc` files of one split, of the vocabulary that `manifest` names.
+
+    Writes no manifest. The caller holds the folder's lock.
+    """
 
     def __init__(
-        self, folder: Path, vocabulary: Vocabulary, split: str, shard_tokens: int = SHARD_TOKENS
+        self, folder: Path, manifest: Manifest, split: str, shard_tokens: int = SHARD_TOKENS
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_]+", split):
             raise ValueError(f"split {split!r} must consist of letters, digits and _")
-        if vocabulary.eos_id is None:
-            raise ValueError("the tokenizer has no eos token, which must end every document")
-        folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder, split)
         self._rust = _rust.ShardWriter(
             folder,
             split=split,
-            vocab_size=vocabulary.vocab_size,
-            eos_id=vocabulary.eos_id,
+            vocab_size=manifest.vocab_size,
+            eos_id=manifest.eos_id,
             shard_tokens=shard_tokens,
-            tokenizer_sha256=bytes.fromhex(vocabulary.sha256),
+            tokenizer_sha256=bytes.fromhex(manifest.tokenizer_sha256),
         )
 
     def add(self, ids: NDArray[np.uint32], offsets: NDArray[np.int64]) -> None:
@@ -79,18 +66,22 @@ def remove_leftovers(folder: Path, split: str = "[A-Za-z0-9_]+") -> None:
             path.unlink()
 
 
-class ShardWriter:
+class ShardWriter(AbstractContextManager["ShardWriter"]):
     """Documents of ids to one split of a folder, which is a dataset once `close` returns.
 
+    Of the tokenizer it needs `vocab_size`, `eos_id`, `sha256` and, where `add` has to count text,
+    `decode_bytes`. Ids at or above `vocab_size` are refused.
+
     A context manager: leaving it by an exception writes no manifest, and the next writer of the
-    split removes the remains. Ids at or above `vocab_size` are refused.
+    split removes the remains. Until it is closed or left, it holds the folder's lock: while
+    another writer does, `BlockingIOError` says who it is.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
         *,
-        tokenizer: Decoder,
+        tokenizer: "Tokenizer",
         split: str = "train",
         shard_tokens: int = SHARD_TOKENS,
     ) -> None:
@@ -98,9 +89,16 @@ class ShardWriter:
         self._tokenizer = tokenizer
         self._split = split
         self._bytes = 0
-        self._manifest: Manifest | None = None
-        self._other = self._existing()
-        self._writer = SplitWriter(self._folder, tokenizer, split, shard_tokens)
+        self._closed: Manifest | None = None
+        manifest = empty_manifest(tokenizer)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = disk.Lock(self._folder, advice="close that writer, or name another folder")
+        try:
+            self._manifest = self._existing() or manifest
+            self._writer = SplitWriter(self._folder, manifest, split, shard_tokens)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _existing(self) -> Manifest | None:
         """The manifest that this split joins, if the folder has one."""
@@ -129,16 +127,13 @@ class ShardWriter:
 
     def close(self) -> Manifest:
         """Finish the last shard and write the manifest; a second call returns the same one."""
-        if self._manifest is None:
+        if self._closed is None:
             split = self._writer.finish(self._bytes)
-            manifest = self._other or empty_manifest(self._tokenizer)
-            splits = {**manifest.splits, self._split: split}
-            self._manifest = replace(manifest, splits=splits)
-            self._manifest.save(self._folder)
-        return self._manifest
-
-    def __enter__(self) -> "ShardWriter":
-        return self
+            splits = {**self._manifest.splits, self._split: split}
+            self._closed = replace(self._manifest, splits=splits)
+            self._closed.save(self._folder)
+            self._lock.release()
+        return self._closed
 
     def __exit__(
         self,
@@ -146,18 +141,21 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.close()
+        try:
+            if error is None:
+                self.close()
+        finally:
+            self._lock.release()
 
 
-def empty_manifest(vocabulary: Vocabulary) -> Manifest:
-    """A manifest of `vocabulary` without a split."""
-    if vocabulary.eos_id is None:
+def empty_manifest(tokenizer: "Tokenizer") -> Manifest:
+    """A manifest without a split; `ValueError` if the tokenizer has no eos token."""
+    if tokenizer.eos_id is None:
         raise ValueError("the tokenizer has no eos token, which must end every document")
     return Manifest(
-        tokenizer_sha256=vocabulary.sha256,
-        vocab_size=vocabulary.vocab_size,
-        eos_id=vocabulary.eos_id,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
         splits={},
     )
 

@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
             + "".join(f"\n  {key}: {ABOUT.get(key) or about[key].metadata['help']}" for key in KEYS)
         )
         return 0
-    folder, keys, run, text = _parse(arguments)
+    folder, keys, run, fraction = _parse(arguments)
     # These take seconds: a typo above is answered before them.
     import torch
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer.json: its vocabulary cannot be known")
     with tempfile.TemporaryDirectory() as scratch:
-        dataset = _validation(text, tokenizer, keys, Path(scratch))
+        dataset = _validation(run.data, fraction, tokenizer, keys, Path(scratch))
         print(f"{'part':15}{_part(dataset, other='data.source' in keys)}", flush=True)
         scores = evaluate(
             model,
@@ -77,17 +77,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Text:
-    """What to score: the fields of `config.DataConfig`, of which the fraction may here be 1."""
-
-    source: str
-    folder: str | None
-    val_fraction: float
-
-
-def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, Text]:
-    """Arguments to the model's folder, the keys they set, all settings, and the text."""
+def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, float]:
+    """Arguments to the model's folder, the keys they set, all settings, and the share to score."""
     words = [word for word in arguments if "=" not in word]
     overrides = [word for word in arguments if "=" in word]
     if len(words) != 1 or words[0].startswith("-"):
@@ -98,25 +89,32 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, Text]:
     # Nothing would be left to train on, so the settings of a run refuse a fraction of 1.
     whole = [word for word in overrides if word in ("data.val_fraction=1", "data.val_fraction=1.0")]
     run = config.load(file, [word for word in overrides if word not in whole])
-    text = Text(run.data.source, run.data.folder, 1.0 if whole else run.data.val_fraction)
+    fraction = 1.0 if whole else run.data.val_fraction
     for key in keys.difference(KEYS):
         raise ConfigError(f"{key}: has no part in a score; these have: {', '.join(KEYS)}")
     if not folder.exists():
         raise FileNotFoundError(2, "no such run, checkpoint or model folder", str(folder))
     if file is None and not keys & {"data.source", "data.folder"}:
         raise ConfigError(f"{folder} has no config.yaml: say what to score, data.source=FILE")
-    return folder, keys, run, text
+    return folder, keys, run, fraction
 
 
-def _validation(text: Text, tokenizer: "Tokenizer", keys: set[str], scratch: Path) -> "Dataset":
+def _validation(
+    settings: config.DataConfig,
+    fraction: float,
+    tokenizer: "Tokenizer",
+    keys: set[str],
+    scratch: Path,
+) -> "Dataset":
     """The validation split: of the run's shards, or of another text, made in `scratch`."""
-    from tinylm import data
+    from tinylm import corpus, data
 
     other = keys & {"data.source", "data.val_fraction"}
-    home = data.default_folder(text, tokenizer)
+    home = data.default_folder(settings.source, tokenizer.sha256, settings.folder)
     folder = scratch if other and "data.folder" not in keys else home
     # The run's shards are taken as they are: its source may have changed or gone since.
     if other or not (folder / "manifest.json").is_file():
+        text = corpus.open(settings.source, val_fraction=fraction)
         data.prepare(text, tokenizer, folder)
     return data.Dataset.open(folder, split="val")
 

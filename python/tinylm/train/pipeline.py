@@ -38,8 +38,8 @@ def train(run: Run) -> Path:
     dtype = device.pick_dtype(run.train.dtype, place)
     text = corpus.open(run.data.source, val_fraction=run.data.val_fraction)
     net, tokenizer = stages.start(run, resumed, text, place, say)
-    shards = data.default_folder(run.data, tokenizer)
-    data.prepare(run.data, tokenizer, shards)
+    shards = data.default_folder(run.data.source, tokenizer.sha256, run.data.folder)
+    data.prepare(text, tokenizer, shards)
     loader = Loader(
         Dataset.open(shards, split="train"),
         batch_size=run.train.batch_size,

@@ -1,0 +1,63 @@
+"""A corpus: the documents of a source, and how a document falls to one of its two splits."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The documents of one source, of which `val_fraction` is validation.
+
+    `fingerprint` is a hash of their content: equal for equal text, wherever it lies.
+    """
+
+    name: str
+    source: str
+    files: int
+    bytes: int
+    fingerprint: str
+    val_fraction: float
+    documents: Callable[[bool], Iterator[str]]
+
+    def train(self) -> Iterator[str]:
+        """The documents to train on, one at a time."""
+        return self.documents(False)
+
+    def validation(self) -> Iterator[str]:
+        """The documents held out, one at a time."""
+        return self.documents(True)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the text came from and how it is cut, as a manifest records it."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "files": self.files,
+            "bytes": self.bytes,
+            "fingerprint": self.fingerprint,
+            "val_fraction": self.val_fraction,
+        }
+
+
+def in_validation(label: bytes, val_fraction: float) -> bool:
+    """Whether the hash of `label`, its low 64 bits as a fraction, is below `val_fraction`.
+
+    The high bits would serve as well, but among the files of the standard library that they hold
+    out, one generated file of English prose is 70% of the text.
+    """
+    number = int.from_bytes(hashlib.sha256(label).digest()[-8:], "big")
+    return number < val_fraction * 2**64
+
+
+def decode(data: bytes, path: Path, offset: int = 0) -> str:
+    """UTF-8 to text; `ValueError` names `path` and the first bad byte, counted from `offset`."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        at = offset + error.start
+        raise ValueError(
+            f"{path}: byte {at} is not UTF-8: convert the file (iconv -t UTF-8) or leave it out"
+        ) from None
