@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.support.bytes_tokenizer import Bytes
-from tinylm import _rust
 from tinylm.data import Dataset, Manifest, ShardWriter
 
 
@@ -35,10 +34,6 @@ def test_a_shard_is_one_that_llm_c_reads(tmp_path):
     assert header[:3].tolist() == [20240520, 1, 4]
     assert np.frombuffer(data, np.uint16, offset=1024).tolist() == [1, 2, 3, 256]
     assert len(data) == 1024 + 4 * 2
-
-
-def test_xxh3_is_the_published_function():
-    assert _rust.xxh3_64(b"") == 0x2D06800538D394C2
 
 
 def test_a_range_over_blocks_and_shards_reads_as_a_slice(tmp_path):

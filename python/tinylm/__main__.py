@@ -34,7 +34,7 @@ MAP = (
     Row("settings", "config"),
     Row("text", "corpus"),
     Row("tokens", "tokenizer", ("rust/tokenizer",), ("word_bpe", "byte_bpe", "patterns")),
-    Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order", "xxh3")),
+    Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order")),
     Row("operations", "ops", ("kernels/fused",), ("autograd", "arrays", "tensors")),
     Row("model", "layers"),
     Row("model", "model", (), ("scalars", "arrays_model")),
