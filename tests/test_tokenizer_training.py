@@ -205,3 +205,33 @@ def test_training_does_not_depend_on_the_hash_seed() -> None:
         for seed in ("1", "2")
     }
     assert len(hashes) == 1
+
+
+# Whoever counts or learns asks for the GIL now and then, to see signals and to tell progress.
+CUTTING = """
+import random, threading
+from tinylm import _rust
+
+def busy(work, *arguments):
+    thread = threading.Thread(target=work, args=arguments)
+    thread.start()
+    cuts = 0
+    while thread.is_alive():
+        assert counts.cut("low lower lowest") == 9
+        cuts += 1
+    print(cuts > 0, seen)
+
+seen = []
+counts = _rust.WordCounts("gpt4", [], 1)
+busy(counts.add, [b" low lower lowest" * 2_000_000])
+draw = random.Random(0)
+counts.add([" ".join("".join(draw.choices("abcdefgh", k=9)) for _ in range(50_000))])
+seen = {"progress"}
+busy(counts.train, "bpe", 2000, 1, "ids", lambda *_: seen.discard("progress"))
+"""
+
+
+def test_a_cut_beside_counting_and_learning_does_not_hang() -> None:
+    command = [sys.executable, "-c", CUTTING]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.stdout == "True []\nTrue set()\n", done.stderr

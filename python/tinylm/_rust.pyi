@@ -27,7 +27,11 @@ build_profile: str
 
 @final
 class Tokenizer:
-    """A vocabulary with its merges, pattern and special tokens; immutable."""
+    """A vocabulary with its merges, pattern and added tokens; immutable.
+
+    Each of `added_tokens` is (content, id, special, late): a special one is guarded by `special=`,
+    a late one is looked for only where no token that is not late was found.
+    """
 
     def __new__(
         cls,
@@ -35,7 +39,7 @@ class Tokenizer:
         merges: list[tuple[int, int]] | None,
         whole_pieces: bool,
         pattern: str,
-        special_tokens: dict[str, int],
+        added_tokens: list[tuple[str, int, bool, bool]],
     ) -> Tokenizer: ...
     @property
     def vocab_size(self) -> int: ...

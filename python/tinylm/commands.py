@@ -13,14 +13,10 @@ from typing import NoReturn
 from tinylm.config import ConfigError
 
 USAGE, INTERRUPTED = 2, 130
-# What `Tokenizer.load` advises, and what a command offers that is given a tokenizer's path alone.
-TOKENIZER_FILE = {
-    "pass one of tokenizer.json, tiktoken, gpt2": (
-        "name a .json, a .tiktoken or .tiktoken.gz, or GPT-2's folder of two files"
-    ),
-    "pass pattern= and special_tokens=": (
-        "make a tokenizer.json of them: python -m tinylm.tokenizer import"
-    ),
+# By the `remedy` of an error, what a command offers that is given a tokenizer's path alone.
+REMEDIES = {
+    "format": "name a .json, a .tiktoken or .tiktoken.gz, or GPT-2's folder of two files",
+    "pattern": "make a tokenizer.json of them: python -m tinylm.tokenizer import",
 }
 
 
@@ -54,25 +50,31 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 
 @contextmanager
-def advice(words: Mapping[str, str]) -> Iterator[None]:
-    """Inside, a `ValueError` advises what the command line offers.
+def remedies(**offered: str) -> Iterator[None]:
+    """Inside, an error whose `remedy` is named here ends with the advice given for it.
 
-    A library's message names its arguments: each key of `words` in it becomes its value.
+    A library's own advice names its arguments, which a command line does not have. Such an error
+    says by `remedy` what would help and by `problem` what is wrong, without any advice.
     """
     try:
         yield
     except ValueError as error:
-        text = str(error)
-        for old, new in words.items():
-            text = text.replace(old, new)
-        if text == str(error):
+        text = _advised(error, offered)
+        if text is None:
             raise
         raise ValueError(text) from error
 
 
+def _advised(error: Exception, offered: Mapping[str, str]) -> str | None:
+    """The problem of an error and the advice offered for its remedy, if there is one."""
+    advice = offered.get(getattr(error, "remedy", ""))
+    return None if advice is None else f"{getattr(error, 'problem', error)}; {advice}"
+
+
 def _fail(error: Exception, code: int) -> int:
     # str() of a KeyError is the repr of its message.
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    plain = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = _advised(error, REMEDIES) or plain
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     print(f"error: {' '.join(text.split())}", file=sys.stderr)

@@ -12,7 +12,7 @@ import tiktoken
 from tests.support.strategies import LONG_WORD
 from tinylm import Tokenizer
 from tinylm.reference.patterns import PATTERNS
-from tinylm.tokenizer.files import to_bytes
+from tinylm.tokenizer.contents import to_bytes
 
 CORPORA = [
     "corpora/english.txt",

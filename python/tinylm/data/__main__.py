@@ -70,8 +70,7 @@ def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
     """The tokenizer of a file, which must be the one that made the shards."""
     from tinylm.tokenizer import Tokenizer
 
-    with commands.advice(commands.TOKENIZER_FILE):
-        tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path)
     if manifest is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
         raise ValueError(f"{path} is not the tokenizer that made these shards")
     return tokenizer

@@ -26,12 +26,8 @@ Settings start as in the run's config.yaml, or else as below; `sample.` may be l
   python -m tinylm.sample runs/stdlib "def main(" temperature=0 max_tokens=100
 """
 SETTING = re.compile(r"[A-Za-z_][\w.]*=")
-# What `encode` advises of special tokens, and what a prompt can do about one.
-PLAIN = {
-    'pass special="allow" to encode it as one id, special="text" to encode it as ordinary text': (
-        "take it out: a prompt is plain text, and without one a new document begins"
-    )
-}
+# What can be done about a special token in a prompt.
+PLAIN = "take it out: a prompt is plain text, and without one a new document begins"
 Item = TypeVar("Item")
 
 
@@ -96,7 +92,7 @@ def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> Non
     for sample in range(run.sample.samples):
         if run.sample.samples > 1:
             print(f"{'-' * 24} sample {sample + 1} of {run.sample.samples} {'-' * 24}")
-        with commands.advice(PLAIN):
+        with commands.remedies(special=PLAIN):
             ids = stream_ids(model, tokenizer, prompt, run.sample, sample=sample)
         print(prompt, end="", flush=True)
         for piece in write(tokenizer, count(ids), run.sample):

@@ -35,8 +35,10 @@ def encode(args: argparse.Namespace) -> None:
     """Text to ids, on one line."""
     tokenizer = _load(args)
     text = sys.stdin.buffer.read() if args.text == "-" else args.text
-    options = {f'special="{word}"': f"--special {word}" for word in ("allow", "text")}
-    with commands.advice(options):
+    words = (
+        "pass --special allow to encode it as one id, --special text to encode it as ordinary text"
+    )
+    with commands.remedies(special=words):
         ids = tokenizer.encode(text, special=args.special)
     print(*ids)
 
@@ -79,8 +81,7 @@ def _measure(tokenizer: Tokenizer, path: str) -> tuple[str, ...]:
 
 def compare(args: argparse.Namespace) -> None:
     """Two tokenizers on the same files: tokens, bytes per token, and whether the ids are equal."""
-    with commands.advice(commands.TOKENIZER_FILE):
-        first, second = Tokenizer.load(args.first), Tokenizer.load(args.second)
+    first, second = Tokenizer.load(args.first), Tokenizer.load(args.second)
     rows = []
     for path in args.files:
         data = Path(path).read_bytes()
@@ -95,11 +96,10 @@ def compare(args: argparse.Namespace) -> None:
 def import_(args: argparse.Namespace) -> None:
     """Read a tokenizer of another format, write it as tokenizer.json."""
     special = dict(_named_id(word) for word in args.special) if args.special else None
-    options = {
-        "pass one of tokenizer.json, tiktoken, gpt2": "pass --format tiktoken or --format gpt2",
-        "pass pattern= and special_tokens=": "pass --pattern NAME and --special TOKEN=ID",
-    }
-    with commands.advice(options):
+    with commands.remedies(
+        format="pass --format tiktoken or --format gpt2",
+        pattern="pass --pattern NAME and --special TOKEN=ID",
+    ):
         tokenizer = Tokenizer.load(
             args.path, args.format, pattern=args.pattern, special_tokens=special
         )
@@ -122,8 +122,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> Tokenizer:
-    with commands.advice(commands.TOKENIZER_FILE):
-        return Tokenizer.load(args.tokenizer)
+    return Tokenizer.load(args.tokenizer)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

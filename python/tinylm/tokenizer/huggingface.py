@@ -1,15 +1,44 @@
 """`tokenizer.json`, the file of Hugging Face's `tokenizers`: its byte-level BPE, read and written.
 
-Written files give equal ids there. Files read may come from `tokenizers` or `transformers`; what
-TinyLM does not do (normalizers, prefix spaces, unknown tokens, ...) is an error that names it.
+Written files give equal ids there. Files read may come from `tokenizers` or `transformers`. Every
+key is applied, or kept (no id of `Tokenizer.encode` depends on it; it is written back as it stood),
+or refused with its name and value:
+
+| key | |
+|---|---|
+| version | "1.0" |
+| truncation, padding | kept: `encode` neither cuts nor fills |
+| added_tokens: id, content, special, normalized | applied: see `contents.AddedToken` |
+| added_tokens: single_word, lstrip, rstrip | refused unless false |
+| normalizer | refused unless null |
+| pre_tokenizer | applied, and kept for its spelling: see `_pattern`; `trim_offsets` moves no id |
+| post_processor | kept: `encode` adds no template, not the BOS of Llama 3 either |
+| decoder | null or ByteLevel, kept: `decode` gives the bytes |
+| model: type | "BPE", or no type but merges |
+| model: vocab, merges, ignore_merges | applied |
+| model: dropout, continuing_subword_prefix, end_of_word_suffix | refused unless empty; kept |
+| model: unk_token | refused unless null; kept |
+| model: fuse_unk | kept: all bytes are tokens, so nothing is unknown |
+| model: byte_fallback | refused unless false: it is for BPE over characters |
+| any other | refused |
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinylm.tokenizer import files
-from tinylm.tokenizer.files import Contents
+from tinylm import disk
+from tinylm.tokenizer.contents import (
+    AddedToken,
+    Bpe,
+    Contents,
+    every_split,
+    pairs_of,
+    read_json,
+    to_bytes,
+    to_chars,
+)
 
 # Oniguruma reads `$` as the end of a line and `{1,3}+` as a repetition, so GPT-4's pattern is
 # written in its first form, with `\z` for the end of the text.
@@ -33,62 +62,105 @@ REGEX_OF_PATTERN = {
 }
 PATTERN_OF_REGEX = {regex: name for name, regex in REGEX_OF_PATTERN.items()}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+# The keys that are there, and those that are written back as they stood.
+KEYS = {
+    "version",
+    "truncation",
+    "padding",
+    "added_tokens",
+    "normalizer",
+    "pre_tokenizer",
+    "post_processor",
+    "decoder",
+    "model",
+}
+KEPT = ("truncation", "padding", "pre_tokenizer", "post_processor", "decoder")
+EMPTY_IN_MODEL = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "byte_fallback",
+)
+KEPT_IN_MODEL = (*EMPTY_IN_MODEL, "fuse_unk")
+MODEL_KEYS = {*KEPT_IN_MODEL, "type", "ignore_merges", "vocab", "merges"}
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+PRE_TOKENIZER_KEYS = {
+    "ByteLevel": {"type", "add_prefix_space", "trim_offsets", "use_regex"},
+    "Split": {"type", "pattern", "behavior", "invert"},
+}
+POST_PROCESSORS = {
+    "TemplateProcessing",
+    "RobertaProcessing",
+    "BertProcessing",
+    "ByteLevel",
+    "Sequence",
+}
 
 
-def write(contents: Contents, path: Path, named: dict[str, int | None]) -> None:
-    """Writes `tokenizer.json`; into a folder, with the `tokenizer_config.json` of transformers."""
+def write(contents: Contents, path: Path, named: Mapping[str, int | None]) -> None:
+    """Writes `tokenizer.json`; into a folder, with the `tokenizer_config.json` of transformers.
+
+    `named` are the ids of eos, bos and pad.
+    """
     data = json.dumps(_document(contents), ensure_ascii=False, indent=1).encode()
     if path.suffix == ".json":
-        files.write_atomically(path, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.replace(path, data)
         return
-    files.write_atomically(path / "tokenizer.json", data)
+    path.mkdir(parents=True, exist_ok=True)
+    disk.replace(path / "tokenizer.json", data)
     token_of = {id: token for token, id in contents.special_tokens.items()}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
     config |= {name: token_of[id] for name, id in named.items() if id is not None}
-    files.write_atomically(path / "tokenizer_config.json", json.dumps(config, indent=1).encode())
+    disk.replace(path / "tokenizer_config.json", json.dumps(config, indent=1).encode())
 
 
 def _document(contents: Contents) -> dict[str, Any]:
-    vocab = {files.to_chars(token): id for token, id in contents.tokens.items()}
-    vocab |= contents.special_tokens
-    pairs = files.every_split(contents.tokens) if contents.merges is None else contents.merges
+    vocab = {to_chars(token): id for token, id in contents.tokens.items()}
+    vocab |= {token.content: token.id for token in contents.added_tokens if token.listed}
+    merges = contents.model.merges
+    pairs = every_split(contents.tokens) if merges is None else merges
     chars_of = {id: token for token, id in vocab.items()}
-    return {
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": contents.model.whole_pieces,
+        "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
+        "merges": [[chars_of[left], chars_of[right]] for left, right in pairs],
+    }
+    kept = dict(contents.kept)
+    document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
             {
-                "id": id,
-                "content": token,
+                "id": token.id,
+                "content": token.content,
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
-                "normalized": False,
-                "special": True,
+                "normalized": token.normalized,
+                "special": token.special,
             }
-            for token, id in sorted(contents.special_tokens.items(), key=lambda item: item[1])
+            for token in sorted(contents.added_tokens, key=lambda token: token.id)
         ],
         "normalizer": None,
         "pre_tokenizer": _pre_tokenizer(contents.pattern),
         "post_processor": None,
         "decoder": {**_BYTE_LEVEL, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": contents.whole_pieces,
-            "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
-            "merges": [[chars_of[left], chars_of[right]] for left, right in pairs],
-        },
+        "model": model | kept.pop("model", {}),
     }
+    return document | kept
 
 
 def _pre_tokenizer(pattern: str) -> dict[str, Any]:
@@ -106,7 +178,7 @@ def _pre_tokenizer(pattern: str) -> dict[str, Any]:
 
 def read(path: Path) -> Contents:
     """The contents of a `tokenizer.json`; ValueError names what in it is not supported."""
-    document = files.read_json(path)
+    document = read_json(path)
     try:
         return _contents(document)
     except (KeyError, TypeError, AttributeError) as error:
@@ -122,27 +194,136 @@ def _contents(document: dict[str, Any]) -> Contents:
     kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
     if kind != "BPE":
         raise ValueError(f"model type {kind} is not supported, only BPE over bytes")
-    for name in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
+    _check_keys(document, KEYS, "")
+    _check_keys(model, MODEL_KEYS, "model.")
+    for name in EMPTY_IN_MODEL:
         if model.get(name):
-            raise ValueError(f"model.{name} = {model[name]!r} is not supported")
-    if model.get("byte_fallback"):
-        raise ValueError("model.byte_fallback is not supported: it is for BPE over characters")
-    if document.get("normalizer"):
-        raise ValueError(f"normalizer {document['normalizer'].get('type')} is not supported")
-    special = {}
-    for token in document.get("added_tokens") or []:
-        for flag in ("single_word", "lstrip", "rstrip"):
-            if token.get(flag):
-                raise ValueError(f"added token {token['content']!r} has {flag}: not supported")
-        special[token["content"]] = token["id"]
+            raise ValueError(
+                f"model.{name} = {_shown(model[name])} is not supported: it changes the "
+                "ids; only a model without it can be loaded"
+            )
+    version = document.get("version", "1.0")
+    if version != "1.0":
+        raise ValueError(f'version {_shown(version)} is not supported, only "1.0"')
+    if normalizer := document.get("normalizer"):
+        raise ValueError(
+            f"normalizer {normalizer.get('type')} is not supported: {_shown(normalizer)}; only a "
+            "file whose normalizer is null can be loaded"
+        )
+    _check_kept(document)
+    vocab = model["vocab"]
+    added = _added_tokens(document.get("added_tokens") or [], vocab)
     merges = [_merge(merge) for merge in model["merges"]]
-    pattern = _pattern(document.get("pre_tokenizer"))
-    contents = files.contents_of(model["vocab"], merges, pattern, special)
-    whole = bool(model.get("ignore_merges"))
-    if whole and contents.merges and contents.merges == files.every_split(contents.tokens):
-        # Ranks, written as all the merges that they allow.
-        return Contents(contents.tokens, None, True, pattern, special)
-    return Contents(contents.tokens, contents.merges, whole, pattern, special)
+    listed = {token.content for token in added if token.listed}
+    for left, right in merges:
+        for content in (left, right, left + right):
+            if content in listed:
+                raise ValueError(
+                    f"added token {content!r} is also a part or the result of a merge, which is "
+                    "not supported; take it out of added_tokens"
+                )
+    tokens = {to_bytes(token): id for token, id in vocab.items() if token not in listed}
+    pairs = pairs_of([(to_bytes(left), to_bytes(right)) for left, right in merges], tokens)
+    _check_ids(added, vocab)
+    whole_pieces = bool(model.get("ignore_merges"))
+    # Ranks are written as all the merges that they allow.
+    ranks = whole_pieces and bool(pairs) and pairs == every_split(tokens)
+    kept = {key: document[key] for key in KEPT if key in document}
+    kept["model"] = {key: model[key] for key in KEPT_IN_MODEL if key in model}
+    return Contents(
+        tokens,
+        Bpe(None if ranks else pairs, whole_pieces),
+        _pattern(document.get("pre_tokenizer")),
+        added,
+        kept,
+    )
+
+
+def _shown(value: object) -> str:
+    """A value of the file, short enough for one line."""
+    return json.dumps(value)[:200]
+
+
+def _check_keys(found: Mapping[str, Any], known: set[str], place: str) -> None:
+    """ValueError for a key that is not known: what it asks for would be lost."""
+    for key in found:
+        if key not in known:
+            raise ValueError(
+                f"key {place}{key} = {_shown(found[key])} is not known; take it out if no id "
+                "depends on it"
+            )
+
+
+def _check_kept(document: Mapping[str, Any]) -> None:
+    """ValueError for what cannot be written back unseen: parts of a kind that is not known."""
+    for key in ("truncation", "padding"):
+        if not isinstance(document.get(key) or {}, dict):
+            raise ValueError(f"{key} = {_shown(document[key])} is neither null nor an object")
+    for step in _steps(document.get("post_processor"), "processors"):
+        if step["type"] not in POST_PROCESSORS:
+            raise ValueError(
+                f"post_processor {step['type']} is not known, only "
+                f"{', '.join(sorted(POST_PROCESSORS))}: {_shown(step)}"
+            )
+    for step in _steps(document.get("decoder"), "decoders"):
+        if step["type"] != "ByteLevel":
+            raise ValueError(
+                f"decoder {step['type']} is not supported, only ByteLevel or null: {_shown(step)}; "
+                "the text of its ids would be another one"
+            )
+
+
+def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    """The steps of a part of the document: none, itself, or those of a Sequence."""
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    return [step for child in part[inner] for step in _steps(child, inner)]
+
+
+def _added_tokens(
+    entries: list[dict[str, Any]], vocab: Mapping[str, int]
+) -> tuple[AddedToken, ...]:
+    """The added tokens in the order of the file; their ids are checked by `_check_ids`."""
+    added: dict[str, AddedToken] = {}
+    for entry in entries:
+        content = entry["content"]
+        _check_keys(entry, {"id", "content", *FLAGS}, f"added_tokens {content!r} ")
+        for flag in ("single_word", "lstrip", "rstrip"):
+            if entry.get(flag):
+                raise ValueError(
+                    f"added token {content!r} has {flag} = {_shown(entry[flag])}: not supported, "
+                    "it must be false"
+                )
+        if content in added:
+            raise ValueError(f"added token {content!r} is listed twice")
+        added[content] = AddedToken(
+            content,
+            id=entry["id"],
+            special=entry.get("special", True),
+            normalized=entry.get("normalized", False),
+            listed=content in vocab,
+        )
+    return tuple(added.values())
+
+
+def _check_ids(added: tuple[AddedToken, ...], vocab: Mapping[str, int]) -> None:
+    """ValueError for an added token with another id than `tokenizers` gives it.
+
+    It takes no id from the file: a token has that of the vocabulary, or the next free one. A model
+    was trained with those ids, and the file as TinyLM writes it would be read with those again.
+    """
+    highest = -1
+    for token in added:
+        following = highest + 1 if highest >= len(vocab) else len(vocab)
+        expected = vocab.get(token.content, following)
+        if token.id != expected:
+            raise ValueError(
+                f"added token {token.content!r} has the id {_shown(token.id)}, but tokenizers "
+                f"gives it {expected}; list it in model.vocab with its id"
+            )
+        highest = max(highest, token.id)
 
 
 def _merge(merge: str | list[str]) -> tuple[str, str]:
@@ -157,8 +338,12 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str:
     """The pattern that a pre-tokenizer stands for: ByteLevel, or Split and then ByteLevel."""
     if pre_tokenizer is None:
         raise ValueError("pre_tokenizer is missing: BPE over characters is not supported")
-    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else None
-    match steps or [pre_tokenizer]:
+    steps = _steps(pre_tokenizer, "pretokenizers")
+    for step in steps:
+        if step["type"] in PRE_TOKENIZER_KEYS:
+            known = PRE_TOKENIZER_KEYS[step["type"]]
+            _check_keys(step, known, f"pre_tokenizer {step['type']}.")
+    match steps:
         case [{"type": "ByteLevel", "add_prefix_space": False, **rest}]:
             return "gpt2" if rest.get("use_regex", True) else "whole"
         case [
@@ -172,8 +357,7 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str:
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
         ] if regex in PATTERN_OF_REGEX:
             return PATTERN_OF_REGEX[regex]
-    described = json.dumps(pre_tokenizer)
     raise ValueError(
         "pre_tokenizer is not supported, only ByteLevel without prefix space, alone or after one "
-        f"Split with an isolating Regex: {described[:200]}"
+        f"Split with an isolating Regex: {_shown(pre_tokenizer)}"
     )

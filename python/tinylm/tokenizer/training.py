@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Literal
 
 from tinylm import _rust
-from tinylm.tokenizer.files import Contents
+from tinylm.tokenizer.contents import Bpe, Contents, special
 
 Kind = Literal["bpe", "char", "byte", "whitespace"]
 Ties = Literal["ids", "bytes"]
@@ -98,10 +98,9 @@ class Training:
             )
         return Contents(
             tokens={token: i for i, token in enumerate(tokens)},
-            merges=merges,
-            whole_pieces=self.kind in ("char", "whitespace"),
+            model=Bpe(merges, whole_pieces=self.kind in ("char", "whitespace")),
             pattern=self.pattern,
-            special_tokens={token: len(tokens) + i for i, token in enumerate(self.special)},
+            added_tokens=special({token: len(tokens) + i for i, token in enumerate(self.special)}),
         )
 
 

@@ -48,8 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     from tinylm.train import Interrupted, train
 
     try:
-        with commands.advice(commands.TOKENIZER_FILE):
-            train(run)
+        train(run)
     except Interrupted as stopped:
         print(f"{stopped}; go on with:\n  {_again(arguments)}")
         return stopped.code

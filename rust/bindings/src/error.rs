@@ -4,7 +4,8 @@ use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError}
 use pyo3::prelude::*;
 use tinylm_dataloader as dataloader;
 
-/// The exception for an error of the tokenizer.
+/// The exception for an error of the tokenizer. One with a remedy has the attributes `problem`,
+/// the message without the advice, and `remedy`, its name: a command phrases its own advice.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the shape that map_err takes"
@@ -12,7 +13,8 @@ use tinylm_dataloader as dataloader;
 pub(crate) fn tokenizer_error(error: tinylm_tokenizer::Error) -> PyErr {
     use tinylm_tokenizer::Error;
     let message = error.to_string();
-    match error {
+    let remedy = error.remedy();
+    let exception = match error {
         Error::UnknownId { .. } | Error::UnknownSpecial(_) => PyKeyError::new_err(message),
         Error::SpecialToken { .. }
         | Error::Vocabulary(_)
@@ -22,7 +24,16 @@ pub(crate) fn tokenizer_error(error: tinylm_tokenizer::Error) -> PyErr {
         | Error::EmptyCorpus
         | Error::TooLong { .. } => PyValueError::new_err(message),
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
-    }
+    };
+    let Some((problem, remedy)) = remedy else {
+        return exception;
+    };
+    let named = Python::attach(|py| {
+        let value = exception.value(py);
+        value.setattr("problem", problem)?;
+        value.setattr("remedy", remedy)
+    });
+    named.err().unwrap_or(exception)
 }
 
 /// `OSError` with its file name (its subclass is chosen by the number), else `ValueError`.

@@ -10,7 +10,7 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
 use tinylm_tokenizer as core;
-use tinylm_tokenizer::{Policy, Ties};
+use tinylm_tokenizer::{AddedToken, ModelSpec, Policy, Ties};
 
 use crate::arguments::{SIGNALS, Text, detached, id_of, ids_of, import_numpy};
 use crate::error::tokenizer_error;
@@ -30,7 +30,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<DecodeStream>()
 }
 
-/// A vocabulary with its merges, pattern and special tokens; immutable.
+/// A vocabulary with its merges, pattern and added tokens; immutable.
 #[pyclass(frozen, module = "tinylm._rust")]
 struct Tokenizer {
     core: core::Tokenizer,
@@ -77,28 +77,32 @@ impl Tokenizer {
 )]
 impl Tokenizer {
     #[new]
-    #[pyo3(signature = (tokens, merges, whole_pieces, pattern, special_tokens))]
+    #[pyo3(signature = (tokens, merges, whole_pieces, pattern, added_tokens))]
     fn new(
         tokens: &Bound<'_, PyDict>,
         merges: Option<Vec<(u32, u32)>>,
         whole_pieces: bool,
         pattern: String,
-        special_tokens: &Bound<'_, PyDict>,
+        added_tokens: Vec<(String, u32, bool, bool)>,
     ) -> PyResult<Self> {
         let mut ordinary = Vec::with_capacity(tokens.len());
         for (token, id) in tokens {
             ordinary.push((token.extract::<PyBackedBytes>()?.to_vec(), id.extract()?));
         }
-        let mut special = Vec::with_capacity(special_tokens.len());
-        for (token, id) in special_tokens {
-            special.push((token.extract()?, id.extract()?));
-        }
+        let added = |(content, id, special, late)| AddedToken {
+            content,
+            id,
+            special,
+            late,
+        };
         let spec = core::Spec {
             tokens: ordinary,
-            merges,
-            whole_pieces,
+            model: ModelSpec::Bpe {
+                merges,
+                whole_pieces,
+            },
             pattern,
-            special_tokens: special,
+            added: added_tokens.into_iter().map(added).collect(),
         };
         let core = tokenizer_of(spec)?;
         Ok(Self {
@@ -275,8 +279,9 @@ impl WordCounts {
     }
 
     /// A byte offset at which `text` may be cut: its parts count like the whole.
-    fn cut(&self, text: Text) -> PyResult<Option<usize>> {
-        self.lock().cut(text.bytes()).map_err(tokenizer_error)
+    fn cut(&self, py: Python<'_>, text: Text) -> PyResult<Option<usize>> {
+        // Without the GIL: whoever holds the lock may need it to look at signals.
+        detached(py, |_| self.lock().cut(text.bytes()))
     }
 
     /// The tokens by id and the pairs of ids that merge, in order.
@@ -303,12 +308,12 @@ impl WordCounts {
         let bpe = kind == "bpe";
         let mut raised = None;
         let trained = detached(py, |stop| {
-            let counts = self.lock();
+            let (words, target) = self.counted(vocab_size)?;
             if !bpe {
-                return counts.most_frequent(vocab_size, min_frequency, ties);
+                return Ok(core::most_frequent(words, target, min_frequency, ties));
             }
             let mut last: Option<Instant> = None;
-            counts.train_bpe(vocab_size, min_frequency, ties, &mut |done, target| {
+            core::train_bpe(words, target, min_frequency, ties, &mut |done, target| {
                 stop()?;
                 let due = last.is_none_or(|at| at.elapsed() > 5 * SIGNALS) || done == target;
                 if let Some(progress) = progress.as_ref().filter(|_| due) {
@@ -335,6 +340,13 @@ impl WordCounts {
 }
 
 impl WordCounts {
+    /// What was counted, and how many tokens may be made of it. Training on it holds no lock.
+    fn counted(&self, vocab_size: usize) -> Result<(Vec<core::Word>, usize), core::Error> {
+        let counts = self.lock();
+        let target = counts.room(vocab_size)?;
+        Ok((counts.words()?, target))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, core::WordCounts> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }

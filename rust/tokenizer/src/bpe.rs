@@ -12,7 +12,8 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
-use crate::cache::{self, Key};
+use crate::cache::Key;
+use crate::whole::Whole;
 use crate::{Error, Interrupt};
 
 /// Pieces of this many bytes and more are merged with a heap.
@@ -41,13 +42,6 @@ pub(crate) struct Bpe {
     byte_pairs: Vec<Merge>,
     pairs: FxHashMap<u64, Merge>,
     whole: Option<Whole>,
-}
-
-/// Pieces that are tokens as they stand.
-#[derive(Debug, Default)]
-struct Whole {
-    short: FxHashMap<Key, u32>,
-    long: FxHashMap<Box<[u8]>, u32>,
 }
 
 /// Memory that merging reuses from piece to piece.
@@ -150,7 +144,7 @@ impl Bpe {
         })
     }
 
-    /// Appends the tokens of `text[start..end]`, whose [`cache::key`] is `key` if it is short.
+    /// Appends the tokens of `piece`, whose [`crate::cache::key`] is `key` if it is short.
     pub(crate) fn encode(
         &self,
         piece: &[u8],
@@ -333,25 +327,4 @@ fn in_order(
             Ok((rank, left, right, *id))
         })
         .collect()
-}
-
-impl Whole {
-    fn new(tokens: &[(Vec<u8>, u32)]) -> Self {
-        let mut whole = Self::default();
-        for (token, id) in tokens {
-            if token.len() <= cache::LONGEST {
-                whole.short.insert(cache::key(token, 0, token.len()), *id);
-            } else {
-                whole.long.insert(token.as_slice().into(), *id);
-            }
-        }
-        whole
-    }
-
-    fn get(&self, piece: &[u8], key: Option<Key>) -> Option<u32> {
-        match key {
-            Some(key) => self.short.get(&key).copied(),
-            None => self.long.get(piece).copied(),
-        }
-    }
 }

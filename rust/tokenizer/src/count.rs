@@ -2,102 +2,25 @@
 
 use rustc_hash::FxHashMap;
 
+use crate::added::{AddedToken, AddedTokens};
 use crate::cache::{self, Key};
-use crate::special::SpecialTokens;
-use crate::train::Word;
+use crate::jobs::{Job, jobs};
+use crate::normalizer::Normalizer;
 use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
-/// Texts are handed to threads in portions of about this many bytes.
-const PORTION: usize = 1 << 19;
 /// Bytes of text between two calls of the interrupt.
 const TICK: usize = 1 << 18;
 
-/// A portion of a batch of texts for one thread.
-pub(crate) enum Job {
-    /// The whole texts `first..last`.
-    Texts { first: usize, last: usize },
-    /// `start..end` of one text and the special token that comes right after, if one does.
-    Part {
-        text: usize,
-        start: usize,
-        end: usize,
-        special: Option<u32>,
-    },
-}
+/// A piece of the corpus and how often it occurs.
+pub type Word = (Box<[u8]>, u64);
 
-impl Job {
-    pub(crate) fn first_text(&self) -> usize {
-        match *self {
-            Self::Texts { first, .. } => first,
-            Self::Part { text, .. } => text,
-        }
-    }
-}
-
-/// Portions of `texts`: small ones in groups, large ones cut where no token can cross.
-pub(crate) fn jobs(
-    texts: &[&[u8]],
-    pattern: &Pattern,
-    special: &SpecialTokens,
-    policy: &Policy,
-) -> Result<Vec<Job>, Error> {
-    let mut jobs = Vec::new();
-    let (mut first, mut bytes) = (0, 0);
-    for (at, text) in texts.iter().enumerate() {
-        if text.len() < 2 * PORTION {
-            bytes += text.len();
-            if bytes >= PORTION {
-                jobs.push(Job::Texts {
-                    first,
-                    last: at + 1,
-                });
-                (first, bytes) = (at + 1, 0);
-            }
-            continue;
-        }
-        if first < at {
-            jobs.push(Job::Texts { first, last: at });
-        }
-        special.segments(text, policy, |segment| {
-            let (mut start, end) = (segment.start, segment.end);
-            while end - start > 2 * PORTION {
-                let Some(cut) = pattern.cut(&text[..end], start, start + PORTION) else {
-                    break;
-                };
-                jobs.push(Job::Part {
-                    text: at,
-                    start,
-                    end: cut,
-                    special: None,
-                });
-                start = cut;
-            }
-            let special = segment.special.map(|(id, _)| id);
-            jobs.push(Job::Part {
-                text: at,
-                start,
-                end,
-                special,
-            });
-            Ok(())
-        })?;
-        (first, bytes) = (at + 1, 0);
-    }
-    if first < texts.len() {
-        jobs.push(Job::Texts {
-            first,
-            last: texts.len(),
-        });
-    }
-    Ok(jobs)
-}
-
-/// The pieces of a corpus and how often each occurs.
+/// The pieces of a corpus and how often each occurs: what training takes.
 ///
 /// Each thread counts into a table of its own, so the sums do not depend on the threads.
 pub struct WordCounts {
+    normalizer: Normalizer,
+    special: AddedTokens,
     pattern: Pattern,
-    special: SpecialTokens,
     tables: Vec<Table>,
 }
 
@@ -105,10 +28,16 @@ impl WordCounts {
     /// Counts for a pattern; special tokens in the corpus are left out, and end a piece.
     /// 0 threads means all cores.
     pub fn new(pattern: &str, special_tokens: &[String], threads: usize) -> Result<Self, Error> {
-        let special = special_tokens.iter().cloned().zip(0..).collect();
+        let special = |(id, content): (u32, &String)| AddedToken {
+            content: content.clone(),
+            id,
+            special: true,
+            late: false,
+        };
         Ok(Self {
+            normalizer: Normalizer::Identity,
+            special: AddedTokens::new((0..).zip(special_tokens).map(special).collect())?,
             pattern: Pattern::new(pattern)?,
-            special: SpecialTokens::new(special)?,
             tables: (0..parallel::resolve(threads))
                 .map(|_| Table::new())
                 .collect(),
@@ -118,11 +47,16 @@ impl WordCounts {
     /// Adds the pieces of `texts`, each a document of its own.
     pub fn add(&mut self, texts: &[&[u8]], interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
         let Self {
-            pattern,
+            normalizer,
             special,
+            pattern,
             tables,
         } = self;
-        let jobs = jobs(texts, pattern, special, &Policy::Allow)?;
+        let texts: Vec<_> = texts
+            .iter()
+            .map(|text| normalizer.normalise(text))
+            .collect();
+        let jobs = jobs(&texts, pattern, special, &Policy::Allow)?;
         parallel::map(
             &jobs,
             tables,
@@ -146,19 +80,33 @@ impl WordCounts {
         self.special.cut(text, &self.pattern, &Policy::Allow)
     }
 
-    pub(crate) fn special_tokens(&self) -> usize {
-        self.special.len()
+    /// How many of `vocab_size` tokens are not special; an error if the 256 bytes do not fit.
+    pub fn room(&self, vocab_size: usize) -> Result<usize, Error> {
+        let special_tokens = self.special.len();
+        let needed = 256 + special_tokens;
+        if vocab_size < needed {
+            return Err(Error::VocabularyTooSmall {
+                vocab_size,
+                special_tokens,
+                needed,
+            });
+        }
+        Ok(vocab_size - special_tokens)
     }
 
-    /// The distinct pieces, most frequent first, in the order of their bytes where equal.
-    pub(crate) fn words(&self) -> Vec<Word> {
+    /// The distinct pieces, most frequent first, in the order of their bytes where equal; an
+    /// error if there are none.
+    pub fn words(&self) -> Result<Vec<Word>, Error> {
         let mut total: FxHashMap<Box<[u8]>, u64> = FxHashMap::default();
         for table in &self.tables {
             table.pour_into(&mut total);
         }
         let mut words: Vec<_> = total.into_iter().collect();
+        if words.is_empty() {
+            return Err(Error::EmptyCorpus);
+        }
         words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        words
+        Ok(words)
     }
 }
 

@@ -1,13 +1,13 @@
-//! The tokenizer: special tokens, split, cache and merges put together.
+//! The tokenizer: normalise, cut at added tokens, split, and encode each piece with the model.
 
+use std::borrow::Cow;
 use std::sync::Mutex;
 
-use rustc_hash::FxHashSet;
-
-use crate::bpe::{Bpe, Scratch};
+use crate::added::{AddedToken, AddedTokens};
 use crate::cache::{self, Cache};
-use crate::count::{Job, jobs};
-use crate::special::SpecialTokens;
+use crate::jobs::{Job, jobs};
+use crate::model::{Model, ModelSpec, Scratch};
+use crate::normalizer::Normalizer;
 use crate::vocab::Vocab;
 use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
@@ -20,26 +20,23 @@ const SPANS: usize = 128;
 /// What makes a tokenizer.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// The ordinary tokens, all 256 bytes among them, and their ids.
+    /// The ordinary tokens and their ids.
     pub tokens: Vec<(Vec<u8>, u32)>,
-    /// Pairs of ids in the order in which they merge. None: tiktoken's rule, by which any
-    /// two neighbours merge whose bytes are a token, the lowest id first.
-    pub merges: Option<Vec<(u32, u32)>>,
-    /// Whether a piece that is a token stays whole even if no merges lead there; tiktoken's
-    /// rule implies it.
-    pub whole_pieces: bool,
+    /// How a piece of text becomes ordinary tokens.
+    pub model: ModelSpec,
     /// The name of a pattern or a regular expression.
     pub pattern: String,
-    /// Special tokens and their ids, which no other token has.
-    pub special_tokens: Vec<(String, u32)>,
+    /// Special tokens and others that are found before the text is split.
+    pub added: Vec<AddedToken>,
 }
 
-/// A byte-level tokenizer; it never changes, and any number of threads may use it.
+/// A tokenizer; it never changes, and any number of threads may use it.
 pub struct Tokenizer {
+    normalizer: Normalizer,
+    added: AddedTokens,
     pattern: Pattern,
-    bpe: Bpe,
+    model: Model,
     vocab: Vocab,
-    special: SpecialTokens,
     workers: Mutex<Vec<Worker>>,
 }
 
@@ -54,28 +51,24 @@ struct Worker {
 impl Tokenizer {
     /// From its parts; fails if they contradict each other.
     pub fn new(spec: Spec) -> Result<Self, Error> {
-        let whole_pieces = spec.whole_pieces || spec.merges.is_none();
-        let bpe = Bpe::new(&spec.tokens, spec.merges.as_deref(), whole_pieces)?;
-        let mut seen = FxHashSet::default();
-        for (token, _) in &spec.special_tokens {
-            if !seen.insert(token) {
-                let message = format!("the special token {token:?} is listed twice");
-                return Err(Error::Vocabulary(message));
-            }
-        }
-        let ordinary = spec
-            .tokens
-            .iter()
-            .map(|(token, id)| (token.as_slice(), *id));
-        let special = spec
-            .special_tokens
-            .iter()
-            .map(|(token, id)| (token.as_bytes(), *id));
+        let model = Model::new(&spec.tokens, spec.model)?;
+        Self::with_model(&spec.tokens, model, &spec.pattern, spec.added)
+    }
+
+    fn with_model(
+        tokens: &[(Vec<u8>, u32)],
+        model: Model,
+        pattern: &str,
+        added: Vec<AddedToken>,
+    ) -> Result<Self, Error> {
+        let added = AddedTokens::new(added)?;
+        let ordinary = tokens.iter().map(|(token, id)| (token.as_slice(), *id));
         Ok(Self {
-            pattern: Pattern::new(&spec.pattern)?,
-            bpe,
-            vocab: Vocab::new(ordinary.chain(special))?,
-            special: SpecialTokens::new(spec.special_tokens)?,
+            normalizer: Normalizer::Identity,
+            pattern: Pattern::new(pattern)?,
+            model,
+            vocab: Vocab::new(ordinary.chain(added.entries()))?,
+            added,
             workers: Mutex::new(Vec::new()),
         })
     }
@@ -98,8 +91,8 @@ impl Tokenizer {
     /// The policy that allows just these special tokens.
     pub fn only(&self, tokens: &[String]) -> Result<Policy, Error> {
         let id = |t: &String| {
-            self.special
-                .id(t)
+            self.added
+                .special_id(t)
                 .ok_or_else(|| Error::UnknownSpecial(t.clone()))
         };
         Ok(Policy::Only(
@@ -115,8 +108,9 @@ impl Tokenizer {
         interrupt: &mut Interrupt<'_>,
     ) -> Result<Vec<u32>, Error> {
         let mut out = Vec::with_capacity(text.len() / 4 + 1);
+        let text = self.normalizer.normalise(text);
         let mut worker = self.worker();
-        let done = self.encode_into(text, policy, &mut worker, &mut out, interrupt);
+        let done = self.encode_into(&text, policy, &mut worker, &mut out, interrupt);
         self.give_back(worker);
         done.map(|()| out)
     }
@@ -124,7 +118,7 @@ impl Tokenizer {
     /// A place at which `text`, the beginning of a longer one, may be cut: what is before it
     /// is encoded by itself as in the whole. None if there is no such place.
     pub fn cut(&self, text: &[u8], policy: &Policy) -> Result<Option<usize>, Error> {
-        self.special.cut(text, &self.pattern, policy)
+        self.added.cut(text, &self.pattern, policy)
     }
 
     /// The tokens of many texts, one after the other, and where each text's tokens begin,
@@ -136,11 +130,15 @@ impl Tokenizer {
         threads: usize,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(Vec<u32>, Vec<i64>), Error> {
-        let jobs = jobs(texts, &self.pattern, &self.special, policy)?;
+        let normal: Vec<_> = texts
+            .iter()
+            .map(|text| self.normalizer.normalise(text))
+            .collect();
+        let jobs = jobs(&normal, &self.pattern, &self.added, policy)?;
         let threads = parallel::resolve(threads).min(jobs.len());
         let mut workers: Vec<Worker> = (0..threads).map(|_| self.worker()).collect();
         let parts = parallel::map(&jobs, &mut workers, interrupt, |job, worker, interrupt| {
-            self.encode_job(job, texts, policy, worker, interrupt)
+            self.encode_job(job, &normal, policy, worker, interrupt)
         });
         for worker in workers {
             self.give_back(worker);
@@ -163,7 +161,7 @@ impl Tokenizer {
     fn encode_job(
         &self,
         job: &Job,
-        texts: &[&[u8]],
+        texts: &[Cow<'_, [u8]>],
         policy: &Policy,
         worker: &mut Worker,
         interrupt: &mut Interrupt<'_>,
@@ -182,10 +180,10 @@ impl Tokenizer {
                 text,
                 start,
                 end,
-                special,
+                token,
             } => {
                 self.encode_pieces(&texts[text][..end], start, worker, &mut out, interrupt)?;
-                out.extend(special);
+                out.extend(token);
                 lengths.push(out.len());
             }
         }
@@ -200,10 +198,10 @@ impl Tokenizer {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
-        self.special.segments(text, policy, |segment| {
+        self.added.segments(text, policy, |segment| {
             let view = &text[..segment.end];
             self.encode_pieces(view, segment.start, worker, out, interrupt)?;
-            out.extend(segment.special.map(|(id, _)| id));
+            out.extend(segment.token.map(|(id, _)| id));
             Ok(())
         })
     }
@@ -253,7 +251,7 @@ impl Tokenizer {
                 continue;
             }
             let before = out.len();
-            self.bpe
+            self.model
                 .encode(&text[from..to], key, scratch, out, interrupt)?;
             if let Some(key) = key {
                 cache.put(key, &out[before..]);
@@ -282,5 +280,58 @@ impl Tokenizer {
         if let Ok(mut workers) = self.workers.try_lock() {
             workers.push(worker);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::Longest;
+    use crate::no_interrupt;
+
+    fn added(content: &str, id: u32, special: bool, late: bool) -> AddedToken {
+        let content = content.into();
+        AddedToken {
+            content,
+            id,
+            special,
+            late,
+        }
+    }
+
+    #[test]
+    fn another_model_goes_the_whole_way() {
+        let words = ["?", "low", "lower", "e", "st", " ", " low"];
+        let tokens: Vec<(Vec<u8>, u32)> =
+            words.iter().map(|w| w.as_bytes().into()).zip(0..).collect();
+        let longest = Longest {
+            ids: tokens.iter().cloned().collect(),
+            unknown: 0,
+        };
+        let special = vec![added("<|end|>", 7, true, false)];
+        let tokenizer =
+            Tokenizer::with_model(&tokens, Model::Longest(longest), "gpt4", special).unwrap();
+        let encode = |text: &str| {
+            tokenizer
+                .encode(text.as_bytes(), &Policy::Allow, &mut no_interrupt)
+                .unwrap()
+        };
+        // " lowest" is one piece of 7 bytes; the second time it comes from the cache.
+        let ids = encode("lower lowest<|end|> lowest lox");
+        assert_eq!(ids, [2, 6, 3, 4, 7, 6, 3, 4, 5, 0, 0, 0]);
+        let text = tokenizer.decode(&ids).unwrap();
+        assert_eq!(text, b"lower lowest<|end|> lowest ???");
+        assert_eq!(
+            tokenizer.cut(b"lower lowest lower", &Policy::Raise),
+            Ok(Some(5))
+        );
+        // Large enough for several portions and threads.
+        let large = "lower lowest<|end|>".repeat(150_000);
+        let texts = [large.as_bytes(), b"low", b""];
+        let (ids, offsets) = tokenizer
+            .encode_batch(&texts, &Policy::Allow, 2, &mut no_interrupt)
+            .unwrap();
+        assert_eq!(offsets, [0, 750_000, 750_001, 750_001]);
+        assert_eq!(ids[..750_000], encode(&large));
     }
 }

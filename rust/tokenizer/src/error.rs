@@ -5,8 +5,9 @@
 pub enum Error {
     /// A special token stands in a text that was not allowed to hold it.
     #[error(
-        "the text holds the special token {token:?} at byte {position}; pass special=\"allow\" to \
-         encode it as one id, special=\"text\" to encode it as ordinary text"
+        "{}; pass special=\"allow\" to encode it as one id, special=\"text\" to encode it as \
+         ordinary text",
+        found(.token, *.position)
     )]
     SpecialToken {
         /// The token found.
@@ -74,4 +75,28 @@ pub enum Error {
     /// The caller's [`crate::Interrupt`] asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl Error {
+    /// What is wrong and a name for the remedy, where callers offer it under a name of their own.
+    ///
+    /// "special": choose another [`crate::Policy`] or another text.
+    pub fn remedy(&self) -> Option<(String, &'static str)> {
+        match self {
+            Self::SpecialToken { token, position } => Some((found(token, *position), "special")),
+            Self::UnknownId { .. }
+            | Self::UnknownSpecial(_)
+            | Self::Vocabulary(_)
+            | Self::Pattern { .. }
+            | Self::PatternGaveUp { .. }
+            | Self::VocabularyTooSmall { .. }
+            | Self::EmptyCorpus
+            | Self::TooLong { .. }
+            | Self::Interrupted => None,
+        }
+    }
+}
+
+fn found(token: &str, position: usize) -> String {
+    format!("the text holds the special token {token:?} at byte {position}")
 }

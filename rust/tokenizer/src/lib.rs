@@ -1,21 +1,25 @@
 //! Text to tokens and back: byte-level BPE, trained, encoded and decoded.
 //!
-//! A text is cut at its special tokens, the stretches between them are split into pieces
-//! by a pattern ([`Pattern`]), and the bytes of each piece are merged into tokens. Every step
-//! costs time linear in the text, or `n log n` for a single piece of n bytes, whatever the input.
+//! The way of a text has four stages: `normalise -> added tokens -> split -> model`. It is
+//! normalised (today it stays as it is) and cut at its special and other [`AddedToken`]s, the
+//! stretches between them are split into pieces by a [`Pattern`], and a model, named by
+//! [`ModelSpec`], makes ids of the bytes of each piece. Every stage costs time linear in the text,
+//! or `n log n` for a single piece of n bytes, whatever the input.
 //!
 //! ```
-//! use tinylm_tokenizer::{Policy, Spec, Ties, Tokenizer, WordCounts, no_interrupt};
+//! use tinylm_tokenizer::{
+//!     AddedToken, ModelSpec, Policy, Spec, Ties, Tokenizer, WordCounts, no_interrupt, train_bpe,
+//! };
 //!
 //! let mut counts = WordCounts::new("gpt4", &["<|end|>".into()], 1)?;
 //! counts.add(&[b"low lower lowest".as_slice()], &mut no_interrupt)?;
-//! let trained = counts.train_bpe(260, 1, Ties::Ids, &mut |_, _| Ok(()))?;
+//! let room = counts.room(260)?;
+//! let trained = train_bpe(counts.words()?, room, 1, Ties::Ids, &mut |_, _| Ok(()))?;
 //! let spec = Spec {
 //!     tokens: trained.tokens.into_iter().zip(0..).collect(),
-//!     merges: Some(trained.merges),
-//!     whole_pieces: false,
+//!     model: ModelSpec::Bpe { merges: Some(trained.merges), whole_pieces: false },
 //!     pattern: "gpt4".into(),
-//!     special_tokens: vec![("<|end|>".into(), 259)],
+//!     added: vec![AddedToken { content: "<|end|>".into(), id: 259, special: true, late: false }],
 //! };
 //! let tokenizer = Tokenizer::new(spec)?;
 //! let ids = tokenizer.encode(b"lowest", &Policy::Raise, &mut no_interrupt)?;
@@ -27,28 +31,35 @@
 //! at least every few milliseconds; an error from it ends the work and is handed on.
 #![forbid(unsafe_code)]
 
+mod added;
 mod bpe;
 mod cache;
 mod count;
 mod encode;
 mod error;
+mod frequent;
 mod heap;
+mod jobs;
+mod model;
+mod normalizer;
 mod parallel;
 mod scan;
-mod special;
 mod split;
 mod stream;
 mod train;
 mod unicode;
 mod vocab;
+mod whole;
 
-pub use count::WordCounts;
+pub use added::{AddedToken, Policy};
+pub use count::{Word, WordCounts};
 pub use encode::{Spec, Tokenizer};
 pub use error::Error;
-pub use special::Policy;
+pub use frequent::most_frequent;
+pub use model::ModelSpec;
 pub use split::Pattern;
 pub use stream::DecodeStream;
-pub use train::{Ties, Trained};
+pub use train::{Ties, Trained, bpe as train_bpe};
 
 /// Called now and then during long work; an error ends the work.
 pub type Interrupt<'a> = dyn FnMut() -> Result<(), Error> + 'a;

@@ -17,7 +17,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::count::WordCounts;
+use crate::count::Word;
 use crate::heap::Heap;
 use crate::{Error, Interrupt};
 
@@ -35,9 +35,6 @@ pub enum Ties {
     Bytes,
 }
 
-/// A piece of the corpus and how often it occurs.
-pub(crate) type Word = (Box<[u8]>, u64);
-
 /// A vocabulary as learned: id `i` is `tokens[i]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trained {
@@ -47,87 +44,40 @@ pub struct Trained {
     pub merges: Vec<(u32, u32)>,
 }
 
-impl WordCounts {
-    /// Learns merges until there are `vocab_size` tokens, special ones included, or no pair
-    /// occurs `min_frequency` times; `progress(tokens, target)` is an [`Interrupt`] too.
-    pub fn train_bpe(
-        &self,
-        vocab_size: usize,
-        min_frequency: u64,
-        ties: Ties,
-        progress: &mut dyn FnMut(usize, usize) -> Result<(), Error>,
-    ) -> Result<Trained, Error> {
-        let target = self.room(vocab_size)?;
-        let words = self.words_or_error()?;
-        let mut trainer = Trainer::new(words, ties, &mut || progress(256, target))?;
-        let mut merges = Vec::new();
-        while trainer.tokens.len() < target {
-            let made = trainer.tokens.len();
-            let mut interrupt = || progress(made, target);
-            interrupt()?;
-            let Some(best) = trainer.best(min_frequency) else {
-                break;
-            };
-            merges.push((best.left, best.right));
-            trainer.merge(best, &mut interrupt)?;
-        }
-        progress(trainer.tokens.len(), target)?;
-        Ok(Trained {
-            tokens: trainer.tokens,
-            merges,
-        })
-    }
-
-    /// The bytes and the most frequent pieces of two bytes and more: a vocabulary of whole
-    /// words or characters, without merges.
-    pub fn most_frequent(
-        &self,
-        vocab_size: usize,
-        min_frequency: u64,
-        ties: Ties,
-    ) -> Result<Trained, Error> {
-        let target = self.room(vocab_size)?;
-        let mut words = self.words_or_error()?;
-        if ties == Ties::Bytes {
-            words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| b.0.cmp(&a.0)));
-        }
-        let mut tokens = bytes();
-        let frequent = words
-            .into_iter()
-            .filter(|(word, n)| word.len() > 1 && *n >= min_frequency);
-        tokens.extend(frequent.map(|(word, _)| word.into_vec()).take(target - 256));
-        Ok(Trained {
-            tokens,
-            merges: Vec::new(),
-        })
-    }
-
-    /// How many tokens may not be special.
-    fn room(&self, vocab_size: usize) -> Result<usize, Error> {
-        let special_tokens = self.special_tokens();
-        let needed = 256 + special_tokens;
-        if vocab_size < needed {
-            return Err(Error::VocabularyTooSmall {
-                vocab_size,
-                special_tokens,
-                needed,
-            });
-        }
-        Ok(vocab_size - special_tokens)
-    }
-
-    fn words_or_error(&self) -> Result<Vec<Word>, Error> {
-        let words = self.words();
-        if words.is_empty() {
-            Err(Error::EmptyCorpus)
-        } else {
-            Ok(words)
-        }
+impl Trained {
+    /// The bytes alone, where every vocabulary begins.
+    pub(crate) fn bytes() -> Vec<Vec<u8>> {
+        (0..=255u8).map(|byte| vec![byte]).collect()
     }
 }
 
-fn bytes() -> Vec<Vec<u8>> {
-    (0..=255u8).map(|byte| vec![byte]).collect()
+/// Learns merges of the pieces in `words` until there are `target` tokens, special ones not
+/// included, or no pair occurs `min_frequency` times; `progress(tokens, target)` is an
+/// [`Interrupt`] too.
+pub fn bpe(
+    words: Vec<Word>,
+    target: usize,
+    min_frequency: u64,
+    ties: Ties,
+    progress: &mut dyn FnMut(usize, usize) -> Result<(), Error>,
+) -> Result<Trained, Error> {
+    let mut trainer = Trainer::new(words, ties, &mut || progress(256, target))?;
+    let mut merges = Vec::new();
+    while trainer.tokens.len() < target {
+        let made = trainer.tokens.len();
+        let mut interrupt = || progress(made, target);
+        interrupt()?;
+        let Some(best) = trainer.best(min_frequency) else {
+            break;
+        };
+        merges.push((best.left, best.right));
+        trainer.merge(best, &mut interrupt)?;
+    }
+    progress(trainer.tokens.len(), target)?;
+    Ok(Trained {
+        tokens: trainer.tokens,
+        merges,
+    })
 }
 
 /// A pair as the heap sees it; out of date once `count` is not the pair's count.
@@ -171,7 +121,7 @@ impl Trainer {
         }
         let mut trainer = Self {
             ties,
-            tokens: bytes(),
+            tokens: Trained::bytes(),
             cells: vec![BORDER],
             word_at: vec![0],
             frequency: Vec::with_capacity(words.len()),

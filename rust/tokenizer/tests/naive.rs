@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use tinylm_tokenizer::{
-    DecodeStream, Error, Policy, Spec, Ties, Tokenizer, Trained, WordCounts, no_interrupt,
+    AddedToken, DecodeStream, Error, ModelSpec, Policy, Spec, Ties, Tokenizer, Trained, WordCounts,
+    no_interrupt, train_bpe,
 };
 
 /// A generator of random numbers: xorshift64*.
@@ -125,19 +126,33 @@ fn naive_train(words: &[(Vec<u8>, u64)], size: usize, least: u64, ties: Ties) ->
 fn train(texts: &[&[u8]], pattern: &str, size: usize, least: u64, ties: Ties) -> Trained {
     let mut counts = WordCounts::new(pattern, &[], 1).unwrap();
     counts.add(texts, &mut no_interrupt).unwrap();
-    counts
-        .train_bpe(size, least, ties, &mut |_, _| Ok(()))
-        .unwrap()
+    let (words, room) = (counts.words().unwrap(), counts.room(size).unwrap());
+    train_bpe(words, room, least, ties, &mut |_, _| Ok(())).unwrap()
+}
+
+fn added(content: &str, id: u32, special: bool, late: bool) -> AddedToken {
+    let content = content.into();
+    AddedToken {
+        content,
+        id,
+        special,
+        late,
+    }
 }
 
 fn tokenizer(trained: &Trained, pattern: &str, whole_pieces: bool) -> Tokenizer {
     let end = trained.tokens.len() as u32;
     Tokenizer::new(Spec {
         tokens: trained.tokens.iter().cloned().zip(0..).collect(),
-        merges: Some(trained.merges.clone()),
-        whole_pieces,
+        model: ModelSpec::Bpe {
+            merges: Some(trained.merges.clone()),
+            whole_pieces,
+        },
         pattern: pattern.into(),
-        special_tokens: vec![("<|end|>".into(), end), ("<|end|>>".into(), end + 1)],
+        added: vec![
+            added("<|end|>", end, true, false),
+            added("<|end|>>", end + 1, true, false),
+        ],
     })
     .unwrap()
 }
@@ -266,9 +281,8 @@ fn batches_and_counts_do_not_depend_on_threads() {
     let learn = |threads: usize| {
         let mut counts = WordCounts::new("gpt4", &special, threads).unwrap();
         counts.add(&texts, &mut no_interrupt).unwrap();
-        counts
-            .train_bpe(320, 1, Ties::Ids, &mut |_, _| Ok(()))
-            .unwrap()
+        let (words, room) = (counts.words().unwrap(), counts.room(320).unwrap());
+        train_bpe(words, room, 1, Ties::Ids, &mut |_, _| Ok(())).unwrap()
     };
     let trained = learn(1);
     assert_eq!(trained, learn(3));
@@ -318,7 +332,10 @@ fn an_interrupt_ends_long_work() {
     );
     let mut counts = WordCounts::new("gpt2", &[], 1).unwrap();
     counts.add(&[&text], &mut no_interrupt).unwrap();
-    let trained = counts.train_bpe(300, 1, Ties::Ids, &mut |_, _| Err(Error::Interrupted));
+    let words = counts.words().unwrap();
+    let trained = train_bpe(words, 300, 1, Ties::Ids, &mut |_, _| {
+        Err(Error::Interrupted)
+    });
     assert_eq!(trained, Err(Error::Interrupted));
 }
 

@@ -1,0 +1,202 @@
+"""What makes a tokenizer, whatever its file; and the alphabet in which files write bytes.
+
+The formats (`huggingface`, `tiktoken`, `gpt2`) read and write `Contents`, of which a `Tokenizer` is
+made.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Bpe:
+    """The byte-level BPE of a vocabulary in which all 256 bytes are tokens.
+
+    `merges` are pairs of ids in their order; None means tiktoken's rule (`Tokenizer.from_ranks`).
+    With `whole_pieces` a piece that is a token stays whole even if no merges lead there.
+    """
+
+    merges: list[tuple[int, int]] | None
+    whole_pieces: bool
+
+
+class AddedToken(NamedTuple):
+    """A string that becomes one id before the text is split, with its flags in a tokenizer.json.
+
+    A `special` one is guarded by `special=` of `Tokenizer.encode`, another always matches. What is
+    `normalized` is looked for after what is not. `listed`: the file's vocabulary has it too.
+    """
+
+    content: str
+    id: int
+    special: bool = True
+    normalized: bool = False
+    listed: bool = True
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that makes a tokenizer.
+
+    `model` says how the bytes of a piece become ordinary tokens; a second kind of model makes its
+    type a union, and only who reads merges has to tell the kinds apart. `kept` is what a
+    tokenizer.json says that no id depends on, by key, to be written back as it stood.
+    """
+
+    tokens: dict[bytes, int]
+    model: Bpe
+    pattern: str
+    added_tokens: tuple[AddedToken, ...]
+    kept: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The added tokens that are special, and their ids."""
+        return {token.content: token.id for token in self.added_tokens if token.special}
+
+    @property
+    def plain_tokens(self) -> dict[str, int]:
+        """The added tokens that always match, and their ids."""
+        return {token.content: token.id for token in self.added_tokens if not token.special}
+
+
+def special(tokens: Mapping[str, int]) -> tuple[AddedToken, ...]:
+    """Special tokens and their ids as added tokens."""
+    return tuple(AddedToken(content, id) for content, id in tokens.items())
+
+
+def refuse_plain(contents: Contents, where: str) -> None:
+    """ValueError if there are added tokens that always match, which `where` cannot say."""
+    if plain := contents.plain_tokens:
+        raise ValueError(
+            f"{where} cannot say that the added token {next(iter(plain))!r} always matches; "
+            "save as tokenizer.json"
+        )
+
+
+def late_tokens(added: Iterable[AddedToken]) -> frozenset[str]:
+    """The tokens that have to be looked for after the others: the normalized ones, or none.
+
+    None if one pass for all, from the left and the longest first, must find the same. It finds
+    another token only where a normalized one begins before the end of one that is not and either
+    holds it or ends inside it.
+    """
+    added = tuple(added)
+    early = [token.content for token in added if not token.normalized]
+    late = frozenset(token.content for token in added if token.normalized)
+    whole = frozenset(early)
+    begun = {content[:end] for content in early for end in range(1, len(content))}
+    for content in late:
+        for start in range(len(content)):
+            if start and content[start:] in begun:
+                return late
+            if any(content[start:end] in whole for end in range(start + 1, len(content) + 1)):
+                return late
+    return frozenset()
+
+
+def _byte_to_char() -> list[str]:
+    """GPT-2's alphabet: printable Latin-1 stands for itself, the others follow U+0100 in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+BYTE_TO_CHAR = _byte_to_char()
+CHAR_TO_BYTE = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
+# str.translate and Latin-1 do the work of a loop over bytes.
+_TO_CHARS = dict(enumerate(BYTE_TO_CHAR))
+_TO_BYTES = {ord(char): byte for char, byte in CHAR_TO_BYTE.items()}
+
+
+def to_chars(token: bytes) -> str:
+    """A token as `tokenizer.json` and vocab.json write it."""
+    return token.decode("latin-1").translate(_TO_CHARS)
+
+
+def to_bytes(token: str) -> bytes:
+    """The bytes of a token as `to_chars` writes it; ValueError for other characters."""
+    if any(char not in CHAR_TO_BYTE for char in token):
+        raise ValueError(f"token {token!r} is not written in the alphabet of byte-level BPE")
+    return token.translate(_TO_BYTES).encode("latin-1")
+
+
+def pairs_of(merges: list[tuple[bytes, bytes]], tokens: dict[bytes, int]) -> list[tuple[int, int]]:
+    """Merges as pairs of ids; ValueError for one of a token that there is not."""
+    try:
+        return [(tokens[left], tokens[right]) for left, right in merges]
+    except KeyError as error:
+        raise ValueError(
+            f"a merge uses {error.args[0]!r}, which is not in the vocabulary"
+        ) from None
+
+
+def merges_of(contents: Contents) -> list[tuple[bytes, bytes]]:
+    """The merges as pairs of bytes; from ranks, for each token the two that it is made of."""
+    if contents.model.merges is not None:
+        token_of = {id: token for token, id in contents.tokens.items()}
+        return [(token_of[left], token_of[right]) for left, right in contents.model.merges]
+    ranks = contents.tokens
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = _merged_below(token, ranks, rank)
+        # A token that no two others make is reached only as a whole piece.
+        if len(parts) == 2:
+            merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _merged_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
+    """The parts of `token` after all merges of a rank below `limit`."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 1:
+        rank, i = min((ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1))
+        if rank >= limit:
+            break
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def every_split(tokens: dict[bytes, int]) -> list[tuple[int, int]]:
+    """All pairs of tokens that make a token, by its id, then theirs: ranks written as merges."""
+    splits = []
+    for token, id in tokens.items():
+        for i in range(1, len(token)):
+            left, right = tokens.get(token[:i]), tokens.get(token[i:])
+            if left is not None and right is not None:
+                splits.append((id, left, right))
+    return [(left, right) for _, left, right in sorted(splits)]
+
+
+def contents_of(
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    pattern: str,
+    special_tokens: dict[str, int] | None,
+) -> Contents:
+    """From tokens and merges as vocab.json and merges.txt write them.
+
+    Without `special_tokens`, the tokens that are no byte and no merge makes are special.
+    """
+    if special_tokens is None:
+        made = {left + right for left, right in merges}
+        special_tokens = {
+            token: id for token, id in vocab.items() if len(token) > 1 and token not in made
+        }
+    tokens = {to_bytes(token): id for token, id in vocab.items() if special_tokens.get(token) != id}
+    pairs = pairs_of([(to_bytes(left), to_bytes(right)) for left, right in merges], tokens)
+    return Contents(tokens, Bpe(pairs, whole_pieces=False), pattern, special(special_tokens))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError with the place where it is broken."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

@@ -1,0 +1,58 @@
+"""GPT-2's two files: vocab.json has the tokens and their ids, merges.txt the merges in order."""
+
+import json
+from pathlib import Path
+
+from tinylm import disk
+from tinylm.tokenizer.contents import (
+    Contents,
+    contents_of,
+    merges_of,
+    read_json,
+    refuse_plain,
+    to_chars,
+)
+
+
+def read(folder: Path, pattern: str, special_tokens: dict[str, int] | None) -> Contents:
+    """The vocabulary and merges in a folder; see `contents_of` for `special_tokens` None."""
+    vocab_path, merges_path = _one_file(folder, "vocab.json"), _one_file(folder, "merges.txt")
+    vocab = read_json(vocab_path)
+    merges: list[tuple[str, str]] = []
+    for number, line in enumerate(merges_path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        match line.split(" "):
+            case [left, right]:
+                merges.append((left, right))
+            case _:
+                raise ValueError(f"{merges_path}, line {number}: expected two tokens, got {line!r}")
+    try:
+        return contents_of(vocab, merges, pattern, special_tokens)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _one_file(folder: Path, ending: str) -> Path:
+    found = sorted(folder.glob(f"*{ending}"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise FileNotFoundError(f"{folder}: expected one file that ends in {ending}, found {names}")
+    return found[0]
+
+
+def write(contents: Contents, folder: Path) -> None:
+    """Writes the two files; ValueError for what they cannot say."""
+    refuse_plain(contents, "GPT-2's files")
+    if contents.pattern != "gpt2":
+        raise ValueError(
+            f"GPT-2's files cannot say the pattern {contents.pattern!r}; save as tokenizer.json"
+        )
+    if contents.model.merges is None or contents.model.whole_pieces:
+        raise ValueError("GPT-2's files have no rule for whole pieces; save as tokenizer.json")
+    vocab = {to_chars(token): id for token, id in contents.tokens.items()}
+    text = json.dumps(vocab | contents.special_tokens, ensure_ascii=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    disk.replace(folder / "vocab.json", text.encode())
+    lines = [f"{to_chars(left)} {to_chars(right)}\n" for left, right in merges_of(contents)]
+    disk.replace(folder / "merges.txt", ("#version: 0.2\n" + "".join(lines)).encode())

@@ -1,0 +1,89 @@
+"""Rank files of tiktoken: each token in base64 and its rank, which is its id."""
+
+import base64
+import binascii
+import gzip
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tinylm import disk
+from tinylm.tokenizer.contents import Bpe, Contents, refuse_plain, special
+from tinylm.tokenizer.errors import LoadError
+
+
+class Known(NamedTuple):
+    """What a rank file that is known by its content does not say itself."""
+
+    pattern: str
+    special_tokens: dict[str, int]
+
+
+# By the SHA-256 of the uncompressed file, as tiktoken checks them.
+KNOWN_RANKS = {
+    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": Known(
+        "gpt4",
+        {
+            "<|endoftext|>": 100257,
+            "<|fim_prefix|>": 100258,
+            "<|fim_middle|>": 100259,
+            "<|fim_suffix|>": 100260,
+            "<|endofprompt|>": 100276,
+        },
+    ),
+    "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": Known(
+        "o200k", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}
+    ),
+}
+
+
+def read(path: Path, pattern: str | None, special_tokens: dict[str, int] | None) -> Contents:
+    """The ranks in a file, plain or gzipped; `LoadError` without pattern or special tokens."""
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path}: the compressed file is damaged: {error}") from None
+    known = KNOWN_RANKS.get(hashlib.sha256(data).hexdigest())
+    if known is None and (pattern is None or special_tokens is None):
+        raise LoadError(
+            f"{path}: ranks name neither their pattern nor their special tokens, and these are not "
+            "cl100k_base or o200k_base",
+            remedy="pattern",
+            advice="pass pattern= and special_tokens=",
+        )
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise ValueError(
+                f"{path}, line {number}: expected a token in base64 and its rank, got {line[:60]!r}"
+            ) from None
+    if pattern is None and known:
+        pattern = known.pattern
+    if special_tokens is None and known:
+        special_tokens = known.special_tokens
+    model = Bpe(merges=None, whole_pieces=True)
+    return Contents(ranks, model, pattern or "", special(special_tokens or {}))
+
+
+def write(contents: Contents, path: Path) -> None:
+    """Writes the ranks, gzipped if the name ends in .gz; ValueError for what ranks cannot say."""
+    refuse_plain(contents, "ranks")
+    model = contents.model
+    if model.merges is not None and not model.merges and model.whole_pieces:
+        raise ValueError(
+            "a vocabulary of whole characters or words has no merges, and tiktoken would make "
+            "some up; save it as tokenizer.json"
+        )
+    by_rank = sorted(contents.tokens.items(), key=lambda item: item[1])
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank]
+    data = b"".join(lines)
+    # No time stamp: equal tokenizers give equal files.
+    compress = partial(gzip.compress, mtime=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    disk.replace(path, compress(data) if path.name.endswith(".gz") else data)

@@ -1,0 +1,345 @@
+"""`Tokenizer` and its `Stream`: what a user holds of the compiled tokenizer."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Set
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from tinylm import _rust
+from tinylm.tokenizer import contents as parts
+from tinylm.tokenizer import files
+from tinylm.tokenizer.contents import Bpe, Contents
+from tinylm.tokenizer.training import Kind, Progress, Ties, Training
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ids = Iterable[int] | NDArray[np.integer[Any]]
+
+Special = Literal["raise", "allow", "text"] | Set[str]
+
+# The first of these names that a tokenizer has is its end of text, and so on.
+EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+BOS_NAMES = ("<|begin_of_text|>", "<|startoftext|>", "<s>", "<bos>", "<|bos|>", "[BOS]")
+PAD_NAMES = ("<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]")
+
+
+class Tokenizer:
+    """Text to token ids and back; immutable, comparable, hashable, picklable.
+
+    Ids 0..255 of a trained tokenizer are the bytes, so every text and every bytes object can be
+    encoded, and decodes to itself. What was learned follows, special tokens come last. Special
+    tokens in a text raise ValueError unless `special=` allows them; `special="text"` takes them
+    for ordinary text, a set of names allows just those.
+
+    ```python
+    >>> tokenizer = Tokenizer.train(["low lower lowest"], vocab_size=260)
+    >>> tokenizer.decode(tokenizer.encode("lowest"))
+    'lowest'
+    ```
+    """
+
+    __slots__ = ("_contents", "_core", "_sha256")
+
+    def __init__(self, contents: Contents) -> None:
+        """From what a tokenizer file holds; use `train`, `load` or the `from_` methods."""
+        self._contents = contents
+        late = parts.late_tokens(contents.added_tokens)
+        self._core = _rust.Tokenizer(
+            contents.tokens,
+            contents.model.merges,
+            contents.model.whole_pieces,
+            contents.pattern,
+            [(t.content, t.id, t.special, t.content in late) for t in contents.added_tokens],
+        )
+        self._sha256: str | None = None
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str | bytes],
+        *,
+        vocab_size: int,
+        kind: Kind = "bpe",
+        pattern: str = "gpt4",
+        special_tokens: Iterable[str] = ("<|endoftext|>",),
+        min_frequency: int = 1,
+        ties: Ties = "ids",
+        threads: int = 0,
+        progress: Progress = None,
+    ) -> Self:
+        """A tokenizer of `vocab_size` tokens, special ones included, learned from `texts`.
+
+        `kind`: "bpe" learns merges inside the pieces of `pattern` ("gpt2", "gpt4", "o200k",
+        "llama3" or a regular expression). "char" takes the most frequent characters,
+        "whitespace" the most frequent words, each with the space before it; what they do not
+        know is encoded as bytes. "byte" has the bytes alone and learns nothing.
+
+        Pairs below `min_frequency` stay apart. Of equally frequent pairs, `ties` prefers the
+        smaller (left id, right id), or the greater (left bytes, right bytes). `threads=0` takes
+        all cores; the result does not depend on it. `progress(tokens, target)` is called ten
+        times a second, True draws a line on standard error. Special tokens in the texts divide
+        them and are not counted. Each text is a document of its own.
+
+        Warns if the texts give fewer tokens; ValueError if `vocab_size` is below 256 and the
+        special tokens, or if there is no text.
+        """
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be an iterable of texts; for one text pass [text]")
+        training = Training(kind, pattern, special_tokens, min_frequency, threads)
+        training.add_texts(texts)
+        return cls(training.learn(vocab_size, ties, progress))
+
+    @classmethod
+    def train_files(
+        cls,
+        paths: Iterable[str | PathLike[str]],
+        *,
+        vocab_size: int,
+        kind: Kind = "bpe",
+        pattern: str = "gpt4",
+        special_tokens: Iterable[str] = ("<|endoftext|>",),
+        min_frequency: int = 1,
+        ties: Ties = "ids",
+        threads: int = 0,
+        progress: Progress = None,
+    ) -> Self:
+        """As `train`, with each file one text, read in blocks: memory does not grow with it."""
+        if isinstance(paths, str | bytes | PathLike):
+            raise TypeError("paths must be an iterable of paths; for one file pass [path]")
+        training = Training(kind, pattern, special_tokens, min_frequency, threads)
+        for path in paths:
+            training.add_file(path)
+        return cls(training.learn(vocab_size, ties, progress))
+
+    @classmethod
+    def from_ranks(
+        cls, ranks: dict[bytes, int], *, pattern: str, special_tokens: dict[str, int]
+    ) -> Self:
+        """From tiktoken's ranks: any two neighbours whose bytes are a token merge, lowest first."""
+        model = Bpe(merges=None, whole_pieces=True)
+        return cls(Contents(dict(ranks), model, pattern, parts.special(special_tokens)))
+
+    @classmethod
+    def from_merges(
+        cls,
+        vocab: dict[int, bytes],
+        merges: list[tuple[bytes, bytes]],
+        *,
+        pattern: str,
+        special_tokens: dict[str, int],
+    ) -> Self:
+        """From the bytes of each id and the merges in order; `vocab` may hold special tokens."""
+        special = {token.encode(): id for token, id in special_tokens.items()}
+        tokens: dict[bytes, int] = {}
+        for id, token in vocab.items():
+            if special.get(token) != id and tokens.setdefault(token, id) != id:
+                raise ValueError(f"ids {tokens[token]} and {id} have the same bytes {token!r}")
+        model = Bpe(parts.pairs_of(merges, tokens), whole_pieces=False)
+        return cls(Contents(tokens, model, pattern, parts.special(special_tokens)))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        format: files.Format | None = None,
+        *,
+        pattern: str | None = None,
+        special_tokens: dict[str, int] | None = None,
+    ) -> Self:
+        """The tokenizer in a file: a `tokenizer.json`, tiktoken ranks (also .gz), or the folder
+        with GPT-2's vocab.json and merges.txt (or with a tokenizer.json).
+
+        `format` None is told from the name. Rank files say neither their pattern nor their
+        special tokens: those of cl100k_base and o200k_base are known by their content, for
+        others pass both. ValueError names what a file has that TinyLM does not do.
+        """
+        return cls(files.load(path, format, pattern, special_tokens))
+
+    def save(self, path: str | PathLike[str], format: files.Format | None = None) -> None:
+        """Writes the tokenizer as `tokenizer.json`, as tiktoken ranks or as GPT-2's two files.
+
+        A `tokenizer.json` keeps everything and opens in Hugging Face's tokenizers with equal
+        ids. A folder as `path` gets `tokenizer.json` and the `tokenizer_config.json` with which
+        transformers' AutoTokenizer opens it. Ranks lose the pattern and the special tokens; by
+        tiktoken's rule a trained tokenizer may in rare cases merge what its own rule keeps apart.
+        """
+        named = {"eos_token": self.eos_id, "bos_token": self.bos_id, "pad_token": self.pad_id}
+        files.save(self._contents, path, format, named)
+
+    def encode(self, text: str | bytes, *, special: Special = "raise") -> list[int]:
+        """The ids of `text`. Bytes need not be UTF-8: those that are not count as symbols."""
+        return self._core.encode(text, special)
+
+    def encode_array(
+        self, text: str | bytes, *, special: Special = "raise"
+    ) -> "NDArray[np.uint32]":
+        """The ids of `text` as an array (n,) of uint32, several times faster than a list."""
+        return self._core.encode_array(text, special)
+
+    def encode_batch(
+        self, texts: Iterable[str | bytes], *, special: Special = "raise"
+    ) -> "tuple[NDArray[np.uint32], NDArray[np.int64]]":
+        """The ids of all `texts` in a row, uint32 (n,), and offsets, int64 (texts + 1,), over all
+        cores: those of text i are `ids[offsets[i]:offsets[i + 1]]`."""
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be an iterable of texts; for one text use encode_array")
+        return self._core.encode_batch(list(texts), special)
+
+    def encode_iterable(self, texts: Iterable[str], *, special: Special = "raise") -> Iterator[int]:
+        """The ids of the texts joined into one, handed out as they become certain.
+
+        Memory is bounded by the longest stretch without a word's end, except for patterns that
+        are regular expressions of your own: those see the whole text.
+        """
+        pending, parts, size, wanted = b"", [], 0, 1 << 16
+        for text in texts:
+            parts.append(_utf8(text))
+            size += len(parts[-1])
+            if size < wanted:
+                continue
+            pending, parts = b"".join([pending, *parts]), []
+            cut = self._core.cut(pending, special)
+            if cut is not None:
+                yield from self._core.encode(pending[:cut], special)
+                pending = pending[cut:]
+            size = len(pending)
+            # Looking again at a stretch without an end pays only once it has doubled.
+            wanted = max(1 << 16, 2 * size)
+        yield from self._core.encode(b"".join([pending, *parts]), special)
+
+    def count(self, text: str | bytes, *, special: Special = "raise") -> int:
+        """The number of ids of `text`."""
+        return self._core.count(text, special)
+
+    def decode(self, ids: "Ids", *, errors: Literal["replace", "strict"] = "replace") -> str:
+        """The text of `ids`, a list or an array; KeyError for an id without a token.
+
+        Bytes that are not UTF-8 become U+FFFD, or with "strict" raise ValueError.
+        """
+        return self._core.decode(ids, errors)
+
+    def decode_bytes(self, ids: "Ids") -> bytes:
+        """The bytes of `ids`; `decode_bytes(encode(data)) == data` for all bytes."""
+        return self._core.decode_bytes(ids)
+
+    def stream(self) -> "Stream":
+        """A decoder that takes ids one at a time and never hands out half a character."""
+        return Stream(self)
+
+    @property
+    def vocab(self) -> dict[int, bytes]:
+        """The bytes of each id, special and other added tokens included."""
+        contents = self._contents
+        vocab = {id: token for token, id in contents.tokens.items()}
+        vocab |= {token.id: token.content.encode() for token in contents.added_tokens}
+        return dict(sorted(vocab.items()))
+
+    @property
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The pairs of tokens that merge, in order; from ranks, the pair that makes each token."""
+        return parts.merges_of(self._contents)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens and their ids."""
+        return self._contents.special_tokens
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id of the token that begins a text: the first of `BOS_NAMES` there is."""
+        return self._first(BOS_NAMES)
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id of the token that ends a text: the first of `EOS_NAMES` there is."""
+        return self._first(EOS_NAMES)
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id of the token that fills up a batch: the first of `PAD_NAMES` there is."""
+        return self._first(PAD_NAMES)
+
+    def _first(self, names: tuple[str, ...]) -> int | None:
+        special = self._contents.special_tokens
+        return next((special[name] for name in names if name in special), None)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id; ids without a token, as cl100k_base has, count too."""
+        return self._core.vocab_size
+
+    @property
+    def pattern(self) -> str:
+        """What text is split by: gpt2, gpt4, o200k, llama3 or a regular expression; character,
+        word and whole for the kinds char, whitespace and byte."""
+        return self._core.pattern
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all that decides the ids of a text; equal tokenizers have equal ones."""
+        if self._sha256 is None:
+            self._sha256 = self._hash()
+        return self._sha256
+
+    def _hash(self) -> str:
+        contents, merges = self._contents, self._contents.model.merges
+        head: dict[str, object] = {
+            "pattern": self.pattern,
+            "whole_pieces": contents.model.whole_pieces,
+            "merges": None if merges is None else len(merges),
+            "special_tokens": sorted(contents.special_tokens.items()),
+        }
+        # Most tokenizers have neither, and their hash is older than these.
+        if contents.plain_tokens:
+            head["plain_tokens"] = sorted(contents.plain_tokens.items())
+        if late := parts.late_tokens(contents.added_tokens):
+            head["late_tokens"] = sorted(late)
+        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        for token, id in sorted(contents.tokens.items(), key=lambda item: item[1]):
+            digest.update(b"\n%d %d " % (id, len(token)) + token)
+        digest.update(b"".join(b"\n%d %d" % pair for pair in merges or ()))
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Contents]]:
+        return type(self), (self._contents,)
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
+
+
+class Stream:
+    """Ids to text, one at a time: a character comes out when all its bytes have come in."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._core = _rust.DecodeStream(tokenizer._core)
+
+    def push(self, id: int) -> str:
+        """The text that is certain once the token `id` follows; often a word, maybe nothing."""
+        return self._core.push(id)
+
+    def finish(self) -> str:
+        """What is left at the end: nothing, or U+FFFD for a character cut short."""
+        return self._core.finish()
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds a lone surrogate at character {error.start}; UTF-8 has none"
+        ) from None

@@ -1,0 +1,217 @@
+//! Added tokens: strings with an id of their own, found in a text before it is split.
+//!
+//! Special ones are control tokens: a [`Policy`] guards them. The others always match, as the runs
+//! of blanks do that some vocabularies add for code. All are found from the left, the longest
+//! first where several begin at one place. Late ones are looked for in what the others leave.
+
+use aho_corasick::{AhoCorasick, Input, MatchKind};
+
+use crate::{Error, Pattern};
+
+/// A string that becomes one id wherever it stands in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedToken {
+    /// The string.
+    pub content: String,
+    /// Its id, which no other token has.
+    pub id: u32,
+    /// Whether a [`Policy`] guards it.
+    pub special: bool,
+    /// Whether it is looked for only where no token that is not late was found.
+    pub late: bool,
+}
+
+/// What to do with special tokens that stand in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Policy {
+    /// Fail: the text may come from someone who should not write control tokens.
+    Raise,
+    /// Encode each as its id.
+    Allow,
+    /// Take them for ordinary text, in which the tokens that are not special still match.
+    Text,
+    /// Encode those with these ids as their ids, fail on the others.
+    Only(Vec<u32>),
+}
+
+/// The added tokens of a tokenizer.
+#[derive(Debug)]
+pub(crate) struct AddedTokens {
+    tokens: Vec<AddedToken>,
+    /// Searches for all tokens, those for the late ones last; none without tokens.
+    all: Vec<Search>,
+    /// Searches for the tokens that are not special.
+    plain: Vec<Search>,
+    longest: usize,
+}
+
+/// Finds some of the tokens in one pass over a text.
+#[derive(Debug)]
+struct Search {
+    finder: AhoCorasick,
+    /// The token that each pattern of the finder is.
+    tokens: Vec<usize>,
+}
+
+impl Search {
+    fn new(
+        tokens: &[AddedToken],
+        wanted: impl Fn(&AddedToken) -> bool,
+    ) -> Result<Option<Self>, Error> {
+        let chosen: Vec<usize> = (0..tokens.len())
+            .filter(|&at| wanted(&tokens[at]))
+            .collect();
+        if chosen.is_empty() {
+            return Ok(None);
+        }
+        let finder = AhoCorasick::builder()
+            // Of tokens that begin at the same place, the longest.
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(chosen.iter().map(|&at| &tokens[at].content))
+            .map_err(|e| Error::Vocabulary(format!("added tokens: {e}")))?;
+        Ok(Some(Self {
+            finder,
+            tokens: chosen,
+        }))
+    }
+}
+
+/// A stretch of text between added tokens, and the id and end of the token that ends it.
+pub(crate) struct Segment {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) token: Option<(u32, usize)>,
+}
+
+impl AddedTokens {
+    pub(crate) fn new(mut tokens: Vec<AddedToken>) -> Result<Self, Error> {
+        let fail = |message: String| Err(Error::Vocabulary(message));
+        tokens.sort_by(|a, b| a.content.cmp(&b.content));
+        if let Some(pair) = tokens.windows(2).find(|p| p[0].content == p[1].content) {
+            let kind = if pair[0].special { "special" } else { "added" };
+            return fail(format!(
+                "the {kind} token {:?} is listed twice",
+                pair[0].content
+            ));
+        }
+        tokens.sort_by_key(|token| token.id);
+        if let Some(token) = tokens.iter().find(|token| token.content.is_empty()) {
+            let kind = if token.special { "special" } else { "added" };
+            return fail(format!("{kind} token {} is the empty string", token.id));
+        }
+        let lengths = tokens.iter().map(|token| token.content.len());
+        let longest = lengths.max().unwrap_or(0);
+        let searches = |special: bool| -> Result<Vec<Search>, Error> {
+            let early = Search::new(&tokens, |t| !t.late && (special || !t.special))?;
+            let late = Search::new(&tokens, |t| t.late && (special || !t.special))?;
+            Ok(early.into_iter().chain(late).collect())
+        };
+        Ok(Self {
+            all: searches(true)?,
+            plain: searches(false)?,
+            tokens,
+            longest,
+        })
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Their bytes and ids.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        self.tokens
+            .iter()
+            .map(|token| (token.content.as_bytes(), token.id))
+    }
+
+    /// The id of a special token.
+    pub(crate) fn special_id(&self, content: &str) -> Option<u32> {
+        self.tokens
+            .iter()
+            .find(|token| token.special && token.content == content)
+            .map(|token| token.id)
+    }
+
+    /// A place at which `text`, the beginning of a longer one, may be cut: what is before it
+    /// is encoded by itself as in the whole. None if there is no such place.
+    pub(crate) fn cut(
+        &self,
+        text: &[u8],
+        pattern: &Pattern,
+        policy: &Policy,
+    ) -> Result<Option<usize>, Error> {
+        // A token may begin in the last bytes and end after them; one of a later search ends
+        // where such a token begins.
+        let unsure = self.longest * self.all.len();
+        let mut cut = pattern.cut(text, 0, text.len().saturating_sub(unsure.max(1)));
+        self.segments(text, policy, |segment| {
+            if let (Some(at), Some((_, end))) = (cut, segment.token)
+                && segment.end < at
+                && at < end
+            {
+                cut = Some(segment.end).filter(|&start| start > 0);
+            }
+            Ok(())
+        })?;
+        Ok(cut)
+    }
+
+    /// Calls `each` with the stretches of `text` in order; the last one has no token.
+    pub(crate) fn segments(
+        &self,
+        text: &[u8],
+        policy: &Policy,
+        mut each: impl FnMut(Segment) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let searches = match policy {
+            Policy::Text => &self.plain,
+            Policy::Raise | Policy::Allow | Policy::Only(_) => &self.all,
+        };
+        let whole = Segment {
+            start: 0,
+            end: text.len(),
+            token: None,
+        };
+        self.divide(text, whole, searches, policy, &mut each)
+    }
+
+    /// Cuts a stretch at the tokens of the first search, what is between them at those of the rest.
+    fn divide<F: FnMut(Segment) -> Result<(), Error>>(
+        &self,
+        text: &[u8],
+        stretch: Segment,
+        searches: &[Search],
+        policy: &Policy,
+        each: &mut F,
+    ) -> Result<(), Error> {
+        let Some((search, later)) = searches.split_first() else {
+            return each(stretch);
+        };
+        let mut start = stretch.start;
+        let range = Input::new(text).range(start..stretch.end);
+        for found in search.finder.find_iter(range) {
+            let token = &self.tokens[search.tokens[found.pattern().as_usize()]];
+            let allowed = match policy {
+                Policy::Allow | Policy::Text => true,
+                Policy::Raise => !token.special,
+                Policy::Only(ids) => !token.special || ids.contains(&token.id),
+            };
+            if !allowed {
+                return Err(Error::SpecialToken {
+                    token: token.content.clone(),
+                    position: found.start(),
+                });
+            }
+            let before = Segment {
+                start,
+                end: found.start(),
+                token: Some((token.id, found.end())),
+            };
+            self.divide(text, before, later, policy, each)?;
+            start = found.end();
+        }
+        self.divide(text, Segment { start, ..stretch }, later, policy, each)
+    }
+}

@@ -1,0 +1,110 @@
+//! The last stage: the bytes of one piece to the ids of tokens.
+//!
+//! What a second variant (Unigram is the next one) must provide:
+//!
+//! - A variant of [`ModelSpec`] with all that it needs beside the tokens, and its own checks of
+//!   both. That every byte is a token, for example, is a demand of [`Bpe`], not of the tokenizer.
+//! - Ids that depend on the bytes of the piece alone, since a cache keeps them from piece to piece,
+//!   and tokens that joined are the piece, or `decode` does not give the text back.
+//! - Time linear in the piece, or `n log n`, with a call of the interrupt every few milliseconds:
+//!   a piece may be a megabyte long.
+//! - Its reusable memory in [`Scratch`].
+//!
+//! The stages before it, the cache, the threads and decoding then need no change. The tests hold
+//! this with a model that looks for the longest match.
+
+use crate::bpe::{self, Bpe};
+use crate::cache::Key;
+use crate::{Error, Interrupt};
+
+/// How pieces become tokens.
+#[derive(Debug, Clone)]
+pub enum ModelSpec {
+    /// Byte-level BPE; all 256 bytes must be among the tokens.
+    Bpe {
+        /// Pairs of ids in the order in which they merge. None: tiktoken's rule, by which any
+        /// two neighbours merge whose bytes are a token, the lowest id first.
+        merges: Option<Vec<(u32, u32)>>,
+        /// Whether a piece that is a token stays whole even if no merges lead there; tiktoken's
+        /// rule implies it.
+        whole_pieces: bool,
+    },
+}
+
+/// A model made ready to encode.
+#[derive(Debug)]
+#[cfg_attr(
+    test,
+    expect(clippy::large_enum_variant, reason = "there is one model a tokenizer")
+)]
+pub(crate) enum Model {
+    Bpe(Bpe),
+    #[cfg(test)]
+    Longest(tests::Longest),
+}
+
+/// Memory that models reuse from piece to piece.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    bpe: bpe::Scratch,
+}
+
+impl Model {
+    /// From the ordinary tokens and their ids; fails if they do not fit the model.
+    pub(crate) fn new(tokens: &[(Vec<u8>, u32)], spec: ModelSpec) -> Result<Self, Error> {
+        match spec {
+            ModelSpec::Bpe {
+                merges,
+                whole_pieces,
+            } => {
+                let whole_pieces = whole_pieces || merges.is_none();
+                Bpe::new(tokens, merges.as_deref(), whole_pieces).map(Self::Bpe)
+            }
+        }
+    }
+
+    /// Appends the tokens of `piece`, whose [`crate::cache::key`] is `key` if it is short.
+    #[inline]
+    pub(crate) fn encode(
+        &self,
+        piece: &[u8],
+        key: Option<Key>,
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Bpe(bpe) => bpe.encode(piece, key, &mut scratch.bpe, out, interrupt),
+            #[cfg(test)]
+            Self::Longest(model) => {
+                model.encode(piece, out);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A second model: it proves that nothing around the models is made for BPE.
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::HashMap;
+
+    /// From the left, the longest token that stands there; without bytes for what it lacks.
+    #[derive(Debug)]
+    pub(crate) struct Longest {
+        pub(crate) ids: HashMap<Vec<u8>, u32>,
+        pub(crate) unknown: u32,
+    }
+
+    impl Longest {
+        pub(crate) fn encode(&self, mut piece: &[u8], out: &mut Vec<u32>) {
+            while !piece.is_empty() {
+                let length = (1..=piece.len())
+                    .rev()
+                    .find(|&length| self.ids.contains_key(&piece[..length]));
+                out.push(length.map_or(self.unknown, |length| self.ids[&piece[..length]]));
+                piece = &piece[length.unwrap_or(1)..];
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Pieces that are tokens as they stand, whatever the merges would make of them.
+
+use rustc_hash::FxHashMap;
+
+use crate::cache::{self, Key};
+
+/// The tokens of a vocabulary by their bytes; short ones by the key that the cache has anyway.
+#[derive(Debug, Default)]
+pub(crate) struct Whole {
+    short: FxHashMap<Key, u32>,
+    long: FxHashMap<Box<[u8]>, u32>,
+}
+
+impl Whole {
+    pub(crate) fn new(tokens: &[(Vec<u8>, u32)]) -> Self {
+        let mut whole = Self::default();
+        for (token, id) in tokens {
+            if token.len() <= cache::LONGEST {
+                whole.short.insert(cache::key(token, 0, token.len()), *id);
+            } else {
+                whole.long.insert(token.as_slice().into(), *id);
+            }
+        }
+        whole
+    }
+
+    /// The token that `piece` is; `key` is its [`cache::key`] if it is short.
+    pub(crate) fn get(&self, piece: &[u8], key: Option<Key>) -> Option<u32> {
+        match key {
+            Some(key) => self.short.get(&key).copied(),
+            None => self.long.get(piece).copied(),
+        }
+    }
+}
