@@ -5,6 +5,7 @@ module (`tinylm.data`, `tinylm.model`, `tinylm.train`, ...). `python -m tinylm` 
 """
 
 from tinylm._rust import __version__
+from tinylm.lazy import on_first_use
 
 # Type checkers know the name; importing it from `typing` would take longer than all the rest.
 TYPE_CHECKING = False
@@ -12,12 +13,4 @@ if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
 __all__ = ["Tokenizer", "__version__"]
-
-
-def __getattr__(name: str) -> object:
-    """Import the tokenizer on first use: a bare `import tinylm` stays cheap."""
-    if name == "Tokenizer":
-        from tinylm.tokenizer import Tokenizer
-
-        return Tokenizer
-    raise AttributeError(f"module 'tinylm' has no attribute {name!r}")
+__getattr__ = on_first_use(__name__, {"Tokenizer": "tinylm.tokenizer"})

@@ -22,7 +22,7 @@ and its test."""
 
 
 class Row(NamedTuple):
-    """One module: its stage, and what stands behind it under a name other than its own."""
+    """One module: its stage, its Rust crate or kernels, and its files in `tinylm.reference`."""
 
     stage: str
     module: str
@@ -49,6 +49,7 @@ MAP = (
     Row("any command", "commands"),
     Row("any command", "device"),
     Row("any command", "disk"),
+    Row("any package", "lazy"),
 )
 COLUMNS = ("stage", "module", "command", "Rust, kernels", "reference", "test")
 

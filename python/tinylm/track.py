@@ -1,6 +1,6 @@
-"""How a run is told: a live line, metrics.jsonl, loss.png.
+"""How a run is reported: a live line, metrics.jsonl, loss.png.
 
-A tracker is told of each record, a flat dictionary of numbers with the keys of
+A tracker receives each record, a flat dictionary of numbers with the keys of
 metrics.jsonl: step tokens loss lr grad_norm tokens_per_second mfu memory_bytes seconds, and on
 evaluation val_loss and bits_per_byte.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 Record = dict[str, float]
-# Records that the time left is told from; an older one would weigh under 1% of the newest.
+# Records that the time left is computed from; an older one would weigh under 1% of the newest.
 REMEMBERED = 100
 
 
@@ -27,7 +27,7 @@ class Tracker(Protocol):
         """Take one record; cheap, called every few steps."""
 
     def say(self, text: str) -> None:
-        """Pass on a few words that are not a record."""
+        """Print or keep a few words that are not a record."""
 
     def close(self) -> None:
         """Finish: nothing is logged afterwards."""
@@ -65,7 +65,7 @@ class Console:
         self.out.flush()
 
     def _pace(self, record: Record) -> float:
-        """Seconds a step of late; 0 while no step was timed."""
+        """Recent seconds per step; 0 until one is known."""
         if record.get("seconds_per_step"):
             self.paces.append(record["seconds_per_step"])
         # The last record alone would jump: steps wait for whatever else the machine does.

@@ -7,20 +7,12 @@
 command. Importing this package imports no torch: the command answers `--help` at once.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tinylm.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from tinylm.sample.__main__ import main
     from tinylm.sample.decoding import generate, stream
 
-__all__ = ["generate", "main", "stream"]
-
-_HOMES = {"generate": "decoding", "stream": "decoding", "main": "__main__"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name's module on first use."""
-    if name in _HOMES:
-        return getattr(import_module(f"tinylm.sample.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'tinylm.sample' has no attribute {name!r}")
+__all__ = ["generate", "stream"]
+__getattr__ = on_first_use(__name__, dict.fromkeys(__all__, "tinylm.sample.decoding"))

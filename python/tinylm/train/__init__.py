@@ -7,19 +7,21 @@ steps, `folder` knows the files. Nothing here imports torch before it is used, s
 command answers `--help` and a slip at once.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tinylm.lazy import on_first_use
 
 if TYPE_CHECKING:
     from tinylm.train.loop import Interrupted, NonFiniteError, Trainer
     from tinylm.train.pipeline import train
 
 __all__ = ["Interrupted", "NonFiniteError", "Trainer", "train"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the loop on first use."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tinylm.train import loop, pipeline
-
-    return pipeline.train if name == "train" else getattr(loop, name)
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "Interrupted": "tinylm.train.loop",
+        "NonFiniteError": "tinylm.train.loop",
+        "Trainer": "tinylm.train.loop",
+        "train": "tinylm.train.pipeline",
+    },
+)
