@@ -231,6 +231,22 @@ def test_torch_compile_sees_the_torch_form_whole(fake_cuda):
     assert not any("tinylm" in target for target in targets)
 
 
+def test_a_compute_bound_kernel_stays_a_kernel_under_torch_compile(fake_cuda):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    def operation(x, weight):
+        return ops.kernel_for("rms_norm", 64, x, weight, compiled=True)(x, weight, 1e-5)
+
+    compiled = torch.compile(operation, backend=backend, fullgraph=True)
+    assert compiled(fake_cuda(4, 64), fake_cuda(64)).shape == (4, 64)
+    (targets,) = graphs
+    assert any("tinylm.rms_norm" in target for target in targets)
+
+
 def test_ops_falls_back_to_torch_with_one_warning(fake_cuda, monkeypatch):
     monkeypatch.setitem(sys.modules, "tinylm.kernels", None)
     monkeypatch.delattr(tinylm, "kernels")
@@ -290,7 +306,7 @@ def test_kernels_compile_for_compute_capability_9_without_spilling():
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_every_size_of_the_table_compiles_and_only_the_widest_spill():
-    sizes = {key.size for key, _ in kernels.config.TABLE}
+    sizes = {key.size for key, _ in kernels.rms_norm.FORWARD}
     for report in compile_offline(*sorted(sizes | {size - 1 for size in sizes})):
         # A row of an odd size is read element by element, with an address in a register for each.
         roomy = report["size"] <= 8192 and report["size"] != 8191

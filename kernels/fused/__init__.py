@@ -10,16 +10,31 @@ arrives, and stays with torch where that fails. To add the kernel of an operatio
    `@triton.jit` kernels (float32 between the loads and the stores, `program_id` cast to int64,
    no atomics on floats, no libdevice); `forward` and `backward`, which check, allocate and
    launch; the fakes; then `register` for each schema and `register_autograd`.
-3. `config.py`: rows of the table. What no row covers stays with torch.
-4. Import the module below.
-5. `tinylm.ops`: begin the operation with `kernel = fused("<operation>", size, ...)`, and call
-   the kernel where that is not None.
+3. In the same file its tables (`config.Table`): what no row covers stays with torch. And
+   `launch_all`, with which `tests/support/offline.py` compiles it for a GPU that is not there.
+4. Import the module below, and add its forward table to `TABLES`.
+5. `tinylm.ops`: begin the operation with `kernel = kernel_for("<operation>", size, ...)`, and
+   call the kernel where that is not None. A kernel that is worth more than what the compiler
+   makes of the torch form says `compiled=True`.
 6. `tests/rungs/kernels.py`: a row of the ladder, which compares output and gradients with
    float64, in guarded memory, through Triton's interpreter or on a GPU.
-7. `tests/test_kernels.py`: `opcheck`; what is refused; which side `ops` takes. And a line in
-   `tests/support/offline.py`, which compiles the launches for a GPU that is not there.
+7. `tests/test_kernels.py`: `opcheck`; what is refused; which side `ops` takes.
 """
+
+from typing import Any
+
+import torch
 
 from tinylm.kernels import config, rms_norm
 
-__all__ = ["config", "rms_norm"]
+__all__ = ["config", "covers", "rms_norm"]
+
+# The table of each operation's forward kernel.
+TABLES: dict[str, config.Table[Any]] = {"rms_norm": rms_norm.FORWARD}
+
+
+def covers(
+    operation: str, size: int, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> bool:
+    """Whether an operation has a kernel for tensors of these dtypes at a `size` (D or a head's)."""
+    return config.covers(TABLES[operation], size, dtypes, device)

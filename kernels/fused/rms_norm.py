@@ -13,7 +13,7 @@ the forward pass saved. Defined by `tinylm.ops.rms_norm`, held to it by the rung
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
 import math
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import triton
@@ -21,7 +21,43 @@ import triton.language as tl
 from torch import Tensor
 
 from tinylm.kernels import config
+from tinylm.kernels.config import Key, Table
 from tinylm.kernels.library import LIBRARY, register
+
+
+class Launch(NamedTuple):
+    """Rows of the input at once in a program and the warps that share them; where a program
+    walks over many blocks of rows, the stages of loads in flight and the programs on each
+    multiprocessor."""
+
+    rows: int
+    warps: int
+    stages: int = 1
+    programs: int = 1
+
+
+# A thread holds 32 elements of a block forward and 16 backward, where x, dy, the weight and the
+# share of dw are all in registers at once.
+FORWARD: Table[Launch] = (
+    (Key(4, 128, (8, 0)), Launch(rows=32, warps=4)),
+    (Key(4, 512, (8, 0)), Launch(rows=8, warps=4)),
+    (Key(4, 1024, (8, 0)), Launch(rows=4, warps=4)),
+    (Key(4, 2048, (8, 0)), Launch(rows=2, warps=4)),
+    (Key(4, 4096, (8, 0)), Launch(rows=1, warps=4)),
+    (Key(4, 8192, (8, 0)), Launch(rows=1, warps=8)),
+    (Key(4, 16384, (8, 0)), Launch(rows=1, warps=16)),
+)
+BACKWARD: Table[Launch] = (
+    (Key(4, 128, (8, 0)), Launch(rows=16, warps=4, stages=2, programs=3)),
+    (Key(4, 512, (8, 0)), Launch(rows=4, warps=4, stages=2, programs=4)),
+    (Key(4, 1024, (8, 0)), Launch(rows=2, warps=4, stages=2, programs=4)),
+    (Key(4, 2048, (8, 0)), Launch(rows=1, warps=4, stages=2, programs=4)),
+    (Key(4, 4096, (8, 0)), Launch(rows=1, warps=8, stages=2, programs=2)),
+    (Key(4, 8192, (8, 0)), Launch(rows=1, warps=16, stages=2)),
+    # 32 elements a thread: 200 bytes of them spill. 32 warps of 16 elements have half the
+    # registers each and spill as much.
+    (Key(4, 16384, (8, 0)), Launch(rows=1, warps=16)),
+)
 
 
 @triton.jit
@@ -93,12 +129,12 @@ def backward_kernel(
     tl.store(dw + program * D + column, tl.sum(total, 0), mask=column < D)
 
 
-def _launch(operation: str, x: Tensor) -> config.Launch:
+def _launch(table: Table[Launch], x: Tensor) -> Launch:
     """The table's row for `x`, or a ValueError that says what it does not cover."""
-    launch = config.find(operation, x.dtype, x.size(-1), config.device_of(x.device).capability)
+    launch = config.find(table, x.dtype, x.size(-1), config.device_of(x.device).capability)
     if launch is not None:
         return launch
-    limit = config.largest(operation)
+    limit = config.largest(table)
     if x.dtype in config.DTYPES and x.size(-1) > limit:
         raise ValueError(
             f"rms_norm: D={x.size(-1)} is over the kernel's limit of {limit}; "
@@ -136,7 +172,7 @@ def _rows(x: Tensor) -> Tensor:
 def forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D] and weight [D] to y [..., D], contiguous, in the dtype of x."""
     _check(x, weight)
-    launch = _launch("rms_norm", x)
+    launch = _launch(FORWARD, x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return y
@@ -167,7 +203,7 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor,
     _check(x, weight)
     if dy.shape != x.shape:
         raise ValueError(f"rms_norm: dy {list(dy.shape)} must have the shape of x {list(x.shape)}")
-    launch = _launch("rms_norm_backward", x)
+    launch = _launch(BACKWARD, x)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return dx, torch.zeros_like(weight, memory_format=torch.contiguous_format)
@@ -194,6 +230,13 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor,
             num_warps=launch.warps,
         )
     return dx, partial.sum(0).to(weight.dtype)
+
+
+def launch_all(size: int, dtype: torch.dtype) -> None:
+    """Launch every kernel of this file at D = `size`, for who records launches to compile them."""
+    x, weight = torch.zeros(256, size, dtype=dtype), torch.ones(size)
+    forward(x, weight, 1e-5)
+    backward(x, x, weight, 1e-5)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, eps: float) -> Tensor:

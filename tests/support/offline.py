@@ -12,13 +12,14 @@ import json
 import re
 import sys
 import tempfile
+from itertools import product
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tinylm.kernels import rms_norm
+from tinylm import kernels
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
@@ -84,25 +85,26 @@ def compiled(kernel, values, named, capability):
     }
 
 
-def launches(size, dtype, rows=256):
-    """Each kernel of RMSNorm with the arguments of its launch at D = `size`."""
-    x, weight = torch.zeros(rows, size, dtype=dtype), torch.ones(size)
-    for name in ("forward_kernel", "backward_kernel"):
-        setattr(rms_norm, name, Recorder(getattr(rms_norm, name)))
-    rms_norm.forward(x, weight, 1e-5)
-    rms_norm.backward(x, x, weight, 1e-5)
-    for name in ("forward_kernel", "backward_kernel"):
-        recorder = getattr(rms_norm, name)
-        setattr(rms_norm, name, recorder.kernel)
+def launches(module, size, dtype):
+    """Each kernel of a module with the arguments of its launch at one size."""
+    names = [name for name, value in vars(module).items() if isinstance(value, triton.JITFunction)]
+    for name in names:
+        setattr(module, name, Recorder(getattr(module, name)))
+    module.launch_all(size, dtype)
+    for name in names:
+        recorder = getattr(module, name)
+        setattr(module, name, recorder.kernel)
         for values, named in recorder.calls:
-            yield f"rms_norm.{name}", recorder.kernel, values, named
+            title = f"{module.__name__.rpartition('.')[2]}.{name}"
+            yield title, recorder.kernel, values, named
 
 
 def main(sizes):
     """Compile every kernel in bfloat16 and float32 for compute capability 9.0."""
-    for size in map(int, sizes):
+    modules = [module for module in vars(kernels).values() if hasattr(module, "launch_all")]
+    for module, size in product(modules, map(int, sizes)):
         for dtype in (torch.bfloat16, torch.float32):
-            for name, kernel, values, named in launches(size, dtype):
+            for name, kernel, values, named in launches(module, size, dtype):
                 report = compiled(kernel, values, named, 90)
                 title = {"kernel": name, "size": size, "dtype": str(dtype).removeprefix("torch.")}
                 print(json.dumps(title | {"warps": named["num_warps"]} | report), flush=True)
