@@ -7,7 +7,7 @@ and the page of the docs. To add a kernel or a Rust function, add a row to a fil
 `tests/rungs/`: a public name of `tinylm._rust` or `tinylm.kernels` without one fails a test.
 """
 
-from tests.rungs import batches, kernels, operations, shards, text, training, vocabulary
+from tests.rungs import batches, kernels, masks, operations, shards, text, training, vocabulary
 from tests.rungs.rung import CHAPTERS, Rung, check
 
 RUNGS: tuple[Rung, ...] = tuple(
@@ -16,6 +16,7 @@ RUNGS: tuple[Rung, ...] = tuple(
             *vocabulary.RUNGS,
             *text.RUNGS,
             *operations.RUNGS,
+            *masks.RUNGS,
             *training.RUNGS,
             *shards.RUNGS,
             *batches.RUNGS,

@@ -14,7 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinylm.mask import CAUSAL, Mask
+
 IGNORED = -100
+# Dense masks of more cells than this are made for a few rows at a time: 64 MiB of bools, and
+# four times that where torch turns them into float32.
+MASK_CELLS = 2**26
 
 
 @functools.cache
@@ -23,25 +28,39 @@ def _kernels() -> ModuleType | None:
     try:
         from tinylm import kernels
     except ImportError as error:
-        warnings.warn(f"torch runs in place of the fused kernels: {error}", stacklevel=4)
+        warnings.warn(f"torch runs in place of the fused kernels: {error}", stacklevel=5)
         return None
     return kernels
 
 
-def fused(operation: str, size: int, *tensors: Tensor) -> Callable[..., Tensor] | None:
-    """The kernel of a memory-bound operation where it can run, else None: the torch form runs.
+def kernel_for(
+    operation: str, size: int, *tensors: Tensor, compiled: bool = False
+) -> Callable[..., Tensor] | None:
+    """The kernel of an operation where one can run, else None: the torch form runs.
 
-    It runs on CUDA tensors of a dtype and a `size` (D, or a head's) that the table
-    `kernels.config` covers, and not under torch.compile, which fuses the torch form with its
-    neighbours and cannot look into a kernel.
+    A kernel runs on CUDA tensors of a dtype and a `size` (D, or a head's) that its table in
+    `tinylm.kernels` covers. Under torch.compile a memory-bound operation takes the torch form,
+    which the compiler fuses with its neighbours; a compute-bound one says `compiled=True` and
+    stays a kernel, which the compiler calls without a graph break.
     """
-    if torch.compiler.is_compiling() or not all(tensor.is_cuda for tensor in tensors):
+    if not all(tensor.is_cuda for tensor in tensors):
         return None
-    kernels = _kernels()
-    if kernels is None or not kernels.config.covers(operation, size, *tensors):
+    if torch.compiler.is_compiling() and not compiled:
+        return None
+    dtypes = tuple(tensor.dtype for tensor in tensors)
+    if not _covered(operation, size, dtypes, tensors[0].device):
         return None
     kernel: Callable[..., Tensor] = getattr(torch.ops.tinylm, operation)
     return kernel
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _covered(
+    operation: str, size: int, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> bool:
+    """Whether there is a kernel for these; asked once per graph, when the compiler traces it."""
+    kernels = _kernels()
+    return kernels is not None and bool(kernels.covers(operation, size, dtypes, device))
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -49,12 +68,21 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b: x [..., in], weight [out, in], bias [out] to [..., out].
+
+    Every product with a weight goes through here, the head's included: this is where a weight of
+    fewer bits is told apart.
+    """
+    return F.linear(x, weight, bias)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; x [..., D], weight [D].
 
     Source: Zhang and Sennrich 2019, equation 4.
     """
-    kernel = fused("rms_norm", weight.size(-1), x, weight)
+    kernel = kernel_for("rms_norm", weight.size(-1), x, weight)
     if kernel is not None:
         return kernel(x, weight, eps)
     wide = _wide(x)
@@ -92,37 +120,74 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
-def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Boolean [T, S], true where the query may look; the last query is at the last key."""
-    position = torch.arange(keys - queries, keys, device=device)
-    return position[:, None] >= torch.arange(keys, device=device)
-
-
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Mask | Tensor = CAUSAL,
+    past: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head)) v, causal; q [B, H, T, head], k and v [B, K, S, head].
+    """softmax(q k^T / sqrt(head)) v with a mask; q [B, H, T, head], k and v [B, K, S, head].
 
-    The last query stands at the last key. `mask` (boolean, broadcast to [B, H, T, S], true
-    where the query may look) replaces the causal rule. Source: Vaswani et al. 2017, equation 1.
+    The last query stands at the last key, or, with `past` [B] int, the first query of row b after
+    past[b] keys. `mask` is a `Mask`, or a boolean tensor that broadcasts to [B, H, T, S], true
+    where the query may look. No boolean tensor is made where torch needs none.
+    Source: Vaswani et al. 2017, equation 1.
     """
+    if isinstance(mask, Mask) and past is None and q.size(2) == 1 and not mask.per_row:
+        # A lone last query looks at the last keys of its window: the others are left out.
+        k, v = k[:, :, -(mask.window or 0) :], v[:, :, -(mask.window or 0) :]
     queries, keys = q.size(2), k.size(2)
-    if mask is None and 1 < queries < keys:
-        mask = causal_mask(queries, keys, q.device)
-    # torch's `is_causal` puts the first query at the first key: right only without a cache.
-    causal = mask is None and queries == keys
+    dense, causal = None, False
+    if isinstance(mask, Tensor):
+        dense = mask
+    elif past is None and mask.simple(keys) and (queries in (1, keys) or not mask.causal):
+        # torch's `is_causal` puts the first query at the first key: right only without a cache.
+        causal = mask.causal and queries == keys
+    else:
+        rows = max(1, MASK_CELLS // (queries * keys))
+        if q.size(0) > rows and (mask.per_row or past is not None):
+            return _attention_by_rows(q, k, v, mask, past, dropout, rows)
+        dense = mask.dense(queries, keys, past=past, device=q.device)
     grouped = q.size(1) != k.size(1)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+        q, k, v, attn_mask=dense, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
     )
 
 
+def _attention_by_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    past: Tensor | None,
+    dropout: float,
+    rows: int,
+) -> Tensor:
+    """`attention`, a few rows of the batch at a time, so that their dense masks stay small."""
+    parts = []
+    for first in range(0, q.size(0), rows):
+        some = slice(first, first + rows)
+        theirs = None if past is None else past[some]
+        own = mask.rows(some)
+        parts.append(attention(q[some], k[some], v[some], mask=own, past=theirs, dropout=dropout))
+    return torch.cat(parts)
+
+
 def manual_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Mask | Tensor = CAUSAL,
+    past: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """`attention` spelled out: all B H T S weights stand in memory, to be read and changed."""
-    if mask is None:
-        mask = causal_mask(q.size(2), k.size(2), q.device)
+    if isinstance(mask, Mask):
+        mask = mask.dense(q.size(2), k.size(2), past=past, device=q.device)
     group = q.size(1) // k.size(1)
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
@@ -152,3 +217,11 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """
     flat = _wide(logits.reshape(-1, logits.size(-1)))
     return F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED)
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`cross_entropy` of the logits x W^T, which need not all exist at once.
+
+    x [..., D], weight [V, D], targets [...] int64; a scalar, float32 at least.
+    """
+    return cross_entropy(linear(x, weight), targets)

@@ -164,7 +164,7 @@ def attention(name="attention", **masked):
     return Operation(
         queries_keys_values,
         lambda m, q, k, v, *mask: getattr(m, name, m.attention)(
-            q, k, v, mask=mask[0] if mask else None
+            q, k, v, **({"mask": mask[0]} if mask else {})
         ),
         lambda dy, q, k, v, *mask: arrays.attention_backward(
             dy, q, k, v, mask=mask[0] if mask else None
@@ -225,6 +225,15 @@ OPERATIONS = {
         lambda logits, targets: scalars.cross_entropy([*chain(*logits)], targets.ravel().tolist()),
         some_ignored,
     ),
+    "linear_cross_entropy": Operation(
+        lambda n: [rows(n), (n.vocab, n.width)],
+        lambda m, x, w, targets: m.linear_cross_entropy(x, w, targets),
+        lambda dy, x, w, targets: arrays.linear_cross_entropy_backward(float(dy), x, w, targets),
+        lambda x, w, targets: scalars.cross_entropy(
+            each_row(lambda row: scalars.linear(row, w), [*chain(*x)]), targets.ravel().tolist()
+        ),
+        some_ignored,
+    ),
 }
 # What the model has beside the one definition: attention spelled out.
 MANUAL = {
@@ -235,11 +244,6 @@ MANUAL = {
 
 class Parts:
     """The operations that the model takes from its layers and not from `ops`."""
-
-    @staticmethod
-    def linear(x, weight, bias):
-        part = layers.Linear(x.shape[-1], len(weight), bias=True)
-        return torch.func.functional_call(part, {"weight": weight, "bias": bias}, x)
 
     @staticmethod
     def embedding(tokens, weight):

@@ -83,7 +83,7 @@ def decoded(config, seed, cuts):
     logits = []
     for start, end in zip([0, *ends], ends, strict=False):
         logits.append(made(ids[:, start:end], cache=held).detach().numpy())
-        assert held.length == end
+        assert held.lengths.tolist() == [end, end]
     return [np.concatenate(logits, 1)]
 
 

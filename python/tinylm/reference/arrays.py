@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Ids = NDArray[np.integer]
 Mask = NDArray[np.bool_]
+Pair = tuple[Array, Array]
 Triple = tuple[Array, Array, Array]
 
 IGNORED = -100
@@ -249,3 +250,15 @@ def cross_entropy_backward(dloss: float, logits: Array, targets: Ids) -> Array:
     dz[scored] = softmax(logits[scored])
     dz[(*np.nonzero(scored), targets[scored])] -= 1
     return dz * (dloss / np.count_nonzero(scored))
+
+
+def linear_cross_entropy(x: Array, weight: Array, targets: Ids) -> float:
+    """`cross_entropy` of the logits x W^T; x [..., D], weight [V, D], targets [...]."""
+    return cross_entropy(linear(x, weight), targets)
+
+
+def linear_cross_entropy_backward(dloss: float, x: Array, weight: Array, targets: Ids) -> Pair:
+    """dx and dW: the gradient of the logits, handed on by that of the product."""
+    dz = cross_entropy_backward(dloss, linear(x, weight), targets)
+    dx, dweight, _ = linear_backward(dz, x, weight)
+    return dx, dweight

@@ -129,6 +129,11 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return (z.exp().sum(-1).log() - z[rows, targets[scored]]).mean()
 
 
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`cross_entropy` of the logits x W^T; x [..., D], weight [V, D], targets [...]."""
+    return cross_entropy(linear(x, weight), targets)
+
+
 def logits(
     weights: dict[str, Tensor],
     tokens: Tensor,

@@ -1,0 +1,83 @@
+"""Which keys a query may look at, as a value: what attention reads in place of a tensor of bools.
+
+    CAUSAL = Mask()
+    Mask(window=256)                  # causal, and no further back than 256 keys
+    Mask(documents=documents)         # causal, and inside one document
+    Mask(prefix=lengths)              # the first keys of a row are seen by all, the rest causal
+
+A dense mask of B rows of T tokens takes B T T bytes: 2 GiB for 32 rows of 8,192. The fields say
+the same in B T numbers at most. `ops.attention` and the kernels read the fields; `dense` is for
+attention spelled out and for what no kernel covers. Defined by `tinylm.reference.masks`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Query p sees key s when every field that is set allows it; p and s count from 0 in a row.
+
+    | field     | allows                                                               |
+    |-----------|----------------------------------------------------------------------|
+    | causal    | s <= p                                                               |
+    | window    | p - s < window, and without `causal` also s - p < window             |
+    | prefix    | s < prefix of the row, whatever `causal` and `window` say            |
+    | documents | documents[s] == documents[p]: nothing sees outside its document      |
+
+    `documents` is [B, S] int, a number per key; `prefix` is [B] int, a length per row.
+    """
+
+    causal: bool = True
+    window: int | None = None
+    documents: Tensor | None = None
+    prefix: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window={self.window}: must be at least 1, the query's own key")
+
+    def simple(self, keys: int) -> bool:
+        """Whether `causal` is all there is to say of `keys` keys: nothing else hides one."""
+        return not self.per_row and (self.window is None or self.window >= keys)
+
+    @property
+    def per_row(self) -> bool:
+        """Whether the rows of a batch have masks of their own."""
+        return self.documents is not None or self.prefix is not None
+
+    def rows(self, some: slice) -> "Mask":
+        """The mask of some rows of the batch."""
+        documents = None if self.documents is None else self.documents[some]
+        prefix = None if self.prefix is None else self.prefix[some]
+        return Mask(self.causal, self.window, documents, prefix)
+
+    def dense(
+        self, queries: int, keys: int, *, past: Tensor | None = None, device: torch.device
+    ) -> Tensor:
+        """Boolean [T, S], or [B, 1, T, S] where rows differ: true where the query may look.
+
+        The queries are the last T of the S tokens. With `past` [B] int, those of row b follow
+        past[b] keys, and what lies in the row after its last query is not seen.
+        """
+        s = torch.arange(keys, device=device)
+        p = torch.arange(keys - queries, keys, device=device)[:, None]
+        if past is not None:
+            p = past[:, None, None, None] + torch.arange(queries, device=device)[:, None]
+        # [T or 1, 1] or [B, 1, 1, 1]: the place of each row's last token.
+        present = s <= p[..., -1:, :]
+        seen = present & (s <= p if self.causal else p >= 0)
+        if self.window is not None:
+            seen = seen & ((p - s).abs() < self.window)
+        if self.prefix is not None:
+            seen = seen | (present & (s < self.prefix[:, None, None, None]))
+        if self.documents is not None:
+            rows = self.documents.size(0)
+            ours = self.documents.gather(1, p.reshape(-1, queries).expand(rows, queries))
+            seen = seen & (ours[:, None, :, None] == self.documents[:, None, None, :])
+        return seen
+
+
+CAUSAL = Mask()

@@ -1,0 +1,134 @@
+"""Masks as values: which keys a query may look at, from lists to what attention reads."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from tests.rungs.rung import SEEDS, Rung, near
+from tinylm import ops
+from tinylm.mask import Mask
+from tinylm.reference import masks, tensors
+
+HEADS, GROUP, SIZE = 2, 2, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """The fields of a mask, and how many queries follow how many keys in each row."""
+
+    queries: int
+    keys: int
+    rows: int
+    causal: bool
+    window: int | None
+    prefixes: list[int] | None
+    documents: list[list[int]] | None
+    pasts: list[int] | None
+
+
+@st.composite
+def cases(draw):
+    """Any mix of fields; every query sees itself at least."""
+    queries, rows = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    keys = queries + draw(st.integers(0, 4))
+
+    def per_row(values):
+        return draw(st.none() | st.lists(values, min_size=rows, max_size=rows))
+
+    return Case(
+        queries,
+        keys,
+        rows,
+        draw(st.booleans()),
+        draw(st.none() | st.integers(1, 6)),
+        per_row(st.integers(0, keys)),
+        per_row(st.lists(st.integers(0, 2), min_size=keys, max_size=keys)),
+        per_row(st.integers(0, keys - queries)),
+    )
+
+
+def tensor(values):
+    return None if values is None else torch.tensor(values)
+
+
+def mask_of(case):
+    """The value, and the keys before each row's queries."""
+    mask = Mask(case.causal, case.window, tensor(case.documents), tensor(case.prefixes))
+    return mask, tensor(case.pasts)
+
+
+def in_lists(case):
+    return masks.mask(
+        case.queries,
+        case.keys,
+        pasts=case.pasts,
+        causal=case.causal,
+        window=case.window,
+        prefixes=case.prefixes,
+        documents=case.documents,
+        rows=case.rows,
+    )
+
+
+def dense(case):
+    mask, past = mask_of(case)
+    found = mask.dense(case.queries, case.keys, past=past, device=torch.device("cpu"))
+    shape = (case.rows, 1, case.queries, case.keys)
+    return found.expand(shape)[:, 0].tolist()
+
+
+def queries_keys_values(case, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (case.rows, HEADS, case.keys, SIZE)
+    q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in "qkv")
+    return torch.cat((q, k), 1)[:, : HEADS * GROUP, : case.queries], k, v
+
+
+def by_dense_masks(case, seed):
+    """The definition of attention with the definition of the mask."""
+    seen = torch.tensor(in_lists(case))[:, None]
+    return [tensors.attention(*queries_keys_values(case, seed), mask=seen).numpy()]
+
+
+def by_fields(case, seed):
+    """What the model calls: `ops` reads the fields, a row at a time where masks are large."""
+    mask, past = mask_of(case)
+    q, k, v = queries_keys_values(case, seed)
+    found = ops.attention(q, k, v, mask=mask, past=past)
+    cells, ops.MASK_CELLS = ops.MASK_CELLS, 1
+    try:
+        by_rows = ops.attention(q, k, v, mask=mask, past=past)
+    finally:
+        ops.MASK_CELLS = cells
+    spelled = ops.manual_attention(q, k, v, mask=mask, past=past)
+    for other in (by_rows, spelled):
+        assert np.allclose(found, other, rtol=1e-12, atol=1e-12)
+    return [found.numpy()]
+
+
+LARGE = Case(256, 256, 4, True, 64, None, [[i // 50 for i in range(256)]] * 4, None)
+
+RUNGS = (
+    Rung(
+        "mask",
+        "tensors",
+        ("lists", "mask"),
+        in_lists,
+        dense,
+        st.tuples(cases()),
+        lambda: (LARGE,),
+    ),
+    Rung(
+        "attention behind a mask of fields",
+        "tensors",
+        ("tensors", "ops"),
+        by_dense_masks,
+        by_fields,
+        st.tuples(cases(), SEEDS),
+        lambda: (LARGE, 0),
+        same=near(1e-11),
+        cost=2,
+    ),
+)
