@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tests.support.models import CLOSE, build, configs, tokens
-from tinylm import cache
+from tinylm import cache, model
 from tinylm.config import ModelConfig
 
 SMALL = ModelConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=2, context_length=8)
@@ -26,7 +26,7 @@ def test_selected_rows_go_on_as_if_they_had_been_alone(config, seed, data):
     logits = made(rest, cache=chosen)
     full = made(torch.cat((ids[rows], rest), 1))
     assert_close(logits, full[:, 3:], **CLOSE)
-    assert held.length == 3
+    assert held.lengths.tolist() == [3, 3, 3]
     assert_close(made(ids, cache=held), made(torch.cat((ids, ids), 1))[:, 3:], **CLOSE)
 
 
@@ -36,7 +36,7 @@ def test_a_cleared_cache_starts_anew():
     one, two = tokens(SMALL, 1, 6, 1), tokens(SMALL, 1, 8, 2)
     made(one, cache=held)
     held.clear()
-    assert held.length == 0
+    assert held.lengths.tolist() == [0]
     assert_close(made(two, cache=held), made(two))
 
 
@@ -44,21 +44,21 @@ def test_the_layers_keep_their_own_keys():
     made = build(SMALL)
     held = cache.build(made, 1, 8)
     made(tokens(SMALL, 1, 4), cache=held)
-    assert not torch.equal(held.layers[0].k[:, :, :4], held.layers[1].k[:, :, :4])
+    assert not torch.equal(held.k[0][:, :, :4], held.k[1][:, :, :4])
 
 
 def test_grouped_heads_store_only_their_keys():
     config = ModelConfig(vocab_size=3, d_model=24, n_layers=2, n_heads=4, n_kv_heads=2)
     held = cache.build(build(config), 5, 7)
-    assert held.layers[0].k.shape == held.layers[0].v.shape == (5, 2, 7, 6)
+    assert held.k[0].shape == held.v[0].shape == (5, 2, 7, 6)
 
 
 def test_the_buffers_take_the_dtype_of_the_computation():
     made = build(SMALL, dtype=torch.float32)
-    assert cache.build(made, 1, 8).layers[0].k.dtype == torch.float32
+    assert cache.build(made, 1, 8).k[0].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         held = cache.build(made, 1, 8)
-        assert held.layers[0].k.dtype == torch.bfloat16
+        assert held.k[0].dtype == torch.bfloat16
         made(tokens(SMALL, 1, 4), cache=held)
 
 
@@ -76,3 +76,85 @@ def test_the_limits_are_named():
         made(tokens(SMALL, 1, 2), cache=held)
     with pytest.raises(ValueError, match="exclude each other"):
         made(tokens(SMALL, 1, 1), cache=held, documents=torch.zeros(1, 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    config=configs(context_length=9),
+    seed=st.integers(0, 2**31),
+    ends=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    fixed=st.booleans(),
+)
+def test_rows_of_unequal_length_go_on_as_if_they_had_been_alone(config, seed, ends, fixed):
+    made = build(config, seed)
+    ids, rest = tokens(config, 3, 5, seed), tokens(config, 3, 4, seed + 1)
+    held = cache.build(made, 3, 9, fixed=fixed)
+    made(ids, cache=held)
+    held.truncate(torch.tensor(ends))
+    assert held.lengths.tolist() == ends
+    parts = [made(rest[:, :3], cache=held), made(rest[:, 3:], cache=held)]
+    for row, end in enumerate(ends):
+        alone = torch.cat((ids[row, :end], rest[row]))[None]
+        assert_close(torch.cat(parts, 1)[row], made(alone)[0, end:], **CLOSE)
+
+
+def test_a_cache_is_never_made_longer_by_truncating():
+    held = cache.build(build(SMALL), 2, 8)
+    held.advance(3)
+    held.truncate(torch.tensor([2, 7]))
+    assert held.lengths.tolist() == [2, 3]
+
+
+def test_a_step_of_a_fixed_cache_is_one_graph_however_long_the_text_is():
+    made = build(SMALL, dtype=torch.float32)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def step(ids, context):
+        return made.head(made.hidden(made.embed(ids), context))
+
+    compiled = torch.compile(step, backend=backend, dynamic=False)
+    with model.inference(made):
+        held, plain = cache.build(made, 1, 8, fixed=True), cache.build(made, 1, 8)
+        for ids in tokens(SMALL, 1, 8, 3).split(1, 1):
+            logits = compiled(ids, made.context(1, cache=held))
+            held.advance(1)
+            assert_close(logits, made(ids, cache=plain))
+    assert len(graphs) == 1
+
+
+class Blocks:
+    """A cache that stores blocks of two tokens in a list, and joins them when it attends."""
+
+    def __init__(self, states, batch_size):
+        self.states = states
+        self.lengths, self.longest = torch.zeros(batch_size, dtype=torch.int64), 0
+        self.stored = [([], []) for _ in states]
+
+    def reserve(self, tokens):
+        pass
+
+    def advance(self, tokens):
+        self.lengths, self.longest = self.lengths + tokens, self.longest + tokens
+
+    def attend(self, layer, q, k, v, context):
+        for blocks, new in zip(self.stored[layer], (k, v), strict=True):
+            if blocks and blocks[-1].size(2) == 1:
+                new = torch.cat((blocks.pop(), new), 2)
+            blocks.extend(new.split(2, 2))
+        keys, values = (torch.cat(blocks, 2) for blocks in self.stored[layer])
+        return self.states[layer].attend(q, keys, values, mask=context.mask)
+
+
+@settings(max_examples=20, deadline=None)
+@given(config=configs(context_length=7), seed=st.integers(0, 2**31))
+def test_how_a_cache_stores_is_its_own_concern(config, seed):
+    made = build(config, seed)
+    ids = tokens(config, 2, 7, seed)
+    held = Blocks(made.decode_states(), 2)
+    logits = [made(part, cache=held) for part in ids.split([3, 1, 2, 1], 1)]
+    assert all(len(keys) == 4 for keys, _ in held.stored)
+    assert_close(torch.cat(logits, 1), made(ids), **CLOSE)

@@ -1,6 +1,7 @@
 """The model as a whole: what it may look at, what it counts, where its weights start."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch.testing import assert_close
 from tests.support.models import CLOSE, build, configs, tokens
 from tinylm import layers, model, ops
 from tinylm.config import ARCHITECTURES, ModelConfig
+from tinylm.context import Context
+from tinylm.mask import Mask
 
 SEEDS = st.integers(0, 2**31)
 SMALL = ModelConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=2, context_length=8)
@@ -110,7 +113,7 @@ def test_a_new_model_predicts_every_token_alike_when_untied():
 
 def test_a_tied_model_scores_with_its_embedding():
     made = build(SMALL)
-    assert made.head is None
+    assert made.head.weight is made.embedding.weight
     hidden = []
     made.norm.register_forward_hook(lambda module, args, out: hidden.append(out))
     logits = made(tokens(SMALL, 1, 5))
@@ -161,16 +164,17 @@ def test_dropout_acts_in_training_alone():
 def test_attention_drops_a_share_of_its_weights_in_training_and_scales_the_rest(name):
     # One head and one key, whose weight is 1: dropped, or over 1 - dropout.
     config = dataclasses.replace(SMALL, n_heads=1, dropout=0.25)
-    part = layers.ATTENTIONS[name](config, bias=False)
+    part = layers.ATTENTIONS[name](config, layer=0, bias=False)
     generator = torch.Generator().manual_seed(0)
     for parameter in part.parameters():
         torch.nn.init.normal_(parameter, generator=generator)
     x = torch.randn(1000, 1, SMALL.d_model, generator=generator)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        trained = part(x, lambda q: q)
-        whole = part.eval()(x, lambda q: q)
-        assert torch.equal(part(x, lambda q: q), whole)
+        context = Context(torch.zeros(1, dtype=torch.int64), layers.as_it_is)
+        trained = part(x, context)
+        whole = part.eval()(x, context)
+        assert torch.equal(part(x, context), whole)
     dropped = (trained == 0).all(-1)
     assert_close(trained, torch.where(dropped[..., None], 0.0, whole / 0.75))
     # Four deviations of 1000 draws.
@@ -208,3 +212,82 @@ def test_weights_in_bfloat16_give_nearly_the_same_logits():
         got = narrow(ids)
         assert got.dtype == torch.bfloat16
         assert (got.float() - wide(ids)).norm() < 0.05 * wide(ids).norm()
+
+
+@settings(max_examples=30, deadline=None)
+@given(config=configs(context_length=8), seed=SEEDS, cut=st.integers(1, 7))
+def test_texts_packed_into_a_row_give_what_they_give_alone(config, seed, cut):
+    made = build(config, seed)
+    ids = tokens(config, 2, 9, seed)
+    pieces = [ids[:, : cut + 1], ids[:, cut:]]
+    wanted = sum(made.loss(part[:, :-1], part[:, 1:]) * (part.size(1) - 1) for part in pieces) / 8
+    positions = torch.cat([torch.arange(part.size(1) - 1) for part in pieces])
+    documents = (torch.arange(8) >= cut).long().expand(2, -1)
+    for places in (positions, positions.expand(2, -1)):
+        packed = made.loss(ids[:, :-1], ids[:, 1:], positions=places, documents=documents)
+        assert_close(packed, wanted, **CLOSE)
+
+
+def test_a_position_past_the_context_length_is_named():
+    made = build(SMALL)
+    with pytest.raises(ValueError, match="position 8: must be below the context length, 8"):
+        made.loss(tokens(SMALL, 1, 2), tokens(SMALL, 1, 2), positions=torch.tensor([7, 8]))
+
+
+def one_document_at_a_time(q, k, v, *, mask, past=None, dropout=0.0):
+    """Attention that reads a mask's documents and makes no tensor of bools."""
+    assert past is None
+    out = torch.empty_like(q)
+    for row, documents in enumerate(mask.documents):
+        for number in documents.unique():
+            mine = documents == number
+            parts = (x[row : row + 1, :, mine] for x in (q, k, v))
+            out[row, :, mine] = ops.attention(*parts)[0]
+    return out
+
+
+@settings(max_examples=15, deadline=None)
+@given(config=configs(attention="sdpa"), seed=SEEDS)
+def test_a_form_of_attention_may_read_the_mask_instead_of_a_tensor(config, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            layers.ATTENTIONS,
+            "mine",
+            partial(layers.Attention, attend=one_document_at_a_time),
+        )
+        patch.setattr(Mask, "dense", None)
+        mine = build(dataclasses.replace(config, attention="mine"), seed)
+        ids = tokens(config, 2, config.context_length, seed)
+        documents = torch.randint(3, ids.shape, generator=torch.Generator().manual_seed(seed))
+        logits = mine(ids, documents=documents)
+    assert_close(logits, build(config, seed)(ids, documents=documents), **CLOSE)
+
+
+class Priced(layers.SwiGLU):
+    """A feedforward with a loss of its own, as a router has one."""
+
+    def forward(self, x, context):
+        context.losses.append(0.5 * self.up.weight.square().sum())
+        return super().forward(x, context)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_may_add_a_loss_of_its_own(monkeypatch, compiled):
+    monkeypatch.setitem(layers.FEEDFORWARDS, "priced", Priced)
+    plain = build(dataclasses.replace(SMALL, d_ff=16), dtype=torch.float32)
+    priced = build(dataclasses.replace(SMALL, d_ff=16, feedforward="priced"), dtype=torch.float32)
+    ids = tokens(SMALL, 2, 9)
+    ups = [block.feedforward.up.weight for block in priced.blocks]
+    loss = torch.compile(priced.loss, backend="eager", fullgraph=True) if compiled else priced.loss
+    found = loss(ids[:, :-1], ids[:, 1:])
+    price = sum(0.5 * up.square().sum() for up in ups)
+    assert_close(found, plain.loss(ids[:, :-1], ids[:, 1:]) + price)
+    found.backward()
+    assert all(up.grad.norm() > 0.5 * up.norm() for up in ups)
+
+
+def test_logits_of_one_token_need_only_its_hidden_vector():
+    made = build(SMALL)
+    ids = tokens(SMALL, 2, 5)
+    x = made.hidden(made.embed(ids), made.context(5))
+    assert_close(made.head(x[:, -1]), made(ids)[:, -1])

@@ -13,7 +13,7 @@ from tests.support.fakes import ByteTokenizer
 from tests.support.models import build
 from tinylm import sample
 from tinylm.config import ModelConfig, SampleConfig
-from tinylm.sample import decoding, logits
+from tinylm.sample import decoding, logits, reader
 
 SMALL = ModelConfig(
     vocab_size=257, d_model=12, n_layers=2, n_heads=2, context_length=16, tied=False
@@ -35,14 +35,15 @@ def test_a_full_window_keeps_its_newer_half_and_grows_again(context):
     half, seen = max(1, context // 2), 0
     for length in range(1, 5 * context):
         seen = seen + 1 if seen < context else half
-        assert decoding.visible(length, context) == seen
+        assert reader.visible(length, context) == seen
 
 
 def slow(model, prompt, config, number=0, index=0):
     """Tokens one by one, the whole visible text read anew for each."""
-    text, numbers = list(prompt), logits.uniforms(config.seed, number, index)
+    text = list(prompt)
+    numbers = iter(logits.uniforms(config.seed, number, index, 0, config.max_tokens))
     for _ in range(config.max_tokens):
-        window = text[-decoding.visible(len(text), model.config.context_length) :]
+        window = text[-reader.visible(len(text), model.config.context_length) :]
         with torch.no_grad():
             row = model(torch.tensor([window]))[:, -1].double()
         counts = torch.bincount(
@@ -98,7 +99,7 @@ def test_the_number_of_rows_decoded_together_does_not_show(small, monkeypatch):
     config = SampleConfig(temperature=1.0, max_tokens=10, samples=3)
     wanted = sample.generate(small, PROMPTS, config)
     monkeypatch.setattr(decoding, "ROWS", 2)
-    monkeypatch.setattr(decoding, "LOGITS", 3 * 257)
+    monkeypatch.setattr(reader, "AT_ONCE", 3)
     assert sample.generate(small, PROMPTS, config) == wanted
 
 

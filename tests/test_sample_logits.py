@@ -177,12 +177,13 @@ def test_a_random_number_is_a_function_of_its_place(seed, prompt, index, step):
     counter = np.array([0, 0, index, prompt], dtype=np.uint64)
     bits = np.random.Philox(key=key, counter=counter).advance(step // 4)
     wanted = np.random.Generator(bits).random(4)[step % 4]
-    assert next(itertools.islice(logits.uniforms(seed, prompt, index), step, None)) == wanted
+    assert logits.uniforms(seed, prompt, index, step, 1).tolist() == [wanted]
+    assert logits.uniforms(seed, prompt, index, 0, step + 1)[step] == wanted
 
 
 def test_the_random_numbers_are_uniform_and_of_their_own_in_every_row():
     rows = [
-        list(itertools.islice(logits.uniforms(seed, prompt, index), 2000))
+        logits.uniforms(seed, prompt, index, 0, 2000)
         for seed, prompt, index in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     ]
     for row in rows:
@@ -194,7 +195,7 @@ def test_the_random_numbers_are_uniform_and_of_their_own_in_every_row():
 
 def test_drawn_tokens_follow_the_distribution():
     row = [0.3, -1.0, 0.0, 2.0, -math.inf]
-    numbers = torch.tensor(list(itertools.islice(logits.uniforms(0, 0, 0), 20000)))
+    numbers = torch.from_numpy(logits.uniforms(0, 0, 0, 0, 20000))
     ids = logits.draw(tensor(row).expand(20000, -1), numbers.double())
     shares = torch.bincount(ids, minlength=5) / 20000
     assert shares.tolist() == pytest.approx(softmax(row), abs=0.015)

@@ -1,95 +1,144 @@
-"""What decoding keeps of the tokens it has seen: the keys and values of every layer."""
+"""What decoding keeps of the tokens it has seen: the keys and values of every layer.
 
-from typing import TYPE_CHECKING, Literal
+    held = build(model, batch_size=2, max_length=256)
+    logits = model(prompts, cache=held)     # [B, T, V]; the next tokens follow these
+    held.truncate(torch.tensor([5, 9]))     # rows may end at different places
+
+A cache attends: the model hands it new keys, values and queries, and gets back what attention
+makes of them and of all that the cache holds (`tinylm.context.Cache`).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tinylm.model import Model
-
-
-class LayerKV:
-    """Keys and values of one layer in one buffer [B, K, max_length, head] each."""
-
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v = k, v
-        self.length = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v [B, K, T, head] to all keys and values so far [B, K, S, head]."""
-        end = self.length + k.size(2)
-        self.k[:, :, self.length : end] = k
-        self.v[:, :, self.length : end] = v
-        self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]
-
-    def select(self, rows: Tensor) -> "LayerKV":
-        """The sequences `rows` [N] in buffers of their own; only what is filled is copied."""
-        taken = LayerKV(*(x.new_empty(rows.numel(), *x.shape[1:]) for x in (self.k, self.v)))
-        taken.append(self.k[rows, :, : self.length], self.v[rows, :, : self.length])
-        return taken
+from tinylm.context import Context, Decodes, DecodeState
 
 
 class Contiguous:
-    """One buffer a layer, filled from the left; `length` tokens are in it.
+    """A buffer [B, K, max_length, head] of keys and one of values per layer, filled from the left.
 
+    `lengths` [B] int64 says how many tokens each row holds, and `longest` the most of them: the
+    host's own number, so that nothing waits for a device. Rows of equal length attend over what
+    is filled and need no mask. With `fixed`, attention runs over the whole buffer behind a mask:
+    no shape ever changes, which is what a compiled step of decoding needs.
     Memory: 2 L B K head max_length numbers. Appending past `max_length` raises `ValueError`.
     """
 
-    def __init__(self, layers: list[LayerKV], max_length: int) -> None:
-        self.layers, self.max_length = layers, max_length
-
-    @property
-    def length(self) -> int:
-        """Number of tokens in the cache."""
-        return self.layers[0].length
+    def __init__(
+        self,
+        states: Sequence[DecodeState],
+        batch_size: int,
+        max_length: int,
+        *,
+        fixed: bool = False,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.states, self.max_length, self.fixed = states, max_length, fixed
+        shapes = [(batch_size, state.heads, max_length, state.size) for state in states]
+        # Zeros, for what lies behind a mask is multiplied by 0, and 0 times nan is nan.
+        self.k = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.v = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.longest, self.ragged = 0, False
 
     def reserve(self, tokens: int) -> None:
-        """Raise `ValueError` unless `tokens` more fit."""
-        if self.length + tokens > self.max_length:
+        """Raise `ValueError` unless `tokens` more fit in every row."""
+        if self.longest + tokens > self.max_length:
             raise ValueError(
-                f"{self.length} + {tokens} tokens do not fit a cache of {self.max_length}: "
+                f"{self.longest} + {tokens} tokens do not fit a cache of {self.max_length}: "
                 f"build a longer one or clear it"
             )
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Store k and v [B, K, T, head] and let q [B, H, T, head] look at all: y as q."""
+        keys, values, tokens = self.k[layer], self.v[layer], k.size(2)
+        attend, mask = self.states[layer].attend, context.mask
+        if not (self.fixed or self.ragged):
+            end = self.longest + tokens
+            keys[:, :, self.longest : end] = k
+            values[:, :, self.longest : end] = v
+            return attend(q, keys[:, :, :end], values[:, :, :end], mask=mask)
+        # Row b's token t goes to place lengths[b] + t, in all its heads.
+        places = self.lengths[:, None] + torch.arange(tokens, device=k.device)
+        index = places[:, None, :, None].expand_as(k)
+        keys.scatter_(2, index, k.to(keys.dtype))
+        values.scatter_(2, index, v.to(values.dtype))
+        end = self.max_length if self.fixed else self.longest + tokens
+        return attend(q, keys[:, :, :end], values[:, :, :end], mask=mask, past=self.lengths)
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more in every row."""
+        self.lengths = self.lengths + tokens
+        self.longest += tokens
+
+    def truncate(self, lengths: Tensor) -> None:
+        """Keep the first lengths[b] tokens of row b, at most as many as it has; lengths [B] int.
+
+        What a draft got wrong goes this way, and the padding of prompts of unequal length.
+        """
+        self.lengths = torch.minimum(lengths.to(self.lengths), self.lengths)
+        found = self.lengths.tolist()
+        self.longest, self.ragged = max(found, default=0), len(set(found)) > 1
+
     def clear(self) -> None:
         """Forget every token; the buffers stay."""
-        for layer in self.layers:
-            layer.length = 0
+        self.lengths = torch.zeros_like(self.lengths)
+        self.longest, self.ragged = 0, False
 
     def select(self, rows: Tensor) -> "Contiguous":
         """A cache of the sequences `rows` [N] int64 of this one, in that order; a row may repeat.
 
-        Repeating gives one prompt to several continuations, leaving out drops the finished.
+        Repeating gives one prompt to several continuations, leaving out drops the finished. Only
+        what is filled is copied.
         """
-        return Contiguous([layer.select(rows) for layer in self.layers], self.max_length)
+        like = self.k[0]
+        taken = Contiguous(
+            self.states,
+            rows.numel(),
+            self.max_length,
+            fixed=self.fixed,
+            dtype=like.dtype,
+            device=like.device,
+        )
+        for mine, theirs in zip((*self.k, *self.v), (*taken.k, *taken.v), strict=True):
+            theirs[:, :, : self.longest] = mine[rows, :, : self.longest]
+        taken.lengths, taken.longest = self.lengths[rows], self.longest
+        if self.ragged:
+            taken.truncate(taken.lengths)
+        return taken
 
 
 def build(
-    model: "Model",
+    model: Decodes,
     batch_size: int,
     max_length: int,
     kind: Literal["contiguous"] = "contiguous",
+    *,
+    fixed: bool = False,
 ) -> Contiguous:
     """An empty cache for `batch_size` sequences of at most `max_length` tokens.
 
     `max_length` is at most the model's context length; the buffers take the dtype that the
-    model computes in.
+    model computes in. `fixed` keeps every shape of a forward pass the same (see `Contiguous`).
     """
-    limit = model.config.context_length
+    limit = model.context_length
     if not 1 <= max_length <= limit:
         raise ValueError(f"max_length={max_length}: must be 1 to the context length, {limit}")
     if kind != "contiguous":
         raise ValueError(f"kind={kind}: the cache is contiguous")
-    weight = model.embedding.weight
+    weight = model.weight
     dtype = weight.dtype
     if torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
-    layers = []
-    for block in model.blocks:
-        heads, size = block.attention.state_shape()
-        shape = (batch_size, heads, max_length, size)
-        empty = [torch.empty(shape, dtype=dtype, device=weight.device) for _ in "kv"]
-        layers.append(LayerKV(*empty))
-    return Contiguous(layers, max_length)
+    return Contiguous(
+        model.decode_states(),
+        batch_size,
+        max_length,
+        fixed=fixed,
+        dtype=dtype,
+        device=weight.device,
+    )

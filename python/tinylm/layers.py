@@ -17,20 +17,14 @@ utilisation follows, and how its weights start (`start`). To add one, assign it:
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tinylm import ops
 from tinylm.config import ModelConfig, Role, choose
-
-
-class LayerCache(Protocol):
-    """What attention needs of a cache: append keys and values, get all of them back."""
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v [B, K, T, head] to all keys and values so far [B, K, S, head]."""
+from tinylm.context import Attend, Context, DecodeState
 
 
 class Linear(nn.Linear):
@@ -43,6 +37,10 @@ class Linear(nn.Linear):
         self.roles: dict[str, Role] = {"weight": role, "bias": "gain"}
         self.deviation = 0.0 if branch or role == "head" else 0.6 / math.sqrt(inputs)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]."""
+        return ops.linear(x, self.weight, self.bias)
+
     def start(self, generator: torch.Generator) -> None:
         """Draw the starting weights, in place."""
         self.weight.normal_(0.0, self.deviation, generator=generator)
@@ -50,7 +48,7 @@ class Linear(nn.Linear):
             self.bias.zero_()
 
     def flops(self, context_length: int) -> int:
-        """Forward 2, backward 4 operations a weight and token."""
+        """Forward 2, backward 4 operations per weight and token."""
         return 6 * self.in_features * self.out_features
 
 
@@ -64,8 +62,30 @@ class Embedding(nn.Embedding):
         self.weight.normal_(0.0, 0.02, generator=generator)
 
 
+class TiedHead(nn.Module):
+    """x [..., D] to logits [..., V] by the rows of an embedding, which stays the embedding's."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        super().__init__()
+        # In a tuple: a module that is an attribute would be saved and counted a second time.
+        self._embedding = (embedding,)
+
+    @property
+    def weight(self) -> Tensor:
+        """The embedding's weight [V, D]."""
+        return self._embedding[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to [..., V]."""
+        return ops.linear(x, self.weight)
+
+    def flops(self, context_length: int) -> int:
+        """Of the product; looking rows up costs none."""
+        return 6 * self.weight.numel()
+
+
 class RMSNorm(nn.Module):
-    """`ops.rms_norm` with a learned weight [D]; `bias` is accepted and ignored: it has none."""
+    """`ops.rms_norm` with a learned weight [D]; it has no bias, whatever `bias` says."""
 
     roles: ClassVar[dict[str, Role]] = {"weight": "gain"}
 
@@ -120,13 +140,17 @@ class Rope(nn.Module):
             self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
         return self
 
-    def embed(self, x: Tensor, positions: slice) -> Tensor:
-        """x [B, T, D], unchanged."""
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, T, D], as it is: this part adds nothing."""
         return x
 
-    def rotate(self, x: Tensor, positions: slice) -> Tensor:
-        """x [B, H, T, head] at `positions`, turned."""
-        return ops.rope(x, self.cos[positions], self.sin[positions])
+    def rotation(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function that turns x [B, H, T, head] at `positions` [T] or [B, T]."""
+        # Looked up once for all layers, queries and keys.
+        cos, sin = self.cos[positions], self.sin[positions]
+        if positions.dim() > 1:
+            cos, sin = cos[:, None], sin[:, None]
+        return partial(ops.rope, cos=cos, sin=sin)
 
 
 class Learned(nn.Module):
@@ -136,13 +160,14 @@ class Learned(nn.Module):
         super().__init__()
         self.table = Embedding(config.context_length, config.d_model)
 
-    def embed(self, x: Tensor, positions: slice) -> Tensor:
-        """x [B, T, D] plus the rows [T, D] of `positions`."""
-        return x + self.table.weight[positions].to(x.dtype)
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, T, D] plus the table's rows at `positions` [T] or [B, T]."""
+        rows: Tensor = self.table(positions)
+        return x + rows.to(x.dtype)
 
-    def rotate(self, x: Tensor, positions: slice) -> Tensor:
-        """x, unchanged."""
-        return x
+    def rotation(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function that leaves queries and keys as they are."""
+        return as_it_is
 
 
 class NoPosition(nn.Module):
@@ -151,61 +176,62 @@ class NoPosition(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
-    def embed(self, x: Tensor, positions: slice) -> Tensor:
-        """x, unchanged."""
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, T, D], as it is: this part adds nothing."""
         return x
 
-    def rotate(self, x: Tensor, positions: slice) -> Tensor:
-        """x, unchanged."""
-        return x
+    def rotation(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function that leaves queries and keys as they are."""
+        return as_it_is
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    """x: the rotation by no angle."""
+    return x
 
 
 class Attention(nn.Module):
     """x [B, T, D] to the same shape: H query heads over K key and value heads.
 
     K = H is multi-head, K = 1 multi-query, between them grouped-query attention (Ainslie et
-    al. 2023). Its decode state is one key and one value of [K, head] a token.
+    al. 2023). Its decode state is one key and one value of [K, head] per token. `layer` is its
+    number among the blocks, by which a cache knows it.
     """
 
     def __init__(
-        self, config: ModelConfig, *, bias: bool, attend: Callable[..., Tensor] = ops.attention
+        self, config: ModelConfig, *, layer: int, bias: bool, attend: Attend = ops.attention
     ) -> None:
         super().__init__()
+        self.layer = layer
         self.heads, self.kv_heads = config.n_heads, config.kv_heads
         self.head_size, self.dropout = config.head_size, config.dropout
         self.attend = attend
-        inside = self.kv_heads * self.head_size
-        self.q = Linear(config.d_model, config.d_model, bias=bias)
+        outside, inside = self.heads * self.head_size, self.kv_heads * self.head_size
+        self.q = Linear(config.d_model, outside, bias=bias)
         self.k = Linear(config.d_model, inside, bias=bias)
         self.v = Linear(config.d_model, inside, bias=bias)
-        self.o = Linear(config.d_model, config.d_model, bias=bias, branch=True)
+        self.o = Linear(outside, config.d_model, bias=bias, branch=True)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotate: Callable[[Tensor], Tensor],
-        *,
-        mask: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """`rotate` turns queries and keys by their positions; `mask` as in `ops.attention`."""
-        q = rotate(self._split(self.q(x), self.heads))
-        k = rotate(self._split(self.k(x), self.kv_heads))
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x [B, T, D] to the same shape; with a cache in `context` it looks at that as well."""
+        q = context.rotate(self._split(self.q(x), self.heads))
+        k = context.rotate(self._split(self.k(x), self.kv_heads))
         v = self._split(self.v(x), self.kv_heads)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        dropout = self.dropout if self.training else 0.0
-        mixed = self.attend(q, k, v, mask=mask, dropout=dropout)
-        joined: Tensor = self.o(mixed.transpose(1, 2).reshape(x.shape))
+        if context.cache is not None:
+            mixed = context.cache.attend(self.layer, q, k, v, context)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            mixed = self.attend(q, k, v, mask=context.mask, dropout=dropout)
+        joined: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
         return joined
 
     def flops(self, context_length: int) -> int:
         """Of the two products with keys and values, causality not discounted (as nanoGPT)."""
         return 12 * self.heads * self.head_size * context_length
 
-    def state_shape(self) -> tuple[int, int]:
-        """Heads and size of the key, and of the value, that decoding keeps of a token."""
-        return self.kv_heads, self.head_size
+    def decode_state(self) -> DecodeState:
+        """Heads and size of the key, and of the value, that decoding keeps per token."""
+        return DecodeState(self.kv_heads, self.head_size, self.attend)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, self.head_size).transpose(1, 2)
@@ -221,7 +247,7 @@ class SwiGLU(nn.Module):
         self.up = Linear(config.d_model, width, bias=bias)
         self.down = Linear(width, config.d_model, bias=bias, branch=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """x [B, T, D] to the same shape."""
         out: Tensor = self.down(ops.swiglu(self.gate(x), self.up(x)))
         return out
@@ -238,7 +264,7 @@ class MLP(nn.Module):
         self.up = Linear(config.d_model, config.feedforward_width, bias=bias)
         self.down = Linear(config.feedforward_width, config.d_model, bias=bias, branch=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """x [B, T, D] to the same shape."""
         out: Tensor = self.down(self.activation(self.up(x)))
         return out
@@ -260,7 +286,7 @@ ATTENTIONS: dict[str, Any] = {
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feedforward(norm(x)); x [B, T, D]."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, layer: int) -> None:
         super().__init__()
         chosen = config.components()
         bias = chosen["bias"]
@@ -268,21 +294,13 @@ class Block(nn.Module):
         attention = choose(ATTENTIONS, "model.attention", config.attention)
         feedforward = choose(FEEDFORWARDS, "model.feedforward", chosen["feedforward"])
         self.attention_norm = norm(config.d_model, eps=config.norm_eps, bias=bias)
-        self.attention = attention(config, bias=bias)
+        self.attention = attention(config, layer=layer, bias=bias)
         self.feedforward_norm = norm(config.d_model, eps=config.norm_eps, bias=bias)
         self.feedforward = feedforward(config, bias=bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotate: Callable[[Tensor], Tensor],
-        *,
-        mask: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """x [B, T, D] to the same shape; the rest as in `Attention.forward`."""
-        mixed = self.attention(self.attention_norm(x), rotate, mask=mask, cache=cache)
-        x = x + self.dropout(mixed)
-        out: Tensor = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x [B, T, D] to the same shape."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), context))
+        out: Tensor = x + self.dropout(self.feedforward(self.feedforward_norm(x), context))
         return out

@@ -3,8 +3,7 @@
     model = build(ModelConfig(vocab_size=2048, d_model=192, n_layers=3, n_heads=3))
     loss = model.loss(tokens, targets)
 
-Weights start as follows (the default run's probe: 1.35 bits per byte against 1.61 with
-everything at 0.02; see docs/log.md):
+Weights start as follows:
 
 | parameter                    | start                                        |
 |------------------------------|----------------------------------------------|
@@ -16,19 +15,24 @@ everything at 0.02; see docs/log.md):
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tinylm import ops
-from tinylm.cache import Contiguous
 from tinylm.config import ModelConfig, Role, choose
-from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear
+from tinylm.context import Cache, Context, DecodeState
+from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear, TiedHead
+from tinylm.mask import CAUSAL, Mask
 
 
 class Model(nn.Module):
-    """A decoder-only transformer, GPT-2 or Llama or any mix of the registered parts."""
+    """A decoder-only transformer, GPT-2 or Llama or any mix of the registered parts.
+
+    `embed`, `hidden` and `head` are its three stages, and `forward` is all of them. Whoever has
+    other inputs than tokens begins at `hidden`; whoever needs the logits of some tokens alone
+    calls `head` on those.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         """Allocate the weights; `build` also gives them their starting values."""
@@ -43,17 +47,18 @@ class Model(nn.Module):
         self.position = position(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
-            Block(config) for _ in range(config.n_layers)
+            Block(config, layer=i) for i in range(config.n_layers)
         )
         self.norm = norm(config.d_model, eps=config.norm_eps, bias=chosen["bias"])
+        # x [..., D] to logits [..., V].
         self.head = (
-            None
+            TiedHead(self.embedding)
             if config.tied
             else Linear(config.d_model, config.vocab_size, bias=False, role="head")
         )
 
     def forward(
-        self, tokens: Tensor, *, cache: Contiguous | None = None, documents: Tensor | None = None
+        self, tokens: Tensor, *, cache: Cache | None = None, documents: Tensor | None = None
     ) -> Tensor:
         """tokens [B, T] int to logits [B, T, V].
 
@@ -61,31 +66,98 @@ class Model(nn.Module):
         [B, T] numbers the document of each token: a token looks only inside its own.
         Raises `ValueError` where the tokens pass the context length or the cache.
         """
-        start = 0
+        context = self.context(tokens.size(1), cache=cache, documents=documents)
+        x = self.hidden(self.embed(tokens), context)
         if cache is not None:
-            cache.reserve(tokens.size(1))
-            start = cache.length
-        end = start + tokens.size(1)
-        if end > self.config.context_length:
-            raise ValueError(f"{end} tokens pass the context length, {self.config.context_length}")
+            cache.advance(tokens.size(1))
+        logits: Tensor = self.head(x)
+        return logits
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy in nats (float32 scalar) over the targets [B, T] that are not -100.
+
+        The losses that layers have of their own are added. `positions` and `documents` are those
+        of `context`.
+        """
+        context = self.context(tokens.size(1), positions=positions, documents=documents)
+        x = self.hidden(self.embed(tokens), context)
+        loss = ops.linear_cross_entropy(x, self.head.weight, targets)
+        for own in context.losses:
+            loss = loss + own
+        return loss
+
+    def context(
+        self,
+        length: int,
+        *,
+        cache: Cache | None = None,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Context:
+        """The context of a forward pass over `length` tokens per row.
+
+        `positions` [T] or [B, T] int count from 0 and stay below the context length; without them
+        they go on from the cache, or start at 0. `documents` [B, T] int number the document of
+        each token. Raises `ValueError` for what does not fit.
+        """
+        limit, device = self.config.context_length, self.embedding.weight.device
+        start = 0 if cache is None else cache.longest
+        if start + length > limit:
+            raise ValueError(f"{start + length} tokens pass the context length, {limit}")
         if documents is not None and cache is not None:
             raise ValueError(
                 "documents= and cache= exclude each other: decode one document at a time"
             )
-        positions = slice(start, end)
-        rotate = partial(self.position.rotate, positions=positions)
-        mask = None if documents is None else _document_mask(documents)
-        x = self.dropout(self.position.embed(self.embedding(tokens), positions))
-        for i, block in enumerate(self.blocks):
-            layer = None if cache is None else cache.layers[i]
-            x = block(x, rotate, mask=mask, cache=layer)
-        x = self.norm(x)
-        logits: Tensor = x @ self.embedding.weight.T if self.head is None else self.head(x)
-        return logits
+        if positions is None:
+            positions = torch.arange(length, device=device)
+            if cache is not None:
+                cache.reserve(length)
+                positions = cache.lengths[:, None] + positions
+        elif not torch.compiler.is_compiling() and device.type == "cpu":
+            # A GPU would have to be waited for; there an index past the table is its own error.
+            last = int(positions.max())
+            if last >= limit:
+                raise ValueError(f"position {last}: must be below the context length, {limit}")
+        mask = CAUSAL if documents is None else Mask(documents=documents)
+        return Context(positions, self.position.rotation(positions), mask, cache)
 
-    def loss(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy in nats (float32 scalar) over the targets [B, T] that are not -100."""
-        return ops.cross_entropy(self(tokens, documents=documents), targets)
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens [B, T] int to their vectors [B, T, D], without positions."""
+        x: Tensor = self.embedding(tokens)
+        return x
+
+    def hidden(self, x: Tensor, context: Context) -> Tensor:
+        """Vectors [B, T, D] through all blocks to what the head reads [B, T, D].
+
+        A cache in `context` is filled and not advanced: that is the caller's, once per pass.
+        Nothing here depends on numbers of the host, so that a compiled pass stays one graph.
+        """
+        x = self.dropout(self.position.embed(x, context.positions))
+        for block in self.blocks:
+            x = block(x, context)
+        y: Tensor = self.norm(x)
+        return y
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a row (T)."""
+        return self.config.context_length
+
+    @property
+    def weight(self) -> Tensor:
+        """The embedding [V, D]: its dtype and device are the model's."""
+        return self.embedding.weight
+
+    def decode_states(self) -> list[DecodeState]:
+        """What decoding keeps of each layer, in order."""
+        return [block.attention.decode_state() for block in self.blocks]
 
     def named_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """Every parameter once, with its full name and the role its part declares."""
@@ -98,14 +170,12 @@ class Model(nn.Module):
                 yield full, parameter, roles[name]
 
     def flops_per_token(self, context_length: int) -> int:
-        """Operations of one training step a token: 6 a weight, 12 D T a layer of attention.
+        """Operations of one training step per token: 6 per weight, 12 D T per attention layer.
 
         Lookups and elementwise work are not counted. Source: Chowdhery et al. 2022, appendix B.
         """
         parts = (getattr(module, "flops", None) for module in self.modules())
-        total = sum(part(context_length) for part in parts if part is not None)
-        tied = 0 if self.head is not None else 6 * self.embedding.weight.numel()
-        return int(total) + tied
+        return int(sum(part(context_length) for part in parts if part is not None))
 
     def describe(self) -> dict[str, int]:
         """Counts for the record of a run: parameters, without tables, operations per token."""
@@ -116,7 +186,7 @@ class Model(nn.Module):
         }
 
     def n_parameters(self, embedding: bool = True) -> int:
-        """Number of weights; without `embedding`, those of the token and position tables not."""
+        """Number of weights; `embedding=False` leaves out the token and position tables."""
         return sum(
             parameter.numel()
             for _, parameter, role in self.named_roles()
@@ -160,10 +230,3 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _document_mask(documents: Tensor) -> Tensor:
-    """Boolean [B, 1, T, T]: causal, and inside one document."""
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    length = documents.size(1)
-    return same & ops.causal_mask(length, length, documents.device)

@@ -1,44 +1,27 @@
 """A model and prompts to continuations, as ids or as text while it is written.
 
 Texts of one length are decoded together: one forward pass a step over their cache. What a row
-draws is a function of (seed, prompt, sample, step), so its company changes its text no more
+draws is a function of (seed, prompt, sample, position), so its company changes its text no more
 than the rounding of a larger matrix product does.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from tinylm import cache
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
-from tinylm.sample.logits import draw, greedy, process, uniforms
+from tinylm.sample.drawer import Drawer
+from tinylm.sample.reader import Reader
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
 # Rows decoded together: more gain little on a small model, and the cache grows with them.
 ROWS = 64
-# Logits held at once (R T V, 256 MiB in float32): a long prompt is read in pieces.
-LOGITS = 2**26
-
-
-def visible(length: int, context_length: int) -> int:
-    """How many of a text's newest tokens the model sees, at `length` tokens: all, while they fit.
-
-    A text that passes the context length loses its older half and grows again: the model reads
-    half a context anew every C / 2 tokens, where sliding by one would do so for every token.
-    """
-    if length <= context_length:
-        return length
-    half = max(1, context_length // 2)
-    return half + (length - context_length - 1) % (context_length - half + 1)
 
 
 class Decoder:
-    """Texts of one length that grow by one token each a step.
+    """Texts that grow by one token per step: a reader gives the logits, a drawer chooses.
 
     `rows` names the continuations: (index into `prompts`, number of the sample, number of the
     prompt in the generator). A prompt is read once, whatever number of rows continue it.
@@ -54,78 +37,30 @@ class Decoder:
         *,
         vocab_size: int,
     ) -> None:
-        self.model, self.config, self.vocab_size = model, config, vocab_size
-        device = model.embedding.weight.device
-        tokens = torch.tensor([list(prompt) for prompt in prompts], device=device)
-        self.length = tokens.size(1)
-        limit = model.config.context_length
-        self.window = tokens[:, -visible(self.length, limit) :]
-        self.cache = cache.build(model, len(prompts), min(limit, self.length + config.max_tokens))
-        self.logits = self._read(self.window)
-        self.seen = self._marks(tokens)
-        self.counts = torch.zeros_like(self.seen, dtype=torch.float64)
-        self._select(torch.tensor([row for row, _, _ in rows], device=device))
-        self.numbers = [uniforms(config.seed, prompt, sample) for _, sample, prompt in rows]
-        self.drawn: Tensor | None = None
+        self.reader = Reader(model, prompts, config.max_tokens, vocab_size=vocab_size)
+        self.reader.keep([row for row, _, _ in rows])
+        self.drawer = Drawer(
+            config,
+            [prompts[row] for row, _, _ in rows],
+            [(prompt, sample) for _, sample, prompt in rows],
+            vocab_size=vocab_size,
+            device=self.reader.last.device,
+        )
+        self.drawn: list[int] = []
 
     def step(self) -> list[int]:
         """The next id of each row; `ValueError` where the model's logits are not numbers."""
-        if self.drawn is not None:
-            self._append(self.drawn)
-        logits = process(self.logits, self.seen, self.counts, self.config)
-        if self.config.temperature == 0:
-            ids = greedy(logits)
-        else:
-            numbers = [next(number) for number in self.numbers]
-            ids = draw(logits, torch.tensor(numbers, dtype=torch.float64, device=logits.device))
-        self.drawn = ids
-        self.seen.scatter_(1, ids[:, None], True)
-        self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
-        found: list[int] = ids.tolist()
+        if self.drawn:
+            self.reader.read([[token] for token in self.drawn])
+        found: list[int] = self.drawer.draw(self.reader.last).tolist()
+        self.drawn = found
         return found
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""
-        index = torch.tensor(rows, device=self.window.device)
-        self._select(index)
-        if self.drawn is not None:
-            self.drawn = self.drawn[index.to(self.drawn.device)]
-        self.numbers = [self.numbers[row] for row in rows]
-
-    def _select(self, rows: Tensor) -> None:
-        self.cache, self.window = self.cache.select(rows), self.window[rows]
-        rows = rows.to(self.logits.device)
-        self.logits, self.seen = self.logits[rows], self.seen[rows]
-        self.counts = self.counts[rows]
-
-    def _append(self, ids: Tensor) -> None:
-        """Let the model read the ids [R] that were drawn, and cut the window where it is full."""
-        self.length += 1
-        limit = visible(self.length, self.model.config.context_length)
-        last = ids.to(self.window.device)[:, None]
-        self.window = torch.cat((self.window, last), 1)[:, -limit:]
-        if limit == self.cache.length + 1:
-            self.logits = self._read(last)
-        else:
-            self.cache.clear()
-            self.logits = self._read(self.window)
-
-    def _read(self, tokens: Tensor) -> Tensor:
-        """tokens [R, T] into the cache; the logits [R, V] that follow the last one, in float64."""
-        piece = max(1, LOGITS // (tokens.size(0) * self.model.embedding.num_embeddings))
-        for part in torch.split(tokens, piece, 1):
-            last = self.model(part, cache=self.cache)[:, -1, : self.vocab_size]
-        # MPS has no float64: there the choice of a token is made on the CPU.
-        logits: Tensor = (last.cpu() if last.device.type == "mps" else last).double()
-        if logits.isnan().any():
-            raise ValueError("the model's logits are not numbers (nan): its weights are not finite")
-        return logits
-
-    def _marks(self, tokens: Tensor) -> Tensor:
-        """Boolean [R, V]: which tokens each row of `tokens` [R, T] has."""
-        tokens = tokens.to(self.logits.device)
-        marks = torch.zeros_like(self.logits, dtype=torch.bool)
-        return marks.scatter_(1, tokens, True)
+        self.reader.keep(rows)
+        self.drawer.keep(rows)
+        self.drawn = [self.drawn[row] for row in rows]
 
 
 def generate(

@@ -6,11 +6,11 @@ temperature last, so that its filters see the unscaled probabilities.)
 """
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tinylm.config import SampleConfig
@@ -118,14 +118,15 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def uniforms(seed: int, prompt: int, sample: int) -> Iterator[float]:
-    """The numbers in [0, 1) that draw continuation `sample` of prompt `prompt`, one a step.
+def uniforms(seed: int, prompt: int, sample: int, first: int, count: int) -> NDArray[np.float64]:
+    """The numbers in [0, 1) at positions `first`, `first` + 1, ... of one continuation; [count].
 
-    They are counted, not carried: the step's number is that of the Philox generator with key
-    (seed, STREAM) from counter (0, 0, sample, prompt) on. So a text does not depend on how many
-    others are drawn, nor on which of them end. Source: Salmon et al. 2011.
+    They are counted, not carried: position n of sample `sample` of prompt `prompt` is number n of
+    the Philox generator with key (seed, STREAM) from counter (0, 0, sample, prompt) on, four of
+    them per count. So a text does not depend on how many others are drawn, nor on which of them
+    end, and a draft that was refused can be drawn again. Source: Salmon et al. 2011.
     """
-    counter = np.array([0, 0, sample, prompt], dtype=np.uint64)
+    counter = np.array([first // 4, 0, sample, prompt], dtype=np.uint64)
     bits = np.random.Philox(key=np.array([seed, STREAM], dtype=np.uint64), counter=counter)
-    while True:
-        yield (int(bits.random_raw()) >> 11) * 2.0**-53
+    raw = bits.random_raw(first % 4 + count)[first % 4 :]
+    return np.ldexp((raw >> np.uint64(11)).astype(np.float64), -53)

@@ -1,0 +1,78 @@
+"""What a block needs besides the stream: where its tokens stand, what they see, what is cached.
+
+The model makes one `Context` per forward pass and hands it through every block. A new need of
+some layer is a field here, not a keyword in every signature on the way.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from tinylm.mask import CAUSAL, Mask
+
+Attend = Callable[..., Tensor]
+
+
+class Cache(Protocol):
+    """What the model asks of a cache; `tinylm.cache` has one.
+
+    A cache attends: it takes the keys and values of the new tokens in and answers their queries,
+    so that how it stores them (in one buffer, in blocks, in fewer bits) is nobody else's concern.
+    """
+
+    lengths: Tensor
+    longest: int
+
+    def reserve(self, tokens: int) -> None:
+        """Raise `ValueError` unless `tokens` more fit in every row."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: "Context") -> Tensor:
+        """q [B, H, T, head], k and v [B, K, T, head] of new tokens to y [B, H, T, head].
+
+        Every layer of a forward pass calls this once; `lengths` changes in `advance` alone.
+        """
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more in every row: the forward pass that brought them is over."""
+
+
+class DecodeState(NamedTuple):
+    """What decoding keeps per token of one attention layer, and how that layer attends."""
+
+    heads: int
+    size: int
+    attend: Attend
+
+
+@dataclass(frozen=True)
+class Context:
+    """One forward pass as its blocks see it.
+
+    `positions` [T] or [B, T] int64 are what the position module counts by; they may restart
+    inside a row, where `mask.documents` keeps its texts apart. `rotate` turns queries and keys
+    [B, H, T, head] by them. With a `cache` the tokens follow those in it. A layer that has a loss
+    of its own (a router's balance, say) appends the scalar to `losses`; `Model.loss` adds them.
+    """
+
+    positions: Tensor
+    rotate: Callable[[Tensor], Tensor]
+    mask: Mask = CAUSAL
+    cache: Cache | None = None
+    losses: list[Tensor] = field(default_factory=list)
+
+
+class Decodes(Protocol):
+    """What a cache needs to know of a model."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a row."""
+
+    @property
+    def weight(self) -> Tensor:
+        """A tensor of the dtype and device that the model computes in."""
+
+    def decode_states(self) -> Sequence[DecodeState]:
+        """The decode state of every attention layer, in order."""
