@@ -7,7 +7,17 @@ and the page of the docs. To add a kernel or a Rust function, add a row to a fil
 `tests/rungs/`: a public name of `tinylm._rust` or `tinylm.kernels` without one fails a test.
 """
 
-from tests.rungs import batches, kernels, masks, operations, shards, text, training, vocabulary
+from tests.rungs import (
+    added,
+    batches,
+    kernels,
+    masks,
+    operations,
+    shards,
+    text,
+    training,
+    vocabulary,
+)
 from tests.rungs.rung import CHAPTERS, Rung, check
 
 RUNGS: tuple[Rung, ...] = tuple(
@@ -15,6 +25,7 @@ RUNGS: tuple[Rung, ...] = tuple(
         (
             *vocabulary.RUNGS,
             *text.RUNGS,
+            *added.RUNGS,
             *operations.RUNGS,
             *masks.RUNGS,
             *training.RUNGS,

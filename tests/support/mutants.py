@@ -102,6 +102,12 @@ PYTHON = [
         "batches_resumed",
     ),
     Mutant(
+        "python/tinylm/tokenizer/contents.py",
+        "for end in range(1, len(content))}",
+        "for end in range(2, len(content))}",
+        "added_tokens",
+    ),
+    Mutant(
         "kernels/fused/rms_norm.py",
         "gradient = (scaled - normed * shared) * r",
         "gradient = scaled * r",
@@ -170,6 +176,30 @@ RUST = [
         "MatchKind::LeftmostLongest",
         "MatchKind::LeftmostFirst",
         "special_tokens",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "Policy::Raise => !token.special,",
+        "Policy::Raise => false,",
+        "added_tokens",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "Policy::Text => &self.plain,",
+        "Policy::Text => &self.all,",
+        "added_tokens",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "let unsure = self.longest * self.all.len();",
+        "let unsure = self.longest;",
+        "cut_of_added",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "self.divide(text, before, later, policy, each)?;",
+        "self.divide(text, before, &[], policy, each)?;",
+        "added_tokens",
     ),
     Mutant(
         "rust/dataloader/src/order.rs",

@@ -1,0 +1,283 @@
+"""Every key of a tokenizer.json: applied, kept and written back, or refused by its name.
+
+Hugging Face's `tokenizers` is the oracle: what it makes of a file before and after TinyLM.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.tokenizer_data import TOKENIZERS
+from tinylm import Tokenizer
+from tinylm.tokenizer.contents import to_chars
+
+MAIN = TOKENIZERS["gpt4"]
+BLANKS = [" " * n for n in (3, 2)]
+# As Llama 3's published file begins a text.
+TEMPLATE: dict[str, Any] = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "<|end|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {
+        "<|end|>": {"id": "<|end|>", "ids": [MAIN.special_tokens["<|end|>"]], "tokens": ["<|end|>"]}
+    },
+}
+OFFSETS = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+ROBERTA = {
+    "type": "RobertaProcessing",
+    "sep": ["<|end|>", 368],
+    "cls": ["<|endoftext|>", 367],
+    "trim_offsets": True,
+    "add_prefix_space": False,
+}
+TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    "strategy": {"Fixed": 5},
+    "direction": "Left",
+    "pad_to_multiple_of": 2,
+    "pad_id": 367,
+    "pad_type_id": 0,
+    "pad_token": "<|endoftext|>",
+}
+
+
+def added(content: str, id: int, **flags: bool) -> dict[str, Any]:
+    """An added token as `tokenizers` writes it, special unless `flags` say otherwise."""
+    rest = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": id, "content": content, **rest, "special": True, **flags}
+
+
+def document_of(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
+    """The tokenizer.json of a tokenizer."""
+    tokenizer.save(path)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def with_added(path: Path, *tokens: dict[str, Any], **keys: object) -> Path:
+    """The file of MAIN without its special tokens, with others and with other keys instead."""
+    document = document_of(MAIN, path)
+    for token in MAIN.special_tokens:
+        del document["model"]["vocab"][token]
+    document |= {"added_tokens": [*tokens], **keys}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+def by_theirs(path: Path) -> dict[str, Any]:
+    """The whole document as `tokenizers` reads it."""
+    found: dict[str, Any] = json.loads(tokenizers.Tokenizer.from_file(str(path)).to_str())
+    return found
+
+
+KEPT: list[tuple[tuple[str, ...], object]] = [
+    (("post_processor",), TEMPLATE),
+    (("post_processor",), OFFSETS),
+    (("post_processor",), ROBERTA),
+    (("post_processor",), {"type": "Sequence", "processors": [OFFSETS, TEMPLATE]}),
+    (("truncation",), TRUNCATION),
+    (("padding",), PADDING),
+    (("decoder",), None),
+    (("decoder",), {"type": "Sequence", "decoders": [OFFSETS]}),
+    (("model", "fuse_unk"), True),
+    (("model", "continuing_subword_prefix"), ""),
+    (("model", "end_of_word_suffix"), ""),
+    (("model", "dropout"), 0.0),
+    (("pre_tokenizer", "pretokenizers", "1", "trim_offsets"), False),
+    (("pre_tokenizer", "pretokenizers", "0", "behavior"), "Removed and inverted"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value"), KEPT, ids=lambda part: str(part)[:40])
+def test_what_moves_no_id_is_written_back(
+    tmp_path: Path, keys: tuple[str, ...], value: object
+) -> None:
+    document = document_of(MAIN, tmp_path / "theirs.json")
+    inner: Any = document
+    for key in keys[:-1]:
+        inner = inner[int(key) if key.isdigit() else key]
+    if value == "Removed and inverted":
+        inner |= {"behavior": "Removed", "invert": True}
+    else:
+        assert inner[keys[-1]] != value
+        inner[keys[-1]] = value
+    (tmp_path / "theirs.json").write_text(json.dumps(document), encoding="utf-8")
+    loaded = Tokenizer.load(tmp_path / "theirs.json")
+    assert loaded.sha256 == MAIN.sha256
+    assert loaded.encode("low lower lowest") == MAIN.encode("low lower lowest")
+    loaded.save(tmp_path / "ours.json")
+    assert json.loads((tmp_path / "ours.json").read_text(encoding="utf-8")) == document
+    assert by_theirs(tmp_path / "ours.json") == by_theirs(tmp_path / "theirs.json")
+    Tokenizer.load(tmp_path / "ours.json").save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "ours.json").read_bytes()
+
+
+def test_a_template_is_not_applied_and_not_lost(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    document = document_of(MAIN, tmp_path / "theirs.json") | {"post_processor": TEMPLATE}
+    (tmp_path / "theirs.json").write_text(json.dumps(document), encoding="utf-8")
+    loaded = Tokenizer.load(tmp_path / "theirs.json")
+    loaded.save(tmp_path / "folder")
+    begin, ids = MAIN.special_tokens["<|end|>"], MAIN.encode("the lazy dog")
+    assert loaded.encode("the lazy dog") == ids
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "folder/tokenizer.json"))
+    assert theirs.encode("the lazy dog").ids == [begin, *ids]
+    opened = AutoTokenizer.from_pretrained(str(tmp_path / "folder"))
+    assert opened("the lazy dog")["input_ids"] == [begin, *ids]
+
+
+def test_added_tokens_that_are_not_special_always_match(tmp_path: Path) -> None:
+    # As phi-2 has them: runs of blanks beside a special token, outside of the vocabulary.
+    runs = [added(run, 367 + i, special=False) for i, run in enumerate(BLANKS)]
+    path = with_added(tmp_path / "theirs.json", *runs, added("<|end|>", 369))
+    loaded = Tokenizer.load(path)
+    text = "if a:\n     b"
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    ids = theirs.encode(text).ids
+    assert {367, 368} <= set(ids)
+    for special in ("raise", "allow", "text", {"<|end|>"}, set()):
+        assert loaded.encode(text, special=special) == ids
+    assert loaded.decode(ids) == text
+    assert loaded.encode_array(text).tolist() == ids == list(loaded.encode_iterable([text]))
+    assert loaded.special_tokens == {"<|end|>": 369}
+    assert (loaded.vocab_size, loaded.vocab[367]) == (370, b"   ")
+    with pytest.raises(ValueError, match="special token"):
+        loaded.encode("a   <|end|>")
+    marked = loaded.encode("a   <|end|>", special="text")
+    assert 367 in marked
+    assert 369 not in marked
+    theirs.encode_special_tokens = True
+    assert marked == theirs.encode("a   <|end|>").ids
+    with pytest.raises(KeyError, match="not a special token"):
+        loaded.encode(text, special={"   "})
+    loaded.save(tmp_path / "ours.json")
+    assert by_theirs(tmp_path / "ours.json") == by_theirs(path)
+    assert Tokenizer.load(tmp_path / "ours.json") == loaded
+    # Only a tokenizer.json can say it.
+    for name in ("x.tiktoken", "folder"):
+        with pytest.raises(ValueError, match="always matches; save as"):
+            loaded.save(tmp_path / name, "gpt2" if name == "folder" else None)
+    special = with_added(
+        tmp_path / "special.json", *(run | {"special": True} for run in runs), added("<|end|>", 369)
+    )
+    assert Tokenizer.load(special) != loaded
+
+
+BYTES = Tokenizer.train(["x"], vocab_size=256, special_tokens=(), kind="byte")
+PIECES = ["ab", "bc", "abc", "cc", "ca", "abcabc"]
+flags = st.fixed_dictionaries({"special": st.booleans(), "normalized": st.booleans()})
+
+
+@given(
+    chosen=st.lists(
+        st.tuples(st.sampled_from(PIECES), flags), min_size=1, unique_by=lambda c: c[0]
+    ),
+    text=st.text("abc ", max_size=12),
+)
+def test_overlapping_added_tokens_are_found_as_by_hugging_face(
+    tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[str, dict[str, bool]]], text: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "overlapping.json"
+    document = document_of(
+        Tokenizer.train(["x"], vocab_size=256, special_tokens=(), kind="byte"), path
+    )
+    document["added_tokens"] = [added(c, 256 + i, **f) for i, (c, f) in enumerate(chosen)]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    loaded = Tokenizer.load(path)
+    expected = tokenizers.Tokenizer.from_file(str(path)).encode(text).ids
+    assert loaded.encode(text, special="allow") == expected
+    ids, _ = loaded.encode_batch([text, text], special="allow")
+    assert ids.tolist() == expected * 2
+    # A cut is one in any text that goes on from there.
+    for end in range(len(text) + 1):
+        if at := loaded._core.cut(text[:end], "allow"):
+            parts = [loaded.encode(part, special="allow") for part in (text[:at], text[at:])]
+            assert [*parts[0], *parts[1]] == expected
+    loaded.save(path)
+    assert Tokenizer.load(path) == loaded
+
+
+def test_normalized_tokens_come_after_the_others_and_count_in_the_hash(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    found = {}
+    for normalized in (False, True):
+        tokens = added("abc", 367, normalized=normalized), added("bcd", 368)
+        found[normalized] = Tokenizer.load(with_added(path, *tokens))
+        theirs = tokenizers.Tokenizer.from_file(str(path))
+        assert theirs.encode("abcd").ids == found[normalized].encode("abcd", special="allow")
+        assert found[normalized].encode("abcd", special="allow")[-1] == (368 if normalized else 100)
+        found[normalized].save(path)
+        assert by_theirs(path)["added_tokens"] == [*tokens]
+    assert found[False] != found[True]
+    # Where no two of them can meet, the order of the two is no difference.
+    apart = [added("<a>", 367, normalized=True), added("<b>", 368)]
+    plain = Tokenizer.load(with_added(path, apart[0] | {"normalized": False}, apart[1]))
+    assert Tokenizer.load(with_added(path, *apart)) == plain
+
+
+REFUSED: list[tuple[dict[str, object], str]] = [
+    ({"version": "2.0"}, 'version "2.0" is not supported'),
+    ({"extra": [1]}, r"key extra = \[1\] is not known"),
+    ({"truncation": 3}, "truncation = 3 is neither"),
+    ({"padding": "max"}, 'padding = "max" is neither'),
+    ({"post_processor": {"type": "Mystery"}}, "post_processor Mystery is not known"),
+    (
+        {"post_processor": {"type": "Sequence", "processors": [{"type": "Mystery"}]}},
+        "post_processor Mystery",
+    ),
+    ({"decoder": {"type": "Strip", "content": " "}}, "decoder Strip is not supported"),
+    ({"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}]}}, "decoder Fuse"),
+    (
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "x": 1}},
+        "key pre_tokenizer ByteLevel.x = 1",
+    ),
+    ({"normalizer": {"type": "NFC"}}, "normalizer NFC is not supported"),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=lambda part: str(part)[:40])
+def test_what_is_not_known_is_refused_by_its_name(
+    tmp_path: Path, keys: dict[str, object], message: str
+) -> None:
+    path = with_added(tmp_path / "tokenizer.json", added("<|end|>", 367), **keys)
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([added("<a>", 400)], "has the id 400, but tokenizers gives it 367"),
+        ([added("<a>", 367), added("<b>", 369)], "has the id 369, but tokenizers gives it 368"),
+        ([added("\u0100", 367)], "has the id 367, but tokenizers gives it 0"),
+        ([added("<a>", 367), added("<a>", 368)], "'<a>' is listed twice"),
+        ([added(to_chars(MAIN.vocab[300]), 300)], "is also a part or the result of a merge"),
+        ([added("<a>", 367, rstrip=True)], "has rstrip = true"),
+        ([added("<a>", 367, single_word=True)], "has single_word = true"),
+        ([added("<a>", 367) | {"color": "red"}], "key added_tokens '<a>' color = \"red\""),
+    ],
+)
+def test_added_tokens_that_would_get_other_ids_are_refused(
+    tmp_path: Path, tokens: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.load(with_added(tmp_path / "tokenizer.json", *tokens))
+
+
+def test_an_unknown_key_of_the_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    document = document_of(MAIN, path)
+    document["model"]["temperature"] = 2
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"key model\.temperature = 2 is not known"):
+        Tokenizer.load(path)
