@@ -28,8 +28,8 @@ test: .venv/.ready ## the quick tests: cargo test of the two cores, then pytest
 	cargo test --quiet
 	python -m pytest
 
-test-slow: .venv/.ready ## the slow tests: minutes long, or torture
-	python -m pytest -m slow --timeout 900
+test-slow: .venv/.ready ## the slow tests, 17 minutes; ARGS="tests/test_resume.py"
+	python -m pytest -m slow --timeout 900 $(ARGS)
 
 # On every core, a line for each rung that is done. Long, so: make fuzz > fuzz.log 2>&1 &
 fuzz: .venv/.ready ## every rung of the ladder: 20,000 examples, round trips 100,000; ARGS="-k roundtrip"

@@ -227,3 +227,11 @@ def test_no_other_module_is_a_command():
     mains = {path for path in MODULES if any(n.name == "main" for n in public(parse(path)))}
     homes = {PACKAGE / f"{name}.py" for name in modules()} | set(PACKAGE.glob("*/__main__.py"))
     assert mains <= homes | {PACKAGE / "__main__.py"}
+
+
+def test_ci_runs_every_file_that_has_slow_tests():
+    text = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    listed = re.findall(r"^\d+ (tests/test_\w+\.py)$", text, re.MULTILINE)
+    marked = [p for p in (ROOT / "tests").glob("test_*.py") if "mark.slow" in p.read_text()]
+    # This file names the mark, and has no such test.
+    assert sorted(listed) == sorted(named(p) for p in marked if p != Path(__file__))
