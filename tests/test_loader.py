@@ -5,12 +5,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.bytes_tokenizer import VOCAB, Bytes, counting, flat, take
 from tinylm import _rust
-from tinylm.data import Dataset, Loader, ShardWriter
+from tinylm.data import Batch, Dataset, Loader, ShardWriter
 from tinylm.reference import order as reference
 
 
@@ -31,6 +32,22 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ids(dataset):
     return dataset.read(0, dataset.n_tokens).tolist()
+
+
+def test_a_row_of_several_pieces_is_filled_as_the_worked_example_says():
+    """Also worked through by the Rust side, in rust/dataloader/tests/naive/batches.rs."""
+    ids = [1, 2, 99, 3, 4, 5, 99]
+    pieces = [reference.Piece(0, 0, 2, 0), reference.Piece(0, 3, 3, 1)]
+    tokens, targets, positions, documents = reference.fill([ids], pieces, 7)
+    assert tokens == [1, 2, 3, 4, 5, 0, 0]
+    # No target crosses from one document into the next: the last one of each is its eos.
+    assert targets == [2, 99, 4, 5, 99, -100, -100]
+    assert positions == [0, 1, 0, 1, 2, 0, 0]
+    assert documents == [0, 0, 1, 1, 1, -1, -1]
+    # A piece may begin with the eos before its document, lie in another source, or end with it.
+    other = [reference.Piece(0, 2, 2, 7), reference.Piece(1, 1, 2, 8)]
+    tokens, targets, *_ = reference.fill([ids, [6, 7, 8]], other, 4)
+    assert (tokens, targets) == ([99, 3, 7, 8], [3, 4, 8, -100])
 
 
 @given(st.integers(1, 200) | st.integers(1024, 5000), st.integers(0, 2**64 - 1))
@@ -168,6 +185,9 @@ def test_overlapping_rows_begin_a_stride_apart(dataset, ids):
         {"seed": 2**64},
         {"rank": 1},
         {"world_size": 5},
+        {"world_size": 0},
+        {"batch_size": -1},
+        {"threads": 2**70},
         {"threads": 0},
         {"prefetch": 0},
         {"dtype": "int16"},
@@ -204,3 +224,17 @@ def test_a_batch_has_the_dtype_that_is_asked_for_and_a_row_stands_alone(dataset)
             for i in range(3):
                 row = [part.tolist() for part in loader.row(0, i)]
                 assert row == [batch.tokens[i].tolist(), batch.targets[i].tolist()]
+
+
+def test_a_micro_batch_is_the_same_rows_of_every_field(dataset):
+    with Loader(dataset, batch_size=4, context_length=32) as loader:
+        batch = next(loader)
+    assert batch.positions is batch.documents is None
+    part = batch.rows(slice(1, 3))
+    assert part.tokens.equal(batch.tokens[1:3])
+    assert part.targets.equal(batch.targets[1:3])
+    assert part.positions is part.documents is None
+    packed = Batch(*torch.arange(4 * 12).view(4, 4, 3))
+    part = packed.rows(slice(2, None))
+    assert part.positions.tolist() == [[30, 31, 32], [33, 34, 35]]
+    assert part.documents.tolist() == [[42, 43, 44], [45, 46, 47]]

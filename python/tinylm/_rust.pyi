@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,8 @@ class WordCounts:
 
 # The dataloader
 
+_Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]
+
 @final
 class ShardWriter:
     """Documents to shards."""
@@ -115,10 +117,16 @@ class ShardWriter:
 
 @final
 class Tokens:
-    """Shards, as (path, tokens, header hash, block hashes), read as one array."""
+    """Shards read as one array.
+
+    A shard is (path, tokens, byte of the first token, header hash, block hashes). A file that
+    another program wrote has None for the hashes: its tokens are taken as they are.
+    """
 
     def __new__(
-        cls, shards: Sequence[tuple[os.PathLike[str], int, int, list[int]]], itemsize: int
+        cls,
+        shards: Sequence[tuple[os.PathLike[str], int, int, int | None, list[int] | None]],
+        itemsize: int,
     ) -> Tokens: ...
     @property
     def n_tokens(self) -> int: ...
@@ -147,8 +155,8 @@ class Rows:
     def start(self, epoch: int, i: int) -> int:
         """The token at which row `i` of `epoch` begins."""
 
-    def row(self, epoch: int, i: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(tokens[T], targets[T]) of one row."""
+    def row(self, epoch: int, i: int) -> _Arrays:
+        """(tokens[T], targets[T], positions[T], documents[T]) of one row, int64."""
 
     def stream(
         self,
@@ -168,8 +176,11 @@ class Rows:
 class Stream:
     """Batches made ahead by threads."""
 
-    def next(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """The next (tokens[B, T], targets[B, T]); None at the end."""
+    def next(self) -> _Arrays | None:
+        """The next (tokens, targets, positions, documents), each [B, T]; None at the end.
+
+        Positions and documents are None if every row is one piece.
+        """
 
     def close(self) -> None:
         """End the threads."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.rungs.rung import rust_rung
 from tests.support.bytes_tokenizer import VOCAB, Bytes
+from tinylm import _rust
 from tinylm.data import Dataset, ShardWriter
 from tinylm.reference import shards
 
@@ -183,6 +184,35 @@ def read(start, n, verified):
     return dataset.read(start, n).tolist()
 
 
+def foreign_slowly(itemsize, files, start, end):
+    """A range of the tokens of several files."""
+    ids = [id for _, ids, _ in files for id in ids]
+    return ids[round(start * len(ids)) : round(end * len(ids))], len(ids)
+
+
+def foreign(itemsize, files, start, end):
+    """The same, read from files without a header of ours or hashes."""
+    with TemporaryDirectory() as folder:
+        entries = []
+        for number, (before, ids, after) in enumerate(files):
+            path = Path(folder) / f"{number}.bin"
+            payload = np.array(ids, f"<u{itemsize}").tobytes()
+            path.write_bytes(before + payload + after)
+            entries.append((path, len(ids), len(before), None, None))
+        tokens = _rust.Tokens(entries, itemsize)
+        first, last = round(start * tokens.n_tokens), round(end * tokens.n_tokens)
+        return tokens.read(first, max(0, last - first)).tolist(), tokens.n_tokens
+
+
+@st.composite
+def foreign_files(draw):
+    """Files of tokens with something before and after them, and a range of the tokens."""
+    itemsize = draw(st.sampled_from([2, 4]))
+    ids = st.lists(st.integers(0, 256**itemsize - 1), max_size=30)
+    file = st.tuples(st.binary(max_size=40), ids, st.binary(max_size=5))
+    return itemsize, draw(st.lists(file, min_size=1, max_size=3)), draw(SHARES), draw(SHARES)
+
+
 DOCUMENTS = (
     st.lists(st.integers(0, 40), min_size=1, max_size=30),
     st.sampled_from(VOCAB_SIZES),
@@ -217,6 +247,14 @@ RUNGS = (
         ranges(),
         lambda: (LONG // 3 - 500_000, 1_000_000, ()),
         covers=("Tokens.read",),
+    ),
+    rust_rung(
+        "tokens of other files",
+        foreign_slowly,
+        foreign,
+        foreign_files(),
+        lambda: (2, [(b"x" * 80, list(range(50_000)), b"")] * 4, 0.1, 0.9),
+        cost=2,
     ),
     rust_rung(
         "damage",

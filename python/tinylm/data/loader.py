@@ -3,6 +3,9 @@
 Rust threads fill batches ahead of the training loop without the GIL. Neither their number nor
 the number of ranks can be seen in what comes out: there is one global order, and every rank
 takes its rows of each global batch. So the state of a run is one integer, the rows handed out.
+
+The limits of the arguments are those of the Rust crate, which says them in its errors; here are
+only the rules that it cannot see.
 """
 
 import os
@@ -19,16 +22,33 @@ if TYPE_CHECKING:
     import torch
 
 STATE_VERSION = 1
-_MAX_SEED = 2**64 - 1
 _MAX_ROWS = 2**62
+# tokens, targets, positions, documents
+_Arrays = tuple[Any, Any, Any | None, Any | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`tokens[B, T]` and `targets[B, T]`, the token after each; -100 where it does not count."""
+    """`tokens[B, T]` and `targets[B, T]`, the token after each; -100 where it does not count.
+
+    Where a row holds pieces of several documents, `positions[B, T]` counts from 0 in each piece
+    and `documents[B, T]` numbers the documents, -1 for padding. Both are None if every row is one
+    piece: then the positions of every row are 0 to T - 1, and every row is one document.
+    """
 
     tokens: "torch.Tensor"
     targets: "torch.Tensor"
+    positions: "torch.Tensor | None" = None
+    documents: "torch.Tensor | None" = None
+
+    def rows(self, which: slice) -> "Batch":
+        """The rows `which` of every tensor, without a copy: a micro-batch."""
+        return Batch(
+            self.tokens[which],
+            self.targets[which],
+            None if self.positions is None else self.positions[which],
+            None if self.documents is None else self.documents[which],
+        )
 
 
 class Stats(TypedDict):
@@ -73,20 +93,19 @@ class Loader:
     ) -> None:
         import torch
 
-        for name, value, least, most in (
-            ("batch_size", batch_size, 1, 2**31),
-            ("context_length", context_length, 1, 2**31),
-            ("stride", context_length if stride is None else stride, 1, context_length),
-            ("seed", seed, 0, _MAX_SEED),
-            ("world_size", world_size, 1, batch_size),
-            ("rank", rank, 0, world_size - 1),
-            ("threads", threads, 1, 1024),
-            ("prefetch", prefetch, 1, 1024),
+        # The Rust side counts in unsigned numbers of 64 bits, and checks what they are.
+        for name, value in (
+            ("batch_size", batch_size),
+            ("context_length", context_length),
+            ("stride", context_length if stride is None else stride),
+            ("seed", seed),
+            ("rank", rank),
+            ("world_size", world_size),
+            ("threads", threads),
+            ("prefetch", prefetch),
         ):
-            if not least <= value <= most:
-                raise ValueError(f"{name}={value} must be between {least} and {most}")
-        if dtype not in ("int64", "int32"):
-            raise ValueError(f"dtype={dtype!r} must be int64 or int32")
+            if not 0 <= value < 2**64:
+                raise ValueError(f"{name}={value} must be between 0 and {2**64 - 1}")
         if order == "random" and stride is not None:
             raise ValueError(f"stride={stride} has no meaning for order=random: leave it out")
         self._dataset = sources
@@ -112,6 +131,8 @@ class Loader:
         self._stall = 0.0
         self._stream: _rust.Stream | None = None
         self._rows = self._open_rows()
+        # A stream without rows starts no thread: wrong arguments fail here, not at the first batch.
+        self._rows.stream(first_row=0, end_row=0, **self._slice)
 
     def _open_rows(self) -> _rust.Rows:
         self._process = os.getpid()
@@ -178,23 +199,28 @@ class Loader:
         finally:
             stream.close()
 
-    def _batch(self, arrays: tuple[Any, Any]) -> Batch:
-        tokens, targets = (self._from_numpy(array) for array in arrays)
+    def _batch(self, arrays: _Arrays) -> Batch:
+        tokens, targets, positions, documents = arrays
+        return Batch(
+            self._tensor(tokens),
+            self._tensor(targets),
+            None if positions is None else self._tensor(positions),
+            None if documents is None else self._tensor(documents),
+        )
+
+    def _tensor(self, array: Any) -> "torch.Tensor":
+        """The array's memory as a tensor, or a copy of it on the device."""
+        tensor = self._from_numpy(array)
         if self._device.type == "cuda":
             # The copy runs beside the model; torch keeps the pinned pages until it is done.
-            tokens, targets = (
-                tensor.pin_memory().to(self._device, non_blocking=True)
-                for tensor in (tokens, targets)
-            )
-        elif self._device.type != "cpu":
-            tokens, targets = tokens.to(self._device), targets.to(self._device)
-        return Batch(tokens, targets)
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor if self._device.type == "cpu" else tensor.to(self._device)
 
     def row(self, epoch: int, i: int) -> "tuple[torch.Tensor, torch.Tensor]":
         """(tokens[T], targets[T]) of row `i` of `epoch`, int64 on the CPU: a pure function."""
         if not 0 <= epoch < _MAX_ROWS or not 0 <= i < self.n_rows:
             raise ValueError(f"row {i} of epoch {epoch}: an epoch has {self.n_rows} rows")
-        tokens, targets = self._current_rows().row(epoch, i)
+        tokens, targets, *_ = self._current_rows().row(epoch, i)
         return self._from_numpy(tokens), self._from_numpy(targets)
 
     def state(self) -> dict[str, Any]:

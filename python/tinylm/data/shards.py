@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000
+HEADER_BYTES = 1024
 BLOCK_BYTES = 1 << 20
 Ids = Sequence[int] | NDArray[Any]
 
@@ -187,6 +188,7 @@ class Dataset:
             (
                 folder / shard.name,
                 shard.tokens,
+                HEADER_BYTES,
                 _number(shard.header),
                 [*map(_number, shard.blocks)],
             )

@@ -1,4 +1,4 @@
-"""Which window of the dataset is row `i` of epoch `e`: a pure function of (seed, epoch, i).
+"""Which tokens are row `i` of epoch `e`: a pure function of (seed, epoch, i).
 
 Storing a shuffled order costs 4 to 12 bytes a sample and has to be saved to resume; computing
 it costs nothing and resuming is one integer. A permutation of 0..n is computed by a Feistel
@@ -10,7 +10,13 @@ chi-squared tests from n = 100 on; below 1024 a table shuffled by Fisher and Yat
 
 A disk serves whole blocks 17 to 80 times as fast as single rows, so an epoch is shuffled on two
 levels: blocks of rows are permuted, then the rows within each window of 32 blocks.
+
+Between the order and the batch stands a plan: it turns the number of a row into pieces, each a
+run of tokens of one document. `window` is the plan of rows that are cut from the dataset without
+regard to documents, one piece per row; `fill` says what any pieces become.
 """
+
+from typing import NamedTuple
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -120,22 +126,60 @@ def start(
     return min(row * stride, last)
 
 
+class Piece(NamedTuple):
+    """Tokens `start` to `start + length` of a source, as inputs that belong to `document`."""
+
+    source: int
+    start: int
+    length: int
+    document: int
+
+
+def window(n_tokens: int, begin: int, context_length: int) -> list[Piece]:
+    """The pieces of a row that begins at token `begin`: one, shorter at the end of the source."""
+    return [Piece(0, begin, min(context_length, n_tokens - begin), 0)]
+
+
+def fill(
+    sources: list[list[int]],
+    pieces: list[Piece],
+    context_length: int,
+    mask_after: int | None = None,
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """(tokens, targets, positions, documents) of a row, each of `context_length` numbers.
+
+    The target of an input is the token after it in its source, also for the last input of a
+    piece, and -100 at the end of the source. It is never a token of the next piece: a piece that
+    ends one token before its document does has the document's eos as its last target. With
+    `mask_after` (the id of eos), the targets after the first such target of a piece are -100.
+    Positions count from 0 in every piece. Padding is token 0, target -100, position 0 and
+    document -1.
+    """
+    tokens: list[int] = []
+    targets: list[int] = []
+    positions: list[int] = []
+    documents: list[int] = []
+    for source, start, length, document in pieces:
+        after = sources[source][start + 1 : start + length + 1]
+        after += [-100] * (length - len(after))
+        if mask_after is not None and mask_after in after:
+            kept = after.index(mask_after) + 1
+            after[kept:] = [-100] * (length - kept)
+        tokens += sources[source][start : start + length]
+        targets += after
+        positions += range(length)
+        documents += [document] * length
+    rest = context_length - len(tokens)
+    padding = ([0] * rest, [-100] * rest, [0] * rest, [-1] * rest)
+    return tokens + padding[0], targets + padding[1], positions + padding[2], documents + padding[3]
+
+
 def row(
     ids: list[int], begin: int, context_length: int, mask_after: int | None = None
 ) -> tuple[list[int], list[int]]:
-    """(tokens, targets) of the row that begins at `begin`: the target is the token after.
-
-    Padding is token 0 with target -100. With `mask_after` (the id of eos), the targets after
-    the first such target are -100 too.
-    """
-    window = ids[begin : begin + context_length + 1]
-    tokens, targets = window[:context_length], window[1:]
-    tokens += [0] * (context_length - len(tokens))
-    targets += [-100] * (context_length - len(targets))
-    if mask_after is not None and mask_after in targets:
-        kept = targets.index(mask_after) + 1
-        targets[kept:] = [-100] * (context_length - kept)
-    return tokens, targets
+    """(tokens, targets) of the window that begins at `begin`."""
+    pieces = window(len(ids), begin, context_length)
+    return fill([ids], pieces, context_length, mask_after)[:2]
 
 
 def global_rows(first: int, batch_size: int, rank: int, world_size: int) -> list[int]:

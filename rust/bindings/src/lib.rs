@@ -3,8 +3,9 @@
 use pyo3::prelude::*;
 
 mod arguments;
-mod dataloader;
+mod batches;
 mod error;
+mod shards;
 mod tokenizer;
 
 /// The compiled half of the package.
@@ -24,6 +25,7 @@ mod rust {
             },
         )?;
         super::tokenizer::register(module)?;
-        super::dataloader::register(module)
+        super::shards::register(module)?;
+        super::batches::register(module)
     }
 }

@@ -1,59 +1,64 @@
-//! Rows to batches: `tokens[B, T]` and `targets[B, T]`, the targets one token later.
+//! Rows to batches: what the pieces of a plan become.
+//!
+//! A [`Filler`] asks the plan for the pieces of a row, reads each with the token after it, and
+//! appends inputs, targets and, for a packed plan, positions and documents. [`crate::plan`] has
+//! the contract. Nothing here knows an order or a file.
+//!
+//! There is one global order of rows. Batch `k` of a stream is rows `first + k * batch_size` and
+//! so on, over the ends of epochs, and [`Slice`] says which of them are ours. So the number of
+//! ranks cannot be seen in what they get together, and two ranks never get the same row.
 
-use crate::format::Width;
-use crate::order::{Rows, Walk};
+use std::sync::Arc;
+
+use crate::format::Element;
+use crate::plan::{Piece, Plan};
 use crate::read::{Reading, Tokens};
-use crate::{Error, Result};
+use crate::{Error, Result, within};
 
 /// The target that a loss leaves out.
-pub const IGNORED: i32 = -100;
+pub const IGNORED: i64 = -100;
+/// The document of padding.
+pub const PADDING: i64 = -1;
+/// Rows of a global batch.
+pub const MAX_BATCH_SIZE: u64 = 1 << 31;
+/// Numbers of rows stay below this, far from any overflow.
+pub const MAX_ROWS: u64 = 1 << 62;
 
-/// An integer that a batch may be made of.
-pub trait Element: Copy + PartialEq + Send + 'static {
-    /// The value of an id (or of [`IGNORED`]) in this type.
-    fn from_id(id: i64) -> Self;
-    /// Appends tokens as they lie on disk.
-    fn extend(out: &mut Vec<Self>, bytes: &[u8], width: Width);
-}
-
-macro_rules! element {
-    ($type:ty) => {
-        impl Element for $type {
-            fn from_id(id: i64) -> Self {
-                id as Self
-            }
-
-            #[inline]
-            #[allow(clippy::cast_lossless, reason = "one macro for narrow and wide types")]
-            fn extend(out: &mut Vec<Self>, bytes: &[u8], width: Width) {
-                match width {
-                    Width::Two => out.extend(
-                        bytes
-                            .chunks_exact(2)
-                            .map(|b| u16::from_le_bytes([b[0], b[1]]) as Self),
-                    ),
-                    Width::Four => out.extend(
-                        bytes
-                            .chunks_exact(4)
-                            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as Self),
-                    ),
-                }
-            }
-        }
-    };
-}
-element!(u16);
-element!(u32);
-element!(i32);
-element!(i64);
-
-/// Two arrays of `rows` x `context_length`, row by row.
+/// Arrays of `rows` x `row_length`, row by row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch<E> {
     /// What the model reads.
     pub tokens: Vec<E>,
     /// What it should say, -100 where it does not matter.
     pub targets: Vec<E>,
+    /// Places of the tokens in their pieces; empty if every row is one piece.
+    pub positions: Vec<E>,
+    /// Numbers of the tokens' documents, -1 for padding; empty if every row is one piece.
+    pub documents: Vec<E>,
+}
+
+impl<E: Element> Batch<E> {
+    /// An empty batch with room for `n` tokens.
+    fn with_room(n: usize, packed: bool) -> Self {
+        let other = if packed { n } else { 0 };
+        Self {
+            // The token after a piece is read behind its inputs, and removed.
+            tokens: Vec::with_capacity(n + 1),
+            targets: Vec::with_capacity(n),
+            positions: Vec::with_capacity(other),
+            documents: Vec::with_capacity(other),
+        }
+    }
+
+    /// Appends padding up to `n` tokens.
+    fn pad(&mut self, n: usize, packed: bool) {
+        self.tokens.resize(n, E::from_id(0));
+        self.targets.resize(n, E::from_id(IGNORED));
+        if packed {
+            self.positions.resize(n, E::from_id(0));
+            self.documents.resize(n, E::from_id(PADDING));
+        }
+    }
 }
 
 /// Which rows of each global batch are ours, and how far the stream goes.
@@ -74,19 +79,11 @@ pub struct Slice {
 impl Slice {
     /// Checks the numbers against each other.
     pub fn check(&self) -> Result<()> {
-        if self.world_size == 0 || self.rank >= self.world_size {
-            return Err(Error::Invalid(format!(
-                "rank is {}; it must be below world_size = {}",
-                self.rank, self.world_size
-            )));
-        }
-        if self.batch_size < self.world_size {
-            return Err(Error::Invalid(format!(
-                "batch_size is {}; it must be at least world_size = {}, one row a rank",
-                self.batch_size, self.world_size
-            )));
-        }
-        Ok(())
+        within("batch_size", self.batch_size, 1, MAX_BATCH_SIZE)?;
+        // Every rank has a row of every batch.
+        within("world_size", self.world_size, 1, self.batch_size)?;
+        within("rank", self.rank, 0, self.world_size - 1)?;
+        within("first_row", self.first_row, 0, MAX_ROWS - 1)
     }
 
     /// Rows of a batch that are ours.
@@ -101,78 +98,88 @@ impl Slice {
     }
 }
 
-/// Makes batches of one dataset; each thread has its own.
-#[derive(Debug)]
-pub struct Filler<'a, E> {
-    tokens: &'a Tokens,
-    rows: &'a Rows,
-    /// Targets after the first of these in a row are left out.
+/// Makes batches of the rows of a plan; each thread has its own.
+#[derive(Clone, Debug)]
+pub struct Filler<P> {
+    sources: Vec<(Arc<Tokens>, Reading)>,
+    plan: P,
+    /// Targets after the first of these in a piece are left out.
     mask_after: Option<u32>,
-    walk: Walk<'a>,
-    reading: Reading,
-    window: Vec<E>,
+    /// The pieces of one row, kept so that a row needs no allocation.
+    pieces: Vec<Piece>,
 }
 
-impl<'a, E: Element> Filler<'a, E> {
-    /// A filler over `rows` of `tokens`.
-    pub fn new(tokens: &'a Tokens, rows: &'a Rows, mask_after: Option<u32>) -> Self {
-        let reading = if rows.scattered() {
+impl<P: Plan> Filler<P> {
+    /// A filler of the rows of `plan`, whose pieces lie in `sources`.
+    pub fn new(sources: Vec<Arc<Tokens>>, plan: P, mask_after: Option<u32>) -> Self {
+        let reading = if plan.scattered() {
             Reading::Far
         } else {
             Reading::Near
         };
+        let with_reading = |tokens: Arc<Tokens>| {
+            let reading = tokens.allowed(reading);
+            (tokens, reading)
+        };
         Self {
-            reading: tokens.allowed(reading),
-            tokens,
-            rows,
+            sources: sources.into_iter().map(with_reading).collect(),
+            plan,
             mask_after,
-            walk: rows.walk(),
-            window: Vec::new(),
+            pieces: Vec::new(),
         }
     }
 
     /// Appends row `i` of `epoch`.
-    pub fn row(&mut self, epoch: u64, i: u64, batch: &mut Batch<E>) -> Result<()> {
-        let length = self.rows.context_length();
-        let start = self.walk.start(epoch, i);
-        let n = (self.tokens.n_tokens().saturating_sub(start) as usize).min(length + 1);
-        self.window.clear();
-        self.tokens.read(start, n, self.reading, &mut self.window)?;
-        let targets = batch.targets.len();
-        batch
-            .tokens
-            .extend_from_slice(self.window.get(..n.min(length)).unwrap_or_default());
-        batch
-            .targets
-            .extend_from_slice(self.window.get(1..).unwrap_or_default());
-        // A short row: its last token has a target no longer, and what follows is padding.
-        batch.tokens.resize(targets + length, E::from_id(0));
-        batch
-            .targets
-            .resize(targets + length, E::from_id(i64::from(IGNORED)));
+    pub fn row<E: Element>(&mut self, epoch: u64, i: u64, batch: &mut Batch<E>) -> Result<()> {
+        let end = batch.targets.len() + self.plan.row_length();
+        self.pieces.clear();
+        self.plan.row(epoch, i, &mut self.pieces);
+        let length: usize = self.pieces.iter().map(|piece| piece.length).sum();
+        if length > self.plan.row_length() {
+            let problem =
+                format!("row {i} of epoch {epoch} has {length} inputs: a bug in its plan");
+            return Err(Error::Invalid(problem));
+        }
+        for piece in &self.pieces {
+            self.piece(piece, batch)?;
+        }
+        batch.pad(end, self.plan.packed());
+        Ok(())
+    }
+
+    /// Appends the inputs of a piece, the token after each, and what a packed plan says of them.
+    #[inline]
+    fn piece<E: Element>(&self, piece: &Piece, batch: &mut Batch<E>) -> Result<()> {
+        let Some((tokens, reading)) = self.sources.get(piece.source) else {
+            let problem = format!("there is no source {}: a bug in a plan", piece.source);
+            return Err(Error::Invalid(problem));
+        };
+        let (first, length) = (batch.tokens.len(), piece.length);
+        let left = tokens.n_tokens().saturating_sub(piece.start);
+        let after = usize::from(left > length as u64);
+        tokens.read(piece.start, length + after, *reading, &mut batch.tokens)?;
+        // What was read is inputs and targets at once, so the targets are a copy in memory.
+        let targets = batch.tokens.get(first + 1..).unwrap_or_default();
+        batch.targets.extend_from_slice(targets);
+        batch.tokens.truncate(first + length);
+        // At the end of the source, the last input has no target.
+        batch.targets.resize(first + length, E::from_id(IGNORED));
         if let Some(eos) = self.mask_after {
-            let row = batch.targets.get_mut(targets..).unwrap_or_default();
-            let eos = E::from_id(i64::from(eos));
-            let after = row
-                .iter()
-                .position(|&id| id == eos)
-                .map_or(length, |at| at + 1);
-            row.iter_mut()
-                .skip(after)
-                .for_each(|id| *id = E::from_id(i64::from(IGNORED)));
+            leave_out_after(&mut batch.targets, first, E::from_id(i64::from(eos)));
+        }
+        if self.plan.packed() {
+            batch.positions.extend((0..length as i64).map(E::from_id));
+            let document = E::from_id(i64::from(piece.document));
+            batch.documents.resize(first + length, document);
         }
         Ok(())
     }
 
     /// Our rows of the `number`-th batch of a stream.
-    pub fn batch(&mut self, slice: &Slice, number: u64) -> Result<Batch<E>> {
-        let length = self.rows.context_length();
-        let size = slice.rows() as usize * length;
-        let mut batch = Batch {
-            tokens: Vec::with_capacity(size),
-            targets: Vec::with_capacity(size),
-        };
-        let n_rows = self.rows.n_rows();
+    pub fn batch<E: Element>(&mut self, slice: &Slice, number: u64) -> Result<Batch<E>> {
+        let (packed, n_rows) = (self.plan.packed(), self.plan.n_rows());
+        let size = slice.rows() as usize * self.plan.row_length();
+        let mut batch = Batch::with_room(size, packed);
         let first = slice.first_row + number * slice.batch_size;
         for k in 0..slice.rows() {
             let row = first + slice.rank + k * slice.world_size;
@@ -181,14 +188,23 @@ impl<'a, E: Element> Filler<'a, E> {
             }
             self.row(row / n_rows, row % n_rows, &mut batch)?;
         }
-        batch.tokens.resize(size, E::from_id(0));
-        batch.targets.resize(size, E::from_id(i64::from(IGNORED)));
-        for (start, n) in self
-            .walk
-            .ahead(first / n_rows, first % n_rows, slice.batch_size)
-        {
-            self.tokens.warm(start, n)?;
+        batch.pad(size, packed);
+        let ahead = self
+            .plan
+            .ahead(first / n_rows, first % n_rows, slice.batch_size);
+        for span in ahead {
+            if let Some((tokens, _)) = self.sources.get(span.source) {
+                tokens.warm(span.start, span.length)?;
+            }
         }
         Ok(batch)
     }
+}
+
+/// Ignores the targets after the first `eos` from `first` on.
+fn leave_out_after<E: Element>(targets: &mut [E], first: usize, eos: E) {
+    let piece = targets.get_mut(first..).unwrap_or_default();
+    let mut after = piece.iter_mut().skip_while(|id| **id != eos);
+    after.next();
+    after.for_each(|id| *id = E::from_id(IGNORED));
 }

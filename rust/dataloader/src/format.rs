@@ -133,3 +133,42 @@ fn le_i32(bytes: &[u8]) -> i32 {
 pub fn hash(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)
 }
+
+/// An integer that a batch may be made of.
+pub trait Element: Copy + PartialEq + Send + 'static {
+    /// The value in this type of an id, or of the target that a loss leaves out.
+    fn from_id(id: i64) -> Self;
+    /// Appends tokens as they lie on disk.
+    fn extend(out: &mut Vec<Self>, bytes: &[u8], width: Width);
+}
+
+macro_rules! element {
+    ($type:ty) => {
+        impl Element for $type {
+            fn from_id(id: i64) -> Self {
+                id as Self
+            }
+
+            #[inline]
+            #[allow(clippy::cast_lossless, reason = "one macro for narrow and wide types")]
+            fn extend(out: &mut Vec<Self>, bytes: &[u8], width: Width) {
+                match width {
+                    Width::Two => out.extend(
+                        bytes
+                            .chunks_exact(2)
+                            .map(|b| u16::from_le_bytes([b[0], b[1]]) as Self),
+                    ),
+                    Width::Four => out.extend(
+                        bytes
+                            .chunks_exact(4)
+                            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as Self),
+                    ),
+                }
+            }
+        }
+    };
+}
+element!(u16);
+element!(u32);
+element!(i32);
+element!(i64);

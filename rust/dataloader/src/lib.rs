@@ -1,15 +1,70 @@
 //! Token shards to training batches.
 //!
-//! [`write`] puts documents of token ids into shards that llm.c can read, [`Tokens`] reads them
-//! back as one long array whose every block is checked, [`Rows`] says which window of that array
-//! is row `i` of epoch `e`, and [`Stream`] fills batches of rows ahead of the training loop.
+//! ```text
+//! documents -> write -> shards -> read --\
+//!                                        batch -> ring -> the training loop
+//!                       order -> plan --/
+//! ```
 //!
-//! One idea carries the crate: the stream of rows is a pure function of (dataset, seed, epoch,
-//! index). Threads, prefetching and ranks only decide who computes which piece of it, so none of
-//! them can change it, and a position in it is one integer.
+//! | module | what it does |
+//! |---|---|
+//! | [`format`] | the bytes of a shard, and from bytes to the integers of a batch |
+//! | [`write`] | documents of token ids into shards that llm.c can read |
+//! | [`shard`] | one file: its size, header and blocks, checked |
+//! | `blocks` | the blocks read last, kept in memory |
+//! | [`read`] | shards as one long array of tokens, [`Tokens`] |
+//! | [`order`] | which row comes when |
+//! | [`plan`] | what a row is made of: pieces of sources; [`Windows`] is the plan there is |
+//! | [`batch`] | pieces to arrays: tokens, targets, positions, documents |
+//! | [`ring`] | batches made ahead by threads: [`Stream`] |
 //!
-//! It knows neither Python nor the tokenizer; parsing the manifest is the caller's part. Defined
-//! by `python/tinylm/reference/shards.py` and `order.py`.
+//! A module uses those above it. Two ideas carry the crate. The stream of rows is a pure function
+//! of (dataset, seed, epoch, index): threads, prefetching and ranks only decide who computes which
+//! part of it, so none of them can change it, and a position in it is one integer. And no byte is
+//! trusted: every block is hashed before its first token is used.
+//!
+//! The crate knows neither Python nor the tokenizer; parsing the manifest is the caller's part.
+//! Defined by `python/tinylm/reference/shards.py` and `order.py`.
+//!
+//! # Example
+//!
+//! ```
+//! use std::sync::Arc;
+//! use tinylm_dataloader::batch::Filler;
+//! use tinylm_dataloader::format::{HEADER_BYTES, Width};
+//! use tinylm_dataloader::write::Layout;
+//! use tinylm_dataloader::{Batch, Order, ShardEntry, ShardWriter, Tokens, Windows, plan};
+//!
+//! # fn main() -> tinylm_dataloader::Result<()> {
+//! let folder = std::env::temp_dir().join(format!("tinylm-example-{}", std::process::id()));
+//! std::fs::create_dir_all(&folder).unwrap();
+//! let mut writer = ShardWriter::new(Layout {
+//!     folder: folder.clone(),
+//!     split: "train".to_owned(),
+//!     vocab_size: 100,
+//!     eos_id: 99,
+//!     shard_tokens: 1000,
+//!     tokenizer_sha256: [0; 32],
+//! })?;
+//! writer.add(&[1, 2, 3])?;
+//! writer.add(&[4, 5])?;
+//! let shards = writer.finish()?.into_iter().map(|record| ShardEntry {
+//!     path: folder.join(record.name),
+//!     tokens: record.tokens,
+//!     payload: HEADER_BYTES as u64,
+//!     header: Some(record.header),
+//!     blocks: Some(record.blocks),
+//! });
+//! let tokens = Tokens::open(shards.collect(), Width::Two, plan::cached_blocks(Width::Two))?;
+//! let rows = Windows::new(Order::Sequential, 0, tokens.n_tokens(), 4, 4)?;
+//! let mut batch = Batch::<i64>::default();
+//! Filler::new(vec![Arc::new(tokens)], rows, None).row(0, 0, &mut batch)?;
+//! assert_eq!(batch.tokens, [1, 2, 3, 99]);
+//! assert_eq!(batch.targets, [2, 3, 99, 4]);
+//! # std::fs::remove_dir_all(&folder).unwrap();
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -17,16 +72,22 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub mod batch;
+mod blocks;
 pub mod format;
 pub mod order;
+pub mod plan;
 pub mod read;
 pub mod ring;
+pub mod shard;
 pub mod write;
 
-pub use batch::{Batch, Element, Slice};
-pub use order::{Order, Rows};
+pub use batch::{Batch, Slice};
+pub use format::Element;
+pub use order::Order;
+pub use plan::{Piece, Plan, Windows};
 pub use read::Tokens;
 pub use ring::Stream;
+pub use shard::ShardEntry;
 pub use write::ShardWriter;
 
 /// What can go wrong between a shard and a batch.
@@ -89,3 +150,13 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Returns an error that names an argument whose value is outside `least..=most`.
+fn within(name: &str, value: u64, least: u64, most: u64) -> Result<()> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{name}={value} must be between {least} and {most}"
+    )))
+}

@@ -1,4 +1,5 @@
-//! Which window of the dataset is row `i` of epoch `e`.
+//! In which order the rows of an epoch come. What a row is made of is the matter of
+//! [`crate::plan`].
 //!
 //! A shuffled epoch is two permutations that are computed, not stored. Rows are cut into blocks of
 //! [`BLOCK_TOKENS`] tokens; the blocks are permuted; then the rows inside each window of
@@ -6,10 +7,15 @@
 //! the corpus, and yet the disk sees whole blocks, which it serves 17 to 80 times as fast as
 //! single rows. A corpus of one window (16 M tokens) is shuffled perfectly.
 //!
+//! ```text
+//! place in the epoch    0 1 2 3 4 5 6 7 8 9      window 0: places 0..6, window 1: places 6..10
+//! inside the window     4 0 5 2 1 3|8 7 9 6      every place stays in its window
+//! slot of the block     2 0 2 1 0 1|4 3 4 3      two rows per block, three blocks per window
+//! block in that slot    1 3 1 0 3 0|4 2 4 2      a permutation of all blocks of the corpus
+//! ```
+//!
 //! Everything here is a pure function of (seed, epoch, index); a 64-bit mixer is the only source
 //! of randomness. Defined by `python/tinylm/reference/order.py`.
-
-use crate::{Error, Result};
 
 /// Tokens of one block of rows.
 pub const BLOCK_TOKENS: u64 = 1 << 19;
@@ -48,7 +54,7 @@ fn below(word: u64, n: u64) -> u64 {
 }
 
 /// A permutation of `0..n` chosen by a key, in constant memory (2 KiB for a small `n`).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Permutation {
     /// Fisher and Yates's shuffle, written out.
     Table(Vec<u16>),
@@ -132,152 +138,72 @@ pub enum Order {
     Shuffle,
     /// Each row once an epoch, from the first token to the last.
     Sequential,
-    /// Windows anywhere, with replacement, as nanoGPT takes them.
+    /// Rows that begin anywhere, with replacement, as nanoGPT takes them.
     Random,
 }
 
-/// The rows of one dataset: how many there are, and where each one begins.
-#[derive(Clone, Debug)]
-pub struct Rows {
-    order: Order,
-    seed: u64,
-    n_tokens: u64,
-    context_length: u64,
-    stride: u64,
-    per_epoch: u64,
+/// The `i`-th random number below `n` of an epoch, for [`Order::Random`].
+pub fn anywhere(seed: u64, epoch: u64, i: u64, n: u64) -> u64 {
+    below(draw(key(&[seed, 2, epoch]), i), n)
 }
 
-impl Rows {
-    /// Rows of `context_length + 1` tokens, one each `stride` tokens.
-    ///
-    /// The last row is the first to reach the end of the dataset: shuffled, it begins early enough
-    /// to be whole; sequential, it is padded, so that no target is scored twice.
-    pub fn new(
-        order: Order,
-        seed: u64,
-        n_tokens: u64,
-        context_length: u64,
-        stride: u64,
-    ) -> Result<Self> {
-        if context_length == 0 || context_length > 1 << 31 {
-            return Err(Error::Invalid(format!(
-                "context_length is {context_length}; it must be between 1 and 2147483648"
-            )));
-        }
-        if stride == 0 || stride > context_length {
-            return Err(Error::Invalid(format!(
-                "stride is {stride}; it must be between 1 and context_length = {context_length}, or targets are lost"
-            )));
-        }
-        let least = if order == Order::Sequential {
-            2
-        } else {
-            context_length + 1
-        };
-        if n_tokens < least {
-            return Err(Error::Invalid(format!(
-                "the dataset has {n_tokens} tokens and a row needs {least}: prepare more text or lower context_length = {context_length}"
-            )));
-        }
-        let per_epoch = 1
-            + (n_tokens - 1)
-                .saturating_sub(context_length)
-                .div_ceil(stride);
-        Ok(Self {
-            order,
+/// The rows of an epoch in the order of [`Order::Shuffle`].
+///
+/// It keeps the permutations of the place it is at, so neighbouring rows are cheap and a jump
+/// costs a new permutation. Each thread has its own.
+#[derive(Clone, Debug)]
+pub struct Shuffle {
+    seed: u64,
+    n_rows: u64,
+    block_rows: u64,
+    /// (epoch, order of its blocks)
+    blocks: Option<(u64, Permutation)>,
+    /// (epoch, window, order of the rows in it)
+    window: Option<(u64, u64, Permutation)>,
+}
+
+impl Shuffle {
+    /// A shuffle of epochs of `n_rows` rows, each of which takes `stride` tokens of the dataset.
+    pub fn new(seed: u64, n_rows: u64, stride: u64) -> Self {
+        Self {
             seed,
-            n_tokens,
-            context_length,
-            stride,
-            per_epoch,
-        })
-    }
-
-    /// Rows of one epoch.
-    pub fn n_rows(&self) -> u64 {
-        self.per_epoch
-    }
-
-    /// Tokens of one row's input.
-    pub fn context_length(&self) -> usize {
-        self.context_length as usize
-    }
-
-    /// Whether rows are far apart, so that reading whole blocks for them is a waste.
-    pub fn scattered(&self) -> bool {
-        self.order == Order::Random
-    }
-
-    /// A walker over these rows; it keeps the permutations of the place it is at.
-    pub fn walk(&self) -> Walk<'_> {
-        Walk {
-            rows: self,
+            n_rows,
+            block_rows: (BLOCK_TOKENS / stride.max(1)).max(1),
             blocks: None,
             window: None,
         }
     }
 
-    fn block_rows(&self) -> u64 {
-        (BLOCK_TOKENS / self.stride).max(1)
+    /// Rows of one block.
+    pub fn block_rows(&self) -> u64 {
+        self.block_rows
     }
 
-    fn token_of(&self, row: u64) -> u64 {
-        let start = row * self.stride;
-        match self.order {
-            Order::Sequential => start,
-            Order::Shuffle | Order::Random => start.min(self.n_tokens - self.context_length - 1),
-        }
-    }
-}
-
-/// See [`Rows::walk`].
-#[derive(Debug)]
-pub struct Walk<'a> {
-    rows: &'a Rows,
-    blocks: Option<(u64, Permutation)>,
-    window: Option<(u64, u64, Permutation)>,
-}
-
-impl Walk<'_> {
-    /// The token at which row `i` of `epoch` begins.
-    pub fn start(&mut self, epoch: u64, i: u64) -> u64 {
-        let rows = self.rows;
-        match rows.order {
-            Order::Sequential => rows.token_of(i),
-            Order::Random => {
-                let key = key(&[rows.seed, 2, epoch]);
-                below(draw(key, i), rows.n_tokens - rows.context_length)
-            }
-            Order::Shuffle => rows.token_of(self.shuffled(epoch, i)),
-        }
-    }
-
-    fn shuffled(&mut self, epoch: u64, i: u64) -> u64 {
-        let rows = self.rows;
-        let window_rows = rows.block_rows() * WINDOW_BLOCKS;
+    /// The row in place `i < n_rows` of `epoch`.
+    pub fn row(&mut self, epoch: u64, i: u64) -> u64 {
+        let window_rows = self.block_rows * WINDOW_BLOCKS;
         let (number, place) = (i / window_rows, i % window_rows);
         if !matches!(&self.window, Some((e, w, _)) if (*e, *w) == (epoch, number)) {
-            let size = window_rows.min(rows.per_epoch - number * window_rows);
-            let key = key(&[rows.seed, 1, epoch, number]);
+            let size = window_rows.min(self.n_rows - number * window_rows);
+            let key = key(&[self.seed, 1, epoch, number]);
             self.window = Some((epoch, number, Permutation::new(size, key)));
         }
         let inside = self
             .window
             .as_ref()
             .map_or(place, |(_, _, inside)| inside.at(place));
-        let block_rows = rows.block_rows();
         let position = number * window_rows + inside;
-        self.block(epoch, position / block_rows) * block_rows + position % block_rows
+        self.block(epoch, position / self.block_rows) * self.block_rows + position % self.block_rows
     }
 
     /// The block at `slot` of the epoch; the incomplete block at the end, if any, stays there.
     fn block(&mut self, epoch: u64, slot: u64) -> u64 {
-        let whole = self.rows.per_epoch / self.rows.block_rows();
+        let whole = self.n_rows / self.block_rows;
         if slot >= whole {
             return slot;
         }
         if !matches!(&self.blocks, Some((e, _)) if *e == epoch) {
-            let key = key(&[self.rows.seed, 0, epoch]);
+            let key = key(&[self.seed, 0, epoch]);
             self.blocks = Some((epoch, Permutation::new(whole, key)));
         }
         self.blocks
@@ -285,27 +211,20 @@ impl Walk<'_> {
             .map_or(slot, |(_, blocks)| blocks.at(slot))
     }
 
-    /// The (first token, tokens) to read ahead while rows `i..i + n` of `epoch` are served.
+    /// The blocks to read ahead while rows `i..i + n` of `epoch` are served: the first row of each.
     ///
     /// A new window would otherwise need all its blocks at once: its blocks are spread evenly over
     /// the rows of the window before it.
-    pub fn ahead(&mut self, epoch: u64, i: u64, n: u64) -> Vec<(u64, u64)> {
-        let rows = self.rows;
-        let block_rows = rows.block_rows();
+    pub fn ahead(&mut self, epoch: u64, i: u64, n: u64) -> Vec<u64> {
+        let (block_rows, n_rows) = (self.block_rows, self.n_rows);
         let window_rows = block_rows * WINDOW_BLOCKS;
         let next = (i / window_rows + 1) * WINDOW_BLOCKS;
-        if rows.order != Order::Shuffle || next * block_rows >= rows.per_epoch {
-            return Vec::new();
-        }
         let place = i % window_rows;
         let from = place.div_ceil(block_rows);
         let to = (place + n).min(window_rows).div_ceil(block_rows);
-        let slots = (next + from..next + to).filter(|slot| slot * block_rows < rows.per_epoch);
-        slots
-            .map(|slot| {
-                let first = rows.token_of(self.block(epoch, slot) * block_rows);
-                (first, (block_rows * rows.stride).min(rows.n_tokens - first))
-            })
+        (next + from..next + to)
+            .take_while(|slot| slot * block_rows < n_rows)
+            .map(|slot| self.block(epoch, slot) * block_rows)
             .collect()
     }
 }

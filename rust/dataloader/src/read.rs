@@ -1,52 +1,29 @@
 //! Shards as one long array of tokens, read by position and checked by block.
 //!
-//! Reads are `pread`, never a mapping: a file that shrinks under a mapping kills the process, and
-//! fresh pages of a mapping cost more than copies. A block of 1 MiB is read whole and hashed the
-//! first time, which costs 5% of reading it, and stays in a cache that holds two shuffle windows.
+//! A block of 1 MiB is read whole and hashed the first time, which costs 5% of reading it. How it
+//! is read after that depends on what is wanted next, which only the caller knows: [`Reading`].
+//! What a block is, and when it counts as checked, is the matter of [`crate::shard`].
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use crate::batch::Element;
-use crate::format::{self, BLOCK_BYTES, HEADER_BYTES, Header, Width};
-use crate::order::{BLOCK_TOKENS, WINDOW_BLOCKS};
+use crate::blocks::Blocks;
+use crate::format::{BLOCK_BYTES, Element, Width};
+use crate::shard::{Shard, ShardEntry};
 use crate::{Error, Result};
 
-/// What the manifest says of one shard.
-#[derive(Clone, Debug)]
-pub struct ShardEntry {
-    /// The file.
-    pub path: PathBuf,
-    /// Tokens in it.
-    pub tokens: u64,
-    /// xxh3 of its header.
-    pub header: u64,
-    /// xxh3 of each block of its tokens.
-    pub blocks: Vec<u64>,
-}
-
-#[derive(Debug)]
-struct Shard {
-    entry: ShardEntry,
-    file: File,
-    /// Position of its first token in the dataset.
-    first: u64,
-    /// Blocks that were hashed and found right.
-    checked: Vec<AtomicBool>,
-}
+/// At most so many bytes are read alone, though their neighbours may be wanted soon. The last
+/// target of a row is often the first token of a block that nothing else needs now, and reading
+/// that block whole would put a block that is needed out of the cache.
+const SPILL_BYTES: usize = 64;
 
 /// The tokens of a dataset.
 #[derive(Debug)]
 pub struct Tokens {
-    shards: Vec<Shard>,
+    /// The shards, each with the position of its first token in the dataset.
+    shards: Vec<(u64, Shard)>,
     width: Width,
     total: u64,
-    cache: Mutex<Cache>,
+    blocks: Blocks,
     /// The process that may lock the cache: a forked child might find it locked for ever.
     process: u32,
 }
@@ -64,34 +41,23 @@ pub enum Reading {
 
 impl Tokens {
     /// Opens the shards and checks their sizes and headers; the tokens are checked when read.
-    pub fn open(entries: Vec<ShardEntry>, width: Width) -> Result<Self> {
+    ///
+    /// At most `cached` blocks of 1 MiB are kept in memory. How many are worth it depends on the
+    /// order in which the tokens are wanted: see [`crate::plan::cached_blocks`].
+    pub fn open(entries: Vec<ShardEntry>, width: Width, cached: usize) -> Result<Self> {
         let mut shards = Vec::with_capacity(entries.len());
-        let mut first = 0;
+        let mut total = 0_u64;
         for entry in entries {
-            let file = File::open(&entry.path).map_err(|error| Error::io(&entry.path, error))?;
-            check_header(&entry, &file, width)?;
-            let checked = entry
-                .blocks
-                .iter()
-                .map(|_| AtomicBool::new(false))
-                .collect();
-            let tokens = entry.tokens;
-            shards.push(Shard {
-                entry,
-                file,
-                first,
-                checked,
-            });
-            first += tokens;
+            let shard = Shard::open(entry, width)?;
+            let first = total;
+            total += shard.tokens();
+            shards.push((first, shard));
         }
-        // A block of rows touches one block of bytes more than it fills.
-        let touched = BLOCK_TOKENS as usize * width.bytes() / BLOCK_BYTES + 1;
-        let cache = Mutex::new(Cache::new(2 * WINDOW_BLOCKS as usize * touched));
         Ok(Self {
             shards,
             width,
-            total: first,
-            cache,
+            total,
+            blocks: Blocks::new(cached),
             process: std::process::id(),
         })
     }
@@ -115,6 +81,17 @@ impl Tokens {
         }
     }
 
+    /// The end of the `n` tokens from `start` on, or an error if they are not all there.
+    pub fn end(&self, start: u64, n: usize) -> Result<u64> {
+        let end = start.checked_add(n as u64).filter(|&end| end <= self.total);
+        end.ok_or_else(|| {
+            Error::Invalid(format!(
+                "tokens {start} to {start} + {n} of a dataset of {} tokens",
+                self.total
+            ))
+        })
+    }
+
     /// Appends tokens `start..start + n` to `out`.
     pub fn read<E: Element>(
         &self,
@@ -123,15 +100,9 @@ impl Tokens {
         reading: Reading,
         out: &mut Vec<E>,
     ) -> Result<()> {
-        let end = start.checked_add(n as u64).filter(|&end| end <= self.total);
-        let end = end.ok_or_else(|| {
-            Error::Invalid(format!(
-                "tokens {start} to {start} + {n} of a dataset of {} tokens",
-                self.total
-            ))
-        })?;
-        self.pieces(start, end, |shard, block, from, to| {
-            self.with_piece(shard, block, from, to, reading, |bytes| {
+        let end = self.end(start, n)?;
+        self.runs(start, end, |shard, block, from, to| {
+            self.with_run(shard, block, from, to, reading, |bytes| {
                 E::extend(out, bytes, self.width);
             })
         })
@@ -140,8 +111,8 @@ impl Tokens {
     /// Loads the blocks of tokens `start..start + n` into the cache.
     pub fn warm(&self, start: u64, n: u64) -> Result<()> {
         let end = start.saturating_add(n).min(self.total);
-        self.pieces(start, end, |shard, block, from, to| {
-            self.with_piece(shard, block, from, to, Reading::Near, |_| ())
+        self.runs(start, end, |shard, block, from, to| {
+            self.with_run(shard, block, from, to, Reading::Near, |_| ())
         })
     }
 
@@ -149,13 +120,14 @@ impl Tokens {
     pub fn verify(&self, shard: usize, block: usize) -> Result<()> {
         let missing =
             || Error::Invalid(format!("the dataset has no block {block} in shard {shard}"));
-        let shard = self.shards.get(shard).ok_or_else(missing)?;
-        check_header(&shard.entry, &shard.file, self.width)?;
-        self.load(shard, block).map(|_| ())
+        let found = self.shards.get(shard).filter(|(_, s)| s.has(block));
+        let (_, shard) = found.ok_or_else(missing)?;
+        shard.check()?;
+        shard.load(block).map(|_| ())
     }
 
     /// Calls `visit(shard, block, from, to)` for each run of bytes in one block.
-    fn pieces(
+    fn runs(
         &self,
         start: u64,
         end: u64,
@@ -164,18 +136,18 @@ impl Tokens {
         let width = self.width.bytes() as u64;
         let mut number = self
             .shards
-            .partition_point(|shard| shard.first <= start)
+            .partition_point(|(first, _)| *first <= start)
             .saturating_sub(1);
         let mut at = start;
         while at < end {
-            let Some(shard) = self.shards.get(number) else {
+            let Some((first, shard)) = self.shards.get(number) else {
                 break;
             };
-            let stop = end.min(shard.first + shard.entry.tokens);
+            let stop = end.min(first + shard.tokens());
             while at < stop {
-                let byte = (at - shard.first) * width;
+                let byte = (at - first) * width;
                 let block = byte / BLOCK_BYTES as u64;
-                let last = ((stop - shard.first) * width).min((block + 1) * BLOCK_BYTES as u64);
+                let last = ((stop - first) * width).min((block + 1) * BLOCK_BYTES as u64);
                 let base = block * BLOCK_BYTES as u64;
                 visit(
                     number,
@@ -183,14 +155,14 @@ impl Tokens {
                     (byte - base) as usize,
                     (last - base) as usize,
                 )?;
-                at = shard.first + last / width;
+                at = first + last / width;
             }
             number += 1;
         }
         Ok(())
     }
 
-    fn with_piece(
+    fn with_run(
         &self,
         number: usize,
         block: usize,
@@ -201,161 +173,27 @@ impl Tokens {
     ) -> Result<()> {
         let cached = match reading {
             Reading::Uncached => None,
-            Reading::Near | Reading::Far => self.cache().get((number, block)),
+            Reading::Near | Reading::Far => self.blocks.get((number, block)),
         };
         if let Some(bytes) = cached {
             use_bytes(bytes.get(from..to).unwrap_or_default());
             return Ok(());
         }
-        let Some(shard) = self.shards.get(number) else {
+        let Some((_, shard)) = self.shards.get(number) else {
             return Ok(());
         };
-        let checked = shard
-            .checked
-            .get(block)
-            .is_some_and(|flag| flag.load(Ordering::Relaxed));
-        // A row's last target may be the first token of a block that nothing else needs now.
-        if checked && (reading != Reading::Near || to - from <= SPILL_BYTES) {
+        let few = reading != Reading::Near || to - from <= SPILL_BYTES;
+        if few && shard.is_checked(block) {
             let mut bytes = vec![0; to - from];
-            pread(
-                &shard.entry,
-                &shard.file,
-                payload_offset(block) + from as u64,
-                &mut bytes,
-            )?;
+            shard.read(block, from, &mut bytes)?;
             use_bytes(&bytes);
             return Ok(());
         }
-        let bytes = Arc::new(self.load(shard, block)?);
+        let bytes = Arc::new(shard.load(block)?);
         use_bytes(bytes.get(from..to).unwrap_or_default());
         if reading != Reading::Uncached {
-            self.cache().put((number, block), bytes);
+            self.blocks.put((number, block), bytes);
         }
         Ok(())
-    }
-
-    /// One whole block, hashed.
-    fn load(&self, shard: &Shard, block: usize) -> Result<Vec<u8>> {
-        let entry = &shard.entry;
-        let offset = payload_offset(block);
-        let end = HEADER_BYTES as u64 + entry.tokens * self.width.bytes() as u64;
-        let mut bytes = vec![0; (end.saturating_sub(offset) as usize).min(BLOCK_BYTES)];
-        pread(entry, &shard.file, offset, &mut bytes)?;
-        let found = format::hash(&bytes);
-        let Some(&expected) = entry.blocks.get(block) else {
-            return Err(Error::corrupt(
-                &entry.path,
-                offset,
-                "the manifest has no hash of this block",
-            ));
-        };
-        if found != expected {
-            let problem =
-                format!("block {block}: expected xxh3 {expected:016x}, found {found:016x}");
-            return Err(Error::corrupt(&entry.path, offset, problem));
-        }
-        if let Some(flag) = shard.checked.get(block) {
-            flag.store(true, Ordering::Relaxed);
-        }
-        Ok(bytes)
-    }
-
-    fn cache(&self) -> MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn payload_offset(block: usize) -> u64 {
-    (HEADER_BYTES + block * BLOCK_BYTES) as u64
-}
-
-fn check_header(entry: &ShardEntry, file: &File, width: Width) -> Result<()> {
-    let path = &entry.path;
-    let size = file
-        .metadata()
-        .map_err(|error| Error::io(path, error))?
-        .len();
-    let expected = HEADER_BYTES as u64 + entry.tokens * width.bytes() as u64;
-    if size != expected {
-        let problem = format!("expected a file of {expected} bytes, found {size}");
-        return Err(Error::corrupt(path, size.min(expected), problem));
-    }
-    let mut bytes = [0; HEADER_BYTES];
-    pread(entry, file, 0, &mut bytes)?;
-    let (found_width, tokens) = Header::parse(path, &bytes)?;
-    if found_width != width || tokens != entry.tokens {
-        let problem = format!(
-            "expected {} tokens of {} bytes, found {tokens} of {}",
-            entry.tokens,
-            width.bytes(),
-            found_width.bytes()
-        );
-        return Err(Error::corrupt(path, 0, problem));
-    }
-    let found = format::hash(&bytes);
-    if found != entry.header {
-        let problem = format!(
-            "header: expected xxh3 {:016x}, found {found:016x}",
-            entry.header
-        );
-        return Err(Error::corrupt(path, 0, problem));
-    }
-    if entry.blocks.len() as u64 != (expected - HEADER_BYTES as u64).div_ceil(BLOCK_BYTES as u64) {
-        let problem = format!("the manifest has {} hashes for it", entry.blocks.len());
-        return Err(Error::corrupt(path, HEADER_BYTES as u64, problem));
-    }
-    Ok(())
-}
-
-fn pread(entry: &ShardEntry, file: &File, offset: u64, bytes: &mut [u8]) -> Result<()> {
-    file.read_exact_at(bytes, offset).map_err(|error| {
-        if error.kind() == io::ErrorKind::UnexpectedEof {
-            let problem = format!("the file was cut: expected {} bytes here", bytes.len());
-            Error::corrupt(&entry.path, offset, problem)
-        } else {
-            Error::io(&entry.path, error)
-        }
-    })
-}
-
-/// A piece this small does not call for its whole block.
-const SPILL_BYTES: usize = 64;
-
-type BlockId = (usize, usize);
-
-/// The blocks used last.
-#[derive(Debug)]
-struct Cache {
-    blocks: HashMap<BlockId, (u64, Arc<Vec<u8>>)>,
-    capacity: usize,
-    clock: u64,
-}
-
-impl Cache {
-    fn new(capacity: usize) -> Self {
-        Self {
-            blocks: HashMap::new(),
-            capacity,
-            clock: 0,
-        }
-    }
-
-    fn get(&mut self, id: BlockId) -> Option<Arc<Vec<u8>>> {
-        self.clock += 1;
-        let (used, bytes) = self.blocks.get_mut(&id)?;
-        *used = self.clock;
-        Some(Arc::clone(bytes))
-    }
-
-    fn put(&mut self, id: BlockId, bytes: Arc<Vec<u8>>) {
-        self.clock += 1;
-        self.blocks.insert(id, (self.clock, bytes));
-        if self.blocks.len() > self.capacity {
-            // Clocks differ, so the oldest is one whatever the order of the map.
-            let oldest = self.blocks.iter().min_by_key(|(_, (used, _))| *used);
-            if let Some(id) = oldest.map(|(&id, _)| id) {
-                self.blocks.remove(&id);
-            }
-        }
     }
 }

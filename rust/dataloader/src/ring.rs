@@ -3,6 +3,16 @@
 //! At most `prefetch` batches are made and not yet taken. A thread claims the next number, makes
 //! that batch without a lock, and puts it on the shelf; the consumer takes batches from the shelf
 //! by number, so how many threads there are cannot be seen in what comes out.
+//!
+//! ```text
+//! claimed = 7                        taken = 4
+//!     thread 1 makes 6     shelf: 4, 5     consumer waits for 4, then 5, then 6
+//!     thread 2 waits for room (7 - 4 = prefetch)
+//! ```
+//!
+//! The ring knows no shards and no order: it gives each thread a clone of a [`Filler`]. An error
+//! takes the place of its batch, so it reaches the consumer where the batch would have, after the
+//! batches before it.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,10 +20,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::batch::{Batch, Element, Filler, Slice};
-use crate::order::Rows;
-use crate::read::Tokens;
-use crate::{Error, Result};
+use crate::batch::{Batch, Filler, Slice};
+use crate::format::Element;
+use crate::plan::Plan;
+use crate::{Error, Result, within};
+
+/// Far more than help on any machine, and few enough to start.
+const MAX_THREADS: u64 = 1024;
+/// Batches made ahead.
+const MAX_PREFETCH: u64 = 1024;
 
 /// What [`Stream::next`] found.
 #[derive(Debug)]
@@ -39,9 +54,6 @@ struct Shared<E> {
     shelf: Mutex<Shelf<E>>,
     made: Condvar,
     room: Condvar,
-    tokens: Arc<Tokens>,
-    rows: Rows,
-    mask_after: Option<u32>,
     slice: Slice,
     prefetch: u64,
 }
@@ -56,22 +68,18 @@ pub struct Stream<E: Element> {
 
 impl<E: Element> Stream<E> {
     /// Starts `threads` threads that keep `prefetch` batches ready.
-    pub fn start(
-        tokens: Arc<Tokens>,
-        rows: Rows,
-        mask_after: Option<u32>,
+    pub fn start<P: Plan>(
+        filler: &Filler<P>,
         slice: Slice,
         threads: usize,
         prefetch: usize,
     ) -> Result<Self> {
         slice.check()?;
-        for (name, value) in [("threads", threads), ("prefetch", prefetch)] {
-            if !(1..=1024).contains(&value) {
-                return Err(Error::Invalid(format!(
-                    "{name} is {value}; it must be between 1 and 1024"
-                )));
-            }
-        }
+        within("threads", threads as u64, 1, MAX_THREADS)?;
+        within("prefetch", prefetch as u64, 1, MAX_PREFETCH)?;
+        // More threads than batches would have nothing to do.
+        let n_batches = slice.n_batches().unwrap_or(u64::MAX);
+        let threads = (threads as u64).min(n_batches);
         let shelf = Shelf {
             ready: BTreeMap::new(),
             claimed: 0,
@@ -82,9 +90,6 @@ impl<E: Element> Stream<E> {
             shelf: Mutex::new(shelf),
             made: Condvar::new(),
             room: Condvar::new(),
-            tokens,
-            rows,
-            mask_after,
             slice,
             prefetch: prefetch as u64,
         });
@@ -94,10 +99,10 @@ impl<E: Element> Stream<E> {
             process: std::process::id(),
         };
         for _ in 0..threads {
-            let shared = Arc::clone(&shared);
+            let (shared, filler) = (Arc::clone(&shared), filler.clone());
             let thread = thread::Builder::new()
                 .name("tinylm-loader".to_owned())
-                .spawn(move || shared.work())
+                .spawn(move || shared.work(filler))
                 .map_err(|error| {
                     Error::Invalid(format!("cannot start a loader thread: {error}"))
                 })?;
@@ -157,8 +162,7 @@ impl<E: Element> Drop for Stream<E> {
 }
 
 impl<E: Element> Shared<E> {
-    fn work(&self) {
-        let mut filler = Filler::new(&self.tokens, &self.rows, self.mask_after);
+    fn work<P: Plan>(&self, mut filler: Filler<P>) {
         while let Some(number) = self.claim() {
             let make = AssertUnwindSafe(|| filler.batch(&self.slice, number));
             let batch = catch_unwind(make).unwrap_or_else(|_| {

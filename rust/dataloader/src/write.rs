@@ -9,7 +9,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::format::{self, BLOCK_BYTES, HEADER_BYTES, Header, MAX_SHARD_TOKENS, Width};
-use crate::{Error, Result};
+use crate::{Error, Result, within};
 
 /// One finished shard: a line of the manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,24 +126,9 @@ struct Open {
 impl ShardWriter {
     /// A writer into `layout.folder`, which must exist.
     pub fn new(layout: Layout) -> Result<Self> {
-        if layout.vocab_size == 0 || layout.vocab_size > MAX_SHARD_TOKENS {
-            return Err(Error::Invalid(format!(
-                "vocab_size is {}; it must be between 1 and {MAX_SHARD_TOKENS}",
-                layout.vocab_size
-            )));
-        }
-        if u64::from(layout.eos_id) >= layout.vocab_size {
-            return Err(Error::Invalid(format!(
-                "eos_id is {}; it must be below vocab_size = {}",
-                layout.eos_id, layout.vocab_size
-            )));
-        }
-        if layout.shard_tokens == 0 || layout.shard_tokens > MAX_SHARD_TOKENS {
-            return Err(Error::Invalid(format!(
-                "shard_tokens is {}; it must be between 1 and {MAX_SHARD_TOKENS}",
-                layout.shard_tokens
-            )));
-        }
+        within("vocab_size", layout.vocab_size, 1, MAX_SHARD_TOKENS)?;
+        within("eos_id", layout.eos_id.into(), 0, layout.vocab_size - 1)?;
+        within("shard_tokens", layout.shard_tokens, 1, MAX_SHARD_TOKENS)?;
         let width = Width::of_vocabulary(layout.vocab_size);
         Ok(Self {
             layout,

@@ -1,0 +1,216 @@
+//! Rows and batches as Python sees them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use numpy::ndarray::Array2;
+use numpy::{IntoPyArray, PyArray2};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use tinylm_dataloader::batch::Filler;
+use tinylm_dataloader::ring::Next;
+use tinylm_dataloader::{self as core, Batch, Element, Order, Plan, Slice, Windows};
+
+use crate::error::dataloader_error;
+use crate::shards::Tokens;
+
+/// How long a wait without the GIL may be before Ctrl-C is looked for.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// An array, or None where a batch has none.
+type Part<'py> = Option<Bound<'py, PyAny>>;
+/// tokens, targets, positions, documents: [B, T], or [T] of one row
+type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Part<'py>, Part<'py>);
+
+/// The rows of a dataset in their order.
+#[pyclass(frozen, module = "tinylm._rust")]
+struct Rows {
+    tokens: Arc<core::Tokens>,
+    plan: Windows,
+    mask_after: Option<u32>,
+}
+
+#[pymethods]
+impl Rows {
+    #[new]
+    #[pyo3(signature = (tokens, *, order, seed, context_length, stride, mask_after))]
+    fn new(
+        tokens: &Tokens,
+        order: &str,
+        seed: u64,
+        context_length: u64,
+        stride: u64,
+        mask_after: Option<u32>,
+    ) -> PyResult<Self> {
+        let order = match order {
+            "shuffle" => Order::Shuffle,
+            "sequential" => Order::Sequential,
+            "random" => Order::Random,
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "order={order} must be shuffle, sequential or random"
+                )));
+            }
+        };
+        let tokens = Arc::clone(&tokens.0);
+        let plan = Windows::new(order, seed, tokens.n_tokens(), context_length, stride)
+            .map_err(dataloader_error)?;
+        Ok(Self {
+            tokens,
+            plan,
+            mask_after,
+        })
+    }
+
+    #[getter]
+    fn n_rows(&self) -> u64 {
+        self.plan.n_rows()
+    }
+
+    /// The token at which row `i` of `epoch` begins.
+    fn start(&self, epoch: u64, i: u64) -> PyResult<u64> {
+        self.plan.check_row(i).map_err(dataloader_error)?;
+        Ok(self.plan.clone().start(epoch, i))
+    }
+
+    /// Row `i` of `epoch`, as int64.
+    fn row<'py>(&self, py: Python<'py>, epoch: u64, i: u64) -> PyResult<Arrays<'py>> {
+        self.plan.check_row(i).map_err(dataloader_error)?;
+        let mut batch = Batch::<i64>::default();
+        py.detach(|| self.filler().row(epoch, i, &mut batch))
+            .map_err(dataloader_error)?;
+        let array = |values: Vec<i64>| Ok(values.into_pyarray(py).into_any());
+        arrays(batch, array)
+    }
+
+    /// Start the threads that make the batches from row `first_row` on.
+    #[pyo3(signature = (*, batch_size, rank, world_size, first_row, end_row, threads, prefetch, dtype))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn stream(
+        &self,
+        batch_size: u64,
+        rank: u64,
+        world_size: u64,
+        first_row: u64,
+        end_row: Option<u64>,
+        threads: usize,
+        prefetch: usize,
+        dtype: &str,
+    ) -> PyResult<Stream> {
+        let slice = Slice {
+            batch_size,
+            rank,
+            world_size,
+            first_row,
+            end_row,
+        };
+        let filler = self.filler();
+        let running = match dtype {
+            "int64" => core::Stream::start(&filler, slice, threads, prefetch).map(Running::Int64),
+            "int32" => core::Stream::start(&filler, slice, threads, prefetch).map(Running::Int32),
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "dtype={dtype} must be int64 or int32"
+                )));
+            }
+        };
+        Ok(Stream {
+            running: running.map_err(dataloader_error)?,
+            row_length: self.plan.row_length(),
+        })
+    }
+}
+
+impl Rows {
+    fn filler(&self) -> Filler<Windows> {
+        Filler::new(
+            vec![Arc::clone(&self.tokens)],
+            self.plan.clone(),
+            self.mask_after,
+        )
+    }
+}
+
+enum Running {
+    Int64(core::Stream<i64>),
+    Int32(core::Stream<i32>),
+}
+
+/// Batches made ahead by threads.
+#[pyclass(frozen, module = "tinylm._rust")]
+struct Stream {
+    running: Running,
+    row_length: usize,
+}
+
+#[pymethods]
+impl Stream {
+    /// The next batch, or None at the end.
+    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Arrays<'py>>> {
+        match &self.running {
+            Running::Int64(stream) => self.wait(py, stream),
+            Running::Int32(stream) => self.wait(py, stream),
+        }
+    }
+
+    /// End the threads.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| match &self.running {
+            Running::Int64(stream) => stream.close(),
+            Running::Int32(stream) => stream.close(),
+        });
+    }
+}
+
+impl Stream {
+    fn wait<'py, E: Element + numpy::Element>(
+        &self,
+        py: Python<'py>,
+        stream: &core::Stream<E>,
+    ) -> PyResult<Option<Arrays<'py>>> {
+        loop {
+            match py
+                .detach(|| stream.next(PATIENCE))
+                .map_err(dataloader_error)?
+            {
+                Next::Batch(batch) => {
+                    return arrays(batch, |values| array(py, values, self.row_length)).map(Some);
+                }
+                Next::End => return Ok(None),
+                Next::Pending => py.check_signals()?,
+            }
+        }
+    }
+}
+
+/// The four arrays of a batch, made one by one; those that it leaves out are None.
+fn arrays<'py, E>(
+    batch: Batch<E>,
+    array: impl Fn(Vec<E>) -> PyResult<Bound<'py, PyAny>>,
+) -> PyResult<Arrays<'py>> {
+    let part = |values: Vec<E>| Some(values).filter(|v| !v.is_empty()).map(&array);
+    Ok((
+        array(batch.tokens)?,
+        array(batch.targets)?,
+        part(batch.positions).transpose()?,
+        part(batch.documents).transpose()?,
+    ))
+}
+
+/// The vector's own memory as a `NumPy` array: nothing is copied.
+fn array<E: numpy::Element>(
+    py: Python<'_>,
+    values: Vec<E>,
+    row_length: usize,
+) -> PyResult<Bound<'_, PyAny>> {
+    let shape = (values.len() / row_length, row_length);
+    let values = Array2::from_shape_vec(shape, values)
+        .map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok(PyArray2::from_owned_array(py, values).into_any())
+}
+
+/// Adds the classes of this file to `tinylm._rust`.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Rows>()?;
+    module.add_class::<Stream>()
+}

@@ -1,0 +1,187 @@
+//! Shards as Python sees them: written, read as one array, hashed.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use tinylm_dataloader::format::{Width, hash};
+use tinylm_dataloader::plan::cached_blocks;
+use tinylm_dataloader::read::Reading;
+use tinylm_dataloader::write::Layout;
+use tinylm_dataloader::{self as core, Element, ShardEntry};
+
+use crate::error::dataloader_error;
+
+/// Tokens read between two looks for Ctrl-C.
+const READ_CHUNK: usize = 1 << 22;
+
+/// (name, tokens, documents, header hash, block hashes, hashes of the lengths)
+type Record = (String, u64, u64, u64, Vec<u64>, Vec<u64>);
+/// (path, tokens, byte of the first token, header hash, block hashes)
+type Entry = (PathBuf, u64, u64, Option<u64>, Option<Vec<u64>>);
+
+/// Documents to shards.
+#[pyclass(frozen, module = "tinylm._rust")]
+struct ShardWriter(Mutex<Option<core::ShardWriter>>);
+
+#[pymethods]
+impl ShardWriter {
+    #[new]
+    #[pyo3(signature = (folder, *, split, vocab_size, eos_id, shard_tokens, tokenizer_sha256))]
+    fn new(
+        folder: PathBuf,
+        split: String,
+        vocab_size: u64,
+        eos_id: u32,
+        shard_tokens: u64,
+        tokenizer_sha256: [u8; 32],
+    ) -> PyResult<Self> {
+        let layout = Layout {
+            folder,
+            split,
+            vocab_size,
+            eos_id,
+            shard_tokens,
+            tokenizer_sha256,
+        };
+        let writer = core::ShardWriter::new(layout).map_err(dataloader_error)?;
+        Ok(Self(Mutex::new(Some(writer))))
+    }
+
+    /// Append the documents `ids[offsets[k]:offsets[k + 1]]`, each ended by eos.
+    fn add(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyArray1<u32>>,
+        offsets: &Bound<'_, PyArray1<i64>>,
+    ) -> PyResult<()> {
+        let (ids, offsets) = (ids.try_readonly()?, offsets.try_readonly()?);
+        let (ids, offsets) = (ids.as_slice()?, offsets.as_slice()?);
+        for pair in offsets.windows(2) {
+            let document = usize::try_from(pair[0])
+                .ok()
+                .zip(usize::try_from(pair[1]).ok())
+                .and_then(|(from, to)| ids.get(from..to))
+                .ok_or_else(|| {
+                    let (from, to) = (pair[0], pair[1]);
+                    PyValueError::new_err(format!(
+                        "offsets {from} to {to} do not cut an array of {} ids",
+                        ids.len()
+                    ))
+                })?;
+            py.detach(|| match &mut *lock(&self.0) {
+                Some(writer) => writer.add(document),
+                None => Err(core::Error::Invalid("the writer is closed".to_owned())),
+            })
+            .map_err(dataloader_error)?;
+        }
+        Ok(())
+    }
+
+    /// Finish the last shard; one record per shard.
+    fn finish(&self, py: Python<'_>) -> PyResult<Vec<Record>> {
+        let records = py
+            .detach(|| {
+                lock(&self.0)
+                    .take()
+                    .map_or_else(|| Ok(Vec::new()), core::ShardWriter::finish)
+            })
+            .map_err(dataloader_error)?;
+        let record = |r: core::write::ShardRecord| {
+            (r.name, r.tokens, r.documents, r.header, r.blocks, r.lengths)
+        };
+        Ok(records.into_iter().map(record).collect())
+    }
+}
+
+/// Shards as one array.
+#[pyclass(frozen, module = "tinylm._rust")]
+pub(crate) struct Tokens(pub(crate) Arc<core::Tokens>);
+
+#[pymethods]
+impl Tokens {
+    #[new]
+    fn new(shards: Vec<Entry>, itemsize: usize) -> PyResult<Self> {
+        let width = match itemsize {
+            2 => Width::Two,
+            4 => Width::Four,
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "itemsize is {itemsize}; it must be 2 or 4"
+                )));
+            }
+        };
+        let entries = shards
+            .into_iter()
+            .map(|(path, tokens, payload, header, blocks)| ShardEntry {
+                path,
+                tokens,
+                payload,
+                header,
+                blocks,
+            })
+            .collect();
+        let tokens =
+            core::Tokens::open(entries, width, cached_blocks(width)).map_err(dataloader_error)?;
+        Ok(Self(Arc::new(tokens)))
+    }
+
+    #[getter]
+    fn n_tokens(&self) -> u64 {
+        self.0.n_tokens()
+    }
+
+    /// Tokens `start..start + n` as they lie on disk: uint16 or uint32.
+    fn read<'py>(&self, py: Python<'py>, start: u64, n: usize) -> PyResult<Bound<'py, PyAny>> {
+        match self.0.width() {
+            Width::Two => Ok(self.read_as::<u16>(py, start, n)?.into_any()),
+            Width::Four => Ok(self.read_as::<u32>(py, start, n)?.into_any()),
+        }
+    }
+
+    /// Read and hash one block.
+    fn verify(&self, py: Python<'_>, shard: usize, block: usize) -> PyResult<()> {
+        py.detach(|| self.0.verify(shard, block))
+            .map_err(dataloader_error)
+    }
+}
+
+impl Tokens {
+    fn read_as<'py, E: Element + numpy::Element>(
+        &self,
+        py: Python<'py>,
+        start: u64,
+        n: usize,
+    ) -> PyResult<Bound<'py, PyArray1<E>>> {
+        // A wrong `n` must fail before memory is set aside for it.
+        self.0.end(start, n).map_err(dataloader_error)?;
+        let reading = self.0.allowed(Reading::Far);
+        let mut out = Vec::with_capacity(n);
+        while out.len() < n {
+            let (from, some) = (start + out.len() as u64, (n - out.len()).min(READ_CHUNK));
+            py.detach(|| self.0.read(from, some, reading, &mut out))
+                .map_err(dataloader_error)?;
+            py.check_signals()?;
+        }
+        Ok(out.into_pyarray(py))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The xxh3 (64 bits) of some bytes, as the manifest holds it for each block.
+#[pyfunction]
+fn xxh3_64(data: &[u8]) -> u64 {
+    hash(data)
+}
+
+/// Adds the classes and functions of this file to `tinylm._rust`.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<ShardWriter>()?;
+    module.add_class::<Tokens>()?;
+    module.add_function(wrap_pyfunction!(xxh3_64, module)?)
+}

@@ -1,0 +1,65 @@
+//! The blocks that were read last, kept in memory.
+//!
+//! A shuffled epoch trains on rows from 32 places of the corpus at a time, so each block of 1 MiB
+//! is wanted again and again until its window is over. The cache drops the block that was used
+//! longest ago. It never looks at the bytes: whoever puts a block in has checked it.
+//!
+//! The lock is held for a lookup in a hash map, never while a file is read. Two threads may
+//! therefore read the same block at the same time; they find the same bytes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// (shard, block in the shard)
+pub(crate) type BlockId = (usize, usize);
+
+/// A cache of at most `capacity` blocks, shared by threads.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    latest: Mutex<Latest>,
+    capacity: usize,
+}
+
+#[derive(Debug, Default)]
+struct Latest {
+    /// With each block, the time of its last use.
+    blocks: HashMap<BlockId, (u64, Arc<Vec<u8>>)>,
+    clock: u64,
+}
+
+impl Blocks {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            latest: Mutex::default(),
+            capacity,
+        }
+    }
+
+    pub(crate) fn get(&self, id: BlockId) -> Option<Arc<Vec<u8>>> {
+        let mut latest = self.lock();
+        latest.clock += 1;
+        let now = latest.clock;
+        let (used, bytes) = latest.blocks.get_mut(&id)?;
+        *used = now;
+        Some(Arc::clone(bytes))
+    }
+
+    pub(crate) fn put(&self, id: BlockId, bytes: Arc<Vec<u8>>) {
+        let mut latest = self.lock();
+        latest.clock += 1;
+        let now = latest.clock;
+        latest.blocks.insert(id, (now, bytes));
+        if latest.blocks.len() > self.capacity {
+            // Times of use differ, so the oldest is the same one in any order of the map. Looking
+            // at all 128 or so is nothing beside the reading of a block.
+            let oldest = latest.blocks.iter().min_by_key(|(_, (used, _))| *used);
+            if let Some(id) = oldest.map(|(&id, _)| id) {
+                latest.blocks.remove(&id);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,196 @@
+//! One file of tokens: its size, its header, and its blocks, each checked against a hash.
+//!
+//! A [`ShardEntry`] says where the tokens lie and what they should hash to. A shard that
+//! [`crate::write`] made begins with 1024 bytes of header and has a hash for the header and for
+//! every block of 1 MiB:
+//!
+//! ```text
+//! byte 0          1024 = payload       1024 + 1 MiB         1024 + 2 MiB      end
+//! | header        | block 0            | block 1            | block 2 (short) |
+//! | header: Some  | blocks: Some([xxh3 of block 0, xxh3 of block 1, ...])     |
+//! ```
+//!
+//! A file that another program wrote has neither: its tokens begin at any byte `payload`, which
+//! may be 0, nothing before them is looked at, and there may be more after them. Such an entry has
+//! `header: None` and `blocks: None`, and its blocks count as checked from the start.
+//!
+//! Files are read with `pread`, never mapped: a file that shrinks under a mapping kills the
+//! process, and fresh pages of a mapping cost more than copies.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::format::{self, BLOCK_BYTES, HEADER_BYTES, Header, Width};
+use crate::{Error, Result};
+
+/// What is known of one file before it is opened.
+#[derive(Clone, Debug)]
+pub struct ShardEntry {
+    /// The file.
+    pub path: PathBuf,
+    /// Tokens in it.
+    pub tokens: u64,
+    /// The byte at which the first token lies: [`HEADER_BYTES`] in a shard of ours.
+    pub payload: u64,
+    /// xxh3 of the header, which is then checked, and with it the exact size of the file.
+    pub header: Option<u64>,
+    /// xxh3 of each [`BLOCK_BYTES`] of tokens, counted from `payload`.
+    pub blocks: Option<Vec<u64>>,
+}
+
+/// An open file of tokens.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    entry: ShardEntry,
+    width: Width,
+    file: File,
+    /// The byte after the last token.
+    end: u64,
+    /// Blocks that need no hashing any more.
+    checked: Vec<AtomicBool>,
+}
+
+impl Shard {
+    /// Opens the file and checks its size and header.
+    pub(crate) fn open(entry: ShardEntry, width: Width) -> Result<Self> {
+        let file = File::open(&entry.path).map_err(|error| Error::io(&entry.path, error))?;
+        let size = entry.tokens.checked_mul(width.bytes() as u64);
+        let end = size.and_then(|size| size.checked_add(entry.payload));
+        let (Some(size), Some(end)) = (size, end) else {
+            return Err(Error::Invalid(format!(
+                "{}: no file holds {} tokens from byte {} on",
+                entry.path.display(),
+                entry.tokens,
+                entry.payload
+            )));
+        };
+        let shard = Self {
+            width,
+            file,
+            end,
+            checked: Vec::new(),
+            entry,
+        };
+        shard.check()?;
+        // The file is as large as the entry says, so the flags are few.
+        let n_blocks = size.div_ceil(BLOCK_BYTES as u64);
+        let hashes = shard.entry.blocks.as_ref();
+        if let Some(hashes) = hashes.filter(|hashes| hashes.len() as u64 != n_blocks) {
+            let problem = format!("the manifest has {} hashes for it", hashes.len());
+            return Err(shard.corrupt(shard.entry.payload, problem));
+        }
+        let unhashed = hashes.is_none();
+        let checked = (0..n_blocks).map(|_| AtomicBool::new(unhashed)).collect();
+        Ok(Self { checked, ..shard })
+    }
+
+    /// Tokens in the file.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.entry.tokens
+    }
+
+    /// Checks the size of the file, and the header if there is one.
+    pub(crate) fn check(&self) -> Result<()> {
+        let size = self.file.metadata();
+        let size = size
+            .map_err(|error| Error::io(&self.entry.path, error))?
+            .len();
+        // llm.c insists on the exact size; other formats may end with something else.
+        let exact = self.entry.header.is_some();
+        if size < self.end || exact && size > self.end {
+            let at_least = if exact { "" } else { "at least " };
+            let problem = format!(
+                "expected a file of {at_least}{} bytes, found {size}",
+                self.end
+            );
+            return Err(self.corrupt(size.min(self.end), problem));
+        }
+        self.entry
+            .header
+            .map_or(Ok(()), |hash| self.check_header(hash))
+    }
+
+    fn check_header(&self, expected: u64) -> Result<()> {
+        let mut bytes = [0; HEADER_BYTES];
+        self.pread(0, &mut bytes)?;
+        let (width, tokens) = Header::parse(&self.entry.path, &bytes)?;
+        if width != self.width || tokens != self.entry.tokens {
+            let problem = format!(
+                "expected {} tokens of {} bytes, found {tokens} of {}",
+                self.entry.tokens,
+                self.width.bytes(),
+                width.bytes()
+            );
+            return Err(self.corrupt(0, problem));
+        }
+        let found = format::hash(&bytes);
+        if found != expected {
+            let problem = format!("header: expected xxh3 {expected:016x}, found {found:016x}");
+            return Err(self.corrupt(0, problem));
+        }
+        Ok(())
+    }
+
+    /// Whether parts of `block` may be read without reading and hashing the whole.
+    pub(crate) fn is_checked(&self, block: usize) -> bool {
+        let flag = self.checked.get(block);
+        flag.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    /// Reads bytes of `block`, from its byte `from` on.
+    pub(crate) fn read(&self, block: usize, from: usize, bytes: &mut [u8]) -> Result<()> {
+        self.pread(self.offset(block) + from as u64, bytes)
+    }
+
+    /// Reads a whole block and checks its hash, if it has one.
+    pub(crate) fn load(&self, block: usize) -> Result<Vec<u8>> {
+        let offset = self.offset(block);
+        let size = self.end.saturating_sub(offset).min(BLOCK_BYTES as u64);
+        let mut bytes = vec![0; size as usize];
+        self.pread(offset, &mut bytes)?;
+        let hash = self
+            .entry
+            .blocks
+            .as_ref()
+            .and_then(|hashes| hashes.get(block));
+        if let Some(&expected) = hash {
+            let found = format::hash(&bytes);
+            if found != expected {
+                let problem =
+                    format!("block {block}: expected xxh3 {expected:016x}, found {found:016x}");
+                return Err(self.corrupt(offset, problem));
+            }
+        }
+        if let Some(flag) = self.checked.get(block) {
+            flag.store(true, Ordering::Relaxed);
+        }
+        Ok(bytes)
+    }
+
+    /// Whether there is a block of this number.
+    pub(crate) fn has(&self, block: usize) -> bool {
+        block < self.checked.len()
+    }
+
+    fn offset(&self, block: usize) -> u64 {
+        self.entry.payload + block as u64 * BLOCK_BYTES as u64
+    }
+
+    fn pread(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(bytes, offset).map_err(|error| {
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                let problem = format!("the file was cut: expected {} bytes here", bytes.len());
+                self.corrupt(offset, problem)
+            } else {
+                Error::io(&self.entry.path, error)
+            }
+        })
+    }
+
+    fn corrupt(&self, offset: u64, problem: String) -> Error {
+        Error::corrupt(&self.entry.path, offset, problem)
+    }
+}
