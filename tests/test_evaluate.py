@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import tinylm
 from tests.support.fakes import ByteTokenizer, ListDataset
 from tests.support.models import build
+from tinylm import config
 from tinylm.config import ConfigError, ModelConfig
 from tinylm.evaluate import evaluate, parse_share
 from tinylm.evaluate.__main__ import main
@@ -253,9 +254,9 @@ def run(small, monkeypatch, tmp_path):
     (tmp_path / "other.txt").write_text("Other words, and more of them. " * 100)
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "config.yaml").write_text(
-        "data: {source: text.txt, folder: shards, val_fraction: 0.25}\ntrain: {device: cpu}\n"
-    )
+    text = ["data.source=text.txt", "data.folder=shards", "data.val_fraction=0.25"]
+    settings = config.load(overrides=[*text, "train.device=cpu"])
+    (folder / "config.yaml").write_text(config.to_yaml(settings))
     return folder
 
 

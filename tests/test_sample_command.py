@@ -16,7 +16,8 @@ import tinylm
 from tests.support.fakes import ByteTokenizer
 from tests.support.models import build
 from tinylm import sample
-from tinylm.config import ConfigError, ModelConfig, SampleConfig
+from tinylm.config import ConfigError, ModelConfig, SampleConfig, to_yaml
+from tinylm.config import load as load_settings
 from tinylm.sample.__main__ import _parse, main
 from tinylm.train.stages import sample_command
 
@@ -45,9 +46,8 @@ def run(small, tokenizer, monkeypatch, tmp_path):
     fake = types.SimpleNamespace(load=load)
     monkeypatch.setitem(sys.modules, "tinylm.checkpoint", fake)
     monkeypatch.setattr(tinylm, "checkpoint", fake, raising=False)
-    (tmp_path / "config.yaml").write_text(
-        "sample: {temperature: 0, max_tokens: 12}\ntrain: {device: cpu}\n"
-    )
+    greedy = ["sample.temperature=0", "sample.max_tokens=12", "train.device=cpu"]
+    (tmp_path / "config.yaml").write_text(to_yaml(load_settings(overrides=greedy)))
     return tmp_path
 
 

@@ -1,6 +1,6 @@
 """A run as a whole: what it leaves behind, how it stops, how it goes on."""
 
-import io
+import itertools
 import json
 import os
 import re
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tinylm import checkpoint, config, track
-from tinylm.train import Interrupted, NonFiniteError, Trainer, loop, train
+from tinylm.train import Interrupted, NonFiniteError, Trainer, session, signals, train
 from tinylm.train.__main__ import main
 
 TEXT = "".join(f"the {i % 7} cats of house {i % 13} sleep on {i % 5} mats\n" for i in range(3000))
@@ -167,8 +167,8 @@ def test_a_signal_is_answered_at_once(monkeypatch, capfd, number, answer):
 
 
 def test_a_signal_is_no_error_where_standard_error_is_closed(monkeypatch):
-    monkeypatch.setattr(loop.os, "write", lambda *_: os.close(-1))
-    loop.answer(signal.SIGINT)
+    monkeypatch.setattr(signals.os, "write", lambda *_: os.close(-1))
+    signals.answer(signal.SIGINT)
 
 
 def test_a_second_ctrl_c_stops_at_once(monkeypatch):
@@ -318,10 +318,30 @@ def test_micro_batches_add_up_to_the_whole_batch():
         torch.testing.assert_close(tensor, weights(many)[name], atol=2e-3, rtol=2e-2)
 
 
-def test_mix_differs_in_every_argument():
-    seeds = {loop.mix(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
-    assert len(seeds) == 125
+def test_seeds_differ_in_every_argument():
+    stream = session.Stream.DROPOUT
+    seeds = {
+        session.mix(*numbers[:1], stream + numbers[1], *numbers[2:])
+        for numbers in itertools.product(range(4), repeat=5)
+    }
+    assert len(seeds) == 4**5
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("seed", "step", "micro", "expected"),
+    [
+        (0, 0, 0, 1279368494785126216),
+        (0, 0, 1, 2382078301196010449),
+        (0, 1, 0, 5352869105593375612),
+        (1, 0, 0, 6396520470166291297),
+        (42, 7, 3, 4038492075152325935),
+        (2**63 - 1, 10**6, 31, 4063163868497230346),
+    ],
+)
+def test_the_seeds_of_dropout_in_the_first_process_stay_what_they_are(seed, step, micro, expected):
+    """A run that was begun by an older TinyLM goes on with the numbers that it would have had."""
+    assert session.mix(seed, session.Stream.DROPOUT, step, micro, 0) == expected
 
 
 def test_run_json_says_what_was_run_and_what_came_of_it():
@@ -329,32 +349,6 @@ def test_run_json_says_what_was_run_and_what_came_of_it():
     assert record["threads"] == torch.get_num_threads()
     assert record["results"]["step"] == 12
     assert record["parameters"] > record["parameters_without_embedding"]
-
-
-def times_left(paces):
-    """What the console says is left of 1,000 steps, in seconds, where 10 steps take each pace."""
-    out = io.StringIO()
-    console = track.Console(Path(), 1000, out)
-    console.SECONDS_BETWEEN_LINES = 0.0
-    record = dict.fromkeys(("loss", "lr", "tokens_per_second", "mfu", "memory_bytes"), 1.0)
-    for number, pace in enumerate(paces):
-        console.log({**record, "step": 10 * number, "seconds_per_step": pace})
-    found = re.findall(r"(?:(\d+):)?(\d+):(\d\d) left", out.getvalue())
-    return [int(h or 0) * 3600 + int(m) * 60 + int(s) for h, m, s in found]
-
-
-def test_the_time_left_is_that_of_even_steps():
-    assert times_left([0.0] + [2.0] * 50) == [2 * (1000 - 10 * n) for n in range(1, 51)]
-
-
-def test_one_slow_record_hardly_moves_the_time_left():
-    *_, before, after = times_left([1.0] * 30 + [10.0])
-    assert before == 710
-    assert after < 1.6 * before
-
-
-def test_the_time_left_follows_a_machine_that_has_become_slower():
-    assert times_left([1.0] * 30 + [3.0] * 60)[-1] == pytest.approx(3 * 110, rel=0.05)
 
 
 def test_silence_is_possible(capsys):

@@ -1,8 +1,10 @@
-"""The device of a process: which one, in which dtype, how fast at its peak, how much memory."""
+"""The device of a process: its dtype, peak, memory and threads, and whether results repeat."""
 
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -63,6 +65,29 @@ def memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_threads(device: torch.device, count: int) -> None:
+    """Compute with `count` threads if on the CPU, where sums are split by thread.
+
+    A run that goes on with another number of threads would end in other weights.
+    """
+    if device.type == "cpu" and count != torch.get_num_threads():
+        torch.set_num_threads(count)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Inside, equal steps on the CPU give equal results, bit for bit, compiled ones too.
+
+    Elsewhere torch keeps the caller's setting.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -13,6 +13,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from tinylm import disk
+
 Record = dict[str, float]
 # Records that the time left is computed from; an older one would weigh under 1% of the newest.
 REMEMBERED = 100
@@ -94,7 +96,7 @@ def status(record: Record, steps: int, pace: float) -> str:
 
 
 class Jsonl:
-    """A line of JSON a record, in metrics.jsonl; written through at once."""
+    """metrics.jsonl: one line of JSON per record, flushed at once."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -174,11 +176,10 @@ def read_metrics(folder: Path) -> list[Record]:
 
 def rewind_metrics(folder: Path, step: int) -> None:
     """Drop the records after `step`: a resumed run writes them again."""
-    records = [record for record in read_metrics(folder) if record["step"] <= step]
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    part = folder / "metrics.jsonl.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(folder / "metrics.jsonl")
+    path = folder / "metrics.jsonl"
+    if path.exists():
+        records = [record for record in read_metrics(folder) if record["step"] <= step]
+        disk.replace(path, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 def plot(folder: Path) -> None:

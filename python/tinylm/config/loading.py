@@ -56,12 +56,21 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
 
 
 def find(folder: str | Path) -> Path | None:
-    """The config.yaml of a run's folder, or of that of one of its checkpoints, if it has one."""
+    """The config.yaml of a run's folder, or of that of one of its checkpoints, if it has one.
+
+    Raises `ConfigError` for one that is empty or cut short: as settings it would be the defaults.
+    """
     path = Path(folder)
     # The resolved path: the name of `.` says nothing of what is above it.
     above = path.resolve().parent
     homes = [path, *([above.parent] if above.name == "checkpoints" else [])]
-    return next((h / "config.yaml" for h in homes if (h / "config.yaml").is_file()), None)
+    saved = next((h / "config.yaml" for h in homes if (h / "config.yaml").is_file()), None)
+    if saved is not None:
+        content, last = _read(saved), list(SECTIONS)[-1]
+        # A run is saved with every section, in their order: the last one shows that it is whole.
+        if not isinstance(content, dict) or not content.get(last):
+            raise ConfigError(f"{saved}: empty or torn: put back the settings of the run")
+    return saved
 
 
 def differences(one: Run, other: Run) -> list[str]:

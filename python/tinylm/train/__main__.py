@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 
 from tinylm import commands, config
-from tinylm.train import folder
+from tinylm.train import Interrupted, folder
 
 HELP = """\
 python -m tinylm.train [NAME|FILE] [section=preset] [section.key=value ...]
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     # Refuses a folder that does not fit before torch is there, which takes two seconds to import.
     folder.plan(run)
-    from tinylm.train import Interrupted, train
+    from tinylm.train import train
 
     try:
         train(run)

@@ -1,4 +1,4 @@
-"""The folder of a run: which one a command opens, and the small files it holds.
+"""The folder of a run: which one a command opens, who writes to it, the small files it holds.
 
 runs/<name>[-N]/config.yaml run.json metrics.jsonl loss.png samples.txt tokenizer.json
                 best.json checkpoints/step-00000100/
@@ -10,12 +10,16 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from tinylm import config
+from tinylm import config, disk
 from tinylm.config import ConfigError, Run
+
+CONFIG = "config.yaml"
 
 
 def plan(run: Run) -> tuple[Path, Path | None]:
@@ -39,8 +43,7 @@ def plan(run: Run) -> tuple[Path, Path | None]:
                 f"goes on with it, another out= starts anew"
             )
         return folder, folder
-    same = [folder for folder in _numbered(run) if not _differences(run, folder)]
-    if resume == "auto" and same:
+    if resume == "auto" and (same := [path for path in _numbered(run) if _is_same(run, path)]):
         return same[-1], same[-1]
     return _next_number(run), None
 
@@ -66,18 +69,57 @@ def _plan_path(run: Run, source: Path) -> tuple[Path, Path]:
     return _next_number(run), source
 
 
-def claim(run: Run, folder: Path) -> Path:
-    """Make the planned folder, or the next number where another run has just taken it."""
-    while not _is_run(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=run.out is not None)
-            break
-        except FileExistsError:
-            folder = _next_number(run)
-    part = folder / "config.yaml.part"
-    part.write_text(config.to_yaml(replace(run, out=None)), encoding="utf-8")
-    part.replace(folder / "config.yaml")
-    return folder
+class Home(AbstractContextManager["Home"]):
+    """The planned folder of a run, and the right to write to it.
+
+    `source` is what the run resumes from, as `plan` says. A folder that is a run already is
+    locked at once, so that nothing is read of it that another process still changes; a new one is
+    made and locked by `claim`. Raises `BlockingIOError` if another process holds it.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.folder, self.source = plan(run)
+        self._lock = _lock(self.folder) if _is_run(self.folder) else None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def claim(self) -> Path:
+        """Make the folder, or the next number if another run has just taken it; save the run's
+        settings in it.
+        """
+        if self._lock is None:
+            self._make()
+            self._lock = _lock(self.folder)
+            if _is_run(self.folder):
+                raise ConfigError(
+                    f"out={self.folder} has become a run while this one was getting ready: give "
+                    f"the command again, or choose another out="
+                )
+        settings = config.to_yaml(replace(self._run, out=None))
+        disk.replace(self.folder / CONFIG, settings.encode())
+        return self.folder
+
+    def _make(self) -> None:
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=self._run.out is not None)
+            except FileExistsError:
+                self.folder = _next_number(self._run)
+            else:
+                disk.sync(self.folder.parent)
+                return
+
+
+def _lock(folder: Path) -> disk.Lock:
+    return disk.Lock(folder, advice="wait for it, or choose another out=")
 
 
 def _refuse_unfit(run: Run, home: Path) -> None:
@@ -92,7 +134,9 @@ def _refuse_unfit(run: Run, home: Path) -> None:
 
 def _refuse_full(folder: Path) -> None:
     """Only a folder that is new or empty becomes a run."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (
+        not folder.is_dir() or any(path.name != disk.LOCK for path in folder.iterdir())
+    ):
         raise ConfigError(f"out={folder}: exists and is no run; name a folder that is new or empty")
 
 
@@ -116,17 +160,22 @@ def _number(folder: Path) -> int:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
+    return (folder / CONFIG).is_file()
 
 
 def _differences(run: Run, folder: Path) -> list[str]:
     """Keys in which `run` differs from the one in `folder`; "config.yaml" where it has none."""
-    if not _is_run(folder):
-        return ["config.yaml"]
+    saved = config.find(folder)
+    return [CONFIG] if saved is None else config.differences(run, config.load(saved))
+
+
+def _is_same(run: Run, folder: Path) -> bool:
+    """Whether `folder` holds this very run; one that this TinyLM cannot read is another."""
+    saved = config.find(folder)
     try:
-        return config.differences(run, config.load(folder / "config.yaml"))
+        return saved is not None and not config.differences(run, config.load(saved))
     except ConfigError:
-        return ["config.yaml"]
+        return False
 
 
 def _refuse_other(run: Run, folder: Path) -> None:
@@ -142,9 +191,7 @@ def _refuse_other(run: Run, folder: Path) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a half."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    disk.replace(path, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -167,7 +214,7 @@ def rewind_samples(folder: Path, step: int) -> None:
     if path.exists():
         parts = re.split(r"(?m)^(?=--- step \d+$)", path.read_text(encoding="utf-8"))
         kept = (part for part in parts if part and int(part.split(maxsplit=3)[2]) <= step)
-        path.write_text("".join(kept), encoding="utf-8")
+        disk.replace(path, "".join(kept).encode())
 
 
 def provenance() -> dict[str, Any]:

@@ -1,22 +1,25 @@
-"""The stages around the loop: device, tokenizer, weights and compiler before it, results after."""
+"""The stages around the loop: tokenizer, weights, shards and compiler before it, results after."""
 
 import os
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tinylm import checkpoint, evaluate, model, sample
+from tinylm import checkpoint, data, evaluate, model, optim, sample, track
+from tinylm.checkpoint import Training
 from tinylm.config import Run, SampleConfig
 from tinylm.corpus import Corpus
+from tinylm.data import Dataset, Loader
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer
-from tinylm.train.folder import read_json, write_json
+from tinylm.train.folder import provenance, read_json, rewind_samples, write_json
 from tinylm.train.loop import WATCHED_TOKENS, Trainer
+from tinylm.train.session import Session
 
 # Shorter runs end before a compiler has paid for itself.
 COMPILE_FROM = 500
@@ -27,11 +30,24 @@ PARSE_PROMPTS = ("def", "class", "import", "from")
 Say = Callable[[str], None]
 
 
-def resume_point(source: Path, say: Say) -> Path | None:
-    """The checkpoint that `source` (a checkpoint or a run) goes on from; None for a run without.
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run goes on from, and the training state in it."""
+
+    checkpoint: Path
+    training: Training
+
+
+def resume(source: Path | None, say: Say) -> Resumed | None:
+    """The state to go on from, of a checkpoint or of a run's newest; None to begin anew.
 
     An explicit checkpoint must verify (`ValueError`); of a run it is the newest that does.
     """
+    found = None if source is None else _resume_point(source, say)
+    return None if found is None else Resumed(found, checkpoint.load_training(found))
+
+
+def _resume_point(source: Path, say: Say) -> Path | None:
     if not (source / "config.yaml").is_file():
         checkpoint.verify(source)
         return source
@@ -45,33 +61,60 @@ def resume_point(source: Path, say: Say) -> Path | None:
         return None
 
 
+def is_finished(run: Run, folder: Path, resumed: Resumed, say: Say) -> bool:
+    """Whether the run in `folder` has ended, at its last step or by early stopping.
+
+    Says so, or says if a longer run makes its learning rate rise again.
+    """
+    training = resumed.training
+    results = read_json(folder / "run.json").get("results")
+    length = training.state.get("steps", training.step)
+    if results and training.step >= results["step"] and run.train.steps <= length:
+        say(f"{folder} is finished; a larger train.steps lengthens it")
+        say(f"bits per byte: {results['bits_per_byte']:.3f}")
+        return True
+    was = optim.schedule(min(training.step, length - 1), length, run.optim)
+    now = optim.schedule(training.step, run.train.steps, run.optim)
+    if run.train.steps > length and now > 1.01 * was:
+        say(
+            f"train.steps grew from {length} to {run.train.steps}: the learning rate, "
+            f"{was:.0%} of its peak, goes on at {now:.0%}"
+        )
+    return False
+
+
 def start(
-    run: Run, resumed: Path | None, text: Corpus, device: torch.device, say: Say
+    run: Run, resumed: Resumed | None, text: Callable[[], Corpus], session: Session
 ) -> tuple[Model, Tokenizer]:
-    """The model with its first weights, and its tokenizer: loaded where there is one, or new."""
-    given = resumed or (None if run.train.init is None else Path(run.train.init))
+    """The model with its first weights, and its tokenizer: loaded where there is one, or new.
+
+    Calls `text` only to train a tokenizer.
+    """
+    given = None if run.train.init is None else Path(run.train.init)
+    given = given if resumed is None else resumed.checkpoint
     if given is None:
-        tokenizer = _new_tokenizer(run, text, say)
+        tokenizer = _new_tokenizer(run, text, session.say)
         size = run.model.vocab_size or tokenizer.vocab_size
         _refuse_mismatch(tokenizer, size, "model.vocab_size")
         config = replace(run.model, vocab_size=size)
-        return model.build(config, seed=run.train.seed, device=device), tokenizer
-    net, loaded = checkpoint.load(given, device=device, dtype=torch.float32)
+        return model.build(config, seed=run.train.seed, device=session.device), tokenizer
+    net, loaded = checkpoint.load(given, device=session.device, dtype=torch.float32)
     if loaded is None or (resumed is None and run.tokenizer.path is not None):
-        loaded = _new_tokenizer(run, text, say)
+        loaded = _new_tokenizer(run, text, session.say)
     _refuse_mismatch(loaded, net.embedding.num_embeddings, f"train.init={given}")
     if resumed is None:
-        say(f"weights, model and tokenizer settings come from {given}")
+        session.say(f"weights, model and tokenizer settings come from {given}")
     return net, loaded
 
 
-def _new_tokenizer(run: Run, text: Corpus, say: Say) -> Tokenizer:
+def _new_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer:
     settings = run.tokenizer
     if settings.path is not None:
         return Tokenizer.load(settings.path)
-    say(f"training a {settings.kind} tokenizer on {text.name}")
+    corpus = text()
+    say(f"training a {settings.kind} tokenizer on {corpus.name}")
     return Tokenizer.train(
-        text.train(),
+        corpus.train(),
         vocab_size=settings.vocab_size,
         kind=settings.kind,
         pattern=settings.pattern,
@@ -87,13 +130,56 @@ def _refuse_mismatch(tokenizer: Tokenizer, size: int, what: str) -> None:
         )
 
 
-def loss_function(
-    run: Run, net: Model, device: torch.device, say: Say
-) -> Callable[[Tensor, Tensor], Tensor]:
+def shards(
+    run: Run, text: Callable[[], Corpus], tokenizer: Tokenizer, *, resumed: bool, say: Say
+) -> Path:
+    """The folder of the run's shards, made if it is not there.
+
+    A run that goes on does not look at its text, which may have changed or gone since. A new one
+    checks that its shards are those of the text, if the text is there.
+    """
+    folder = data.default_folder(run.data.source, tokenizer.sha256, run.data.folder)
+    there = data.fits(
+        folder,
+        source=run.data.source,
+        val_fraction=run.data.val_fraction,
+        tokenizer_sha256=tokenizer.sha256,
+    )
+    if there and resumed:
+        return folder
+    try:
+        corpus = text()
+    except (FileNotFoundError, ConnectionError):
+        if not there:
+            raise
+        say(f"{run.data.source} cannot be read: training on the shards that were made of it")
+        return folder
+    data.prepare(corpus, tokenizer, folder)
+    return folder
+
+
+def loader(run: Run, shards: Path, context_length: int, session: Session) -> Loader:
+    """The batches of a run, of which this process gets its own rows."""
+    return Loader(
+        Dataset.open(shards, split="train"),
+        batch_size=run.train.batch_size,
+        context_length=context_length,
+        order=run.data.order,
+        stride=run.data.stride,
+        mask_after_eos=run.data.mask_after_eos,
+        seed=run.train.seed,
+        rank=session.rank,
+        world_size=session.world,
+        threads=run.data.threads,
+        device=str(session.device),
+    )
+
+
+def loss_function(run: Run, net: Model, session: Session) -> Callable[[Tensor, Tensor], Tensor]:
     """`Model.loss`, compiled where the run asks for it and the machine can."""
-    wanted = run.train.compile
+    wanted, say = run.train.compile, session.say
     if wanted == "auto":
-        wanted = run.train.steps >= COMPILE_FROM and device.type in ("cpu", "cuda")
+        wanted = run.train.steps >= COMPILE_FROM and session.device.type in ("cpu", "cuda")
     if wanted and not _has_compiler():
         if run.train.compile is True:
             raise ValueError(
@@ -114,13 +200,22 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in names if name)
 
 
-def first_words(run: Run, text: Corpus, tokenizer: Tokenizer) -> str:
-    """What samples begin with: a function of Python, else an early line of the validation text."""
-    if run.data.source == "stdlib":
-        # No lone `def` or `def `: hardly a file begins so, and the space belongs to the name.
-        return "def main("
+def first_words(run: Run, validation: Dataset, net: Model, tokenizer: Tokenizer) -> str:
+    """The prompt of samples: a function of Python, else an early line of the validation text.
+
+    One token after it is drawn: invalid settings of `sample` fail now, not an hour into the run.
+    """
+    # No lone `def` or `def `: hardly a file begins so, and the space belongs to the name.
+    python = run.data.source == "stdlib"
+    prompt = "def main(" if python else _early_line(_beginning(validation, tokenizer), tokenizer)
+    settings = replace(run.sample, samples=1, max_tokens=1)
+    "".join(sample.stream(net, tokenizer, prompt, settings))
+    return prompt
+
+
+def _early_line(text: str, tokenizer: Tokenizer) -> str:
     # The first line may be the end of one: a single text is cut at a character.
-    lines = [line.strip() for line in next(iter(text.validation()))[:1000].splitlines()]
+    lines = [line.strip() for line in text.splitlines()]
     line = next((line[:60] for line in lines[1:] if line), lines[0][:60] if lines else "")
     # In the corpus a special token is text; a prompt may not hold one.
     for token in tokenizer.special_tokens:
@@ -128,9 +223,35 @@ def first_words(run: Run, text: Corpus, tokenizer: Tokenizer) -> str:
     return line or "The"
 
 
+def _beginning(validation: Dataset, tokenizer: Tokenizer) -> str:
+    """The first 1,000 characters of the first document.
+
+    From its tokens: that needs no text, and a run that resumes has the prompt that it had.
+    """
+    # A character is at most 4 bytes and a token at least one.
+    ids = validation.read(0, min(4 * 1000, validation.n_tokens)).tolist()
+    ids = ids[: ids.index(validation.eos_id)] if validation.eos_id in ids else ids
+    return tokenizer.decode_bytes(ids).decode(errors="replace")[:1000]
+
+
+def record(trainer: Trainer, shards: Path) -> None:
+    """Begin the files of the run's folder, or take them back to the step that it goes on from."""
+    session, step = trainer.session, trainer.progress.step
+    track.rewind_metrics(trainer.folder, step)
+    rewind_samples(trainer.folder, step)
+    where = {
+        "device": str(session.device),
+        "dtype": str(session.dtype),
+        "shards": str(shards),
+    }
+    counts = trainer.model.describe()
+    content = {**provenance(), **where, **counts, "peak": trainer.peak}
+    write_json(trainer.folder / "run.json", content)
+
+
 def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
     """What is about to happen, in four lines."""
-    net, run = trainer.model, trainer.run
+    net, run, session = trainer.model, trainer.run, trainer.session
     counts = net.describe()
     rows = trainer.loader.n_rows
     epochs = run.train.steps * run.train.batch_size / rows
@@ -141,7 +262,7 @@ def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
             f"{epochs:.2f} epochs",
             f"model      {net.config.architecture}, {counts['parameters']:,} parameters, "
             f"vocabulary {net.config.vocab_size:,}",
-            f"device     {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}, "
+            f"device     {session.device}, {str(session.dtype).removeprefix('torch.')}, "
             f"{trainer.peak / 1e9:,.0f} GFLOP/s measured peak; ready after {seconds:.1f} s",
         )
     )
