@@ -121,6 +121,22 @@ def test_muon_moves_matrices_of_one_shape_as_it_moves_each_alone():
     torch.testing.assert_close(moved([[0, 1, 2]]), moved([[0], [1], [2]]), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 4), (3, 4, 6), (2, 3, 5, 5)])
+def test_muon_moves_a_stack_as_it_moves_each_of_its_matrices(shape):
+    torch.manual_seed(0)
+    stack = torch.nn.Parameter(torch.randn(shape))
+    singles = [torch.nn.Parameter(m.clone()) for m in stack.detach().flatten(0, -3)]
+    together, *alone = (optim.Muon(moved, lr=0.1) for moved in ([stack], *zip(singles)))
+    for _ in range(3):
+        stack.grad = torch.randn(shape)
+        for single, gradient in zip(singles, stack.grad.flatten(0, -3), strict=True):
+            single.grad = gradient.clone()
+        for muon in (together, *alone):
+            muon.step()
+    moved = torch.stack([single.detach() for single in singles])
+    torch.testing.assert_close(stack.detach().flatten(0, -3), moved, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
 def test_a_loaded_state_goes_on_bit_for_bit(name):
     config = OptimConfig(name=name, lr=0.01, weight_decay=0.1)

@@ -18,7 +18,7 @@ DECAYED: frozenset[Role] = frozenset({"matrix"})
 
 
 def orthogonalise(updates: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, about, to each of `updates` [N, rows, columns].
+    """Near the nearest semi-orthogonal matrix to each matrix of `updates` [N, rows, columns].
 
     Five Newton-Schulz steps of the quintic a x + b x^3 + c x^5 on the singular values, in
     bfloat16; they end between 0.7 and 1.2. Source: Jordan et al. 2024, "Muon".
@@ -40,8 +40,9 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: every direction of a matrix moves by the same amount.
 
     m <- beta m + (1 - beta) g;  W <- W - lr (s O(g + beta (m - g)) + decay W), with
-    s = sqrt(max(1, rows / columns)). Matrices of one shape are orthogonalised together.
-    Parameters are 2-dimensional. State: one number a weight. Source: Jordan et al. 2024.
+    s = sqrt(max(1, rows / columns)). Parameters are [..., rows, columns]: of a stack, each matrix
+    is orthogonalised by itself. Matrices of one shape are computed together. State: one number per
+    weight. Source: Jordan et al. 2024.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class Muon(torch.optim.Optimizer):
         beta, lr = group["momentum"], group["lr"]
         torch._foreach_lerp_(momenta, gradients, 1 - beta)
         ahead = torch._foreach_lerp(gradients, momenta, beta)
-        moves = orthogonalise(torch.stack(ahead))
-        rows, columns = parameters[0].shape
+        rows, columns = parameters[0].shape[-2:]
+        stacked = torch.stack(ahead)
+        moves = orthogonalise(stacked.view(-1, rows, columns)).view_as(stacked)
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         scale = lr * math.sqrt(max(1.0, rows / columns))
         torch._foreach_add_(parameters, list(moves.unbind()), alpha=-scale)
