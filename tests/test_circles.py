@@ -37,6 +37,16 @@ def test_no_files_of_the_package_import_each_other():
     assert circles(python(files)) == []
 
 
+CRATES = sorted(path.parent for path in ROOT.glob("rust/*/Cargo.toml"))
+
+
+@pytest.mark.parametrize("folder", CRATES, ids=lambda path: path.name)
+def test_no_modules_of_a_crate_use_each_other(folder):
+    graph = rust(crate(folder))
+    assert any(graph.values())
+    assert circles(graph) == []
+
+
 @pytest.mark.parametrize(
     ("files", "wanted"),
     [
