@@ -13,7 +13,7 @@ from tests.support.fakes import ByteTokenizer
 from tests.support.models import build
 from tinylm import sample
 from tinylm.config import ModelConfig, SampleConfig
-from tinylm.sample import decoding, logits, reader
+from tinylm.sample import decoding, drawer, logits, reader
 
 SMALL = ModelConfig(
     vocab_size=257, d_model=12, n_layers=2, n_heads=2, context_length=16, tied=False
@@ -77,6 +77,11 @@ def test_generate_equals_reading_everything_anew(small, config):
     config = dataclasses.replace(config, samples=3)
     wanted = [slow(small, p, config, n, i) for n, p in enumerate(PROMPTS) for i in range(3)]
     assert sample.generate(small, PROMPTS, config) == wanted
+
+
+def test_the_random_numbers_go_on_where_a_block_of_them_ends(small):
+    config = SampleConfig(temperature=1.0, max_tokens=2 * drawer.BLOCK + 5)
+    assert sample.generate(small, [[1]], config) == [slow(small, [1], config)]
 
 
 def test_every_part_of_a_model_can_be_sampled_from():

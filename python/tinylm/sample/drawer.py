@@ -14,7 +14,7 @@ BLOCK = 64
 
 
 class Drawer:
-    """Draws one token per text and step, and keeps count of what each text has.
+    """Draws one token per text and step, and where there are penalties counts what each text has.
 
     `places` names each text: (number of its prompt, number of its sample). What a text draws is
     a function of its logits, the seed, its place and its position, the number of tokens drawn
@@ -32,6 +32,8 @@ class Drawer:
     ) -> None:
         self.config, self.places = config, [*places]
         self.positions = [0] * len(self.places)
+        penalties = (config.frequency_penalty, config.presence_penalty)
+        self.counting = config.repetition_penalty != 1 or any(penalties)
         self._numbers = np.empty((len(self.places), BLOCK))
         marks = torch.zeros(len(texts), vocab_size, dtype=torch.bool)
         for row, text in enumerate(texts):
@@ -49,8 +51,9 @@ class Drawer:
             numbers = [self._number(row) for row in range(len(self.places))]
             ids = draw(logits, torch.tensor(numbers, dtype=torch.float64, device=logits.device))
         self.positions = [position + 1 for position in self.positions]
-        self.seen.scatter_(1, ids[:, None], True)
-        self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
+        if self.counting:
+            self.seen.scatter_(1, ids[:, None], True)
+            self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
         return ids
 
     def keep(self, rows: Sequence[int]) -> None:
