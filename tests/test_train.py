@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from tinylm import checkpoint, config, track
+from tinylm.data import Loader
+from tinylm.model import Model
 from tinylm.train import Interrupted, NonFiniteError, Trainer, session, signals, train
 from tinylm.train.__main__ import main
 
@@ -265,7 +267,7 @@ def poison(monkeypatch, step):
     def poisoned(self):
         sound = self.loss
         if self.progress.step == step:
-            self.loss = lambda tokens, targets: sound(tokens, targets) * float("nan")
+            self.loss = lambda *batch, **places: sound(*batch, **places) * float("nan")
         try:
             return original(self)
         finally:
@@ -280,6 +282,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_sound_checkpoint(monkeyp
         train(settings("out=bad"))
     state = weights(Path("bad"))
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_the_pieces_of_packed_rows_reach_the_model(monkeypatch):
+    told, take = [], Loader.__next__
+
+    def packed(self):
+        batch = take(self)
+        return replace(batch, positions=batch.tokens * 0, documents=batch.tokens)
+
+    def loss(self, tokens, targets, *, positions, documents):
+        told.append((tokens, positions, documents))
+        return self.embedding(tokens).sum() * 0
+
+    monkeypatch.setattr(Loader, "__next__", packed)
+    monkeypatch.setattr(Model, "loss", loss)
+    train(settings("train.steps=2", "train.batch_size=4", "train.micro_batch_size=2"))
+    assert len(told) == 4
+    assert all(tokens.shape == (2, 32) for tokens, _, _ in told)
+    assert all(torch.equal(tokens, documents) for tokens, _, documents in told)
+    assert all(not positions.any() for _, positions, _ in told)
 
 
 def test_skipping_leaves_weights_and_moments_as_if_the_batch_had_not_been_seen(monkeypatch):

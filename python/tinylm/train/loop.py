@@ -45,7 +45,7 @@ class Trainer:
     optimizer: optim.Optimizer
     session: Session
     peak: float
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
     prompt: str
     trackers: Trackers = field(default_factory=Trackers)
     progress: Progress = field(default_factory=Progress)
@@ -90,12 +90,13 @@ class Trainer:
         total = torch.zeros((), device=self.session.device)
         for micro in range(settings.batch_size // settings.micro_batch):
             rows = slice(micro * settings.micro_batch, (micro + 1) * settings.micro_batch)
-            targets = batch.targets[rows]
+            part = batch.rows(rows)
             self.session.draw_as(settings.seed, Stream.DROPOUT, progress.step, micro)
             with self.session.autocast():
-                loss = self.loss(batch.tokens[rows], targets)
+                places = {"positions": part.positions, "documents": part.documents}
+                loss = self.loss(part.tokens, part.targets, **places)
             # Every target of the batch weighs the same, however they fall into micro-batches.
-            share = (targets != IGNORED).sum() / counted
+            share = (part.targets != IGNORED).sum() / counted
             torch.autograd.backward(loss * share)
             total += loss.detach() * share
         norm = self.optimizer.gradient_norm()

@@ -175,7 +175,7 @@ def loader(run: Run, shards: Path, context_length: int, session: Session) -> Loa
     )
 
 
-def loss_function(run: Run, net: Model, session: Session) -> Callable[[Tensor, Tensor], Tensor]:
+def loss_function(run: Run, net: Model, session: Session) -> Callable[..., Tensor]:
     """`Model.loss`, compiled where the run asks for it and the machine can."""
     wanted, say = run.train.compile, session.say
     if wanted == "auto":
@@ -191,7 +191,7 @@ def loss_function(run: Run, net: Model, session: Session) -> Callable[[Tensor, T
     if not wanted:
         return net.loss
     say("compiling the model at the first step: up to 30 s the first time, a few seconds later on")
-    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(net.loss, dynamic=False)
+    compiled: Callable[..., Tensor] = torch.compile(net.loss, dynamic=False)
     return compiled
 
 
