@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -243,6 +244,24 @@ def test_a_new_draft_is_safe_from_another_process_that_clears_up(tmp_path):
     for number in range(60):
         files.verify(tmp_path / f"step-{number}")
     assert len(list(tmp_path.iterdir())) == 60
+
+
+def test_a_draft_that_another_process_deletes_before_it_is_locked_is_made_anew(
+    tmp_path, monkeypatch
+):
+    real, deleted = fcntl.flock, []
+
+    def flock(handle, operation):
+        if not deleted:
+            deleted.extend(tmp_path.iterdir())
+            shutil.rmtree(deleted[0])
+        real(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with files.whole(tmp_path / "step-1") as draft:
+        draft.add("a", [b"content"])
+    assert len(deleted) == 1
+    files.verify(tmp_path / "step-1")
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 1000])

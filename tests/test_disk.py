@@ -35,6 +35,7 @@ from pathlib import Path
 from tinylm import disk
 with disk.Lock(Path(sys.argv[1]), wait=True):
     print("mine", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -52,9 +53,11 @@ def running(script, *arguments):
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "a.json"
-    for content in (b"one", b"two"):
-        disk.replace(path, content)
-        assert path.read_bytes() == content
+    disk.replace(path, b"one")
+    with path.open("rb") as reader:
+        disk.replace(path, b"another")
+        assert reader.read() == b"one"
+    assert path.read_bytes() == b"another"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -157,7 +160,11 @@ def test_who_waits_says_for_whom_and_goes_on_when_the_lock_is_free(tmp_path):
         assert line.endswith("): waiting for it\n")
         lock.release()
         assert process.stdout.readline() == "mine\n"
-        assert process.wait() == 0
+        # The file that it waited for is gone: it holds the one that the next comer finds.
+        with pytest.raises(BlockingIOError, match=f"in use by process {process.pid} "):
+            disk.Lock(tmp_path)
+        process.communicate()
+    assert process.returncode == 0
 
 
 def test_ctrl_c_ends_the_waiting(tmp_path):

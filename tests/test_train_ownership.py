@@ -151,6 +151,7 @@ LINES = {
     "begins special": "one\n<|endoftext|>",
     "long": "x" * 999 + "\nlater",
     "wide": "\n" + "\U0001f600\u4e16\u00e9" * 999,
+    "far": "\U0001f600" * 900 + "\nthe second line",
     "other breaks": "a\x0b\u2028b\r\nc",
 }
 
@@ -189,7 +190,7 @@ def test_lengthening_a_run_whose_rate_has_fallen_says_that_it_rises_again(capsys
     train(settings())
     capsys.readouterr()
     train(settings("train.resume=auto", "train.steps=24"))
-    line = "train.steps grew from 12 to 24: the learning rate, "
+    line = "train.steps grew from 12 to 24: the learning rate rises again, "
     assert line in capsys.readouterr().out
 
 

@@ -57,8 +57,9 @@ def purge(run: str | Path, keep: int, *, also_keep: Collection[int] = ()) -> lis
     """Delete all but the `keep` newest checkpoints that verify; returns those deleted.
 
     Checkpoints are read again first, and one that does not verify does not count, so a torn
-    one never pushes out a good one. Those of the steps in `also_keep` stay. Leftovers of
-    writers that died are cleared away.
+    one never pushes out a good one. Right after a save the bytes come from the page cache: that
+    proves what was written, not what the disk kept. Those of the steps in `also_keep` stay.
+    Leftovers of writers that died are cleared away.
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: must be at least 1")

@@ -77,8 +77,8 @@ def is_finished(run: Run, folder: Path, resumed: Resumed, say: Say) -> bool:
     now = optim.schedule(training.step, run.train.steps, run.optim)
     if run.train.steps > length and now > 1.01 * was:
         say(
-            f"train.steps grew from {length} to {run.train.steps}: the learning rate, "
-            f"{was:.0%} of its peak, goes on at {now:.0%}"
+            f"train.steps grew from {length} to {run.train.steps}: the learning rate rises again, "
+            f"from {was:.0%} of its peak to {now:.0%}"
         )
     return False
 
