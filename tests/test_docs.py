@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from tinylm import config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "USAGE.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/setup.md"]
+NAMES = ("README.md", "USAGE.md", "CONTRIBUTING.md", "docs/setup.md", "docs/design.md")
+PAGES = [ROOT / name for name in NAMES]
 SPEC = importlib.util.spec_from_file_location("make_ladder", ROOT / "docs/make_ladder.py")
 make_ladder = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(make_ladder)
