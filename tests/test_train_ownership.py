@@ -79,7 +79,7 @@ def test_a_second_process_is_told_who_trains_and_the_first_ends_well(monkeypatch
         _, errors = first.communicate("\n" * 99)
     assert first.returncode == 0, errors
     assert not (Path("run") / disk.LOCK).exists()
-    assert_same_weights(train(settings("out=whole")), Path("run"))
+    assert checkpoint.latest("run").name == "step-00000012"
 
 
 def test_a_folder_that_became_a_run_in_the_meantime_is_not_taken_over():
@@ -104,6 +104,15 @@ def test_a_run_goes_on_without_its_text(monkeypatch):
     assert_same_weights(whole, train(settings("out=cut", "train.resume=auto")))
     samples = [(path / "samples.txt").read_text() for path in (whole, Path("cut"))]
     assert samples[0] == samples[1]
+
+
+def test_another_torch_than_the_one_that_saved_is_named(monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "__version__", "1.0")
+        interrupted(monkeypatch, "out=cut")
+    capsys.readouterr()
+    train(settings("out=cut", "train.resume=auto"))
+    assert f"saved by torch 1.0, this is {torch.__version__}: " in capsys.readouterr().out
 
 
 def test_without_text_and_without_shards_the_text_is_asked_for(monkeypatch):
@@ -210,6 +219,30 @@ def test_settings_of_a_run_that_are_empty_or_torn_are_an_error_that_names_the_fi
     assert saved.read_text() == content
 
 
+def test_a_process_gets_its_rows_and_its_random_numbers_from_its_rank():
+    run = settings("train.steps=1")
+    train(run)
+    (shards,) = Path("data/processed").iterdir()
+    cpu, float32 = torch.device("cpu"), torch.float32
+    ranks = [session.Session(cpu, float32, rank, 2, print) for rank in range(2)]
+    alone = session.Session(cpu, float32, 0, 1, print)
+
+    def tokens(one):
+        with stages.loader(run, shards, 32, one) as batches:
+            return next(batches).tokens
+
+    whole, parts = tokens(alone), [tokens(one) for one in ranks]
+    assert torch.equal(whole[0::2], parts[0])
+    assert torch.equal(whole[1::2], parts[1])
+
+    def drawn(one):
+        one.manual_seed(0, session.Stream.DROPOUT, 3, 1)
+        return torch.rand(4)
+
+    assert torch.equal(drawn(alone), drawn(ranks[0]))
+    assert not torch.equal(drawn(ranks[0]), drawn(ranks[1]))
+
+
 def test_dropout_draws_what_it_drew_before_there_were_streams_and_ranks(monkeypatch):
     """The whole function of earlier runs, written out: a run with either has the same weights."""
 
@@ -225,7 +258,7 @@ def test_dropout_draws_what_it_drew_before_there_were_streams_and_ranks(monkeypa
     def step(self):
         seed, progress, micro = self.run.train.seed, self.progress, iter(range(9))
         draw = lambda *_: torch.manual_seed(mix(seed, progress.step, next(micro)))  # noqa: E731
-        monkeypatch.setattr(session.Session, "draw_as", draw)
+        monkeypatch.setattr(session.Session, "manual_seed", draw)
         return original(self)
 
     given = ["model.dropout=0.3", "train.steps=3", "train.micro_batch_size=2", "train.seed=3"]

@@ -122,7 +122,8 @@ def _lock(folder: Path, advice: str, wait: bool) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with naming(path):
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 problem = f"in use by {_holder(handle)}"
                 if not wait:
@@ -134,8 +135,9 @@ def _lock(folder: Path, advice: str, wait: bool) -> int:
                 fcntl.flock(handle, fcntl.LOCK_EX)
             # A holder removes the file before it lets go: what is locked may be out of reach.
             if _is(handle, path):
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps(_myself()).encode(), 0)
+                with naming(path):
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, json.dumps(_myself()).encode(), 0)
                 return handle
         except BaseException:
             os.close(handle)

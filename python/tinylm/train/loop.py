@@ -91,7 +91,7 @@ class Trainer:
         for micro in range(settings.batch_size // settings.micro_batch):
             rows = slice(micro * settings.micro_batch, (micro + 1) * settings.micro_batch)
             part = batch.rows(rows)
-            self.session.draw_as(settings.seed, Stream.DROPOUT, progress.step, micro)
+            self.session.manual_seed(settings.seed, Stream.DROPOUT, progress.step, micro)
             with self.session.autocast():
                 places = {"positions": part.positions, "documents": part.documents}
                 loss = self.loss(part.tokens, part.targets, **places)
@@ -210,6 +210,12 @@ class Trainer:
         self.optimizer.load_state(training.optimizer)
         self.loader.restore(training.state["loader"])
         device.keep_threads(self.session.device, training.state["threads"])
+        saved_by = training.state.get("torch", torch.__version__)
+        if saved_by != torch.__version__:
+            self.session.say(
+                f"saved by torch {saved_by}, this is {torch.__version__}: the run goes on, but its "
+                f"weights may differ in the last digits from those of an uninterrupted one"
+            )
 
     def _refuse(self, loss: Tensor) -> None:
         """Leave weights and moments as if this batch had not been seen, or stop the run."""

@@ -46,7 +46,7 @@ class Session:
         mixed = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
 
-    def draw_as(self, seed: int, stream: Stream, step: int, micro: int) -> None:
+    def manual_seed(self, seed: int, stream: Stream, step: int, micro: int) -> None:
         """Seed torch's generator for one micro-step: a resumed run repeats its numbers."""
         torch.manual_seed(mix(seed, stream, step, micro, self.rank))
 
