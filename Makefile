@@ -43,7 +43,7 @@ bench: .venv/.ready ## slow, fast and the peer of every rung, into .benchmarks/;
 	  --benchmark-min-rounds 3 --benchmark-max-time 0.3 \
 	  --benchmark-json .benchmarks/ladder.json $(ARGS)
 
-mutants: .venv/.ready ## deliberate wrong lines in fast code: does the ladder see each? 5 minutes
+mutants: .venv/.ready ## deliberate wrong lines in fast code: is each seen? 10 minutes
 	python -m tests.support.mutants $(ARGS)
 
 coverage: .venv/.ready ## which lines of python/tinylm the quick tests run, as a table

@@ -67,6 +67,16 @@ def test_a_text_stays_as_it_was_typed():
     assert config.load(None, ["data.source=1e3"]).data.source == "1e3"
 
 
+@pytest.mark.parametrize(
+    ("d_model", "feedforward", "width"),
+    [(192, "swiglu", 512), (128, "swiglu", 352), (6, "swiglu", 16), (128, "mlp", 512)],
+)
+def test_the_default_width_of_the_feedforward_is_rounded_up(d_model, feedforward, width):
+    sizes = {"d_model": d_model, "n_heads": 1, "feedforward": feedforward}
+    assert config.ModelConfig(**sizes).feedforward_width == width
+    assert config.ModelConfig(**sizes, d_ff=7).feedforward_width == 7
+
+
 def test_a_run_is_frozen():
     with pytest.raises(FrozenInstanceError):
         Run().train.steps = 3

@@ -310,9 +310,11 @@ def test_rates_of_dropout_that_differ_warn_and_give_the_residual_one():
     assert config.dropout == 0.1
 
 
-def test_the_base_of_the_angles_is_found_where_transformers_4_wrote_it():
+def test_the_base_of_the_angles_is_found_where_each_transformers_wrote_it():
     assert convert.import_config(LLAMA | {"rope_theta": 5e5}).rope_theta == 5e5
     assert convert.import_config(LLAMA | {"rope_scaling": None}).rope_theta == 1e4
+    newer = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    assert convert.import_config(LLAMA | newer | {"rope_theta": 2e4}).rope_theta == 5e5
 
 
 def test_a_head_that_differs_from_its_tied_embedding_is_refused():

@@ -1,0 +1,170 @@
+"""The wrong lines of `make mutants` in Python: where each stands, and which tests must fail on it.
+
+A new seam adds the wrong lines that it could have; tests/test_mutants.py holds that each right
+line stands once in its file. `wrong_rust` has those in Rust.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One line of a file, what stands there instead, and the tests that must see it.
+
+    `rungs` is a pytest -k expression over the file `tests`.
+    """
+
+    path: str
+    line: str
+    instead: str
+    rungs: str
+    tests: str = "tests/test_ladder.py"
+
+
+PYTHON = [
+    Mutant(
+        "python/tinylm/ops.py",
+        "wide.square().mean(-1, keepdim=True) + eps)",
+        "wide.square().mean(-1, keepdim=True)) + eps",
+        "rms_norm-tensors-ops",
+    ),
+    Mutant(
+        "python/tinylm/ops.py",
+        "torch.cat((first * cos - second * sin, second * cos + first * sin), -1)",
+        "torch.cat((first * cos + second * sin, second * cos - first * sin), -1)",
+        "rope-tensors-ops",
+    ),
+    Mutant(
+        "python/tinylm/ops.py",
+        "queries in (1, keys) or not mask.causal",
+        "queries <= keys or not mask.causal",
+        "attention-tensors-ops or decode_with",
+    ),
+    Mutant(
+        "python/tinylm/ops.py",
+        'F.gelu(x, approximate="tanh")',
+        "F.gelu(x)",
+        "gelu-tensors-ops",
+    ),
+    Mutant(
+        "python/tinylm/ops.py",
+        "k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)",
+        "k.repeat(1, group, 1, 1), v.repeat(1, group, 1, 1)",
+        "manual_attention",
+    ),
+    Mutant(
+        "python/tinylm/layers.py",
+        "v = self._split(self.v(x), self.kv_heads)",
+        "v = rotate(self._split(self.v(x), self.kv_heads))",
+        "transformer-tensors-model",
+    ),
+    Mutant(
+        "python/tinylm/model.py",
+        "positions = cache.lengths[:, None] + positions",
+        "positions = positions[None]",
+        "decode_with",
+    ),
+    Mutant(
+        "python/tinylm/cache.py",
+        "return attend(q, keys[:, :, :end], values[:, :, :end], mask=mask)",
+        "return attend(q, keys, values, mask=mask)",
+        "decode_with",
+    ),
+    Mutant(
+        "python/tinylm/optim.py",
+        "ahead = torch._foreach_lerp(gradients, momenta, beta)",
+        "ahead = momenta",
+        "muon",
+    ),
+    Mutant(
+        "python/tinylm/optim.py",
+        '"weight_decay": config.weight_decay}',
+        '"weight_decay": 0.0}',
+        "adamw or sgd or muon",
+    ),
+    Mutant(
+        "python/tinylm/optim.py",
+        "past = max(0.0, progress - config.warmup)",
+        "past = progress - config.warmup",
+        "schedule",
+    ),
+    Mutant(
+        "python/tinylm/data/loader.py",
+        'self._row += self._slice["batch_size"]',
+        'self._row += self._slice["batch_size"] // self._slice["world_size"]',
+        "batches_resumed",
+    ),
+    Mutant(
+        "python/tinylm/tokenizer/contents.py",
+        "for end in range(1, len(content))}",
+        "for end in range(2, len(content))}",
+        "added_tokens",
+    ),
+    Mutant(
+        "kernels/fused/rms_norm.py",
+        "gradient = (scaled - normed * shared) * r",
+        "gradient = scaled * r",
+        "rms_norm-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/rms_norm.py",
+        "inside = (row < rows) & (column < D)\n    w",
+        "inside = (row <= rows) & (column < D)\n    w",
+        "rms_norm-ops-kernels",
+    ),
+    Mutant(
+        "python/tinylm/optim.py",
+        "rows, columns = parameters[0].shape[-2:]",
+        "rows, columns = parameters[0].shape[:2]",
+        "stack",
+        "tests/test_optim.py",
+    ),
+    Mutant(
+        "python/tinylm/convert/tensors.py",
+        'zip("qkv", tensor.chunk(3), strict=True)',
+        'zip("kqv", tensor.chunk(3), strict=True)',
+        "state_dict or transformers",
+        "tests/test_convert.py",
+    ),
+    Mutant(
+        "python/tinylm/convert/llama.py",
+        'source = rope if "rope_theta" in rope else content',
+        "source = content",
+        "base_of_the_angles",
+        "tests/test_convert.py",
+    ),
+    Mutant(
+        "python/tinylm/config/model.py",
+        "return -(-8 * self.d_model // 3 // 16) * 16",
+        "return 8 * self.d_model // 3 // 16 * 16",
+        "width_of_the_feedforward",
+        "tests/test_config.py",
+    ),
+    Mutant(
+        "python/tinylm/evaluate/scoring.py",
+        "start = 0 if whole else 1",
+        "start = 0",
+        "limit_scores",
+        "tests/test_evaluate.py",
+    ),
+    Mutant(
+        "python/tinylm/evaluate/python.py",
+        "return len({node.lineno for node in statements if not _is_string(node)})",
+        "return len({node.lineno for node in statements})",
+        "three_lines",
+        "tests/test_evaluate.py",
+    ),
+    Mutant(
+        "python/tinylm/data/shards.py",
+        "_rust.xxh3_64(data[at : at + BLOCK_BYTES])",
+        "_rust.xxh3_64(data[:BLOCK_BYTES])",
+        "damaged_lengths",
+    ),
+    Mutant(
+        "python/tinylm/lazy.py",
+        "fromlist=[name]",
+        "fromlist=[]",
+        "name",
+        "tests/test_lazy.py",
+    ),
+]

@@ -1,0 +1,158 @@
+"""The wrong lines of `make mutants` in Rust."""
+
+from tests.support.wrong_lines import Mutant
+
+RUST = [
+    Mutant(
+        "rust/tokenizer/src/train.rs",
+        "Ties::Ids => (a.left, a.right) < (b.left, b.right),",
+        "Ties::Ids => (a.right, a.left) < (b.right, b.left),",
+        "train_ties",
+    ),
+    Mutant(
+        "rust/tokenizer/src/bpe.rs",
+        "heap.extend(entry(&before.part, node.previous));",
+        "heap.extend(entry(&before.part, at));",
+        "encode-lists",
+    ),
+    Mutant(
+        "rust/tokenizer/src/scan.rs",
+        ".or_else(|| try_at(at, inside, lower_word))\n            "
+        ".or_else(|| try_at(at + width, before, upper_word))",
+        ".or_else(|| try_at(at + width, before, upper_word))\n            "
+        ".or_else(|| try_at(at, inside, lower_word))",
+        "split_o200k",
+    ),
+    Mutant(
+        "rust/tokenizer/src/count.rs",
+        "self.add_short(old.key, old.count);",
+        "self.add_short(old.key, 1);",
+        "train_many_words",
+    ),
+    Mutant(
+        "rust/tokenizer/src/vocab.rs",
+        "out.resize(out.len().max(end + token.len() + 16 * BLOCK), 0);",
+        "out.resize(out.len().max(end + token.len()), 0);",
+        "decode",
+    ),
+    Mutant(
+        "rust/tokenizer/src/frequent.rs",
+        ".sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| b.0.cmp(&a.0)));",
+        ".sort_unstable_by_key(|word| std::cmp::Reverse(word.1));",
+        "train_whole",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "text.len().saturating_sub(unsure.max(1))",
+        "text.len().saturating_sub(1)",
+        "cut",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "Policy::Only(ids) => !token.special || ids.contains(&token.id),",
+        "Policy::Only(_) => true,",
+        "some",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "MatchKind::LeftmostLongest",
+        "MatchKind::LeftmostFirst",
+        "special_tokens",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "Policy::Raise => !token.special,",
+        "Policy::Raise => false,",
+        "added_tokens",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "Policy::Text => &self.plain,",
+        "Policy::Text => &self.all,",
+        "added_tokens",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "let unsure = self.longest * self.all.len();",
+        "let unsure = self.longest;",
+        "cut_of_added",
+    ),
+    Mutant(
+        "rust/tokenizer/src/added.rs",
+        "self.divide(text, before, later, policy, each)?;",
+        "self.divide(text, before, &[], policy, each)?;",
+        "added_tokens",
+    ),
+    Mutant(
+        "rust/dataloader/src/order.rs",
+        "if *e == epoch)",
+        "if true || *e == epoch)",
+        "batches",
+    ),
+    Mutant(
+        "rust/dataloader/src/order.rs",
+        "key(&[self.seed, 0, epoch])",
+        "key(&[self.seed, 1, epoch])",
+        "order",
+    ),
+    Mutant(
+        "rust/dataloader/src/shard.rs",
+        "self.pread(self.offset(block) + from as u64, bytes)",
+        "self.pread(self.offset(block), bytes)",
+        "tokens-lists",
+    ),
+    Mutant(
+        "rust/dataloader/src/shard.rs",
+        'if found != expected {\n                let problem =\n                    format!("block',
+        'if false {\n                let problem =\n                    format!("block',
+        "damage-lists",
+    ),
+    Mutant(
+        "rust/dataloader/src/shard.rs",
+        "self.entry.payload + block as u64 * BLOCK_BYTES as u64",
+        "HEADER_BYTES as u64 + block as u64 * BLOCK_BYTES as u64",
+        "tokens_of_other_files",
+    ),
+    Mutant(
+        "rust/dataloader/src/plan.rs",
+        "last.min(self.shuffle.row(epoch, i) * self.stride)",
+        "self.shuffle.row(epoch, i) * self.stride",
+        "order",
+    ),
+    Mutant(
+        "rust/dataloader/src/plan.rs",
+        "anywhere(self.seed, epoch, i, last + 1)",
+        "anywhere(self.seed, epoch, i, last.max(1))",
+        "order",
+    ),
+    Mutant(
+        "rust/dataloader/src/plan.rs",
+        "length: self.context_length.min(left) as usize,",
+        "length: self.context_length.min(left.saturating_sub(1)) as usize,",
+        "epoch",
+    ),
+    Mutant(
+        "rust/dataloader/src/batch.rs",
+        "let after = usize::from(left > length as u64);",
+        "let after = usize::from(left > length as u64 + 1);",
+        "row or batches or epoch",
+    ),
+    Mutant(
+        "rust/dataloader/src/batch.rs",
+        "let mut after = piece.iter_mut().skip_while(|id| **id != eos);\n    after.next();",
+        "let mut after = piece.iter_mut().skip_while(|id| **id != eos);\n    after.by_ref();",
+        "row or batches",
+    ),
+    Mutant(
+        "rust/dataloader/src/batch.rs",
+        "is_some_and(|end| row >= end)",
+        "is_some_and(|end| row > end)",
+        "epoch",
+    ),
+    Mutant(
+        "rust/dataloader/src/order.rs",
+        "low ^= mix(high ^ pair[1]) & low_mask;",
+        "low ^= mix(high ^ pair[0]) & low_mask;",
+        "order",
+    ),
+]
