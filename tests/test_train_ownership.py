@@ -195,6 +195,20 @@ def test_a_run_that_stopped_early_is_finished_until_train_steps_grows(capsys):
     assert checkpoint.step_of(checkpoint.latest(home)) > step
 
 
+def test_a_run_that_was_killed_after_it_stopped_early_only_adds_its_results(monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings("out=run", "train.steps=50", *EARLY))
+    step = checkpoint.step_of(checkpoint.latest("run"))
+    train(settings("out=run", "train.steps=50", "train.resume=auto", *EARLY))
+    assert checkpoint.step_of(checkpoint.latest("run")) == step < 50
+    assert json.loads(Path("run/run.json").read_text())["results"]["step"] == step
+
+
 def test_lengthening_a_run_whose_rate_has_fallen_says_that_it_rises_again(capsys):
     train(settings())
     capsys.readouterr()

@@ -50,6 +50,7 @@ class Trainer:
     trackers: Trackers = field(default_factory=Trackers)
     progress: Progress = field(default_factory=Progress)
     saved: int = -1
+    ended: bool = False
 
     def train(self) -> None:
         """Step to the end or to early stopping; a signal saves and raises `Interrupted`."""
@@ -63,7 +64,7 @@ class Trainer:
             peak=self.peak,
         )
         with Signals() as signals:
-            while self.progress.step < self.run.train.steps:
+            while self.progress.step < self.run.train.steps and not self.ended:
                 try:
                     loss, norm = self.step()
                 except RuntimeError as error:
@@ -74,10 +75,8 @@ class Trainer:
                     raise KeyboardInterrupt from error
                 window.add(loss, norm)
                 with window.paused():
-                    ended = self.after_step()
-                if ended:
-                    break
-                if signals.received is not None:
+                    self.after_step()
+                if signals.received is not None and not self.ended:
                     raise Interrupted(self.save(), signals.received)
             # Before the end is scored: what is trained is not lost to what comes after.
             self.save()
@@ -110,8 +109,8 @@ class Trainer:
         progress.tokens += batch.tokens.numel()
         return total, norm
 
-    def after_step(self) -> bool:
-        """Evaluate, sample and save where it is time; whether patience has run out."""
+    def after_step(self) -> None:
+        """Evaluate, sample and save where it is time; end the run if patience has run out."""
         run, step = self.run, self.progress.step
         due = run.evaluate.every and step % run.evaluate.every == 0
         if due and step < run.train.steps:
@@ -122,11 +121,11 @@ class Trainer:
             patience = run.evaluate.patience
             if patience is not None and self.progress.without_better >= patience:
                 self.trackers.say(f"no better validation loss in {patience} evaluations: stopping")
-                return True
+                self.ended = True
+                return
         every = run.checkpoint.every
         if every and step % every == 0:
             self.save()
-        return False
 
     def score(
         self, *, max_tokens: int | None = None, dtype: torch.dtype | None = None
@@ -207,6 +206,10 @@ class Trainer:
         """Take over the state of a checkpoint whose weights the model already has."""
         self.progress = Progress.of(training.state["progress"])
         self.saved = self.progress.step
+        patience, length = self.run.evaluate.patience, training.state.get("steps", training.step)
+        # It stopped early and was killed before its results were there.
+        out_of_patience = patience is not None and self.progress.without_better >= patience
+        self.ended = out_of_patience and self.run.train.steps <= length
         self.optimizer.load_state(training.optimizer)
         self.loader.restore(training.state["loader"])
         device.keep_threads(self.session.device, training.state["threads"])
