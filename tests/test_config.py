@@ -3,7 +3,6 @@
 import ast
 import importlib
 import math
-import string
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import get_args
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from tinylm import config
 from tinylm.config import ConfigError, Run, fields, sections
-from tinylm.config.keys import nearest, presets, type_of
+from tinylm.config.keys import presets, type_of
 from tinylm.config.limits import Limits, in_words
 
 PACKAGE = Path(config.__file__).parents[1]
@@ -189,53 +188,6 @@ def test_a_refusal_leaves_nothing_on_disk(tmp_path, monkeypatch):
     refusal("train.stesp=3", "out=there")
     refusal("train.steps=0", "out=there")
     assert list(tmp_path.iterdir()) == []
-
-
-# Typing slips.
-
-
-@st.composite
-def slips(draw: st.DrawFn) -> tuple[str, str]:
-    """A key, and the same with one letter dropped, doubled, swapped or replaced."""
-    key = draw(st.sampled_from(sorted(KEYS)))
-    at = draw(st.integers(0, len(key) - 1))
-    letter = draw(st.sampled_from(string.ascii_lowercase + "_"))
-    slip = draw(
-        st.sampled_from(
-            [
-                key[:at] + key[at + 1 :],
-                key[:at] + key[at] + key[at:],
-                key[:at] + letter + key[at:],
-                key[:at] + letter + key[at + 1 :],
-                key[:at] + key[at : at + 2][::-1] + key[at + 2 :],
-            ]
-        )
-    )
-    assume(slip not in KEYS and slip not in sections.SECTIONS)
-    return key, slip
-
-
-@given(slips())
-def test_every_slip_is_refused_by_its_name(slip):
-    _, typed = slip
-    assert f"unknown key '{typed}'" in refusal(f"{typed}=1")
-
-
-def test_the_key_that_was_meant_is_suggested_for_nearly_every_slip():
-    right = total = 0
-    for key in KEYS:
-        for at in range(len(key)):
-            for slip in (
-                key[:at] + key[at + 1 :],
-                key[:at] + key[at] + key[at:],
-                key[:at] + "x" + key[at + 1 :],
-                key[:at] + key[at : at + 2][::-1] + key[at + 2 :],
-            ):
-                if slip not in KEYS:
-                    total += 1
-                    right += nearest(slip) == key
-    assert total > 3000
-    assert right >= 0.95 * total
 
 
 # Saved and read back.

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rungs.operations import OPERATIONS, Sizes, draw
+from tests.rungs.media import draw
+from tests.rungs.operations import OPERATIONS, Sizes
 from tinylm.reference import arrays, tensors
 from tinylm.reference.autograd import Value, backward, dot, total
 

@@ -1,0 +1,60 @@
+"""Typing slips in the keys of settings: each is refused by name, and nearly all are understood."""
+
+import string
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tinylm import config
+from tinylm.config import ConfigError, sections
+from tinylm.config.keys import nearest
+
+KEYS = config.settings()
+
+
+@st.composite
+def slips(draw: st.DrawFn) -> tuple[str, str]:
+    """A key, and the same with one letter dropped, doubled, swapped or replaced."""
+    key = draw(st.sampled_from(sorted(KEYS)))
+    at = draw(st.integers(0, len(key) - 1))
+    letter = draw(st.sampled_from(string.ascii_lowercase + "_"))
+    slip = draw(
+        st.sampled_from(
+            [
+                key[:at] + key[at + 1 :],
+                key[:at] + key[at] + key[at:],
+                key[:at] + letter + key[at:],
+                key[:at] + letter + key[at + 1 :],
+                key[:at] + key[at : at + 2][::-1] + key[at + 2 :],
+            ]
+        )
+    )
+    assume(slip not in KEYS and slip not in sections.SECTIONS)
+    return key, slip
+
+
+@given(slips())
+def test_every_slip_is_refused_by_its_name(slip):
+    _, typed = slip
+    with pytest.raises(ConfigError) as caught:
+        config.load(None, [f"{typed}=1"])
+    assert f"unknown key '{typed}'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_key_that_was_meant_is_suggested_for_nearly_every_slip():
+    right = total = 0
+    for key in KEYS:
+        for at in range(len(key)):
+            for slip in (
+                key[:at] + key[at + 1 :],
+                key[:at] + key[at] + key[at:],
+                key[:at] + "x" + key[at + 1 :],
+                key[:at] + key[at : at + 2][::-1] + key[at + 2 :],
+            ):
+                if slip not in KEYS:
+                    total += 1
+                    right += nearest(slip) == key
+    assert total > 3000
+    assert right >= 0.95 * total
