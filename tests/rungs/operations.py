@@ -125,10 +125,14 @@ def norm_terms(dy, x, w, *bias):
 
 
 def head_terms(dy, x, w, targets):
-    """Where two tokens have like weights, what they give to dx cancels."""
+    """A likely target's p - 1 cancels, and what two tokens of like weights give to dx."""
     dz = np.abs(arrays.cross_entropy_backward(float(dy), arrays.linear(x, w), targets))
-    flat = dz.reshape(-1, dz.shape[-1]), np.abs(x).reshape(-1, x.shape[-1])
-    return 0.0, dz @ np.abs(w), flat[0].T @ flat[1]
+    counted = (targets >= 0) / max(1, np.sum(targets >= 0)) * abs(float(dy))
+    hot = np.arange(len(w)) == targets[..., None]
+    # p + 1 in place of 1 - p.
+    dz = np.where(hot, 2 * counted[..., None] - dz, dz)
+    rows = dz.reshape(-1, len(w)), np.abs(x).reshape(-1, x.shape[-1])
+    return 0.0, dz @ np.abs(w), rows[0].T @ rows[1]
 
 
 def attention_terms(dy, q, k, v, mask=None):
