@@ -5,9 +5,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from tinylm import commands
 from tinylm.tokenizer import Tokenizer, files
+from tinylm.tokenizer.training import Kind, Ties
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -154,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("files", nargs="+", help="text files, each one document")
     sub.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones included")
     sub.add_argument("--out", required=True, help="where to write the tokenizer.json")
-    sub.add_argument("--kind", default="bpe", choices=("bpe", "char", "byte", "whitespace"))
+    sub.add_argument("--kind", default="bpe", choices=get_args(Kind))
     sub.add_argument(
         "--pattern", default="gpt4", help="gpt2, gpt4, o200k, llama3 or a regular expression"
     )
@@ -165,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a special token; repeat for more (default: <|endoftext|>)",
     )
     sub.add_argument("--min-frequency", type=int, default=1, help="rarer pairs do not merge")
-    sub.add_argument("--ties", default="ids", choices=("ids", "bytes"), help="between equal pairs")
+    sub.add_argument("--ties", default="ids", choices=get_args(Ties), help="between equal pairs")
     sub.add_argument("--threads", type=int, default=0, help="0 for all cores")
 
     sub = command("encode", encode)

@@ -32,7 +32,7 @@ class Tokenizer:
     Ids 0..255 of a trained tokenizer are the bytes, so every text and every bytes object can be
     encoded, and decodes to itself. What was learned follows, special tokens come last. Special
     tokens in a text raise ValueError unless `special=` allows them; `special="text"` takes them
-    for ordinary text, a set of names allows just those.
+    for ordinary text, a set of names allows just those. No special token is ever added to a text.
 
     ```python
     >>> tokenizer = Tokenizer.train(["low lower lowest"], vocab_size=260)
@@ -155,6 +155,11 @@ class Tokenizer:
         `format` None is told from the name. Rank files say neither their pattern nor their
         special tokens: those of cl100k_base and o200k_base are known by their content, for
         others pass both. ValueError names what a file has that TinyLM does not do.
+
+        What in a `tokenizer.json` changes no id of `encode` is kept, and `save` writes it back: a
+        post-processor (the template that puts Llama 3's `<|begin_of_text|>` before a text is one;
+        `encode` does not apply it), truncation and padding. Its added tokens that are not special
+        always match in a text.
         """
         return cls(files.load(path, format, pattern, special_tokens))
 
@@ -163,8 +168,9 @@ class Tokenizer:
 
         A `tokenizer.json` keeps everything and opens in Hugging Face's tokenizers with equal
         ids. A folder as `path` gets `tokenizer.json` and the `tokenizer_config.json` with which
-        transformers' AutoTokenizer opens it. Ranks lose the pattern and the special tokens; by
-        tiktoken's rule a trained tokenizer may in rare cases merge what its own rule keeps apart.
+        transformers' AutoTokenizer opens it. The two other formats lose what `load` has kept, and
+        ranks the pattern and the special tokens; by tiktoken's rule a trained tokenizer may in
+        rare cases merge what its own rule keeps apart. ValueError if a format cannot say the ids.
         """
         named = {"eos_token": self.eos_id, "bos_token": self.bos_id, "pad_token": self.pad_id}
         files.save(self._contents, path, format, named)
@@ -311,9 +317,6 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type[Self], tuple[Contents]]:
         return type(self), (self._contents,)
-
-    def __len__(self) -> int:
-        return self.vocab_size
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"

@@ -17,8 +17,12 @@ use crate::whole::Whole;
 use crate::{Error, Interrupt};
 
 /// Pieces of this many bytes and more are merged with a heap.
+///
+/// Measured with pieces of n letters from Python's library and a vocabulary of 8,192, on one core
+/// of a busy machine: the scan makes 20 MB/s of pieces of 25 bytes where the heap makes 8, and 1.5
+/// of 800 bytes where the heap makes 7. They are equal somewhere between 100 and 150 bytes.
 const HEAP_FROM: usize = 100;
-/// Merges between two calls of the interrupt.
+/// Merges between two calls of the interrupt: at the heap's 7 MB/s, about 5 ms.
 const TICK: usize = 1 << 15;
 /// The rank of a pair that does not merge.
 const NEVER: u32 = u32::MAX;

@@ -8,7 +8,7 @@ use crate::jobs::{Job, jobs};
 use crate::normalizer::Normalizer;
 use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
-/// Bytes of text between two calls of the interrupt.
+/// Bytes of text between two calls of the interrupt, as in encoding.
 const TICK: usize = 1 << 18;
 
 /// A piece of the corpus and how often it occurs.

@@ -10,7 +10,8 @@ const LONG: u8 = 254;
 const HOLE: u8 = 255;
 /// Largest id allowed: the tables take 16 bytes for each id below it.
 const MAX_ID: u32 = (1 << 24) - 1;
-/// Ids decoded between two looks at the output's length.
+/// Ids decoded between two looks at the output's length. Each needs room for a whole slot, so a
+/// block needs 64 KiB.
 const BLOCK: usize = 4096;
 
 /// The bytes of each token by id.
