@@ -101,6 +101,20 @@ PYTHON = [
         "added_tokens",
     ),
     Mutant(
+        "python/tinylm/tokenizer/huggingface.py",
+        "for key in KEPT if key in document}",
+        "for key in KEPT[:2] if key in document}",
+        "written_back",
+        "tests/test_tokenizer_json.py",
+    ),
+    Mutant(
+        "python/tinylm/tokenizer/huggingface.py",
+        '"special": token.special,',
+        '"special": True,',
+        "always_match",
+        "tests/test_tokenizer_json.py",
+    ),
+    Mutant(
         "kernels/fused/rms_norm.py",
         "gradient = (scaled - normed * shared) * r",
         "gradient = scaled * r",

@@ -79,8 +79,8 @@ RUST = [
     ),
     Mutant(
         "rust/tokenizer/src/added.rs",
-        "self.divide(text, before, later, policy, each)?;",
-        "self.divide(text, before, &[], policy, each)?;",
+        "self.divide(text, between, late, policy, &mut each)",
+        "each(between)",
         "added_tokens",
     ),
     Mutant(

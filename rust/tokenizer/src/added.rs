@@ -77,6 +77,7 @@ impl Search {
 }
 
 /// A stretch of text between added tokens, and the id and end of the token that ends it.
+#[derive(Clone, Copy)]
 pub(crate) struct Segment {
     pub(crate) start: usize,
     pub(crate) end: usize,
@@ -174,21 +175,25 @@ impl AddedTokens {
             end: text.len(),
             token: None,
         };
-        self.divide(text, whole, searches, policy, &mut each)
+        match searches.as_slice() {
+            [] => each(whole),
+            [only] => self.divide(text, whole, only, policy, each),
+            [early, late, ..] => self.divide(text, whole, early, policy, |between| {
+                self.divide(text, between, late, policy, &mut each)
+            }),
+        }
     }
 
-    /// Cuts a stretch at the tokens of the first search, what is between them at those of the rest.
-    fn divide<F: FnMut(Segment) -> Result<(), Error>>(
+    /// Cuts a stretch at the tokens of a search; its last part ends as the stretch does.
+    #[inline]
+    fn divide(
         &self,
         text: &[u8],
         stretch: Segment,
-        searches: &[Search],
+        search: &Search,
         policy: &Policy,
-        each: &mut F,
+        mut each: impl FnMut(Segment) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Some((search, later)) = searches.split_first() else {
-            return each(stretch);
-        };
         let mut start = stretch.start;
         let range = Input::new(text).range(start..stretch.end);
         for found in search.finder.find_iter(range) {
@@ -204,14 +209,13 @@ impl AddedTokens {
                     position: found.start(),
                 });
             }
-            let before = Segment {
+            each(Segment {
                 start,
                 end: found.start(),
                 token: Some((token.id, found.end())),
-            };
-            self.divide(text, before, later, policy, each)?;
+            })?;
             start = found.end();
         }
-        self.divide(text, Segment { start, ..stretch }, later, policy, each)
+        each(Segment { start, ..stretch })
     }
 }
