@@ -35,7 +35,7 @@ def ids(dataset):
 
 
 def test_a_row_of_several_pieces_is_filled_as_the_worked_example_says():
-    """Also worked through by the Rust side, in rust/dataloader/tests/naive/batches.rs."""
+    """Also worked through by the Rust side, in rust/dataloader/tests/naive/plan.rs."""
     ids = [1, 2, 99, 3, 4, 5, 99]
     pieces = [reference.Piece(0, 0, 2, 0), reference.Piece(0, 3, 3, 1)]
     tokens, targets, positions, documents = reference.fill([ids], pieces, 7)

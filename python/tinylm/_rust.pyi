@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BLOCK_BYTES",
+    "HEADER_BYTES",
     "DecodeStream",
     "Rows",
     "ShardWriter",
@@ -92,6 +94,11 @@ class WordCounts:
         """
 
 # The dataloader
+
+HEADER_BYTES: int
+"""Bytes of a shard before its first token."""
+BLOCK_BYTES: int
+"""Bytes of tokens, or of lengths of documents, under one hash."""
 
 _Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]
 

@@ -11,8 +11,8 @@ only the rules that it cannot see.
 import os
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from tinylm import _rust
@@ -61,7 +61,7 @@ class Stats(TypedDict):
     stall_seconds: float
 
 
-class Loader:
+class Loader(AbstractContextManager["Loader"]):
     """An endless iterator of batches; one epoch runs into the next inside a batch.
 
     `batch_size` is global: a rank gets rows `rank::world_size` of each batch. A row is
@@ -273,13 +273,5 @@ class Loader:
         if stream is not None:
             stream.close()
 
-    def __enter__(self) -> "Loader":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000
-HEADER_BYTES = 1024
-BLOCK_BYTES = 1 << 20
+HEADER_BYTES = _rust.HEADER_BYTES
+BLOCK_BYTES = _rust.BLOCK_BYTES
 Ids = Sequence[int] | NDArray[Any]
 
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use tinylm_dataloader::format::{Width, hash};
+use tinylm_dataloader::format::{BLOCK_BYTES, HEADER_BYTES, Width, hash};
 use tinylm_dataloader::plan::cached_blocks;
 use tinylm_dataloader::read::Reading;
 use tinylm_dataloader::write::Layout;
@@ -181,6 +181,8 @@ fn xxh3_64(data: &[u8]) -> u64 {
 
 /// Adds the classes and functions of this file to `tinylm._rust`.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("HEADER_BYTES", HEADER_BYTES)?;
+    module.add("BLOCK_BYTES", BLOCK_BYTES)?;
     module.add_class::<ShardWriter>()?;
     module.add_class::<Tokens>()?;
     module.add_function(wrap_pyfunction!(xxh3_64, module)?)

@@ -2,6 +2,7 @@
 
 mod batches;
 mod order;
+mod plan;
 mod shards;
 
 use std::fs;
