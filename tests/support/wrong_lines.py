@@ -90,6 +90,13 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/data/loader.py",
+        "None if self.documents is None else self.documents[which],",
+        "None if self.positions is None else self.positions[which],",
+        "micro_batch",
+        "tests/test_loader.py",
+    ),
+    Mutant(
+        "python/tinylm/data/loader.py",
         'self._row += self._slice["batch_size"]',
         'self._row += self._slice["batch_size"] // self._slice["world_size"]',
         "batches_resumed",

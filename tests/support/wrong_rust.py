@@ -117,7 +117,7 @@ RUST = [
         "rust/dataloader/src/plan.rs",
         "last.min(self.shuffle.row(epoch, i) * self.stride)",
         "self.shuffle.row(epoch, i) * self.stride",
-        "order",
+        "epoch",
     ),
     Mutant(
         "rust/dataloader/src/plan.rs",
@@ -139,8 +139,14 @@ RUST = [
     ),
     Mutant(
         "rust/dataloader/src/batch.rs",
-        "let mut after = piece.iter_mut().skip_while(|id| **id != eos);\n    after.next();",
-        "let mut after = piece.iter_mut().skip_while(|id| **id != eos);\n    after.by_ref();",
+        "skip = 0;",
+        "skip = width.bytes();",
+        "row or batches or epoch",
+    ),
+    Mutant(
+        "rust/dataloader/src/batch.rs",
+        "piece.get_mut(at + 1..)",
+        "piece.get_mut(at..)",
         "row or batches",
     ),
     Mutant(
