@@ -1,6 +1,6 @@
 """What every command shares: arguments in, one line for an error, an exit code out.
 
-Exit codes: 0 done, 1 failed, 2 usage, 75 terminated and saved, 130 interrupted.
+`EXIT_CODES` says what each means; a run of training that is terminated or interrupted is saved.
 """
 
 import os
@@ -12,7 +12,11 @@ from typing import NoReturn
 
 from tinylm.config import ConfigError
 
-USAGE, INTERRUPTED = 2, 130
+USAGE, TERMINATED, INTERRUPTED = 2, 75, 130
+EXIT_CODES = (
+    f"0 done, 1 failed, {USAGE} usage, {TERMINATED} terminated and saved, "
+    f"{INTERRUPTED} Ctrl-C and saved"
+)
 # By the `remedy` of an error, what a command offers that is given a tokenizer's path alone.
 REMEDIES = {
     "format": "name a .json, a .tiktoken or .tiktoken.gz, or GPT-2's folder of two files",

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 from tinylm import commands
+from tinylm.config import Kind
 from tinylm.tokenizer import Tokenizer, files
-from tinylm.tokenizer.training import Kind, Ties
+from tinylm.tokenizer.training import Ties
 
 Command = Callable[[argparse.Namespace], None]
 

@@ -10,11 +10,13 @@ from tinylm import _rust
 from tinylm.tokenizer import contents as parts
 from tinylm.tokenizer import files
 from tinylm.tokenizer.contents import Bpe, Contents
-from tinylm.tokenizer.training import Kind, Progress, Ties, Training
+from tinylm.tokenizer.training import Progress, Ties, Training
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from tinylm.config import Kind
 
     Ids = Iterable[int] | NDArray[np.integer[Any]]
 
@@ -62,7 +64,7 @@ class Tokenizer:
         texts: Iterable[str | bytes],
         *,
         vocab_size: int,
-        kind: Kind = "bpe",
+        kind: "Kind" = "bpe",
         pattern: str = "gpt4",
         special_tokens: Iterable[str] = ("<|endoftext|>",),
         min_frequency: int = 1,
@@ -98,7 +100,7 @@ class Tokenizer:
         paths: Iterable[str | PathLike[str]],
         *,
         vocab_size: int,
-        kind: Kind = "bpe",
+        kind: "Kind" = "bpe",
         pattern: str = "gpt4",
         special_tokens: Iterable[str] = ("<|endoftext|>",),
         min_frequency: int = 1,

@@ -4,12 +4,15 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tinylm import _rust
 from tinylm.tokenizer.contents import Bpe, Contents, special
 
-Kind = Literal["bpe", "char", "byte", "whitespace"]
+# At run time the settings bring OmegaConf, which a tokenizer needs not.
+if TYPE_CHECKING:
+    from tinylm.config import Kind
+
 Ties = Literal["ids", "bytes"]
 Progress = Callable[[int, int], object] | Literal[True] | None
 
@@ -24,7 +27,7 @@ class Training:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: "Kind",
         pattern: str,
         special_tokens: Iterable[str],
         min_frequency: int,

@@ -21,7 +21,7 @@ learns the Python standard library of this machine, in about three minutes on tw
   python -m tinylm.train model=small train.steps=5000    a preset and a setting
   python -m tinylm.train train.resume=auto               go on after Ctrl-C or a crash
 
-Exit codes: 0 done, 1 failed, 2 usage, 75 terminated and saved, 130 Ctrl-C and saved.
+Exit codes: {codes}.
 
 Settings, with their defaults:
 """
@@ -30,7 +30,7 @@ Settings, with their defaults:
 def main(arguments: Sequence[str]) -> int:
     """Train as the arguments say; the exit code."""
     if commands.wants_help(arguments):
-        print(HELP.format(recipes=", ".join(config.recipes())))
+        print(HELP.format(recipes=", ".join(config.recipes()), codes=commands.EXIT_CODES))
         print(config.describe())
         return 0
     flags = [argument for argument in arguments if argument.startswith("-")]

@@ -9,14 +9,16 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from tinylm.commands import INTERRUPTED, TERMINATED
+
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C (exit code 130) or SIGTERM (75) ended a run; `checkpoint` holds its last step."""
+    """Ctrl-C or SIGTERM ended a run: `checkpoint` holds its last step, `code` is the exit code."""
 
     def __init__(self, checkpoint: Path, number: int) -> None:
         super().__init__(f"saved {checkpoint}")
         self.checkpoint = checkpoint
-        self.code = 75 if number == signal.SIGTERM else 130
+        self.code = TERMINATED if number == signal.SIGTERM else INTERRUPTED
 
 
 class Signals(AbstractContextManager["Signals"]):
