@@ -215,17 +215,24 @@ def test_weights_in_bfloat16_give_nearly_the_same_logits():
 
 
 @settings(max_examples=30, deadline=None)
-@given(config=configs(context_length=8), seed=SEEDS, cut=st.integers(1, 7))
-def test_texts_packed_into_a_row_give_what_they_give_alone(config, seed, cut):
+@given(config=configs(context_length=8), seed=SEEDS, cuts=st.tuples(*[st.integers(1, 7)] * 2))
+def test_texts_packed_into_a_row_give_what_they_give_alone(config, seed, cuts):
     made = build(config, seed)
     ids = tokens(config, 2, 9, seed)
-    pieces = [ids[:, : cut + 1], ids[:, cut:]]
-    wanted = sum(made.loss(part[:, :-1], part[:, 1:]) * (part.size(1) - 1) for part in pieces) / 8
-    positions = torch.cat([torch.arange(part.size(1) - 1) for part in pieces])
-    documents = (torch.arange(8) >= cut).long().expand(2, -1)
-    for places in (positions, positions.expand(2, -1)):
-        packed = made.loss(ids[:, :-1], ids[:, 1:], positions=places, documents=documents)
-        assert_close(packed, wanted, **CLOSE)
+    wanted, positions = 0.0, []
+    for row, cut in zip(ids, cuts, strict=True):
+        pieces = [row[None, : cut + 1], row[None, cut:]]
+        lengths = [part.size(1) - 1 for part in pieces]
+        losses = [made.loss(part[:, :-1], part[:, 1:]) for part in pieces]
+        wanted += sum(loss * length for loss, length in zip(losses, lengths, strict=True)) / 16
+        positions.append(torch.cat([torch.arange(length) for length in lengths]))
+    documents = (torch.arange(8) >= torch.tensor(cuts)[:, None]).long()
+    places = torch.stack(positions)
+    packed = made.loss(ids[:, :-1], ids[:, 1:], positions=places, documents=documents)
+    assert_close(packed, wanted, **CLOSE)
+    if cuts[0] == cuts[1]:
+        shared = made.loss(ids[:, :-1], ids[:, 1:], positions=places[0], documents=documents)
+        assert_close(shared, wanted, **CLOSE)
 
 
 def test_a_position_past_the_context_length_is_named():
