@@ -246,8 +246,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/train/stages.py",
-        "    if there and resumed:",
-        "    if there and not resumed:",
+        "    if there and resumed is not None:",
+        "    if there and resumed is None:",
         "hashed_once",
         "tests/test_train_ownership.py",
     ),

@@ -1,6 +1,7 @@
 """The stages of a run in their order: text, tokenizer, shards, model, steps, results."""
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
@@ -24,16 +25,15 @@ def train(run: Run) -> Path:
     is sound. `BlockingIOError` names the process that writes to the run's folder.
     """
     began = time.perf_counter()
-    say = print if "console" in run.track.names else _silent
-    session = Session.start(run.train.device, run.train.dtype, say)
+    session = Session.start(run.train.device, run.train.dtype, _console(run))
     with ExitStack() as stack:
         home = stack.enter_context(Home(run))
-        resumed = stages.resume(home.source, say)
-        if resumed is not None and stages.is_finished(run, home.folder, resumed, say):
+        resumed = stages.resume(home.source, session.say)
+        if resumed is not None and stages.is_finished(run, home.folder, resumed, session.say):
             return home.folder
         text = cache(lambda: corpus.open(run.data.source, val_fraction=run.data.val_fraction))
         net, tokenizer = stages.start(run, resumed, text, session)
-        shards = stages.shards(run, text, tokenizer, resumed=resumed is not None, say=say)
+        shards = stages.shards(run, resumed, text, tokenizer, session)
         loader = stages.loader(run, shards, net.config.context_length, session)
         validation = Dataset.open(shards, split="val")
         prompt = stages.first_words(run, validation, net, tokenizer)
@@ -52,17 +52,17 @@ def train(run: Run) -> Path:
         )
         tokenizer.save(trainer.folder / "tokenizer.json")
         if resumed is not None:
-            say(f"going on from {resumed.checkpoint}")
+            session.say(f"going on from {resumed.checkpoint}")
             trainer.restore(resumed.training)
         stages.record(trainer, shards)
-        say(stages.opening(trainer, shards, time.perf_counter() - began))
+        session.say(stages.opening(trainer, shards, time.perf_counter() - began))
         trainer.trackers = Trackers(run.track.names, trainer.folder, run.train.steps)
-        # On the CPU a resumed run ends bit for bit where an uninterrupted one would.
         with device.repeatable(session.device), closing(trainer.trackers):
             trainer.train()
             stages.finish(trainer, lambda: time.perf_counter() - began)
     return trainer.folder
 
 
-def _silent(text: str) -> None:
-    """Say nothing: the run has no console."""
+def _console(run: Run) -> Callable[[str], None]:
+    """Print a line, or nothing if the run has no console."""
+    return print if "console" in run.track.names else lambda _: None

@@ -131,7 +131,11 @@ def _refuse_mismatch(tokenizer: Tokenizer, size: int, what: str) -> None:
 
 
 def shards(
-    run: Run, text: Callable[[], Corpus], tokenizer: Tokenizer, *, resumed: bool, say: Say
+    run: Run,
+    resumed: Resumed | None,
+    text: Callable[[], Corpus],
+    tokenizer: Tokenizer,
+    session: Session,
 ) -> Path:
     """The folder of the run's shards, made if it is not there.
 
@@ -145,14 +149,16 @@ def shards(
         val_fraction=run.data.val_fraction,
         tokenizer_sha256=tokenizer.sha256,
     )
-    if there and resumed:
+    if there and resumed is not None:
         return folder
     try:
         corpus = text()
     except (FileNotFoundError, ConnectionError):
         if not there:
             raise
-        say(f"{run.data.source} cannot be read: training on the shards that were made of it")
+        session.say(
+            f"{run.data.source} cannot be read: training on the shards that were made of it"
+        )
         return folder
     data.prepare(corpus, tokenizer, folder)
     return folder
