@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import shlex
-import socket
 import sys
 import weakref
 from collections.abc import Iterator
@@ -155,7 +154,7 @@ def _is(handle: int, path: Path) -> bool:
 
 def _myself() -> dict[str, Any]:
     command = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
-    return {"process": os.getpid(), "host": socket.gethostname(), "command": command}
+    return {"process": os.getpid(), "host": os.uname().nodename, "command": command}
 
 
 def _holder(handle: int) -> str:

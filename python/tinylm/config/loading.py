@@ -28,6 +28,8 @@ from tinylm.config.sections import SECTIONS, Run
 
 # What may differ between a run and its continuation: where it is, how long, whether it resumes.
 NOT_COMPARED = ("name", "out", "train.resume", "train.steps")
+# A run is saved with every section in the order of `Run`: this one, the last, shows it is whole.
+CLOSING = "track"
 # YAML's own errors, OmegaConf's, too many digits, not UTF-8, a folder, a thousand open brackets.
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError)
 
@@ -66,9 +68,8 @@ def find(folder: str | Path) -> Path | None:
     homes = [path, *([above.parent] if above.name == "checkpoints" else [])]
     saved = next((h / "config.yaml" for h in homes if (h / "config.yaml").is_file()), None)
     if saved is not None:
-        content, last = _read(saved), list(SECTIONS)[-1]
-        # A run is saved with every section, in their order: the last one shows that it is whole.
-        if not isinstance(content, dict) or not content.get(last):
+        content = _read(saved)
+        if not isinstance(content, dict) or not content.get(CLOSING):
             raise ConfigError(f"{saved}: empty or torn: put back the settings of the run")
     return saved
 

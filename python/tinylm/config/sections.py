@@ -256,6 +256,7 @@ class Run:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    # Stays last: `loading.CLOSING` tells by it that a saved file is whole, old files too.
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
