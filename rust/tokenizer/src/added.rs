@@ -179,7 +179,9 @@ impl AddedTokens {
             [] => each(whole),
             [only] => self.divide(text, whole, only, policy, each),
             [early, late, ..] => self.divide(text, whole, early, policy, |between| {
-                self.divide(text, between, late, policy, &mut each)
+                // By reference: one copy of `each` serves the rare file with two searches.
+                let each: &mut dyn FnMut(Segment) -> Result<(), Error> = &mut each;
+                self.divide(text, between, late, policy, each)
             }),
         }
     }
