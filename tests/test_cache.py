@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from tests.support import blocks
 from tests.support.models import CLOSE, build, configs, tokens
 from tinylm import cache, model
 from tinylm.config import ModelConfig
@@ -126,35 +127,21 @@ def test_a_step_of_a_fixed_cache_is_one_graph_however_long_the_text_is():
     assert len(graphs) == 1
 
 
-class Blocks:
-    """A cache that stores blocks of two tokens in a list, and joins them when it attends."""
-
-    def __init__(self, states, batch_size):
-        self.states = states
-        self.lengths, self.longest = torch.zeros(batch_size, dtype=torch.int64), 0
-        self.stored = [([], []) for _ in states]
-
-    def reserve(self, tokens):
-        pass
-
-    def advance(self, tokens):
-        self.lengths, self.longest = self.lengths + tokens, self.longest + tokens
-
-    def attend(self, layer, q, k, v, context):
-        for blocks, new in zip(self.stored[layer], (k, v), strict=True):
-            if blocks and blocks[-1].size(2) == 1:
-                new = torch.cat((blocks.pop(), new), 2)
-            blocks.extend(new.split(2, 2))
-        keys, values = (torch.cat(blocks, 2) for blocks in self.stored[layer])
-        return self.states[layer].attend(q, keys, values, mask=context.mask)
-
-
 @settings(max_examples=20, deadline=None)
 @given(config=configs(context_length=7), seed=st.integers(0, 2**31))
 def test_how_a_cache_stores_is_its_own_concern(config, seed):
     made = build(config, seed)
     ids = tokens(config, 2, 7, seed)
-    held = Blocks(made.decode_states(), 2)
+    held = blocks.build(made, 2, 7)
     logits = [made(part, cache=held) for part in ids.split([3, 1, 2, 1], 1)]
-    assert all(len(keys) == 4 for keys, _ in held.stored)
+    assert all(len(keys) == 4 for layer in held.stored for keys, _ in layer)
     assert_close(torch.cat(logits, 1), made(ids), **CLOSE)
+
+
+@pytest.mark.parametrize("lengths", [[2], [1, -1], [[1, 1]]])
+def test_lengths_that_cannot_be_are_named(lengths):
+    held = cache.build(build(SMALL), 2, 8)
+    held.advance(3)
+    with pytest.raises(ValueError, match="must be 2 numbers of at least 0, one per row"):
+        held.truncate(torch.tensor(lengths))
+    assert held.lengths.tolist() == [3, 3]

@@ -235,10 +235,24 @@ def test_texts_packed_into_a_row_give_what_they_give_alone(config, seed, cuts):
         assert_close(shared, wanted, **CLOSE)
 
 
-def test_a_position_past_the_context_length_is_named():
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ([7, 8], "position 8: must be 0 to 7, for T is 8"),
+        ([-1, 0], "position -1: must be 0"),
+        ([0, 1, 2], r"positions has shape \[3\]: must end in T=2"),
+    ],
+)
+def test_a_position_that_cannot_be_is_named(places, message):
     made = build(SMALL)
-    with pytest.raises(ValueError, match="position 8: must be below the context length, 8"):
-        made.loss(tokens(SMALL, 1, 2), tokens(SMALL, 1, 2), positions=torch.tensor([7, 8]))
+    with pytest.raises(ValueError, match=message):
+        made.loss(tokens(SMALL, 1, 2), tokens(SMALL, 1, 2), positions=torch.tensor(places))
+
+
+def test_documents_of_another_length_are_named():
+    made = build(SMALL)
+    with pytest.raises(ValueError, match=r"documents has shape \[1, 3\]: must end in T=2"):
+        made(tokens(SMALL, 1, 2), documents=torch.zeros(1, 3))
 
 
 def one_document_at_a_time(q, k, v, *, mask, past=None, dropout=0.0):

@@ -39,7 +39,8 @@ class Contiguous:
     ) -> None:
         self.states, self.max_length, self.fixed = states, max_length, fixed
         shapes = [(batch_size, state.heads, max_length, state.size) for state in states]
-        # Zeros, for what lies behind a mask is multiplied by 0, and 0 times nan is nan.
+        # Zeros, not what the memory held: behind a mask it is multiplied by 0, and 0 times nan is
+        # nan.
         self.k = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.v = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -78,9 +79,16 @@ class Contiguous:
     def truncate(self, lengths: Tensor) -> None:
         """Keep the first lengths[b] tokens of row b, at most as many as it has; lengths [B] int.
 
-        What a draft got wrong goes this way, and the padding of prompts of unequal length.
+        What a draft got wrong goes this way, and the padding of prompts of unequal length. Waits
+        for the device. Raises `ValueError` for another number of rows or a length below 0.
         """
-        self.lengths = torch.minimum(lengths.to(self.lengths), self.lengths)
+        wanted = lengths.to(self.lengths)
+        if wanted.shape != self.lengths.shape or (wanted < 0).any():
+            raise ValueError(
+                f"lengths={wanted.tolist()}: must be {len(self.lengths)} numbers of at least 0, "
+                f"one per row"
+            )
+        self.lengths = torch.minimum(wanted, self.lengths)
         found = self.lengths.tolist()
         self.longest, self.ragged = max(found, default=0), len(set(found)) > 1
 

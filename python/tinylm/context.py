@@ -6,7 +6,7 @@ some layer is a field here, not a keyword in every signature on the way.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ class Cache(Protocol):
     so that how it stores them (in one buffer, in blocks, in fewer bits) is nobody else's concern.
     """
 
+    # Tokens in each row [B] int64, and the most of them, which is the host's own number.
     lengths: Tensor
     longest: int
 
@@ -36,6 +37,15 @@ class Cache(Protocol):
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more in every row: the forward pass that brought them is over."""
+
+    def truncate(self, lengths: Tensor) -> None:
+        """Keep the first lengths[b] tokens of row b; lengths [B] int, at most those there are."""
+
+    def clear(self) -> None:
+        """Forget every token."""
+
+    def select(self, rows: Tensor) -> Self:
+        """A cache of the sequences `rows` [N] int64 of this one; a row may come several times."""
 
 
 class DecodeState(NamedTuple):

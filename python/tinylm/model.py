@@ -111,20 +111,25 @@ class Model(nn.Module):
         start = 0 if cache is None else cache.longest
         if start + length > limit:
             raise ValueError(f"{start + length} tokens pass the context length, {limit}")
+        for name, given in (("positions", positions), ("documents", documents)):
+            if given is not None and given.size(-1) != length:
+                raise ValueError(f"{name} has shape {list(given.shape)}: must end in T={length}")
         if documents is not None and cache is not None:
             raise ValueError(
                 "documents= and cache= exclude each other: decode one document at a time"
             )
+        if cache is not None:
+            cache.reserve(length)
         if positions is None:
             positions = torch.arange(length, device=device)
             if cache is not None:
-                cache.reserve(length)
                 positions = cache.lengths[:, None] + positions
-        elif not torch.compiler.is_compiling() and device.type == "cpu":
+        elif length and not torch.compiler.is_compiling() and device.type == "cpu":
             # A GPU would have to be waited for; there an index past the table is its own error.
-            last = int(positions.max())
-            if last >= limit:
-                raise ValueError(f"position {last}: must be below the context length, {limit}")
+            first, last = (int(end) for end in positions.aminmax())
+            if first < 0 or last >= limit:
+                wrong = first if first < 0 else last
+                raise ValueError(f"position {wrong}: must be 0 to {limit - 1}, for T is {limit}")
         mask = CAUSAL if documents is None else Mask(documents=documents)
         return Context(positions, self.position.rotation(positions), mask, cache)
 

@@ -24,7 +24,7 @@ MASK_CELLS = 2**26
 
 @functools.cache
 def _kernels() -> ModuleType | None:
-    """`tinylm.kernels`, or None, said once, where triton or the link to its folder is missing."""
+    """`tinylm.kernels`; None, with one warning, if triton or the link to its folder is missing."""
     try:
         from tinylm import kernels
     except ImportError as error:

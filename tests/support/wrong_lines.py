@@ -319,7 +319,7 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/sample/drawer.py",
-        "uniforms(self.config.seed, prompt, sample, position, BLOCK)",
+        "uniforms(self.config.seed, prompt, sample, first, BLOCK)",
         "uniforms(self.config.seed, prompt, sample, 0, BLOCK)",
         "block_of_them_ends",
         "tests/test_sample.py",

@@ -52,9 +52,8 @@ class Decoder:
         """The next id of each row; `ValueError` where the model's logits are not numbers."""
         if self.drawn:
             self.reader.read([[token] for token in self.drawn])
-        found: list[int] = self.drawer.draw(self.reader.last).tolist()
-        self.drawn = found
-        return found
+        self.drawn = self.drawer.draw(self.reader.last)
+        return self.drawn
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""

@@ -1,6 +1,6 @@
 """Logits to the next token of each text: penalties, filters, and the draw."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ BLOCK = 64
 
 
 class Drawer:
-    """Draws one token per text and step, and where there are penalties counts what each text has.
+    """Draws one token per text and step; where there are penalties, counts what each text has.
 
     `places` names each text: (number of its prompt, number of its sample). What a text draws is
     a function of its logits, the seed, its place and its position, the number of tokens drawn
@@ -31,43 +31,75 @@ class Drawer:
         device: torch.device,
     ) -> None:
         self.config, self.places = config, [*places]
-        self.positions = [0] * len(self.places)
-        penalties = (config.frequency_penalty, config.presence_penalty)
-        self.counting = config.repetition_penalty != 1 or any(penalties)
+        self.prompts = [[*text] for text in texts]
+        self.drawn: list[list[int]] = [[] for _ in self.places]
         self._numbers = np.empty((len(self.places), BLOCK))
-        marks = torch.zeros(len(texts), vocab_size, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            marks[row, torch.tensor(text)] = True
+        # The block of each text's numbers: -1 for none yet.
+        self._blocks = [-1] * len(self.places)
+        penalties = (config.frequency_penalty, config.presence_penalty)
+        self._counting = config.repetition_penalty != 1 or any(penalties)
+        shape = (len(self.places), vocab_size)
         # Tokens of prompt and continuation; how often the continuation has each.
-        self.seen = marks.to(device)
-        self.counts = torch.zeros(marks.shape, dtype=torch.float64, device=device)
+        self.seen = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.counts = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._count(range(len(self.places)))
 
-    def draw(self, logits: Tensor) -> Tensor:
-        """logits [R, V] float64 to the next id [R] of each text."""
+    def draw(self, logits: Tensor) -> list[int]:
+        """logits [R, V] float64 to the next id of each text."""
         logits = process(logits, self.seen, self.counts, self.config)
         if self.config.temperature == 0:
             ids = greedy(logits)
         else:
             numbers = [self._number(row) for row in range(len(self.places))]
             ids = draw(logits, torch.tensor(numbers, dtype=torch.float64, device=logits.device))
-        self.positions = [position + 1 for position in self.positions]
-        if self.counting:
+        if self._counting:
             self.seen.scatter_(1, ids[:, None], True)
             self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
-        return ids
+        found: list[int] = ids.tolist()
+        for drawn, token in zip(self.drawn, found, strict=True):
+            drawn.append(token)
+        return found
+
+    def truncate(self, positions: Sequence[int]) -> None:
+        """Take draws back: text b goes on at positions[b], with the number that belongs there.
+
+        Raises `ValueError` for a position that a text has not reached.
+        """
+        reached = [len(drawn) for drawn in self.drawn]
+        if len(positions) != len(reached) or any(
+            not 0 <= position <= most for position, most in zip(positions, reached, strict=True)
+        ):
+            raise ValueError(f"positions={[*positions]}: the texts have drawn {reached} tokens")
+        self.drawn = [
+            drawn[:position] for drawn, position in zip(self.drawn, positions, strict=True)
+        ]
+        self._count(row for row, most in enumerate(reached) if positions[row] < most)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these texts alone, in this order."""
         index = torch.tensor(rows, device=self.seen.device)
         self.seen, self.counts = self.seen[index], self.counts[index]
         self.places = [self.places[row] for row in rows]
-        self.positions = [self.positions[row] for row in rows]
+        self.prompts = [self.prompts[row] for row in rows]
+        self.drawn = [[*self.drawn[row]] for row in rows]
         self._numbers = self._numbers[[*rows]]
+        self._blocks = [self._blocks[row] for row in rows]
 
     def _number(self, row: int) -> float:
         """The random number of a text's position."""
-        position = self.positions[row]
-        if position % BLOCK == 0:
+        block, place = divmod(len(self.drawn[row]), BLOCK)
+        if block != self._blocks[row]:
             prompt, sample = self.places[row]
-            self._numbers[row] = uniforms(self.config.seed, prompt, sample, position, BLOCK)
-        return float(self._numbers[row, position % BLOCK])
+            first = block * BLOCK
+            self._numbers[row] = uniforms(self.config.seed, prompt, sample, first, BLOCK)
+            self._blocks[row] = block
+        return float(self._numbers[row, place])
+
+    def _count(self, rows: Iterable[int]) -> None:
+        """Count the tokens of some texts anew."""
+        for row in rows if self._counting else ():
+            drawn = torch.tensor(self.drawn[row], dtype=torch.int64, device=self.seen.device)
+            prompt = torch.tensor(self.prompts[row], device=self.seen.device)
+            self.counts[row] = torch.bincount(drawn, minlength=self.counts.size(1)).double()
+            self.seen[row] = self.counts[row] > 0
+            self.seen[row, prompt] = True

@@ -1,11 +1,12 @@
 """What a model makes of texts that grow: tokens in, the logits that follow them out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from tinylm import cache
+from tinylm.context import Cache
 from tinylm.model import Model
 
 # Tokens that go through the model at once: a prompt of more is read in pieces, so that what the
@@ -29,83 +30,99 @@ class Reader:
     """A model and a cache over R texts, which may differ in length.
 
     `last` [R, V] float64 are the logits that follow what was read so far. `room` is how many
-    tokens each text may yet grow by. Made and used inside `model.inference`.
+    tokens each text may yet grow by; `build(model, R, length)` makes the cache. Made and used
+    inside `model.inference`.
     """
 
     def __init__(
-        self, model: Model, texts: Sequence[Sequence[int]], room: int, *, vocab_size: int
+        self,
+        model: Model,
+        texts: Sequence[Sequence[int]],
+        room: int,
+        *,
+        vocab_size: int,
+        build: Callable[[Model, int, int], Cache] = cache.build,
     ) -> None:
         self.model, self.vocab_size = model, vocab_size
         self.limit = model.context_length
-        self.lengths = [len(text) for text in texts]
-        self.windows = [[*text[-visible(len(text), self.limit) :]] for text in texts]
-        self.cache = cache.build(model, len(texts), min(self.limit, max(self.lengths) + room))
+        self.texts = [[*text] for text in texts]
+        longest = max(len(text) for text in texts)
+        self.cache = build(model, len(texts), min(self.limit, longest + room))
+        # How many of its newest tokens the cache holds of each text.
+        self.held = self._visible()
         self.last = self._read_windows()
 
     def read(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """T more tokens of each text to the logits [R, T, V] that follow each of them.
 
-        Raises `ValueError` where the model's logits are not numbers.
+        Raises `ValueError` for rows of unequal length, and where the model's logits are not
+        numbers.
         """
-        new = len(tokens[0])
-        if new > 1 and not self._fits(new):
+        new = len(tokens[0]) if tokens else 0
+        if len(tokens) != len(self.texts) or not new or any(len(row) != new for row in tokens):
+            raise ValueError(
+                f"rows of {[len(row) for row in tokens]} tokens: must be one row for each of "
+                f"{len(self.texts)} texts, all of one length"
+            )
+        grown = [visible(len(text) + new, self.limit) for text in self.texts]
+        fits = grown == [held + new for held in self.held]
+        if new > 1 and not fits:
             # The window moves on in the middle: where, shows only token by token.
             steps = [self.read([[row[t]] for row in tokens]) for t in range(new)]
             return torch.cat(steps, 1)
-        fits = self._fits(new)
-        for row, ids in enumerate(tokens):
-            self.lengths[row] += new
-            self.windows[row] += ids
+        for text, ids in zip(self.texts, tokens, strict=True):
+            text += ids
+        self.held = grown
         if fits:
             x = self._hidden(torch.tensor(tokens, device=self.model.weight.device))
             logits = self._logits(x)
             self.last = logits[:, -1]
             return logits
-        for row, length in enumerate(self.lengths):
-            self.windows[row] = self.windows[row][-visible(length, self.limit) :]
         self.last = self._read_windows()
         return self.last[:, None]
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Take back the newest tokens: text b keeps its first lengths[b]. `last` does not follow.
+        """Take the newest tokens back: text b keeps its first lengths[b], one at least.
 
-        Raises `ValueError` for tokens that have left the model's window.
+        `last` does not follow: `read` comes next. Where the model then sees what had left its
+        window, the windows are read anew. Raises `ValueError` for a length that a text has not.
         """
-        for row, length in enumerate(lengths):
-            gone = self.lengths[row] - length
-            if not 0 <= gone < len(self.windows[row]):
-                raise ValueError(
-                    f"text {row} has {self.lengths[row]} tokens, the model sees the last "
-                    f"{len(self.windows[row])}: it cannot be cut to {length}"
-                )
-            self.lengths[row] = length
-            self.windows[row] = self.windows[row][: len(self.windows[row]) - gone]
-        self.cache.truncate(torch.tensor([len(window) for window in self.windows]))
+        sizes = [len(text) for text in self.texts]
+        if len(lengths) != len(sizes) or any(
+            not 1 <= length <= size for length, size in zip(lengths, sizes, strict=True)
+        ):
+            raise ValueError(f"lengths={[*lengths]}: the texts have 1 to {sizes} tokens")
+        held = [
+            held - size + length
+            for held, size, length in zip(self.held, sizes, lengths, strict=True)
+        ]
+        self.texts = [text[:length] for text, length in zip(self.texts, lengths, strict=True)]
+        self.held = self._visible()
+        if held == self.held:
+            self.cache.truncate(torch.tensor(held))
+        else:
+            self.last = self._read_windows()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these texts alone, in this order; one may come several times."""
         index = torch.tensor(rows, device=self.model.weight.device)
         self.cache = self.cache.select(index)
         self.last = self.last[index.to(self.last.device)]
-        self.lengths = [self.lengths[row] for row in rows]
-        self.windows = [[*self.windows[row]] for row in rows]
+        self.texts = [[*self.texts[row]] for row in rows]
+        self.held = [self.held[row] for row in rows]
 
-    def _fits(self, new: int) -> bool:
-        """Whether every window takes `new` tokens more without losing its older half."""
-        return all(
-            visible(length + new, self.limit) == len(window) + new
-            for length, window in zip(self.lengths, self.windows, strict=True)
-        )
+    def _visible(self) -> list[int]:
+        return [visible(len(text), self.limit) for text in self.texts]
 
     def _read_windows(self) -> Tensor:
-        """All windows from their beginning; the logits [R, V] after the last token of each."""
+        """What the model sees of all texts, from its beginning; the logits [R, V] after it."""
         self.cache.clear()
-        counts = [len(window) for window in self.windows]
-        longest = max(counts)
+        longest = max(self.held)
         # Shorter rows are filled up, and the filling is forgotten again.
-        rows = [window + [0] * (longest - len(window)) for window in self.windows]
+        windows = [text[-held:] for text, held in zip(self.texts, self.held, strict=True)]
+        rows = [window + [0] * (longest - len(window)) for window in windows]
         device = self.model.weight.device
-        tokens, ends = torch.tensor(rows, device=device), torch.tensor(counts, device=device)
+        tokens, ends = torch.tensor(rows, device=device), torch.tensor(self.held, device=device)
         last: Tensor | None = None
         start = 0
         for part in torch.split(tokens, max(1, AT_ONCE // len(rows)), 1):
@@ -115,7 +132,7 @@ class Reader:
             started = (ends > start)[:, None]
             last = here if last is None else torch.where(started, here, last)
             start += part.size(1)
-        if min(counts) < longest:
+        if min(self.held) < longest:
             self.cache.truncate(ends)
         assert last is not None, "a text has at least one token"
         return self._logits(last)
