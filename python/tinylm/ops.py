@@ -136,9 +136,10 @@ def attention(
     where the query may look. No boolean tensor is made where torch needs none.
     Source: Vaswani et al. 2017, equation 1.
     """
-    if isinstance(mask, Mask) and past is None and q.size(2) == 1 and not mask.per_row:
+    window = mask.window if isinstance(mask, Mask) and not mask.per_row else None
+    if window is not None and past is None and q.size(2) == 1:
         # A lone last query looks at the last keys of its window: the others are left out.
-        k, v = k[:, :, -(mask.window or 0) :], v[:, :, -(mask.window or 0) :]
+        k, v = k[:, :, -window:], v[:, :, -window:]
     queries, keys = q.size(2), k.size(2)
     dense, causal = None, False
     if isinstance(mask, Tensor):

@@ -285,8 +285,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/ops.py",
-        "k, v = k[:, :, -(mask.window or 0) :], v[:, :, -(mask.window or 0) :]",
-        "k, v = k[:, :, : mask.window], v[:, :, : mask.window]",
+        "k, v = k[:, :, -window:], v[:, :, -window:]",
+        "k, v = k[:, :, :window], v[:, :, :window]",
         "behind",
     ),
     Mutant(
