@@ -184,7 +184,7 @@ STRIPPED = {"id": 367, "content": "<|endoftext|>", "lstrip": True}
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (("model", "type"), "Unigram", "model type Unigram is not supported"),
+        (("model", "type"), "Unigram", 'model type "Unigram" is not supported'),
         (("model", "dropout"), 0.1, "dropout = 0.1 is not supported"),
         (("model", "unk_token"), "<unk>", "unk_token"),
         (("model", "byte_fallback"), True, "byte_fallback"),
@@ -192,13 +192,13 @@ STRIPPED = {"id": 367, "content": "<|endoftext|>", "lstrip": True}
         (("model", "merges"), ["a b c"], "not two tokens"),
         (("model", "merges"), [["a", "\u4e2d"]], "alphabet"),
         (("model", "vocab"), {"a": 0}, "not in the vocabulary"),
-        (("normalizer",), {"type": "NFC"}, "normalizer NFC is not supported"),
+        (("normalizer",), {"type": "NFC"}, 'normalizer = {"type": "NFC"} is not'),
         (("pre_tokenizer",), BYTE_LEVEL, "pre_tokenizer is not supported"),
         (("pre_tokenizer",), {"type": "Whitespace"}, "pre_tokenizer is not supported"),
         (("pre_tokenizer",), None, "pre_tokenizer is missing"),
         (("added_tokens",), [STRIPPED], "has lstrip"),
-        (("model",), None, "not a tokenizer.json"),
-        (("model",), {"vocab": {}}, "model type unknown"),
+        (("model",), None, "model = null is not an object"),
+        (("model",), {"vocab": {}}, 'model type "unknown"'),
     ],
 )
 def test_what_a_file_has_that_is_not_supported_is_named(

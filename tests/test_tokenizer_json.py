@@ -88,6 +88,9 @@ KEPT: list[tuple[tuple[str, ...], object]] = [
     (("decoder",), None),
     (("decoder",), {"type": "Sequence", "decoders": [OFFSETS]}),
     (("model", "fuse_unk"), True),
+    (("model", "fuse_unk"), None),
+    (("model", "byte_fallback"), None),
+    (("model", "unk_token"), ""),
     (("model", "continuing_subword_prefix"), ""),
     (("model", "end_of_word_suffix"), ""),
     (("model", "dropout"), 0.0),
@@ -227,8 +230,8 @@ def test_normalized_tokens_come_after_the_others_and_count_in_the_hash(tmp_path:
 REFUSED: list[tuple[dict[str, object], str]] = [
     ({"version": "2.0"}, 'version "2.0" is not supported'),
     ({"extra": [1]}, r"key extra = \[1\] is not known"),
-    ({"truncation": 3}, "truncation = 3 is neither"),
-    ({"padding": "max"}, 'padding = "max" is neither'),
+    ({"truncation": 3}, "truncation = 3 is not an object"),
+    ({"padding": "max"}, 'padding = "max" is not an object'),
     ({"post_processor": {"type": "Mystery"}}, "post_processor Mystery is not known"),
     (
         {"post_processor": {"type": "Sequence", "processors": [{"type": "Mystery"}]}},
@@ -240,7 +243,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "x": 1}},
         "key pre_tokenizer ByteLevel.x = 1",
     ),
-    ({"normalizer": {"type": "NFC"}}, "normalizer NFC is not supported"),
+    ({"normalizer": {"type": "NFC"}}, 'normalizer = {"type": "NFC"} is not supported'),
 ]
 
 
@@ -281,3 +284,75 @@ def test_an_unknown_key_of_the_model_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ValueError, match=r"key model\.temperature = 2 is not known"):
         Tokenizer.load(path)
+
+
+def test_ignore_merges_of_null_is_false(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    document = document_of(MAIN, path)
+    document["model"]["ignore_merges"] = None
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert by_theirs(path)["model"]["ignore_merges"] is False
+    assert Tokenizer.load(path) == MAIN
+
+
+WRONG_TYPE: list[tuple[tuple[str, ...], object, str]] = [
+    (("normalizer",), {}, "normalizer = {} is not supported"),
+    (("normalizer",), False, "normalizer = false is not supported"),
+    (("truncation",), [], r"truncation = \[\] is not an object"),
+    (("padding",), False, "padding = false is not an object"),
+    (("post_processor",), {}, "post_processor = {} is not an object with a type"),
+    (("decoder",), False, "decoder = false is not an object with a type"),
+    (("pre_tokenizer",), [], r"pre_tokenizer = \[\] is not an object with a type"),
+    (("pre_tokenizer", "pretokenizers"), None, "pre_tokenizer pretokenizers = null is not a list"),
+    (("pre_tokenizer", "pretokenizers", "1", "trim_offsets"), 0, "ByteLevel.trim_offsets = 0 is"),
+    (("pre_tokenizer", "pretokenizers", "1", "use_regex"), "false", 'use_regex = "false" is not'),
+    (("pre_tokenizer", "pretokenizers", "0", "invert"), 0, "pre_tokenizer Split.invert = 0 is not"),
+    (("added_tokens",), None, "added_tokens = null is not a list"),
+    (("added_tokens",), ["<a>"], 'an entry of added_tokens = "<a>" is not an object'),
+    (("added_tokens", "0", "content"), 3, "content of an added token = 3 is not a string"),
+    (("added_tokens", "0", "id"), 367.0, r"added_tokens '<\|endoftext\|>' id = 367.0 is not"),
+    (("added_tokens", "0", "id"), True, "id = true is not an id"),
+    (("added_tokens", "0", "special"), None, "special = null is not true or false"),
+    (("added_tokens", "0", "special"), "false", 'special = "false" is not true or false'),
+    (("added_tokens", "0", "normalized"), "no", 'normalized = "no" is not true or false'),
+    (("added_tokens", "0", "normalized"), 0, "normalized = 0 is not true or false"),
+    (("added_tokens", "0", "lstrip"), 0, "has lstrip = 0"),
+    (("added_tokens", "0", "rstrip"), None, "has rstrip = null"),
+    (("model",), [], r"model = \[\] is not an object"),
+    (("model", "type"), None, "model type null is not supported"),
+    (("model", "ignore_merges"), "false", 'model.ignore_merges = "false" is not true or false'),
+    (("model", "fuse_unk"), 0, "model.fuse_unk = 0 is not true or false"),
+    (("model", "dropout"), False, "model.dropout = false is not supported, only null or 0"),
+    (("model", "dropout"), "", 'model.dropout = "" is not supported, only null or 0'),
+    (("model", "unk_token"), False, "model.unk_token = false is not supported"),
+    (("model", "continuing_subword_prefix"), 0, "continuing_subword_prefix = 0 is not supported"),
+    (("model", "byte_fallback"), 0, "model.byte_fallback = 0 is not supported, only null or false"),
+    (("model", "vocab"), [], r"model.vocab = \[\] is not an object"),
+    (("model", "vocab", "!"), 0.0, "model.vocab '!' = 0.0 is not an id"),
+    (("model", "vocab", "!"), False, "model.vocab '!' = false is not an id"),
+    (("model", "vocab", "!"), "0", "model.vocab '!' = \"0\" is not an id"),
+    (("model", "vocab", "!"), None, "model.vocab '!' = null is not an id"),
+    (("model", "vocab", "!"), -1, "model.vocab '!' = -1 is not an id"),
+    (("model", "vocab", "!"), 2**32, "model.vocab '!' = 4294967296 is not an id"),
+    (("added_tokens", "0", "id"), 2**70, "id = 1180591620717411303424 is not an id"),
+    (("model", "merges"), {}, "model.merges = {} is not a list"),
+    (("model", "merges", "0"), [1, 2], r"merge \[1, 2\] is not two tokens"),
+    (("model", "merges", "0"), 5, "merge 5 is not two tokens"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "message"), WRONG_TYPE, ids=lambda part: str(part)[:40])
+def test_a_value_of_another_type_is_refused_here_as_there(
+    tmp_path: Path, keys: tuple[str, ...], value: object, message: str
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    inner: Any = (document := document_of(MAIN, path))
+    for key in keys[:-1]:
+        inner = inner[int(key) if key.isdigit() else key]
+    inner[int(keys[-1]) if keys[-1].isdigit() else keys[-1]] = value
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    with pytest.raises(Exception, match="at line 1 column"):
+        tokenizers.Tokenizer.from_file(str(path))

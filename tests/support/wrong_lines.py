@@ -116,6 +116,20 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/tokenizer/huggingface.py",
+        "or (isinstance(value, bool) and kind is not bool) or not fits:",
+        "or not fits:",
+        "another_type",
+        "tests/test_tokenizer_json.py",
+    ),
+    Mutant(
+        "python/tinylm/tokenizer/huggingface.py",
+        "_checked(model[name], bool,",
+        "_checked(bool(model[name]), bool,",
+        "another_type",
+        "tests/test_tokenizer_json.py",
+    ),
+    Mutant(
+        "python/tinylm/tokenizer/huggingface.py",
         '"special": token.special,',
         '"special": True,',
         "always_match",

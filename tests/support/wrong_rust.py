@@ -79,7 +79,7 @@ RUST = [
     ),
     Mutant(
         "rust/tokenizer/src/added.rs",
-        "self.divide(text, between, late, policy, &mut each)",
+        "self.divide(text, between, late, policy, each)",
         "each(between)",
         "added_tokens",
     ),

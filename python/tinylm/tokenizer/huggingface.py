@@ -2,7 +2,7 @@
 
 Written files give equal ids there. Files read may come from `tokenizers` or `transformers`. Every
 key is applied, or kept (no id of `Tokenizer.encode` depends on it; it is written back as it stood),
-or refused with its name and value:
+or refused with its name and value. A value of another type than `tokenizers` takes is refused too:
 
 | key | |
 |---|---|
@@ -16,17 +16,18 @@ or refused with its name and value:
 | decoder | null or ByteLevel, kept: `decode` gives the bytes |
 | model: type | "BPE", or no type but merges |
 | model: vocab, merges, ignore_merges | applied |
-| model: dropout, continuing_subword_prefix, end_of_word_suffix | refused unless empty; kept |
-| model: unk_token | refused unless null; kept |
+| model: dropout | refused unless null or 0; kept |
+| model: unk_token | refused unless null or ""; kept |
+| model: continuing_subword_prefix, end_of_word_suffix | refused unless null or ""; kept |
 | model: fuse_unk | kept: all bytes are tokens, so nothing is unknown |
-| model: byte_fallback | refused unless false: it is for BPE over characters |
+| model: byte_fallback | refused unless null or false: it is for BPE over characters; kept |
 | any other | refused |
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tinylm import disk
 from tinylm.tokenizer.contents import (
@@ -75,13 +76,14 @@ KEYS = {
     "model",
 }
 KEPT = ("truncation", "padding", "pre_tokenizer", "post_processor", "decoder")
-EMPTY_IN_MODEL = (
-    "dropout",
-    "unk_token",
-    "continuing_subword_prefix",
-    "end_of_word_suffix",
-    "byte_fallback",
-)
+# The one value beside null with which the key moves no id.
+EMPTY_IN_MODEL: dict[str, object] = {
+    "dropout": 0,
+    "unk_token": "",
+    "continuing_subword_prefix": "",
+    "end_of_word_suffix": "",
+    "byte_fallback": False,
+}
 KEPT_IN_MODEL = (*EMPTY_IN_MODEL, "fuse_unk")
 MODEL_KEYS = {*KEPT_IN_MODEL, "type", "ignore_merges", "vocab", "merges"}
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -96,6 +98,14 @@ POST_PROCESSORS = {
     "ByteLevel",
     "Sequence",
 }
+KINDS = {
+    bool: "true or false",
+    int: "an id, an integer from 0 to 4294967295",
+    str: "a string",
+    dict: "an object",
+    list: "a list",
+}
+Kind = TypeVar("Kind", bool, int, str, dict[str, Any], list[Any])
 
 
 def write(contents: Contents, path: Path, named: Mapping[str, int | None]) -> None:
@@ -189,31 +199,35 @@ def read(path: Path) -> Contents:
 
 
 def _contents(document: dict[str, Any]) -> Contents:
-    model = document["model"]
+    model = _checked(document["model"], dict, "model")
     # Old files leave the type out; only BPE has merges.
-    kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
+    kind = model.get("type", "BPE" if "merges" in model else "unknown")
     if kind != "BPE":
-        raise ValueError(f"model type {kind} is not supported, only BPE over bytes")
+        raise ValueError(f"model type {_shown(kind)} is not supported, only BPE over bytes")
     _check_keys(document, KEYS, "")
     _check_keys(model, MODEL_KEYS, "model.")
-    for name in EMPTY_IN_MODEL:
-        if model.get(name):
+    for name, empty in EMPTY_IN_MODEL.items():
+        value = model.get(name)
+        # In Python False == 0.
+        same = value == empty and isinstance(value, bool) == isinstance(empty, bool)
+        if value is not None and not same:
             raise ValueError(
-                f"model.{name} = {_shown(model[name])} is not supported: it changes the "
-                "ids; only a model without it can be loaded"
+                f"model.{name} = {_shown(value)} is not supported, only null or {_shown(empty)}"
             )
+    for name in ("ignore_merges", "fuse_unk"):
+        if model.get(name) is not None:
+            _checked(model[name], bool, f"model.{name}")
     version = document.get("version", "1.0")
     if version != "1.0":
         raise ValueError(f'version {_shown(version)} is not supported, only "1.0"')
-    if normalizer := document.get("normalizer"):
-        raise ValueError(
-            f"normalizer {normalizer.get('type')} is not supported: {_shown(normalizer)}; only a "
-            "file whose normalizer is null can be loaded"
-        )
+    if (normalizer := document.get("normalizer")) is not None:
+        raise ValueError(f"normalizer = {_shown(normalizer)} is not supported, only null")
     _check_kept(document)
-    vocab = model["vocab"]
-    added = _added_tokens(document.get("added_tokens") or [], vocab)
-    merges = [_merge(merge) for merge in model["merges"]]
+    vocab = _checked(model["vocab"], dict, "model.vocab")
+    for token, id in vocab.items():
+        _checked(id, int, f"model.vocab {token!r}")
+    added = _added_tokens(document.get("added_tokens", []), vocab)
+    merges = [_merge(merge) for merge in _checked(model["merges"], list, "model.merges")]
     listed = {token.content for token in added if token.listed}
     for left, right in merges:
         for content in (left, right, left + right):
@@ -244,6 +258,15 @@ def _shown(value: object) -> str:
     return json.dumps(value)[:200]
 
 
+def _checked(value: object, kind: type[Kind], name: str) -> Kind:
+    """A value of the file, if it is of its type; ValueError with its name otherwise."""
+    # In Python a bool is an int. The integers of the file are ids.
+    fits = not isinstance(value, int) or kind is bool or 0 <= value < 2**32
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not fits:
+        raise ValueError(f"{name} = {_shown(value)} is not {KINDS[kind]}")
+    return value
+
+
 def _check_keys(found: Mapping[str, Any], known: set[str], place: str) -> None:
     """ValueError for a key that is not known: what it asks for would be lost."""
     for key in found:
@@ -257,15 +280,15 @@ def _check_keys(found: Mapping[str, Any], known: set[str], place: str) -> None:
 def _check_kept(document: Mapping[str, Any]) -> None:
     """ValueError for what cannot be written back unseen: parts of a kind that is not known."""
     for key in ("truncation", "padding"):
-        if not isinstance(document.get(key) or {}, dict):
-            raise ValueError(f"{key} = {_shown(document[key])} is neither null nor an object")
-    for step in _steps(document.get("post_processor"), "processors"):
+        if document.get(key) is not None:
+            _checked(document[key], dict, key)
+    for step in _steps(document.get("post_processor"), "post_processor", "processors"):
         if step["type"] not in POST_PROCESSORS:
             raise ValueError(
                 f"post_processor {step['type']} is not known, only "
                 f"{', '.join(sorted(POST_PROCESSORS))}: {_shown(step)}"
             )
-    for step in _steps(document.get("decoder"), "decoders"):
+    for step in _steps(document.get("decoder"), "decoder", "decoders"):
         if step["type"] != "ByteLevel":
             raise ValueError(
                 f"decoder {step['type']} is not supported, only ByteLevel or null: {_shown(step)}; "
@@ -273,25 +296,29 @@ def _check_kept(document: Mapping[str, Any]) -> None:
             )
 
 
-def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+def _steps(part: Any, name: str, inner: str) -> list[dict[str, Any]]:
     """The steps of a part of the document: none, itself, or those of a Sequence."""
-    if part is None:
-        return []
-    if part["type"] != "Sequence":
-        return [part]
-    return [step for child in part[inner] for step in _steps(child, inner)]
+    match part:
+        case None:
+            return []
+        case {"type": "Sequence"}:
+            children = _checked(part[inner], list, f"{name} {inner}")
+            return [step for child in children for step in _steps(child, name, inner)]
+        case {"type": str()}:
+            return [part]
+    raise ValueError(f"{name} = {_shown(part)} is not an object with a type")
 
 
-def _added_tokens(
-    entries: list[dict[str, Any]], vocab: Mapping[str, int]
-) -> tuple[AddedToken, ...]:
+def _added_tokens(entries: object, vocab: Mapping[str, int]) -> tuple[AddedToken, ...]:
     """The added tokens in the order of the file; their ids are checked by `_check_ids`."""
     added: dict[str, AddedToken] = {}
-    for entry in entries:
-        content = entry["content"]
-        _check_keys(entry, {"id", "content", *FLAGS}, f"added_tokens {content!r} ")
+    for item in _checked(entries, list, "added_tokens"):
+        entry = _checked(item, dict, "an entry of added_tokens")
+        content = _checked(entry["content"], str, "content of an added token")
+        place = f"added_tokens {content!r} "
+        _check_keys(entry, {"id", "content", *FLAGS}, place)
         for flag in ("single_word", "lstrip", "rstrip"):
-            if entry.get(flag):
+            if entry.get(flag, False) is not False:
                 raise ValueError(
                     f"added token {content!r} has {flag} = {_shown(entry[flag])}: not supported, "
                     "it must be false"
@@ -300,9 +327,9 @@ def _added_tokens(
             raise ValueError(f"added token {content!r} is listed twice")
         added[content] = AddedToken(
             content,
-            id=entry["id"],
-            special=entry.get("special", True),
-            normalized=entry.get("normalized", False),
+            id=_checked(entry["id"], int, f"{place}id"),
+            special=_checked(entry.get("special", True), bool, f"{place}special"),
+            normalized=_checked(entry.get("normalized", False), bool, f"{place}normalized"),
             listed=content in vocab,
         )
     return tuple(added.values())
@@ -326,37 +353,39 @@ def _check_ids(added: tuple[AddedToken, ...], vocab: Mapping[str, int]) -> None:
         highest = max(highest, token.id)
 
 
-def _merge(merge: str | list[str]) -> tuple[str, str]:
+def _merge(merge: object) -> tuple[str, str]:
     # Older files join the two tokens with a space.
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if len(parts) != 2:
-        raise ValueError(f"merge {merge!r} is not two tokens")
-    return parts[0], parts[1]
+    match merge.split(" ") if isinstance(merge, str) else merge:
+        case [str(left), str(right)]:
+            return left, right
+    raise ValueError(f"merge {_shown(merge)} is not two tokens")
 
 
-def _pattern(pre_tokenizer: dict[str, Any] | None) -> str:
+def _pattern(pre_tokenizer: object) -> str:
     """The pattern that a pre-tokenizer stands for: ByteLevel, or Split and then ByteLevel."""
     if pre_tokenizer is None:
         raise ValueError("pre_tokenizer is missing: BPE over characters is not supported")
-    steps = _steps(pre_tokenizer, "pretokenizers")
+    steps = _steps(pre_tokenizer, "pre_tokenizer", "pretokenizers")
     for step in steps:
+        place = f"pre_tokenizer {step['type']}."
         if step["type"] in PRE_TOKENIZER_KEYS:
-            known = PRE_TOKENIZER_KEYS[step["type"]]
-            _check_keys(step, known, f"pre_tokenizer {step['type']}.")
+            _check_keys(step, PRE_TOKENIZER_KEYS[step["type"]], place)
+        for flag in ("add_prefix_space", "trim_offsets", "use_regex", "invert"):
+            if flag in step:
+                _checked(step[flag], bool, place + flag)
     match steps:
         case [{"type": "ByteLevel", "add_prefix_space": False, **rest}]:
             return "gpt2" if rest.get("use_regex", True) else "whole"
         case [
-            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
+            {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": how, "invert": inverse},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
         ]:
-            return PATTERN_OF_REGEX.get(str(regex), str(regex))
-        # What matches is kept, what is between is dropped; our patterns leave nothing between.
-        case [
-            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Removed", "invert": True},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ] if regex in PATTERN_OF_REGEX:
-            return PATTERN_OF_REGEX[regex]
+            known = PATTERN_OF_REGEX.get(regex)
+            if (how, inverse) == ("Isolated", False):
+                return known or regex
+            # What matches is kept, what is between is dropped; our patterns leave nothing between.
+            if (how, inverse) == ("Removed", True) and known:
+                return known
     raise ValueError(
         "pre_tokenizer is not supported, only ByteLevel without prefix space, alone or after one "
         f"Split with an isolating Regex: {_shown(pre_tokenizer)}"
