@@ -1,5 +1,6 @@
 """The device of a process: its dtype, peak, memory and threads, and whether results repeat."""
 
+import re
 import resource
 import sys
 import time
@@ -8,8 +9,19 @@ from contextlib import contextmanager
 
 import torch
 
-# Dense bfloat16 peak in operations a second, from NVIDIA's data sheets (without sparsity).
-DATA_SHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+# Dense bfloat16 peak in operations per second, from NVIDIA's data sheets (without sparsity). The
+# words of a key must all be in the device's name; the first such key counts.
+DATA_SHEET = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
 
 
 def find(name: str) -> torch.device:
@@ -37,17 +49,27 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
+def data_sheet_flops(name: str) -> float | None:
+    """Dense bfloat16 operations per second of the GPU that CUDA calls `name`; None if unknown.
+
+    A slice of a GPU ("MIG" in its name) is unknown: the data sheet is of the whole.
+    """
+    words = set(re.split(r"[\s-]+", name))
+    if "MIG" in words:
+        return None
+    return next((peak for key, peak in DATA_SHEET.items() if words.issuperset(key.split())), None)
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second that the device's matrix product reaches in `dtype`.
+    """Operations per second that the device's matrix product reaches in `dtype`.
 
     A known GPU's data sheet in bfloat16; otherwise the best of a few products of 1,024 (CPU) or
     4,096 squared, measured now, about a third of a second.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device).split()
-        for model, peak in DATA_SHEET.items():
-            if model in name:
-                return peak
+        known = data_sheet_flops(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
     size = 1024 if device.type == "cpu" else 4096
     a = torch.ones(size, size, dtype=dtype, device=device)
     best, end = float("inf"), time.perf_counter() + 0.3

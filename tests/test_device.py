@@ -1,0 +1,28 @@
+"""The device of a process: what is known of a GPU by its name."""
+
+import pytest
+
+from tinylm import device
+
+NAMES = {
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA GH200 480GB": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L40": None,
+    "NVIDIA RTX A1000": None,
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None,
+    "Tesla T4": None,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_peak_of_a_gpu_is_found_by_the_words_of_its_name(name):
+    assert device.data_sheet_flops(name) == NAMES[name]
