@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 HELP = """usage: python -m tinylm.evaluate RUN [key=value ...]
 
-Score the validation text of RUN: loss (nats a token), perplexity, bits per byte.
+Score the validation text of RUN: loss (nats per token), perplexity, bits per byte.
 
 RUN is the folder of a run, of one of its checkpoints, or of a transformers model; the last has
 no settings and needs data.source=. Another text is tokenized by the model's own tokenizer, and

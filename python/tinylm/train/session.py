@@ -52,7 +52,7 @@ class Session:
 
 
 def mix(seed: int, stream: Stream, step: int, micro: int, rank: int) -> int:
-    """A 63-bit seed of a micro-step; a change of any argument changes all of its bits.
+    """A 63-bit seed of a micro-step; a change of any argument changes about half of its bits.
 
     A chain of splitmix64 over seed, step and micro-step. It starts from a value that belongs to
     (stream, rank), 0 for the first of each, so that a run in one process needs neither.

@@ -302,7 +302,7 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
             (
                 f"done       {progress.step} steps, {progress.tokens:,} tokens, "
                 f"{results['seconds']:.0f} s",
-                f"loss       {scores.loss:.4f} nats a token on the validation text "
+                f"loss       {scores.loss:.4f} nats per token on the validation text "
                 f"(perplexity {scores.perplexity:.2f})",
                 *lines,
                 f"folder     {folder}: loss.png, samples.txt, metrics.jsonl, checkpoints",
