@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -238,6 +239,23 @@ def test_a_named_dataset_is_downloaded_once_and_never_changed(tmp_path, monkeypa
     again = corpus.open("tinyshakespeare", val_fraction=0.1, raw=tmp_path / "raw")
     assert again.fingerprint == text.fingerprint
     assert len(hashed) == 2
+
+
+def test_of_two_that_want_a_dataset_one_downloads_it_and_the_other_waits(tmp_path, monkeypatch):
+    downloads = []
+
+    def download(url, file, size):
+        downloads.append(url)
+        time.sleep(0.3)
+        file.write(b"some text " * 100)
+
+    monkeypatch.setattr("tinylm.corpus.download._download", download)
+    dataset_at(monkeypatch, "http://127.0.0.1:9/input.txt")
+    with ThreadPoolExecutor(2) as pool:
+        paths = [*pool.map(corpus.fetch, ["tinyshakespeare"] * 2, [tmp_path] * 2)]
+    assert downloads == ["http://127.0.0.1:9/input.txt"]
+    assert paths == [tmp_path / "tinyshakespeare/input.txt"] * 2
+    assert [path.name for path in paths[0].parent.iterdir()] == ["input.txt"]
 
 
 @pytest.mark.parametrize("content", [b"other", b"some text " * 100 + b"!", b""])

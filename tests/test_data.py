@@ -1,6 +1,7 @@
 """`prepare` and the command: text to a folder of shards, once, and back."""
 
 import json
+import os
 import selectors
 import shutil
 import subprocess
@@ -14,8 +15,18 @@ from hypothesis import strategies as st
 
 from tests.support.bytes_tokenizer import Bytes
 from tests.support.calling import call
-from tinylm import corpus
-from tinylm.data import Dataset, Loader, Manifest, __main__, default_folder, fits, prepare
+from tinylm import corpus, disk
+from tinylm.data import (
+    Dataset,
+    Loader,
+    Manifest,
+    ShardWriter,
+    __main__,
+    default_folder,
+    fits,
+    prepare,
+)
+from tinylm.data.manifest import NAME
 
 
 def opened(source, val_fraction=0.3):
@@ -114,7 +125,8 @@ def test_an_interrupted_run_leaves_no_manifest_and_the_next_starts_anew(texts, t
     assert (folder / "train-00000.bin").exists()
     with pytest.raises(FileNotFoundError, match="prepare it first"):
         Dataset.open(folder)
-    (folder / "val-00007.bin.part").write_text("left over")
+    for name in ("val-00007.bin.part", "manifest.json.4711-0badcafe.part"):
+        (folder / name).write_text("left over")
     prepare(opened(texts), Bytes(), folder)
     assert len(list(folder.iterdir())) == 5
     again = prepare(opened(texts), Bytes(), tmp_path / "other")
@@ -240,6 +252,45 @@ def test_the_command_prepares_inspects_verifies_exports_and_cuts(
     assert 200 <= part.n_tokens < 200 + 300
     assert Dataset.open(small, split="val").fingerprint == Manifest.load(folder).fingerprint("val")
     list(part.verify())
+
+
+def test_a_subset_is_for_a_folder_that_is_empty_but_for_leftovers(texts, tmp_path, capsys):
+    folder, small = tmp_path / "shards", tmp_path / "small"
+    prepare(opened(texts), Bytes(), folder)
+    small.mkdir()
+    for name in (disk.LOCK, "manifest.json.4711-0badcafe.part"):
+        (small / name).touch()
+    assert run("subset", folder, small, "--tokens", 200) == 0
+    assert {path.suffix for path in small.iterdir()} == {".bin", ".doc", ".json"}
+    before = {path: path.read_bytes() for path in small.iterdir()}
+    assert run("subset", folder, small, "--tokens", 200) == 1
+    assert capsys.readouterr().err == f"error: {small}: the folder is not empty\n"
+    assert {path: path.read_bytes() for path in small.iterdir()} == before
+
+
+def test_a_subset_sees_what_another_process_made_before_it_had_the_lock(
+    texts, tmp_path, monkeypatch, capsys
+):
+    class Late(disk.Lock):
+        def __init__(self, folder, **options):
+            (folder / NAME).write_text("of another process")
+            super().__init__(folder, **options)
+
+    folder, small = tmp_path / "shards", tmp_path / "small"
+    prepare(opened(texts), Bytes(), folder)
+    monkeypatch.setattr(disk, "Lock", Late)
+    assert run("subset", folder, small, "--tokens", 200) == 1
+    assert "the folder is not empty" in capsys.readouterr().err
+    assert (small / NAME).read_text() == "of another process"
+
+
+def test_preparing_where_this_thread_writes_is_an_error_and_no_endless_waiting(texts, tmp_path):
+    shards, wanted = tmp_path / "shards", f"process {os.getpid()} .*close its writer"
+    with (
+        ShardWriter(shards, tokenizer=Bytes()),
+        pytest.raises(BlockingIOError, match=wanted),
+    ):
+        prepare(opened(texts), Bytes(), shards)
 
 
 def test_verify_names_the_damaged_file_and_block_and_exits_1(texts, tmp_path, capsys):

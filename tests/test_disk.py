@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -72,7 +74,10 @@ def test_a_file_is_synced_before_it_takes_its_name_and_the_folder_after(tmp_path
 
     monkeypatch.setattr(os, "fsync", fsync)
     disk.replace(tmp_path / "a", b"content")
-    assert calls == [(False, ["a.part"]), (True, ["a"])]
+    (_, [part]), last = calls
+    assert re.fullmatch(rf"a\.{os.getpid()}-[0-9a-f]{{8}}\.part", part)
+    assert last == (True, ["a"])
+    assert calls[0][0] is False
 
 
 def test_what_fails_on_the_way_leaves_the_old_file_and_no_part(tmp_path):
@@ -97,7 +102,28 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left") as caught:
         disk.replace(tmp_path / "a", b"content")
-    assert caught.value.filename == str(tmp_path / "a.part")
+    assert re.fullmatch(r"a\.\d+-[0-9a-f]{8}\.part", Path(caught.value.filename).name)
+
+
+def test_of_two_writers_of_a_file_each_puts_it_there_whole(tmp_path):
+    path = tmp_path / "a"
+    with disk.replacing(path) as slow:
+        slow.write(b"half of ")
+        disk.replace(path, b"another")
+        assert path.read_bytes() == b"another"
+        slow.write(b"this")
+    assert path.read_bytes() == b"half of this"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_the_parts_of_killed_writers_are_removed(tmp_path):
+    names = ["a", "a.part", "a.4711-film.part", "a.4711-0badcafe.part.txt"]
+    for name in [*names, "a.json.4711-0badcafe.part", disk.LOCK]:
+        (tmp_path / name).touch()
+    left = {path.name for path in tmp_path.iterdir() if disk.is_leftover(path)}
+    assert left == {"a.json.4711-0badcafe.part", disk.LOCK}
+    disk.remove_parts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names, disk.LOCK}
 
 
 def test_a_second_holder_is_told_who_is_the_first_and_what_to_do(tmp_path):
@@ -121,6 +147,22 @@ def test_a_lock_excludes_another_of_the_same_process_until_it_is_released(tmp_pa
     with disk.Lock(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [disk.LOCK]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_thread_that_waited_for_its_own_lock_would_wait_for_ever(tmp_path):
+    wanted = f"process {os.getpid()} .*: close it"
+    with disk.Lock(tmp_path), pytest.raises(BlockingIOError, match=wanted):
+        disk.Lock(tmp_path, advice="close it", wait=True)
+    disk.Lock(tmp_path, wait=True).release()
+
+
+def test_releasing_leaves_the_lock_of_whoever_came_after_the_file_was_removed(tmp_path):
+    first = disk.Lock(tmp_path)
+    (tmp_path / disk.LOCK).unlink()
+    with disk.Lock(tmp_path):
+        first.release()
+        with pytest.raises(BlockingIOError):
+            disk.Lock(tmp_path)
 
 
 def test_the_lock_of_a_killed_process_is_free_and_its_file_no_obstacle(tmp_path):

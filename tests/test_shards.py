@@ -181,6 +181,7 @@ def test_a_killed_writer_leaves_no_dataset(tmp_path):
     assert {"train-00000.bin", "train-00001.doc", "train-00002.bin.part"} <= left
     with pytest.raises(FileNotFoundError):
         Dataset.open(tmp_path)
+    (tmp_path / "manifest.json.4711-0badcafe.part").touch()
     write(tmp_path, [[1]])
     assert len(list(tmp_path.iterdir())) == 3
 

@@ -1,6 +1,7 @@
 """How a run is reported: the time left, and the records of a run that resumes."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -46,3 +47,22 @@ def test_a_run_that_resumes_loses_its_later_records_and_a_torn_one(tmp_path):
 def test_a_run_that_tracks_no_records_gets_no_file_of_them(tmp_path):
     track.rewind_metrics(tmp_path, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plot_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+    record = {"step": 1, "tokens": 1, "loss": 2.0, "lr": 1.0, "grad_norm": 1.0}
+    record |= {"val_loss": 2.0, "bits_per_byte": 1.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record))
+    track.plot(tmp_path)
+    before = (tmp_path / "loss.png").read_bytes()
+    assert before.startswith(b"\x89PNG")
+
+    def torn(figure, file, **options):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", torn)
+    with pytest.raises(OSError, match="No space left"):
+        track.plot(tmp_path)
+    assert (tmp_path / "loss.png").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "loss.png"}

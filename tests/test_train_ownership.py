@@ -22,6 +22,8 @@ from tests.test_train import (
     workplace,  # noqa: F401
 )
 from tinylm import Tokenizer, checkpoint, config, corpus, data, disk, model
+from tinylm.evaluate.__main__ import main as evaluate_main
+from tinylm.sample.__main__ import main as sample_main
 from tinylm.train import Interrupted, Trainer, folder, session, stages, train
 from tinylm.train.__main__ import main
 
@@ -217,20 +219,53 @@ def test_lengthening_a_run_whose_rate_has_fallen_says_that_it_rises_again(capsys
     assert line in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["", "\n", "null", "data: {source: cats.txt}\n", None])
-def test_settings_of_a_run_that_are_empty_or_torn_are_an_error_that_names_the_file(content, capsys):
+TRIMMED = "data: {source: cats.txt}\n"
+
+
+@pytest.mark.parametrize("content", ["", "\n", "null", "[1]", TRIMMED, None])
+def test_settings_of_a_run_that_are_empty_or_torn_are_an_error_that_names_the_file(content):
     home = train(settings("train.steps=1"))
     saved = home / "config.yaml"
     if content is None:
         content = saved.read_text().partition("track:")[0]
     saved.write_text(content)
     wanted = f"{saved}: empty or torn"
-    with pytest.raises(config.ConfigError, match=wanted):
-        config.load(config.find(home))
+    for whole in (False, True) if content in ("", "\n", "null", "[1]") else (True,):
+        with pytest.raises(config.ConfigError, match=wanted):
+            config.find(home, whole=whole)
     for overrides in (["train.resume=auto", "out=runs/cats"], [f"train.resume={home}"]):
         with pytest.raises(config.ConfigError, match=wanted):
             train(settings("train.steps=1", *overrides))
     assert saved.read_text() == content
+
+
+def test_a_few_settings_are_enough_to_sample_and_to_evaluate(capsys):
+    home = train(settings("train.steps=1"))
+    (home / "config.yaml").write_text(TRIMMED)
+    assert call(sample_main, [str(home), "The", "max_tokens=2"]) == 0
+    assert call(evaluate_main, [str(home)]) == 0
+    assert "nats per token" in capsys.readouterr().out
+
+
+def test_a_torn_neighbour_is_another_run(monkeypatch):
+    # With the defaults of the last section: without it, the settings would read the same.
+    defaults = config.load().track
+    last = [f"track.every={defaults.every}", f"track.names=[{','.join(defaults.names)}]"]
+    interrupted(monkeypatch, *last)
+    torn = Path("runs/cats-4/config.yaml")
+    torn.parent.mkdir()
+    whole = Path("runs/cats/config.yaml").read_text()
+    for content in ("", "optim: [", TRIMMED, whole.partition("track:")[0]):
+        torn.write_text(content)
+        assert train(settings("train.resume=auto", *last)) == Path("runs/cats")
+
+
+def test_what_a_killed_process_left_is_no_obstacle_and_removed():
+    Path("run").mkdir()
+    for name in (disk.LOCK, "config.yaml.4711-0badcafe.part"):
+        (Path("run") / name).touch()
+    train(settings("out=run", "train.steps=1"))
+    assert not list(Path("run").glob("*.part"))
 
 
 def test_a_process_gets_its_rows_and_its_random_numbers_from_its_rank():

@@ -12,8 +12,10 @@ lock: `replace` gives them the old file or the new one.
 import fcntl
 import json
 import os
+import re
 import shlex
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -24,13 +26,16 @@ from typing import Any, BinaryIO
 LOCK = ".lock"
 # Characters of a holder's command line that a message shows.
 SHOWN = 200
+# What `replacing` adds to a name: the process, 32 random bits, `.part`.
+_PART = re.compile(r"\.\d+-[0-9a-f]{8}\.part$")
 
 
 def replace(path: str | os.PathLike[str], data: bytes) -> None:
     """Put `data` in the place of the file `path`; a reader sees the old bytes or the new ones.
 
-    Written under a temporary name, fsynced, renamed, and the folder fsynced: a crash or a loss of
-    power at any instant leaves one of the two, whole. The folder must exist. Raises `OSError`.
+    Written under a name of its own, fsynced, renamed, and the folder fsynced: a crash or a loss of
+    power at any instant leaves one of the two, whole. Of several writers at once, each puts its
+    file there whole, and the last one's stays. The folder must exist. Raises `OSError`.
     """
     with replacing(path) as file, naming(Path(file.name)):
         file.write(data)
@@ -40,12 +45,14 @@ def replace(path: str | os.PathLike[str], data: bytes) -> None:
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """`replace` for content that comes in pieces: yields a file to write it to.
 
-    The file takes its name at the end of the block; after an exception `path` is as it was.
+    The file takes its name at the end of the block; after an exception `path` is as it was. A
+    killed process leaves its part, such as `a.json.4711-0badcafe.part`, beside `path`: nobody
+    reads it, and `remove_parts` clears it from folders that have a lock.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             yield file
             with naming(part):
                 file.flush()
@@ -56,6 +63,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             part.unlink()
         raise
     sync(path.parent)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether the name is one that a killed process may leave: `.lock`, or a part of `replace`."""
+    return path.name == LOCK or _PART.search(path.name) is not None
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts that killed processes left in `folder`; the caller holds its lock."""
+    for path in folder.iterdir():
+        if _PART.search(path.name):
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -82,23 +101,33 @@ class Lock(AbstractContextManager["Lock"]):
 
     If another process or another `Lock` of this one holds it, the constructor raises
     `BlockingIOError`, which names the holder and ends in `advice`. With `wait` it says on standard
-    error for whom it waits, and waits; Ctrl-C ends the waiting.
+    error for whom it waits, and waits; Ctrl-C ends the waiting. For a `Lock` that the same thread
+    made it does not wait: nobody would release it.
 
     Only the process that made it holds it: a child after `os.fork` does not.
     """
 
     def __init__(self, folder: Path, *, advice: str = "", wait: bool = False) -> None:
         self._path = folder / LOCK
-        self._close = weakref.finalize(self, os.close, _lock(folder, advice, wait))
+        self._handle = _lock(folder, advice, wait)
+        self._close = weakref.finalize(self, os.close, self._handle)
+        self._file = os.fstat(self._handle)
         _HELD.add(self)
+        _OWN.locks.add(self)
 
     def release(self) -> None:
         """Let the next one write; a second call does nothing."""
         if self._close.alive:
-            # While the lock still holds: later it could be the file of the next holder.
+            # While the lock still holds: later it could be the file of the next holder. It is
+            # that already if somebody removed ours by hand.
             with suppress(OSError):
-                self._path.unlink()
+                if _is(self._handle, self._path):
+                    self._path.unlink()
         self._close()
+
+    def holds(self, handle: int) -> bool:
+        """Whether this is the lock on the open file `handle`."""
+        return self._close.alive and os.path.samestat(self._file, os.fstat(handle))
 
     def __exit__(
         self,
@@ -125,7 +154,7 @@ def _lock(folder: Path, advice: str, wait: bool) -> int:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 problem = f"in use by {_holder(handle)}"
-                if not wait:
+                if not wait or any(lock.holds(handle) for lock in _OWN.locks):
                     text = f"{problem}: {advice}"
                     raise BlockingIOError(error.errno, text, str(folder)) from None
                 if not told:
@@ -168,6 +197,14 @@ def _holder(handle: int) -> str:
         return "another process"
 
 
+class _Own(threading.local):
+    """The locks that this thread made."""
+
+    def __init__(self) -> None:
+        self.locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+_OWN = _Own()
 _HELD: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 

@@ -205,14 +205,14 @@ def plot(folder: Path) -> None:
         above.plot(xs, ys, "o-", color="tab:orange", markersize=5, label="validation")
         last = scored[-1]
         above.annotate(
-            f"{last['val_loss']:.3f} nats a token\n{last['bits_per_byte']:.3f} bits a byte",
+            f"{last['val_loss']:.3f} nats per token\n{last['bits_per_byte']:.3f} bits per byte",
             (last["step"], last["val_loss"]),
             xytext=(-8, 24),
             textcoords="offset points",
             ha="right",
             arrowprops={"arrowstyle": "-", "color": "gray"},
         )
-    above.set_ylabel("loss, nats a token")
+    above.set_ylabel("loss, nats per token")
     above.set_title(f"{folder.name}: {train[-1]['tokens'] / 1e6:.2f} million tokens")
     above.legend(frameon=False)
     below.plot(steps, [r["lr"] for r in train], color="tab:green")
@@ -225,9 +225,8 @@ def plot(folder: Path) -> None:
     for axis in (above, below):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    part = folder / "loss.png.part"
-    figure.savefig(part, format="png")
-    part.replace(folder / "loss.png")
+    with disk.replacing(folder / "loss.png") as file:
+        figure.savefig(file, format="png")
 
 
 def smooth(values: list[float], weight: float = 0.7) -> list[float]:

@@ -57,10 +57,11 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
     return run if run.name is not None else replace(run, name=_name(path, run))
 
 
-def find(folder: str | Path) -> Path | None:
+def find(folder: str | Path, *, whole: bool = False) -> Path | None:
     """The config.yaml of a run's folder, or of that of one of its checkpoints, if it has one.
 
-    Raises `ConfigError` for one that is empty or cut short: as settings it would be the defaults.
+    Raises `ConfigError` for an empty one: as settings it would be the defaults. With `whole` also
+    for one without its last section, as a crash may leave it; a few settings alone are no run.
     """
     path = Path(folder)
     # The resolved path: the name of `.` says nothing of what is above it.
@@ -69,7 +70,7 @@ def find(folder: str | Path) -> Path | None:
     saved = next((h / "config.yaml" for h in homes if (h / "config.yaml").is_file()), None)
     if saved is not None:
         content = _read(saved)
-        if not isinstance(content, dict) or not content.get(CLOSING):
+        if not isinstance(content, dict) or not content or (whole and not content.get(CLOSING)):
             raise ConfigError(f"{saved}: empty or torn: put back the settings of the run")
     return saved
 

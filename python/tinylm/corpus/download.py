@@ -46,9 +46,10 @@ def fetch(name: str, raw: Path = RAW) -> Path:
         _check(path, dataset)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with disk.Lock(path.parent, wait=True):
+    with disk.Lock(path.parent, advice="release its lock first", wait=True):
         # Another process may have brought it in the meantime.
         if not path.exists():
+            disk.remove_parts(path.parent)
             _bring(name, dataset, path)
     return path
 

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder")
     command.set_defaults(command=_verify)
 
-    command = subparsers.add_parser("export", help="shards back to documents, one a line of jsonl")
+    command = subparsers.add_parser("export", help="shards to documents, one per line of jsonl")
     command.add_argument("folder")
     command.add_argument("out", metavar="OUT.jsonl")
     command.add_argument("--tokenizer", required=True, metavar="FILE")
@@ -148,10 +148,11 @@ def _subset(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if options.tokens < 1:
         raise ValueError(f"--tokens {options.tokens} must be at least 1")
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(errno.EEXIST, "the folder is not empty", str(out))
     out.mkdir(parents=True, exist_ok=True)
     with disk.Lock(out, advice="wait for it, or name another OUT"):
+        if not all(disk.is_leftover(path) for path in out.iterdir()):
+            raise FileExistsError(errno.EEXIST, "the folder is not empty", str(out))
+        disk.remove_parts(out)
         splits = {}
         for name, split in manifest.splits.items():
             limit = options.tokens if name == "train" else split.tokens

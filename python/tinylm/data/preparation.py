@@ -23,7 +23,7 @@ PROCESSED = Path("data/processed")
 BATCH_BYTES = 4 << 20
 BATCH_DOCUMENTS = 4096
 
-_OURS = re.compile(rf"[A-Za-z0-9_]+-\d{{5}}\.(bin|doc)(\.part)?|{NAME}(\.part)?|{disk.LOCK}")
+_OURS = re.compile(rf"[A-Za-z0-9_]+-\d{{5}}\.(bin|doc)(\.part)?|{re.escape(NAME)}")
 
 
 def default_folder(source: str, tokenizer_sha256: str, folder: str | None = None) -> Path:
@@ -55,7 +55,8 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
     A corpus with `val_fraction=1` leaves `train` empty.
 
     While another process prepares the same folder, this one says so on standard error, waits, and
-    then uses what the other has made.
+    then uses what the other has made. Raises `BlockingIOError` if this very thread has an open
+    `ShardWriter` in the folder, for which it would wait for ever.
     """
     folder = Path(folder)
     if (folder / NAME).exists():
@@ -63,9 +64,10 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
         return _reuse(folder, corpus, tokenizer)
     manifest = empty_manifest(tokenizer)
     _make(folder)
-    with disk.Lock(folder, wait=True):
+    with disk.Lock(folder, advice="close its writer first", wait=True):
         if (folder / NAME).exists():
             return _reuse(folder, corpus, tokenizer)
+        disk.remove_parts(folder)
         remove_leftovers(folder)
         splits = {}
         for split, documents in (("train", corpus.train()), ("val", corpus.validation())):
@@ -100,7 +102,7 @@ def _make(folder: Path) -> None:
     """Make the folder, unless it is there and holds something that is not ours to remove."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.iterdir()):
-        if not _OURS.fullmatch(path.name):
+        if not (_OURS.fullmatch(path.name) or disk.is_leftover(path)):
             raise _occupied(folder, f"{path.name}, which is no shard")
 
 

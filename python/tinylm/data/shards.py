@@ -95,6 +95,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = disk.Lock(self._folder, advice="close that writer, or name another folder")
         try:
+            disk.remove_parts(self._folder)
             self._manifest = self._existing() or manifest
             self._writer = SplitWriter(self._folder, manifest, split, shard_tokens)
         except BaseException:

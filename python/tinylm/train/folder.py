@@ -103,6 +103,7 @@ class Home(AbstractContextManager["Home"]):
                     f"out={self.folder} has become a run while this one was getting ready: give "
                     f"the command again, or choose another out="
                 )
+        disk.remove_parts(self.folder)
         settings = config.to_yaml(replace(self._run, out=None))
         disk.replace(self.folder / CONFIG, settings.encode())
         return self.folder
@@ -123,7 +124,7 @@ def _lock(folder: Path) -> disk.Lock:
 
 
 def _refuse_unfit(run: Run, home: Path) -> None:
-    """What a checkpoint holds, a new run that goes on from it must want."""
+    """A new run may not change model or tokenizer of the checkpoint that it goes on from."""
     for key in _differences(run, home):
         if key.startswith(("model.", "tokenizer.")) or key == "optim.name":
             raise ConfigError(
@@ -135,7 +136,7 @@ def _refuse_unfit(run: Run, home: Path) -> None:
 def _refuse_full(folder: Path) -> None:
     """Only a folder that is new or empty becomes a run."""
     if folder.exists() and (
-        not folder.is_dir() or any(path.name != disk.LOCK for path in folder.iterdir())
+        not folder.is_dir() or not all(disk.is_leftover(path) for path in folder.iterdir())
     ):
         raise ConfigError(f"out={folder}: exists and is no run; name a folder that is new or empty")
 
@@ -165,14 +166,14 @@ def _is_run(folder: Path) -> bool:
 
 def _differences(run: Run, folder: Path) -> list[str]:
     """Keys in which `run` differs from the one in `folder`; "config.yaml" where it has none."""
-    saved = config.find(folder)
+    saved = config.find(folder, whole=True)
     return [CONFIG] if saved is None else config.differences(run, config.load(saved))
 
 
 def _is_same(run: Run, folder: Path) -> bool:
     """Whether `folder` holds this very run; one that this TinyLM cannot read is another."""
-    saved = config.find(folder)
     try:
+        saved = config.find(folder, whole=True)
         return saved is not None and not config.differences(run, config.load(saved))
     except ConfigError:
         return False
