@@ -323,3 +323,8 @@ def test_every_setting_is_read_somewhere():
         read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         read |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     assert [key for key in KEYS if key.rpartition(".")[2] not in read] == []
+
+
+def test_an_empty_source_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.source='': name a text, a folder or a dataset"):
+        config.load(overrides=["data.source="])

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,13 @@ def test_a_child_of_a_fork_does_not_hold_the_lock_of_its_parent(tmp_path):
         process.wait()
         # The child lives on: it waits for the end of the standard input that this process holds.
         os.kill(child, 0)
+        # It may not have run yet since the fork, and closes its copy of the lock when it does.
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError):
+                disk.Lock(tmp_path).release()
+                return
+            time.sleep(0.01)
         disk.Lock(tmp_path).release()
 
 
@@ -235,3 +243,25 @@ def test_of_many_threads_one_at_a_time_holds_the_lock(tmp_path):
         thread.join()
     assert len(most) == 80
     assert set(most) == {1}
+
+
+def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    disk.replace(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        disk.replace(pipe, b"words")
+        assert os.read(reader, 100) == b"words"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

@@ -32,9 +32,9 @@ ADVERSARIAL = {
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """The least of three runs, of this process's time: other programs do not count."""
+    """The least of seven runs, of this process's time: other programs count little."""
     best = float("inf")
-    for _ in range(3):
+    for _ in range(7):
         start = time.process_time()
         work()
         best = min(best, time.process_time() - start)

@@ -48,8 +48,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     The file takes its name at the end of the block; after an exception `path` is as it was. A
     killed process leaves its part, such as `a.json.4711-0badcafe.part`, beside `path`: nobody
     reads it, and `remove_parts` clears it from folders that have a lock.
+
+    The target of a link is replaced, and not the link. What is no regular file, such as a pipe or
+    /dev/null, is written to.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     part = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         with part.open("xb") as file:

@@ -92,6 +92,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_limits("data", self)
+        # As a path it would be the current folder.
+        require(self.source != "", "data.source", "''", "name a text, a folder or a dataset")
         fits = self.stride is None or self.order != "random"
         require(fits, "data.stride", self.stride, "has no meaning with data.order=random")
 
