@@ -32,10 +32,13 @@ FORK, ENDED = (
         "if not child: sys.exit()\nprint(os.wait()[0], flush=True)",
     )
 )
+# A shell in the background has its commands ignore Ctrl-C: the script takes it back.
 WAIT = """
+import signal
 import sys
 from pathlib import Path
 from tinylm import disk
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with disk.Lock(Path(sys.argv[1]), wait=True):
     print("mine", flush=True)
     sys.stdin.read()
