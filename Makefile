@@ -26,7 +26,7 @@ train: .venv/.ready ## train a small model on the Python standard library; ARGS=
 
 test: .venv/.ready ## the quick tests: cargo test of the two cores, then pytest
 	cargo test --quiet
-	python -m pytest
+	python -m pytest -n 2
 
 test-slow: .venv/.ready ## the slow tests, 17 minutes; ARGS="tests/test_resume.py"
 	python -m pytest -m slow --timeout 900 $(ARGS)
