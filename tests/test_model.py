@@ -171,7 +171,7 @@ def test_attention_drops_a_share_of_its_weights_in_training_and_scales_the_rest(
     x = torch.randn(1000, 1, SMALL.d_model, generator=generator)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        context = Context(torch.zeros(1, dtype=torch.int64), layers.as_it_is)
+        context = Context(torch.zeros(1, dtype=torch.int64), layers.identity)
         trained = part(x, context)
         whole = part.eval()(x, context)
         assert torch.equal(part(x, context), whole)

@@ -167,7 +167,7 @@ class Learned(nn.Module):
 
     def rotation(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
         """The function that leaves queries and keys as they are."""
-        return as_it_is
+        return identity
 
 
 class NoPosition(nn.Module):
@@ -182,10 +182,10 @@ class NoPosition(nn.Module):
 
     def rotation(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
         """The function that leaves queries and keys as they are."""
-        return as_it_is
+        return identity
 
 
-def as_it_is(x: Tensor) -> Tensor:
+def identity(x: Tensor) -> Tensor:
     """x: the rotation by no angle."""
     return x
 
