@@ -4,7 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.strategies import any_text
-from tests.support.tokenizer_data import EVERY, KINDS, TEXTS, TOKENIZERS, over_a_mebibyte
+from tests.support.tokenizer_data import (
+    EVERY,
+    KINDS,
+    TEXTS,
+    TOKENIZERS,
+    over_a_mebibyte,
+    published,
+)
 from tinylm import Tokenizer
 
 MAIN = TOKENIZERS["gpt4"]
@@ -117,6 +124,32 @@ def test_an_unknown_id_is_a_key_error_that_names_it(id: int) -> None:
             call([97, id])
     with pytest.raises(KeyError, match=str(id)):
         MAIN.stream().push(id)
+
+
+def with_hole() -> Tokenizer:
+    """A vocabulary of bytes and of <|endoftext|> at id 400."""
+    ranks = {bytes([b]): b for b in range(256)}
+    return Tokenizer.from_ranks(ranks, pattern="gpt4", special_tokens={"<|endoftext|>": 400})
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "missing"),
+    [(with_hole(), range(256, 400)), (MAIN, ()), (KINDS["byte"], ())],
+)
+def test_ids_without_a_token_are_told(tokenizer: Tokenizer, missing: Sequence[int]) -> None:
+    assert tokenizer.missing_ids == (*missing,)
+    assert {*tokenizer.vocab} == {*range(tokenizer.vocab_size)} - {*missing}
+    for id in (*missing[:2], *missing[-2:]):
+        for call in (tokenizer.decode, tokenizer.decode_bytes):
+            with pytest.raises(KeyError, match=f"token id {id} is not in the vocabulary"):
+                call([97, id])
+        with pytest.raises(KeyError, match=f"token id {id} is not in the vocabulary"):
+            tokenizer.stream().push(id)
+
+
+def test_published_ranks_have_holes_before_their_last_special_token() -> None:
+    tokenizer = published("cl100k_base")
+    assert tokenizer.missing_ids == (100256, *range(100261, 100276))
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint16, np.int32, np.int64])

@@ -43,7 +43,7 @@ class Tokenizer:
     ```
     """
 
-    __slots__ = ("_contents", "_core", "_sha256")
+    __slots__ = ("_contents", "_core", "_missing_ids", "_sha256")
 
     def __init__(self, contents: Contents) -> None:
         """From what a tokenizer file holds; use `train`, `load` or the `from_` methods."""
@@ -56,7 +56,9 @@ class Tokenizer:
             contents.pattern,
             [(t.content, t.id, t.special, t.content in late) for t in contents.added_tokens],
         )
+        # Both are made on first use.
         self._sha256: str | None = None
+        self._missing_ids: tuple[int, ...] | None = None
 
     @classmethod
     def train(
@@ -276,8 +278,20 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id; ids without a token, as cl100k_base has, count too."""
+        """One more than the largest id; ids without a token (`missing_ids`) count too."""
         return self._core.vocab_size
+
+    @property
+    def missing_ids(self) -> tuple[int, ...]:
+        """The ids below `vocab_size` that no token has, in order; cl100k_base has 16 of them.
+
+        `decode` raises KeyError for them, so a model must not be asked to draw one.
+        """
+        if self._missing_ids is None:
+            contents = self._contents
+            taken = {*contents.tokens.values(), *(token.id for token in contents.added_tokens)}
+            self._missing_ids = tuple(sorted({*range(self.vocab_size)} - taken))
+        return self._missing_ids
 
     @property
     def pattern(self) -> str:
