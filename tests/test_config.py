@@ -134,7 +134,7 @@ def test_any_value_is_taken_or_refused_in_one_line(key, value):
         ("model.n_kv_heads=2", "model.n_kv_heads=2: must divide n_heads=3"),
         ("train.micro_batch_size=3", "must divide batch_size=8"),
         ("optim.warmup=0.5", "optim.decay=0.6: with warmup=0.5 it passes the whole run"),
-        ("tokenizer.special_tokens=[a,'']", "a special token is not empty"),
+        ("tokenizer.special_tokens=[a,'']", "a special token must not be empty"),
         ("optim.betas=[0.9]", "expected a list of 2"),
         ("optim.lr=[[[", "optim.lr=[[[: expected a number"),
         ("optim.lr=" + "[" * 5000, "expected a number"),

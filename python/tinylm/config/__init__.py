@@ -1,8 +1,8 @@
-"""Settings: the dataclasses of a run, and how files and arguments become one.
+"""The settings of a run as dataclasses, and the functions that read them.
 
     run = config.load("shakespeare", ["model=small", "train.steps=200"])
 
-Imports neither torch nor numpy, so that `--help` and a typo answer at once.
+This package imports neither torch nor numpy, so `--help` and errors in settings appear at once.
 """
 
 from tinylm.config.architectures import ARCHITECTURES, Role, choose

@@ -1,11 +1,11 @@
-"""What a model is made of, by name: the presets of components and the roles of parameters.
+"""The names of a model's parts: presets of components, and the roles of parameters.
 
-Both are data. The classes that the names stand for are in `tinylm.layers`.
+The classes behind the names are in `tinylm.layers`.
 """
 
 from typing import Any, Literal
 
-# What a parameter is to the optimizer; `tinylm.layers` has the table.
+# The optimizer treats a parameter by its role; `tinylm.layers` has the table of roles.
 Role = Literal["embedding", "head", "matrix", "gain", "scalar"]
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -15,7 +15,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def choose(registry: dict[str, Any], key: str, name: str) -> Any:
-    """The entry `name` of a registry; `ValueError` with the known names where there is none."""
+    """Return `registry[name]`; raise `ValueError` with the known names if it is missing."""
     if name not in registry:
         raise ValueError(f"{key}={name}: not in the registry, which has {', '.join(registry)}")
     return registry[name]

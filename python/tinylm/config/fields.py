@@ -1,7 +1,7 @@
-"""A setting as the field of a dataclass, and the names that settings choose from.
+"""A setting as a dataclass field, and the lists of names that settings choose from.
 
-Each `Literal` is the one list of what is built under that name; where the names are the keys of
-a registry, a test holds the two equal.
+Each `Literal` lists every name that is implemented. If the names are also the keys of a registry,
+a test checks that both lists are equal.
 """
 
 from dataclasses import field
@@ -25,10 +25,10 @@ Tracker = Literal["console", "jsonl", "plot"]
 
 
 def setting(default: Any, text: str, limits: Limits | None = None, *, choices: Any = None) -> Any:
-    """A dataclass field with what `--help` says of it.
+    """Return a dataclass field with `text` as its help.
 
-    `limits` are those of a number, or of each number in a tuple; `choices` is the Literal of
-    what is built, for a field that users may extend.
+    `limits` bound a number, or each number of a tuple. `choices` is the `Literal` of the names that
+    are implemented; pass it for a field whose names users may extend.
     """
     names = get_args(choices) if choices else ()
     return field(default=default, metadata={"help": text, "limits": limits, "choices": names})

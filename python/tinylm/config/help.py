@@ -11,9 +11,10 @@ from tinylm.config.sections import Run
 
 
 def describe(sections: Iterable[str] | None = None) -> str:
-    """One paragraph a setting: its key, default, what it takes and what it does.
+    """Return one paragraph per setting: its key, its default, its effect and its values.
 
-    `sections` limits the text to those sections ("" names the settings outside any section).
+    If `sections` is given, only these sections are described; "" stands for the settings that
+    belong to no section.
     """
     width = min(shutil.get_terminal_size().columns, 100)
     defaults = flat(Run())
@@ -34,7 +35,7 @@ def describe(sections: Iterable[str] | None = None) -> str:
 
 
 def _show(value: Any) -> str:
-    """A default as you would type it."""
+    """Return a default as a user would type it."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""The keys of a run, read off the dataclasses: what there is, what each takes, what is near."""
+"""The keys of a run, read from the dataclasses: their types, their values, the nearest match."""
 
 from collections.abc import Iterable
 from dataclasses import Field, fields
@@ -12,7 +12,8 @@ from tinylm.config.limits import in_words, show
 from tinylm.config.sections import SECTIONS, Run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# How alike the last part of a key must be, from 0 to 1, to be taken for a slip of the fingers.
+# The last part of an unknown key is a typing error of a known one if the two are at least this
+# similar, from 0 to 1.
 ALIKE = 0.5
 
 
@@ -22,7 +23,7 @@ class ConfigError(ValueError):
 
 @cache
 def settings() -> dict[str, Field[Any]]:
-    """Every setting as `section.key` (or a bare key of `Run`) and its dataclass field."""
+    """Return the dataclass field of every setting by `section.key`, or by `key` in `Run` itself."""
     found = {f.name: f for f in fields(Run) if f.name not in SECTIONS}
     for section, kind in SECTIONS.items():
         found |= {f"{section}.{f.name}": f for f in fields(kind)}
@@ -30,7 +31,7 @@ def settings() -> dict[str, Field[Any]]:
 
 
 def flat(run: Run) -> dict[str, Any]:
-    """Every setting of `run` by its full key."""
+    """Return the value of every setting of `run` by its full key."""
     found = {}
     for key in settings():
         section, _, name = key.rpartition(".")
@@ -39,17 +40,17 @@ def flat(run: Run) -> dict[str, Any]:
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that ship with TinyLM."""
+    """Return the names of the recipes that ship with TinyLM."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def presets(section: str) -> list[str]:
-    """Names of the presets of one section, for `section=preset`."""
+    """Return the names of the presets of one section, for `section=preset`."""
     return sorted(path.stem for path in (CONFIGS / section).glob("*.yaml"))
 
 
 def allowed(key: str) -> str:
-    """What a setting takes, in words."""
+    """Describe the allowed values of a setting in words, for example "a number, above 0"."""
     setting, kind = settings()[key], type_of(key)
     choices, limits = setting.metadata["choices"], setting.metadata["limits"]
     if choices and get_origin(kind) is tuple:
@@ -66,20 +67,20 @@ def allowed(key: str) -> str:
 
 
 def takes_text(key: str, text: str) -> bool:
-    """Whether `text`, typed for this setting, is meant as it stands and is not YAML."""
+    """Return whether `text`, typed for this setting, is a plain string and must not be parsed."""
     kind = type_of(key)
     optional = isinstance(kind, UnionType) and str in get_args(kind)
     return kind is str or (optional and text != "null")
 
 
 def type_of(key: str) -> Any:
-    """The type of a setting, its annotation resolved."""
+    """Return the type of a setting, with its annotation resolved."""
     section, _, name = key.rpartition(".")
     return get_type_hints(SECTIONS[section] if section else Run)[name]
 
 
 def check_key(key: str, where: str) -> None:
-    """Raise `ConfigError` with the nearest key unless there is such a setting."""
+    """Raise `ConfigError` with the nearest known key if `key` is no setting."""
     if key in settings():
         return
     section = key.rpartition(".")[0]
@@ -93,7 +94,10 @@ def check_key(key: str, where: str) -> None:
 
 
 def nearest(key: str) -> str | None:
-    """The setting meant by `key`, by its name and then its section; None where no name is near."""
+    """Return the known setting nearest to `key`, or None if no name is similar enough.
+
+    The name counts first, then the section.
+    """
     section, _, name = key.rpartition(".")
     best, score = None, 0.0
     for known in settings():
@@ -105,7 +109,7 @@ def nearest(key: str) -> str | None:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest known name, and all of them."""
+    """Return a hint: the known name nearest to `name`, if any, and all known names."""
     known = list(known)
     near = get_close_matches(name, known, n=1)
     question = f"did you mean '{near[0]}'? " if near else ""

@@ -1,4 +1,4 @@
-"""The limits of numeric settings, and the one line that names the limit which a value breaks."""
+"""The limits of numeric settings, and the error for a value outside its limits."""
 
 import operator
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import fields
 from math import inf, isfinite
 from typing import Any
 
-# A bound by the name of its comparison in `operator`; NaN passes none of them.
+# Each bound has the name of its comparison in `operator`. NaN fails every comparison.
 Limits = Mapping[str, float]
 COUNT: Limits = {"ge": 1, "lt": 2**31}
 COUNT_OR_ZERO: Limits = {"ge": 0, "lt": 2**31}
@@ -15,7 +15,7 @@ POSITIVE: Limits = {"gt": 0, "lt": inf}
 NOT_NEGATIVE: Limits = {"ge": 0, "lt": inf}
 FINITE: Limits = {"gt": -inf, "lt": inf}
 SHARE: Limits = {"ge": 0, "le": 1}
-# As the ring of batches in Rust has it (rust/dataloader/src/ring.rs).
+# The same limit as in the ring of batches (rust/dataloader/src/ring.rs).
 THREADS: Limits = {"ge": 1, "le": 1024}
 
 WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -23,7 +23,7 @@ POWERS = {2**31: "2^31", 2**63: "2^63"}
 
 
 def in_words(limits: Limits) -> str:
-    """Limits as a sentence has them: 'at least 1 and below 2^31'."""
+    """Return limits in words, for example 'at least 1 and below 2^31'."""
     bounds = [
         f"{WORDS[name]} {POWERS.get(int(bound), bound)}"
         for name, bound in limits.items()
@@ -33,8 +33,8 @@ def in_words(limits: Limits) -> str:
 
 
 def show(value: object) -> str:
-    """A value as an error quotes it: on one line, and not all of a long one."""
-    # Python refuses to write out an int of more than 4300 decimal digits.
+    """Return a value for an error message: on one line, and shortened to 60 characters."""
+    # Python raises ValueError for an int of more than 4300 decimal digits.
     huge = isinstance(value, int) and value.bit_length() > 1000
     text = "null" if value is None else f"{value:#x}" if huge else str(value)
     text = " ".join(text.split())
@@ -42,13 +42,13 @@ def show(value: object) -> str:
 
 
 def require(condition: bool, key: str, value: object, limit: str) -> None:
-    """Raise `ValueError` naming the key, its value and the limit unless `condition` holds."""
+    """If `condition` is false, raise `ValueError` with the key, its value and the limit."""
     if not condition:
         raise ValueError(f"{key}={show(value)}: {limit}")
 
 
 def require_limits(section: str, config: Any) -> None:
-    """Raise `ValueError` for the first number of a section outside the limits of its field."""
+    """Raise `ValueError` if a number of a section is outside the limits of its field."""
     for setting in fields(config):
         value = getattr(config, setting.name)
         limits = setting.metadata["limits"]

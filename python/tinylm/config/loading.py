@@ -1,4 +1,4 @@
-"""A recipe, a file and `key=value` arguments to one checked `Run`, and back to YAML."""
+"""Load a `Run` from a recipe or file and `key=value` arguments, check it, and write it as YAML."""
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,22 +26,23 @@ from tinylm.config.keys import (
 from tinylm.config.limits import show
 from tinylm.config.sections import SECTIONS, Run
 
-# What may differ between a run and its continuation: where it is, how long, whether it resumes.
+# A run that resumes may change these settings; all others must be the same.
 NOT_COMPARED = ("name", "out", "train.resume", "train.steps")
-# A run is saved with every section in the order of `Run`: this one, the last, shows it is whole.
+# A run is saved with all sections in the order of `Run`, so a file with the last one is whole.
 CLOSING = "track"
-# YAML's own errors, OmegaConf's, too many digits, not UTF-8, a folder, a thousand open brackets.
+# ValueError: too many digits, or text that is not UTF-8. OSError: a folder. RecursionError: a
+# thousand open brackets.
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError)
 
-# A setting to be made: its key, its value, and " (file)" for an error to end in.
+# The key of a setting, its value, and the " (file)" that ends an error about it.
 Assignment = tuple[str, Any, str]
 
 
 def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) -> Run:
-    """A recipe's name or a YAML file, then `section=preset` and `section.key=value`, to a `Run`.
+    """Load a `Run` from a recipe's name or a YAML file, then apply the overrides in order.
 
-    Later overrides win. Raises `ConfigError` for an unknown key, a bad value or a file that is
-    not there; it writes nothing.
+    An override is `section=preset` or `section.key=value`; a later one replaces an earlier one.
+    Raises `ConfigError` for an unknown key, an invalid value or a missing file. Writes nothing.
     """
     path = None if name_or_file is None else _find(str(name_or_file))
     assignments = [*_file(path), *_arguments(overrides)]
@@ -58,41 +59,42 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
 
 
 def find(folder: str | Path, *, whole: bool = False) -> Path | None:
-    """The config.yaml of a run's folder, or of that of one of its checkpoints, if it has one.
+    """Return the config.yaml of a run's folder, or None; `folder` may also be a checkpoint.
 
-    Raises `ConfigError` for an empty one: as settings it would be the defaults. With `whole` also
-    for one without its last section, as a crash may leave it; a few settings alone are no run.
+    Raises `ConfigError` if the file is empty, because it would then mean the default settings. If
+    `whole` is true, also raises if the last section is missing: a crash can cut the file, and a
+    run cannot resume from a few of its settings.
     """
     path = Path(folder)
-    # The resolved path: the name of `.` says nothing of what is above it.
+    # Resolved, because the path `.` does not name the folders above it.
     above = path.resolve().parent
     homes = [path, *([above.parent] if above.name == "checkpoints" else [])]
     saved = next((h / "config.yaml" for h in homes if (h / "config.yaml").is_file()), None)
     if saved is not None:
         content = _read(saved)
         if not isinstance(content, dict) or not content or (whole and not content.get(CLOSING)):
-            raise ConfigError(f"{saved}: empty or torn: put back the settings of the run")
+            raise ConfigError(f"{saved}: empty or torn: restore the settings of the run")
     return saved
 
 
 def differences(one: Run, other: Run) -> list[str]:
-    """The keys in which two runs differ, but for those that a continuation may change."""
+    """Return the keys in which two runs differ, except those that a resumed run may change."""
     mine, theirs = flat(one), flat(other)
     return [key for key in mine if key not in NOT_COMPARED and mine[key] != theirs[key]]
 
 
 def to_yaml(run: Run) -> str:
-    """The whole run as YAML text that `load` reads back."""
+    """Return the whole run as YAML text that `load` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(run))
 
 
 def _name(path: Path | None, run: Run) -> str:
-    """The name of a run that was given none: its recipe's, or else its source's."""
+    """Return the default name of a run: that of its recipe, or of its source without a recipe."""
     return (path or Path(run.data.source)).stem.strip(".") or "run"
 
 
 def _find(name: str) -> Path:
-    """The file of a recipe's name or path."""
+    """Return the path of a recipe given by name or by path."""
     for path in (CONFIGS / f"{name}.yaml", Path(name)):
         if path.is_file():
             return path
@@ -104,15 +106,15 @@ def _find(name: str) -> Path:
 
 
 def _file(path: Path | None) -> Iterator[Assignment]:
-    """Each setting of a YAML file, in order."""
+    """Yield each setting of a YAML file, in order."""
     if path is None:
         return
     content = _read(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected sections with keys, such as 'train: {{steps: 100}}'")
-    # A file cut to nothing by a crash would otherwise be the default run, without a word.
+    # If a crash emptied the file, it would otherwise silently mean the default run.
     if not content:
-        raise ConfigError(f"{path}: holds no setting; leave the file out for the defaults")
+        raise ConfigError(f"{path}: holds no setting; if you want the defaults, name no file")
     yield from _leaves(content, f" ({path})")
 
 
@@ -137,7 +139,7 @@ def _leaves(content: Mapping[Any, Any], where: str) -> Iterator[Assignment]:
 
 
 def _preset(section: str, name: str, where: str) -> Iterator[Assignment]:
-    """The settings of `configs/<section>/<name>.yaml`."""
+    """Yield the settings of `configs/<section>/<name>.yaml`."""
     known = presets(section)
     if name not in known:
         hint = suggest(name, known) if known else f"set {section}.key=value instead"
@@ -159,7 +161,7 @@ def _arguments(overrides: Iterable[str]) -> Iterator[Assignment]:
 
 
 def _parse(key: str, text: str) -> Any:
-    """A command-line value, by the type of its setting: texts stay as they were typed."""
+    """Return a command-line value by the type of its setting. Strings stay as they were typed."""
     if takes_text(key, text):
         return text
     try:
@@ -169,14 +171,14 @@ def _parse(key: str, text: str) -> Any:
 
 
 def _build(assignments: Iterable[Assignment]) -> Run:
-    """The defaults, each setting that is made, and the limits of `sections`."""
+    """Return the defaults with the assignments applied; the dataclasses check their limits."""
     run: Run = OmegaConf.to_object(OmegaConf.merge(_defaults(), *map(_nested, assignments)))  # type: ignore[assignment]
     return run
 
 
 @cache
 def _defaults() -> Any:
-    """The schema of a run, to merge into copies of; frozen, as the dataclasses are."""
+    """Return OmegaConf's schema of a run. It is frozen; merge into copies of it."""
     return OmegaConf.structured(Run)
 
 
@@ -187,9 +189,9 @@ def _nested(assignment: Assignment) -> dict[str, Any]:
 
 
 def _explain(error: Exception, made: list[Assignment], origin: dict[str, str]) -> ConfigError:
-    """The one line for a setting of the wrong type, or for a limit that does not hold."""
+    """Return a one-line error for a setting of the wrong type or outside a limit."""
     if isinstance(error, OmegaConfBaseException):
-        # OmegaConf names neither the key nor the file: the setting that also fails alone is it.
+        # OmegaConf's error names neither key nor file, so each setting is tried alone.
         for key, value, where in made:
             try:
                 OmegaConf.merge(_defaults(), _nested((key, value, where)))
@@ -197,13 +199,14 @@ def _explain(error: Exception, made: list[Assignment], origin: dict[str, str]) -
                 return ConfigError(f"{key}={show(value)}: expected {allowed(key)}{where}")
     key = str(error).partition("=")[0]
     section = key.rpartition(".")[0]
-    # A limit between two keys may name the one that was not given: then its neighbour's file.
+    # A limit between two keys may name the key that was not given. The error then names the file
+    # of another key of the same section.
     near = [where for other, where in origin.items() if other.rpartition(".")[0] == section]
     return ConfigError(f"{error}{origin[key] if key in origin else max(near, default='')}")
 
 
 def _check_plain(key: str, value: Any, where: str) -> None:
-    """Refuse OmegaConf's two texts with a meaning: a saved run must read back as it was."""
+    """Refuse '???' and '${': OmegaConf interprets both when it reads a saved run."""
     for item in value if isinstance(value, list) else (value,):
         if isinstance(item, str) and ("${" in item or item == "???"):
             text = "expected a text that is not '???' and has no '${' in it"
@@ -211,7 +214,7 @@ def _check_plain(key: str, value: Any, where: str) -> None:
 
 
 def _check_choices(run: Run, origin: dict[str, str]) -> None:
-    """Hold the open choices to what is built, or import what the user adds to the registries."""
+    """Check the settings that name a registry entry; import the user's modules first, if any."""
     for module in run.imports:
         try:
             importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""The settings of the model, and what follows from them: widths, heads, components."""
+"""The settings of the model, and the values derived from them: widths, heads, components."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,40 +10,50 @@ from tinylm.config.limits import COUNT, POSITIVE, require, require_limits
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The transformer. A component left null is what the architecture says."""
+    """The transformer. If a component is null, the architecture decides it."""
 
     architecture: str = setting(
-        "llama3", "Preset of norm, position, feedforward and biases.", choices=Architecture
+        "llama3", "Preset of norm, position, feedforward and bias.", choices=Architecture
     )
-    context_length: int = setting(256, "Tokens that the model sees at once (T).", COUNT)
+    context_length: int = setting(256, "Number of tokens that the model sees at once (T).", COUNT)
     vocab_size: int | None = setting(
-        None, "Rows of the embedding (V); default the tokenizer's.", COUNT
+        None, "Number of rows of the embedding (V); by default the tokenizer's.", COUNT
     )
     d_model: int = setting(192, "Width of the residual stream (D).", COUNT)
     n_layers: int = setting(3, "Number of transformer blocks.", COUNT)
     n_heads: int = setting(3, "Number of query heads (H).", COUNT)
     n_kv_heads: int | None = setting(
         None,
-        "Number of key and value heads (K): n_heads is MHA (default), 1 is MQA, between GQA.",
+        "Number of key and value heads (K). n_heads (the default) gives MHA, 1 gives MQA, a number "
+        "between them gives GQA.",
         COUNT,
     )
     d_ff: int | None = setting(
-        None, "Width of the feedforward (F); default 4 D, for swiglu 8/3 D rounded up to 16.", COUNT
+        None,
+        "Width of the feedforward network (F). The default is 4 D; for swiglu it is 8/3 D, rounded "
+        "up to a multiple of 16.",
+        COUNT,
     )
-    tied: bool = setting(True, "Embedding and output head share one matrix.")
+    tied: bool = setting(True, "Share one matrix between embedding and output head.")
     dropout: float = setting(
         0.0, "Dropout on embeddings, attention weights and residual branches.", {"ge": 0, "lt": 1}
     )
-    norm: str | None = setting(None, "Normalisation before each branch.", choices=Norm)
-    position: str | None = setting(None, "How a token knows its position.", choices=Position)
+    norm: str | None = setting(
+        None, "Normalisation before attention and feedforward.", choices=Norm
+    )
+    position: str | None = setting(None, "How positions are encoded.", choices=Position)
     feedforward: str | None = setting(
         None, "The feedforward network of a block.", choices=FeedForward
     )
     attention: str = setting(
-        "sdpa", "How attention is computed; manual spells it out, slower.", choices=Attention
+        "sdpa",
+        "How attention is computed. manual is slower; it forms the matrix of weights.",
+        choices=Attention,
     )
     rope_theta: float = setting(10000.0, "Base of the rotary angles.", POSITIVE)
-    norm_eps: float = setting(1e-5, "Added to the variance before its root.", POSITIVE)
+    norm_eps: float = setting(
+        1e-5, "Number added to the variance before the root is taken.", POSITIVE
+    )
 
     def __post_init__(self) -> None:
         require_limits("model", self)
@@ -55,7 +65,7 @@ class ModelConfig:
         preset = ARCHITECTURES.get(self.architecture, {})
         rope = (self.position or preset.get("position")) == "rope"
         even = not rope or self.head_size % 2 == 0
-        limit = f"divided by n_heads={heads} it must be even, for rope turns pairs"
+        limit = f"divided by n_heads={heads} it must be even, because rope rotates pairs"
         require(even, "model.d_model", self.d_model, limit)
 
     @property
@@ -65,21 +75,21 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Number of key and value heads: n_kv_heads, or n_heads where it is left out."""
+        """Number of key and value heads: n_kv_heads, or n_heads if it is null."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
     def feedforward_width(self) -> int:
-        """Width of the feedforward (F): d_ff, or the default that its help names."""
+        """Width of the feedforward network (F): d_ff, or its default if it is null."""
         if self.d_ff is not None:
             return self.d_ff
-        # SwiGLU has three matrices instead of two: 8/3 D keeps the number of parameters.
+        # SwiGLU has three matrices instead of two. 8/3 D keeps the number of parameters equal.
         if self.components()["feedforward"] == "swiglu":
             return -(-8 * self.d_model // 3 // 16) * 16
         return 4 * self.d_model
 
     def components(self) -> dict[str, Any]:
-        """norm, position, feedforward and bias: the model's own, or else its architecture's."""
+        """Return norm, position, feedforward and bias; the architecture decides null settings."""
         chosen = dict(choose(ARCHITECTURES, "model.architecture", self.architecture))
         for name in ("norm", "position", "feedforward"):
             chosen[name] = getattr(self, name) or chosen[name]

@@ -1,8 +1,8 @@
 """Every setting of a run: one frozen dataclass per section, composed by `Run`.
 
-A field carries its own documentation, which `--help` prints. What follows from other fields
-is a property with its formula, never a setting. A field that a user may extend by assigning
-to a registry is a `str` with `choices`; the others are `Literal`s of what is built.
+Each field carries its help text, which `--help` prints. A value that follows from other fields is
+a property with its formula, never a setting. If users may extend the values of a field through a
+registry, the field is a `str` with `choices`; otherwise it is a `Literal` of the implemented names.
 """
 
 from dataclasses import MISSING, dataclass, field, fields
@@ -35,127 +35,167 @@ from tinylm.config.model import ModelConfig
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether `name` can be a folder of its own, on any file system."""
+    """Return whether `name` is a valid name of one folder on any file system."""
     return name.strip(". ") != "" and not set(name) & set("/\\:\0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Text to token ids. Without `path` a tokenizer is trained on the training text."""
+    """The tokenizer. If `path` is null, one is trained on the training text."""
 
-    kind: Kind = setting("bpe", "What a token is; bpe learns merges of bytes.")
-    vocab_size: int = setting(2048, "Number of tokens, special tokens included (bpe).", COUNT)
+    kind: Kind = setting("bpe", "Unit of a token; bpe learns merges of bytes.")
+    vocab_size: int = setting(2048, "Number of tokens of a bpe, with the special tokens.", COUNT)
     pattern: str = setting(
-        "gpt4", "How text is split before merging: gpt2, gpt4, o200k, llama3 or a regex."
+        "gpt4",
+        "Pattern that splits the text before merging: gpt2, gpt4, o200k, llama3 or a regular "
+        "expression.",
     )
     special_tokens: tuple[str, ...] = setting(
         ("<|endoftext|>",),
-        "Tokens outside the text; <|endoftext|>, </s> or [EOS] among them ends a document.",
+        "Tokens that are not part of the text. If <|endoftext|>, </s> or [EOS] is among them, it "
+        "marks the end of each document.",
     )
     path: str | None = setting(
         None,
-        "Use this tokenizer and train none: a tokenizer.json, a GPT-2 folder, or the .tiktoken "
-        "ranks of cl100k_base or o200k_base (others: python -m tinylm.tokenizer import).",
+        "Tokenizer to use instead of training one: a tokenizer.json, a GPT-2 folder, or the "
+        ".tiktoken ranks of cl100k_base or o200k_base. For other ranks, first run python -m "
+        "tinylm.tokenizer import.",
     )
 
     def __post_init__(self) -> None:
         require_limits("tokenizer", self)
         none_empty = all(self.special_tokens)
-        require(none_empty, "tokenizer.special_tokens", "['']", "a special token is not empty")
+        require(none_empty, "tokenizer.special_tokens", "['']", "a special token must not be empty")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the text comes from and in which order the model reads it."""
+    """The text, and the order in which the model reads it."""
 
     source: str = setting(
         "stdlib",
-        "stdlib (the Python standard library of this machine), a text file, a folder, "
-        "a .jsonl file, or a named dataset (tinyshakespeare).",
+        "Text to train on: stdlib (the Python standard library of this machine), a text file, a "
+        "folder, a .jsonl file, or a named dataset (tinyshakespeare).",
     )
     folder: str | None = setting(
-        None, "Where the token shards live; default data/processed/<source>-<tokenizer hash>."
+        None, "Folder of the token shards; default data/processed/<source>-<tokenizer hash>."
     )
     val_fraction: float = setting(
         0.05, "Share of the text held out for validation.", {"gt": 0, "lt": 1}
     )
     order: Order = setting(
-        "shuffle", "Order of the training rows; random draws windows with replacement."
+        "shuffle", "Order of the training rows. random draws windows with replacement."
     )
     stride: int | None = setting(
-        None, "Tokens from one row's start to the next; default model.context_length.", COUNT
+        None,
+        "Number of tokens between the starts of two rows; default model.context_length.",
+        COUNT,
     )
     mask_after_eos: bool = setting(
-        False, "Score no target after the first end of a document in a row."
+        False, "Compute no loss on the targets after the first end of a document in a row."
     )
-    threads: int = setting(1, "Threads that read batches ahead.", THREADS)
+    threads: int = setting(1, "Number of threads that read batches in advance.", THREADS)
 
     def __post_init__(self) -> None:
         require_limits("data", self)
-        # As a path it would be the current folder.
+        # As a path, "" would mean the current folder.
         require(self.source != "", "data.source", "''", "name a text, a folder or a dataset")
         fits = self.stride is None or self.order != "random"
-        require(fits, "data.stride", self.stride, "has no meaning with data.order=random")
+        require(
+            fits, "data.stride", self.stride, "has no effect with data.order=random; leave it out"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the weights move."""
+    """The optimizer and the schedule of its learning rate."""
 
     name: str = setting(
-        "muon", "muon moves the matrices by Muon, all else by AdamW.", choices=Optimizer
+        "muon",
+        "Optimizer. muon updates the matrices with Muon and all other parameters with AdamW.",
+        choices=Optimizer,
     )
-    lr: float = setting(5e-3, "Peak learning rate (for muon: of what is not a matrix).", POSITIVE)
+    lr: float = setting(
+        5e-3,
+        "Peak learning rate; for muon, that of the parameters that are not matrices.",
+        POSITIVE,
+    )
     matrix_lr: float = setting(0.02, "Muon's peak learning rate, for the matrices.", POSITIVE)
     betas: tuple[float, float] = setting(
         (0.9, 0.95),
-        "Decay of AdamW's two moments; sgd's momentum is the first.",
+        "Decay rates of AdamW's two moments. For sgd, the first one is the momentum.",
         {"ge": 0, "lt": 1},
     )
-    eps: float = setting(1e-8, "Added to the root of AdamW's second moment.", POSITIVE)
+    eps: float = setting(
+        1e-8, "Number added to the square root of AdamW's second moment.", POSITIVE
+    )
     weight_decay: float = setting(
-        0.1, "Weight decay of the matrices, decoupled (sgd: added to the gradient).", NOT_NEGATIVE
+        0.1,
+        "Weight decay of the matrices. It is decoupled; for sgd it is added to the gradient.",
+        NOT_NEGATIVE,
     )
     clip: float = setting(
-        1.0, "Largest gradient norm of what AdamW or SGD moves; 0 clips nothing.", NOT_NEGATIVE
+        1.0,
+        "Largest norm of the gradient of the parameters that AdamW or SGD updates; 0 turns "
+        "clipping off.",
+        NOT_NEGATIVE,
     )
-    schedule: str = setting("wsd", "Course of the rate after the warm-up.", choices=Schedule)
-    warmup: float = setting(0.03, "Share of the run in which the rate rises from zero.", SHARE)
-    decay: float = setting(0.6, "Share of the run in which wsd falls, linearly, at its end.", SHARE)
-    min_lr: float = setting(0.02, "Where the rate ends, as a share of its peak.", SHARE)
+    schedule: str = setting(
+        "wsd", "Schedule of the learning rate after the warm-up.", choices=Schedule
+    )
+    warmup: float = setting(
+        0.03, "Fraction of the run in which the learning rate rises from zero.", SHARE
+    )
+    decay: float = setting(
+        0.6, "Fraction of the run, at its end, in which wsd lowers the rate linearly.", SHARE
+    )
+    min_lr: float = setting(
+        0.02, "Learning rate at the end of the run, as a fraction of its peak.", SHARE
+    )
 
     def __post_init__(self) -> None:
         require_limits("optim", self)
         fits = self.schedule != "wsd" or self.warmup + self.decay <= 1
-        limit = f"with warmup={self.warmup} it passes the whole run"
+        limit = f"with warmup={self.warmup} it passes the whole run; their sum must be at most 1"
         require(fits, "optim.decay", self.decay, limit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The loop: how long, how wide, on what, and what happens when it stops."""
+    """The training loop: its length, batch size, device, starting point and failures."""
 
     steps: int = setting(1600, "Number of optimizer steps.", COUNT)
-    batch_size: int = setting(8, "Rows of context_length tokens that one step averages (B).", COUNT)
+    batch_size: int = setting(8, "Rows of context_length tokens per step (B).", COUNT)
     micro_batch_size: int | None = setting(
         None,
-        "Rows on the device at once; gradients add up to batch_size. Default batch_size.",
+        "Rows per forward pass; gradients are accumulated up to batch_size. Default batch_size.",
         COUNT,
     )
-    device: Device = setting("auto", "auto takes cuda, then mps, then cpu.")
+    device: Device = setting(
+        "auto", "Device. auto takes the first of cuda, mps and cpu that is available."
+    )
     dtype: Dtype = setting(
-        "auto", "Arithmetic of the matrix products; auto is bfloat16 where the hardware has it."
+        "auto", "Type of the matrix products. auto is bfloat16 if the hardware supports it."
     )
     compile: Literal["auto", True, False] = setting(
-        "auto", "torch.compile: auto from 500 steps on, where a C++ compiler is found."
+        "auto",
+        "Use torch.compile. auto uses it for runs of at least 500 steps if there is a C++ "
+        "compiler.",
     )
-    seed: int = setting(0, "Of the weights, the order and the dropout.", SEED)
-    init: str | None = setting(None, "Start from the weights of a run or a transformers folder.")
+    seed: int = setting(
+        0, "Seed of the initial weights, the order of the rows and the dropout.", SEED
+    )
+    init: str | None = setting(
+        None, "Run or transformers folder whose weights the training starts from."
+    )
     resume: str = setting(
         "never",
-        "auto goes on from the newest valid checkpoint of this run; a path goes on from that one.",
+        "auto resumes from the newest valid checkpoint of this run; a path resumes from that "
+        "checkpoint; never starts a new run.",
     )
-    nonfinite: NonFinite = setting("stop", "What to do on a loss or gradient that is not finite.")
+    nonfinite: NonFinite = setting(
+        "stop", "What to do if a loss or gradient is not finite: stop the run, or skip the step."
+    )
 
     def __post_init__(self) -> None:
         require_limits("train", self)
@@ -165,16 +205,16 @@ class TrainConfig:
 
     @property
     def micro_batch(self) -> int:
-        """Rows on the device at once: micro_batch_size, or batch_size where it is left out."""
+        """Rows per forward pass: micro_batch_size, or batch_size if it is null."""
         return self.batch_size if self.micro_batch_size is None else self.micro_batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What is kept of a run."""
+    """When checkpoints are saved, and how many are kept."""
 
     every: int = setting(500, "Steps between checkpoints; 0 saves only at the end.", COUNT_OR_ZERO)
-    keep: int = setting(2, "Newest checkpoints kept (the best one stays as well).", COUNT)
+    keep: int = setting(2, "Number of newest checkpoints to keep. The best one is kept too.", COUNT)
 
     def __post_init__(self) -> None:
         require_limits("checkpoint", self)
@@ -182,13 +222,13 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """When the validation text is scored."""
+    """When the loss on the validation text is computed."""
 
     every: int = setting(
         400, "Steps between evaluations; 0 evaluates only at the end.", COUNT_OR_ZERO
     )
     patience: int | None = setting(
-        None, "Stop after this many evaluations without a better validation loss.", COUNT
+        None, "Stop the run after this many evaluations without a lower validation loss.", COUNT
     )
 
     def __post_init__(self) -> None:
@@ -199,27 +239,37 @@ class EvaluateConfig:
 class SampleConfig:
     """How tokens are drawn from the model's logits."""
 
-    samples: int = setting(1, "Continuations of each prompt.", COUNT)
-    max_tokens: int = setting(256, "Most tokens of one continuation.", COUNT)
+    samples: int = setting(1, "Number of continuations per prompt.", COUNT)
+    max_tokens: int = setting(256, "Largest number of tokens per continuation.", COUNT)
     temperature: float = setting(
-        0.8, "Divides the logits; 0 takes the likeliest token.", NOT_NEGATIVE
+        0.8, "Divisor of the logits; 0 always takes the likeliest token.", NOT_NEGATIVE
     )
     top_k: int | None = setting(None, "Keep only the k likeliest tokens.", COUNT)
     top_p: float | None = setting(
-        None, "Keep the likeliest tokens that reach this probability.", {"gt": 0, "le": 1}
+        None,
+        "Keep the fewest likeliest tokens whose probabilities add up to this.",
+        {"gt": 0, "le": 1},
     )
     min_p: float | None = setting(
-        None, "Drop tokens below this share of the likeliest one's.", {"gt": 0, "le": 1}
+        None,
+        "Drop tokens whose probability is below this fraction of the largest one.",
+        {"gt": 0, "le": 1},
     )
-    repetition_penalty: float = setting(1.0, "Weakens every token seen before; 1 is off.", POSITIVE)
+    repetition_penalty: float = setting(
+        1.0,
+        "Makes tokens of the prompt and the continuation less likely if above 1; 1 is off.",
+        POSITIVE,
+    )
     frequency_penalty: float = setting(
-        0.0, "Subtracted from a logit for each time it was drawn.", FINITE
+        0.0, "Number subtracted from a token's logit each time the token is drawn.", FINITE
     )
     presence_penalty: float = setting(
-        0.0, "Subtracted once from the logit of a token drawn.", FINITE
+        0.0, "Number subtracted once from the logit of each token that was drawn.", FINITE
     )
     stop: tuple[int | str, ...] = setting((), "Token ids or texts that end a continuation.")
-    seed: int = setting(0, "The same seed, prompt and settings give the same text.", SEED)
+    seed: int = setting(
+        0, "Seed of the draws. The same seed, prompt and settings give the same text.", SEED
+    )
 
     def __post_init__(self) -> None:
         require_limits("sample", self)
@@ -227,11 +277,11 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """Who is told how the run goes."""
+    """How the progress of a run is reported."""
 
     names: tuple[str, ...] = setting(
         ("console", "jsonl", "plot"),
-        "console is the live line, jsonl metrics.jsonl, plot loss.png.",
+        "Reports: console prints a live line, jsonl writes metrics.jsonl, plot draws loss.png.",
         choices=Tracker,
     )
     every: int = setting(10, "Steps between two lines of metrics.jsonl.", COUNT)
@@ -240,16 +290,22 @@ class TrackConfig:
         require_limits("track", self)
         fits = "plot" not in self.names or "jsonl" in self.names
         names = f"[{','.join(self.names)}]"
-        require(fits, "track.names", names, "plot draws what jsonl writes: name both")
+        require(fits, "track.names", names, "plot draws the metrics of jsonl: name both")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A whole run, from text to checkpoint."""
 
-    name: str | None = setting(None, "Name of the run; default the recipe's or the source's.")
-    out: str | None = setting(None, "Folder of the run; default runs/<name>, numbered.")
-    imports: tuple[str, ...] = setting((), "Modules imported first, to extend the registries.")
+    name: str | None = setting(
+        None, "Name of the run; default the name of the recipe or the source."
+    )
+    out: str | None = setting(
+        None, "Folder of the run; default runs/<name>, with a number if it exists."
+    )
+    imports: tuple[str, ...] = setting(
+        (), "Modules to import first; they may extend the registries."
+    )
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -258,7 +314,7 @@ class Run:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    # Stays last: `loading.CLOSING` tells by it that a saved file is whole, old files too.
+    # This section must stay last: `loading.CLOSING` takes a file that has it for a whole one.
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
