@@ -1,6 +1,6 @@
 """What climbing a rung gains: slow, fast and the peer on the large example of every rung.
 
-`make bench` prints one table a rung and leaves the numbers in `.benchmarks/ladder.json`. A side
+`make bench` prints one table per rung and leaves the numbers in `.benchmarks/ladder.json`. A side
 is timed only after all sides gave the same result (Muon's in float64, where its formula shows; it
 is timed as it trains, in bfloat16); `ARGS="-k encode"` picks rungs by name.
 """

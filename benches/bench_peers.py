@@ -5,7 +5,7 @@
     python benches/bench_peers.py --json peers.json    the figures too
 
 Before anything is timed, every contender must give the same result: a fast wrong answer has no
-speed. Then rounds: each contender once a round, in turn, so that a busy machine slows all alike;
+speed. Then rounds: each contender once per round, in turn, so that a busy machine slows all alike;
 the ratio is taken inside a round. Reported are the median of the rounds and the range of the
 middle half. Encoders start each round fresh, without the pieces they remembered. gigatoken takes
 part where it is installed (`pip install gigatoken`).
@@ -42,7 +42,7 @@ BATCH, LENGTH, SEED = 32, 512, 1
 
 
 def texts() -> list[str]:
-    """The standard library's sources, one document a file."""
+    """The standard library's sources, one document per file."""
     source = corpus.open("stdlib", val_fraction=0.05)
     return [*source.train(), *source.validation()]
 

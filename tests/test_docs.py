@@ -16,6 +16,19 @@ from tinylm import config
 ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", "USAGE.md", "CONTRIBUTING.md", "docs/setup.md", "docs/design.md")
 PAGES = [ROOT / name for name in NAMES]
+# Rates with "a" for "per", such as "nats a token" and "one key a round.".
+UNITS = (
+    "batch|block|byte|call|character|core|document|element|epoch|file|head|id|layer|line|minute|"
+    "number|operation|pass|piece|prompt|property|round|row|rung|sample|second|step|text|thread|"
+    "token|update|weight|window|word"
+)
+NUMBERED = r"(?:once|twice|nats|bits|tokens|times|gigabytes|[\d,.]*\d (?:[a-z]+s|[GMk]?B))"
+NOUN = r"(?!(?:at|by|for|from|in|of|on|over|to|with)\b)[a-z]+"
+RATE = re.compile(
+    rf"\b{NUMBERED}\s+(?:# |//[/!]? )?an?\s+(?:{UNITS})\b"
+    rf"|\bone (?:[a-z]+ )?{NOUN}\s+(?:# |//[/!]? )?an?\s+(?:{UNITS})[.,;:]",
+    re.I,
+)
 SPEC = importlib.util.spec_from_file_location("make_ladder", ROOT / "docs/make_ladder.py")
 make_ladder = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(make_ladder)
@@ -105,3 +118,36 @@ def test_what_builds_the_site_is_pinned():
     for line in project["optional-dependencies"]["docs"]:
         requirement = Requirement(line)
         assert pins[requirement.name] in requirement.specifier
+
+
+# The log is a record: its entries stay as they were written.
+PROSE = [
+    path
+    for home, pattern in [
+        (ROOT, "*.md"),
+        (ROOT / "docs", "**/*.md"),
+        (ROOT / "notebooks", "*.ipynb"),
+        (ROOT / "rust", "**/*.rs"),
+        *((ROOT / name, "**/*.py") for name in ("python", "kernels", "benches", "tests")),
+    ]
+    for path in sorted(home.glob(pattern))
+    if path not in (ROOT / "docs/log.md", Path(__file__))
+]
+
+
+def test_a_rate_is_written_with_per():
+    found = [
+        f"{path.relative_to(ROOT)}: {' '.join(rate.split())}"
+        for path in PROSE
+        for rate in RATE.findall(path.read_text(encoding="utf-8"))
+    ]
+    assert len(PROSE) > 150
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "rate",
+    ["nats a token", "12 bytes\n# a sample", "one key a round.", "once an epoch", "2 GB a second"],
+)
+def test_a_rate_without_per_is_seen(rate):
+    assert RATE.search(f"It reads {rate}")

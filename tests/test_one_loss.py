@@ -174,7 +174,7 @@ def by_kernels(problem, function, *rest):
     """`function` with the fused kernels in the place of every operation that has one."""
     with interpreter.chosen_by_ops() as taken:
         result = function(problem, *rest)
-    # Two norms a block and the last, and no kernel for a LayerNorm yet.
+    # Two norms per block and the last, and no kernel for a LayerNorm yet.
     norms = 2 * problem.config.n_layers + 1
     wanted = {"llama3": {"rms_norm": norms}, "gpt2": {}}[problem.config.architecture]
     passes = STEPS if function is train_the_model else 1

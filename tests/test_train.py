@@ -261,7 +261,7 @@ def test_a_corrupt_newest_checkpoint_is_passed_over_with_a_warning():
 
 
 def poison(monkeypatch, step):
-    """Make the loss of one step not a number."""
+    """Make the loss of one step NaN."""
     original = Trainer.step
 
     def poisoned(self):

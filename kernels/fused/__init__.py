@@ -1,4 +1,4 @@
-"""The fused GPU kernels, one file an operation; importable as `tinylm.kernels`.
+"""The fused GPU kernels, one file per operation; importable as `tinylm.kernels`.
 
 Importing this needs triton and no GPU, and registers every operation under `torch.ops.tinylm`;
 without triton it is a ModuleNotFoundError. `tinylm.ops` imports it when the first CUDA tensor

@@ -54,7 +54,7 @@ BACKWARD: Table[Launch] = (
     (Key(4, 2048, (8, 0)), Launch(rows=1, warps=4, stages=2, programs=4)),
     (Key(4, 4096, (8, 0)), Launch(rows=1, warps=8, stages=2, programs=2)),
     (Key(4, 8192, (8, 0)), Launch(rows=1, warps=16, stages=2)),
-    # 32 elements a thread: 200 bytes of them spill. 32 warps of 16 elements have half the
+    # 32 elements per thread: 200 bytes of them spill. 32 warps of 16 elements have half the
     # registers each and spill as much.
     (Key(4, 16384, (8, 0)), Launch(rows=1, warps=16)),
 )

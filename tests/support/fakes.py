@@ -22,7 +22,7 @@ class ByteStream:
 
 
 class ByteTokenizer:
-    """A byte is a token; 256 ends a document."""
+    """Each byte is a token; token 256 ends the document."""
 
     eos_id = 256
     vocab_size = 257

@@ -12,7 +12,7 @@ there, whole. The writer holds a lock on both, which ends with its process howev
 what is not locked is left over from a dead writer, and `recover` clears it away.
 
 The hash is SHA-256: it is in the standard library, processors have instructions for it (1 to
-2 GB/s a core), and the Hugging Face Hub shows the same number for each file.
+2 GB/s per core), and the Hugging Face Hub shows the same number for each file.
 """
 
 import errno

@@ -55,7 +55,7 @@ def standard_library(val_fraction: float) -> Corpus:
 
 
 def _of_files(name: str, source: str, root: Path, files: list[Path], val_fraction: float) -> Corpus:
-    """One document a file."""
+    """One document per file."""
     labels = {path: path.relative_to(root).as_posix().encode() for path in files}
     held_out = {path for path in files if in_validation(labels[path], val_fraction)}
     rest = len(files) - len(held_out)

@@ -66,7 +66,7 @@ class Loader(AbstractContextManager["Loader"]):
 
     `batch_size` is global: a rank gets rows `rank::world_size` of each batch. A row is
     `context_length` tokens and the one after; rows begin `stride` tokens apart (default: the
-    context length, so that every target is seen once an epoch). `order="shuffle"` changes with
+    context length, so that every target is seen once per epoch). `order="shuffle"` changes with
     the epoch; "random" takes windows with replacement and has no stride. In the last row of the
     dataset, "shuffle" begins early enough for a whole row, "sequential" pads with -100.
     `mask_after_eos` leaves out the targets after the first eos of a row.

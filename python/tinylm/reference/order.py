@@ -1,6 +1,6 @@
 """Which tokens are row `i` of epoch `e`: a pure function of (seed, epoch, i).
 
-Storing a shuffled order costs 4 to 12 bytes a sample and has to be saved to resume; computing
+Storing a shuffled order costs 4 to 12 bytes per sample and has to be saved to resume; computing
 it costs nothing and resuming is one integer. A permutation of 0..n is computed by a Feistel
 network (Luby and Rackoff, 1988): cut a number of 2b bits into halves, and let each half in turn
 be changed by a random function of the other. Each such round can be undone, so the whole is a

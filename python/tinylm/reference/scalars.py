@@ -5,7 +5,7 @@ each formula is a comprehension over their elements. The operations bear the nam
 have in `arrays`, `tensors` and `tinylm.ops`; `loss_and_gradients` is a training step without
 its optimizer and takes the same arguments in every medium. Derivatives come from `autograd`.
 
-Cost: a Python object a number. One step of one layer at D = 8 on 10 tokens makes 10,000 of
+Cost: one Python object per number. One step of one layer at D = 8 on 10 tokens makes 10,000 of
 them in a tenth of a second. Sources of the formulas: see `arrays`.
 """
 

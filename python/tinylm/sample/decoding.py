@@ -1,6 +1,6 @@
 """A model and prompts to continuations, as ids or as text while it is written.
 
-Texts of one length are decoded together: one forward pass a step over their cache. What a row
+Texts of one length are decoded together: one forward pass per step over their cache. What a row
 draws is a function of (seed, prompt, sample, position), so its company changes its text no more
 than the rounding of a larger matrix product does.
 """

@@ -1,6 +1,6 @@
 """Logits to the next token: the steps of sampling, each a pure function.
 
-Logits are [R, V] float64, one row a text; a token that cannot be drawn has -inf. The order is
+Logits are [R, V] float64, one row per text; a token that cannot be drawn has -inf. The order is
 that of transformers: penalties, temperature, top_k, top_p, min_p. (llama.cpp divides by the
 temperature last, so that its filters see the unscaled probabilities.)
 """
@@ -104,9 +104,10 @@ def min_p(logits: Tensor, share: float) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One id a row [R]: the first whose cumulative probability exceeds the row's number in [0, 1).
+    """One id per row [R]: the first whose cumulative probability exceeds the row's number.
 
-    This is the inverse of the distribution function, in the order of the ids.
+    The numbers, `uniforms` [R], are in [0, 1). This is the inverse of the distribution
+    function, in the order of the ids.
     """
     cumulative = (logits - logits.amax(-1, keepdim=True)).exp().cumsum(-1)
     target = uniforms[:, None] * cumulative[:, -1:]

@@ -84,7 +84,7 @@ class Tokenizer:
         Pairs below `min_frequency` stay apart. Of equally frequent pairs, `ties` prefers the
         smaller (left id, right id), or the greater (left bytes, right bytes). `threads=0` takes
         all cores; the result does not depend on it. `progress(tokens, target)` is called ten
-        times a second, True draws a line on standard error. Special tokens in the texts divide
+        times per second, True draws a line on standard error. Special tokens in the texts divide
         them and are not counted. Each text is a document of its own.
 
         Warns if the texts give fewer tokens; ValueError if `vocab_size` is below 256 and the

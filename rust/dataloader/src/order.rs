@@ -67,7 +67,7 @@ pub enum Permutation {
         low_bits: u32,
         /// Bits of the high half.
         high_bits: u32,
-        /// One key a round.
+        /// One key per round.
         keys: [u64; ROUNDS],
     },
 }
@@ -135,9 +135,9 @@ fn network(x: u64, low_bits: u32, high_bits: u32, keys: &[u64; ROUNDS]) -> u64 {
 /// In what order the rows of an epoch come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Each row once an epoch, in an order that changes with the epoch.
+    /// Each row once per epoch, in an order that changes with the epoch.
     Shuffle,
-    /// Each row once an epoch, from the first token to the last.
+    /// Each row once per epoch, from the first token to the last.
     Sequential,
     /// Rows that begin anywhere, with replacement, as nanoGPT takes them.
     Random,
