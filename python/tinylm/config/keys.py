@@ -130,4 +130,4 @@ def _describe(kind: Any) -> str:
         return " or ".join(
             "null" if part is type(None) else _describe(part) for part in get_args(kind)
         )
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}[kind]

@@ -209,7 +209,7 @@ def _check_plain(key: str, value: Any, where: str) -> None:
     """Refuse '???' and '${': OmegaConf interprets both when it reads a saved run."""
     for item in value if isinstance(value, list) else (value,):
         if isinstance(item, str) and ("${" in item or item == "???"):
-            text = "expected a text that is not '???' and has no '${' in it"
+            text = "expected a string that is not '???' and has no '${' in it"
             raise ConfigError(f"{key}={show(value)}: {text}{where}")
 
 

@@ -74,7 +74,7 @@ class DataConfig:
 
     source: str = setting(
         "stdlib",
-        "Text to train on: stdlib (the Python standard library of this machine), a text file, a "
+        "The text: stdlib (the Python standard library of this machine), a text file, a "
         "folder, a .jsonl file, or a named dataset (tinyshakespeare).",
     )
     folder: str | None = setting(
