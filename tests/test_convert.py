@@ -280,8 +280,7 @@ GPT2 = {"model_type": "gpt2", **gpt2()[1]}
     ],
 )
 def test_what_cannot_be_represented_is_refused_with_its_key_and_value(content, key, value):
-    named = "model.d_model" if key == "n_embd" else key
-    with pytest.raises(ValueError, match=re.escape(f"{named}=")) as error:
+    with pytest.raises(ValueError, match=re.escape(f"{key}=")) as error:
         convert.import_config(content | {key: value})
     assert "\n" not in str(error.value)
     if isinstance(value, str):
@@ -314,7 +313,31 @@ def test_the_base_of_the_angles_is_found_where_each_transformers_wrote_it():
     assert convert.import_config(LLAMA | {"rope_theta": 5e5}).rope_theta == 5e5
     assert convert.import_config(LLAMA | {"rope_scaling": None}).rope_theta == 1e4
     newer = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
-    assert convert.import_config(LLAMA | newer | {"rope_theta": 2e4}).rope_theta == 5e5
+    assert convert.import_config(LLAMA | newer | {"rope_theta": 5e5}).rope_theta == 5e5
+    # An object without a base takes the one beside it.
+    bare = {"rope_scaling": {"rope_type": "default"}, "rope_theta": 2e4}
+    assert convert.import_config(LLAMA | bare).rope_theta == 2e4
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 2e4},
+        {"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"rope_theta": 2e4}},
+        # transformers takes the first object that is not empty, and its default with it.
+        {"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}, "rope_scaling": {}},
+        {"rope_scaling": {"type": "linear", "rope_type": "default"}},
+        {"partial_rotary_factor": 0.5},
+    ],
+)
+def test_rotations_that_contradict_each_other_or_are_scaled_are_refused(rope):
+    with pytest.raises(
+        ValueError, match=r"rope_theta=|rope_\w+=\{|partial_rotary_factor="
+    ) as error:
+        convert.import_config(LLAMA | rope)
+    assert "\n" not in str(error.value)
 
 
 def test_a_head_that_differs_from_its_tied_embedding_is_refused():

@@ -37,6 +37,9 @@ class Linear(nn.Linear):
         self.roles: dict[str, Role] = {"weight": role, "bias": "gain"}
         self.deviation = 0.0 if branch or role == "head" else 0.6 / math.sqrt(inputs)
 
+    def reset_parameters(self) -> None:
+        """Leave the new weights as they are: `start` draws them, from a generator of its own."""
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out]."""
         return ops.linear(x, self.weight, self.bias)
@@ -56,6 +59,9 @@ class Embedding(nn.Embedding):
     """Ids [...] to rows [..., D]."""
 
     roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
+
+    def reset_parameters(self) -> None:
+        """Leave the new weights as they are: `start` draws them, from a generator of its own."""
 
     def start(self, generator: torch.Generator) -> None:
         """Draw the starting weights, in place."""

@@ -13,8 +13,10 @@ Weights start as follows:
 | norm weights, biases         | one, zero                                    |
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,21 @@ from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear, TiedHead
 from tinylm.mask import CAUSAL, Mask
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The parts of a loaded folder that no weight holds; `checkpoint.save` writes them back.
+
+    `config` has the keys of config.json that the model does not decide, `files` other files by
+    name, `eos_ids` the ids that end a text. `tokenizer` is the hash of the folder's tokenizer, or
+    None: ids and names of tokens are written back only with the same one.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    eos_ids: tuple[int, ...] = ()
+    tokenizer: str | None = None
+
+
 class Model(nn.Module):
     """A decoder-only transformer, GPT-2 or Llama or any mix of the registered parts.
 
@@ -34,8 +51,11 @@ class Model(nn.Module):
     calls `head` on those.
     """
 
+    # Of a loaded model; empty for one that was built.
+    origin: Origin = Origin()
+
     def __init__(self, config: ModelConfig) -> None:
-        """Allocate the weights; `build` also gives them their starting values."""
+        """Allocate the weights, which hold anything until `initialise` or a copy fills them."""
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("model.vocab_size=null: give the size of the tokenizer's vocabulary")
@@ -56,6 +76,11 @@ class Model(nn.Module):
             if config.tied
             else Linear(config.d_model, config.vocab_size, bias=False, role="head")
         )
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end a text by the folder that the model was loaded from; else none."""
+        return self.origin.eos_ids
 
     def forward(
         self, tokens: Tensor, *, cache: Cache | None = None, documents: Tensor | None = None
@@ -207,7 +232,10 @@ def build(
     dtype: torch.dtype = torch.float32,
 ) -> Model:
     """A model with its starting weights, the same for the same seed on every device."""
-    with torch.device("cpu"):
+    # A registered part may draw its weights when it is made, from torch's own generator: then by
+    # this seed, and the caller's next number is what it would have been.
+    with torch.device("cpu"), torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
         model = Model(config)
     initialise(model, seed)
     return model.to(device=device, dtype=dtype)

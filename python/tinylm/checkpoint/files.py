@@ -103,14 +103,20 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         found = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path}: missing, so {folder.name} was never finished") from None
+        raise ValueError(
+            f"{path}: missing, so {folder.name} was never finished or its manifest was removed: "
+            f"checkpoint.load({str(folder)!r}) reads its model all the same"
+        ) from None
     try:
         files: dict[str, dict[str, Any]] = json.loads(found)["files"]
         whole = _manifest(files) == found and all(Path(name).name == name for name in files)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise ValueError(f"{path}: does not match its own hash: it was changed or is torn")
+        raise ValueError(
+            f"{path}: does not match its own hash: it was changed or is torn; "
+            f"if the other files are right, remove it"
+        )
     return files
 
 
@@ -202,12 +208,24 @@ def _check(path: Path, expected: dict[str, Any]) -> None:
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
-            raise ValueError(f"{path}: expected {expected['bytes']} bytes, found {size}")
+            raise ValueError(
+                f"{path}: expected {expected['bytes']} bytes, found {size}: {_way_out(path)}"
+            )
         digest = _digest(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: missing, {MANIFEST} lists it") from None
+        raise ValueError(f"{path}: missing, {MANIFEST} lists it: {_way_out(path)}") from None
     if digest != expected["sha256"]:
-        raise ValueError(f"{path}: expected sha256 {expected['sha256']}, found {digest}")
+        raise ValueError(
+            f"{path}: expected sha256 {expected['sha256']}, found {digest}: {_way_out(path)}"
+        )
+
+
+def _way_out(path: Path) -> str:
+    """What to do about a file that is not as it was saved."""
+    return (
+        f"it changed after it was saved; if that was you, remove {path.with_name(MANIFEST)} "
+        f"or call checkpoint.load({str(path.parent)!r}, verify=False)"
+    )
 
 
 def _digest(path: Path) -> str:

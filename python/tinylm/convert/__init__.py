@@ -11,16 +11,26 @@ translations are exact: tensors are renamed, transposed, joined and split, never
 `gpt2` and `llama` hold the tables of a format each, `configs` and `tensors` apply them.
 """
 
-from tinylm.convert.configs import ModelType, export_config, import_config, model_type, obstacles
+from tinylm.convert.configs import (
+    ModelType,
+    eos_ids,
+    export_config,
+    import_config,
+    kept,
+    model_type,
+    obstacles,
+)
 from tinylm.convert.tensors import CONSTANTS, export_tensors, import_tensors, tidy
 
 __all__ = [
     "CONSTANTS",
     "ModelType",
+    "eos_ids",
     "export_config",
     "export_tensors",
     "import_config",
     "import_tensors",
+    "kept",
     "model_type",
     "obstacles",
     "tidy",

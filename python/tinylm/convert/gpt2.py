@@ -1,17 +1,16 @@
 """The format `gpt2`: GPT2LMHeadModel."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from tinylm.config import ModelConfig
-from tinylm.convert.format import Format, typed
+from tinylm.convert.format import INERT, Format, Key
 
-DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+# The residual rate first: it is the one that is taken where they differ.
+RATES = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 
 
 def export_keys(config: ModelConfig) -> dict[str, Any]:
     """The keys of a config.json that describe this model."""
-    rates = dict.fromkeys(DROPOUT, config.dropout)
     return {
         "n_positions": config.context_length,
         "n_embd": config.d_model,
@@ -20,29 +19,14 @@ def export_keys(config: ModelConfig) -> dict[str, Any]:
         "n_inner": config.d_ff,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": config.norm_eps,
-        **rates,
+        **dict.fromkeys(RATES, config.dropout),
     }
-
-
-def import_keys(content: Mapping[str, Any]) -> ModelConfig:
-    """A config.json to the model that it describes, with transformers' defaults."""
-    return ModelConfig(
-        architecture="gpt2",
-        context_length=typed(content, "n_positions", int),
-        vocab_size=typed(content, "vocab_size", int),
-        d_model=typed(content, "n_embd", int),
-        n_layers=typed(content, "n_layer", int),
-        n_heads=typed(content, "n_head", int),
-        d_ff=typed(content, "n_inner", int | None, None),
-        tied=typed(content, "tie_word_embeddings", bool, True),
-        dropout=typed(content, "resid_pdrop", float, 0.1),
-        norm_eps=typed(content, "layer_norm_epsilon", float, 1e-5),
-    )
 
 
 GPT2 = Format(
     architecture="gpt2",
     class_name="GPT2LMHeadModel",
+    bare_class_name="GPT2Model",
     prefix="transformer.",
     names={
         "embedding": "transformer.wte",
@@ -57,15 +41,41 @@ GPT2 = Format(
         "feedforward.up": "mlp.c_fc",
         "feedforward.down": "mlp.c_proj",
     },
+    sizes={
+        "n_positions": Key("context_length", int),
+        "vocab_size": Key("vocab_size", int),
+        "n_embd": Key("d_model", int),
+        "n_layer": Key("n_layers", int),
+        "n_head": Key("n_heads", int),
+        "n_inner": Key("d_ff", int | None, None),
+        "tie_word_embeddings": Key("tied", bool, True),
+        "layer_norm_epsilon": Key("norm_eps", float, 1e-5),
+    },
+    rates=RATES,
     supported={
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        # Three spellings of one formula, the tanh approximation.
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
-        "quantization_config": (None,),
     },
-    dropout=DROPOUT,
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    inert=INERT
+    | {
+        # The order of the same products, in float32.
+        "reorder_and_upcast_attn",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+    },
+    eos_id=50256,
     joined=True,
     export_keys=export_keys,
-    import_keys=import_keys,
 )

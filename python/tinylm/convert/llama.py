@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinylm.config import ModelConfig
-from tinylm.convert.format import Format, typed
+from tinylm.convert.format import INERT, Format, Key, one_of, typed
+
+DEFAULT_THETA = 10000.0
+# transformers 4 wrote the first name, 5 writes the second and reads either, the first first.
+ROPE = ("rope_scaling", "rope_parameters")
 
 
 def export_keys(config: ModelConfig) -> dict[str, Any]:
@@ -20,7 +24,7 @@ def export_keys(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        # Where transformers 4, and what was built on it, look for the same number.
+        # transformers 4 looks for the same number here.
         "rope_theta": config.rope_theta,
         "attention_bias": False,
         "mlp_bias": False,
@@ -28,49 +32,61 @@ def export_keys(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def import_keys(content: Mapping[str, Any]) -> ModelConfig:
-    """A config.json to the model that it describes, with transformers' defaults."""
-    config = ModelConfig(
-        architecture="llama3",
-        context_length=typed(content, "max_position_embeddings", int),
-        vocab_size=typed(content, "vocab_size", int),
-        d_model=typed(content, "hidden_size", int),
-        n_layers=typed(content, "num_hidden_layers", int),
-        n_heads=typed(content, "num_attention_heads", int),
-        n_kv_heads=typed(content, "num_key_value_heads", int | None, None),
-        d_ff=typed(content, "intermediate_size", int),
-        tied=typed(content, "tie_word_embeddings", bool, False),
-        dropout=typed(content, "attention_dropout", float | None, 0.0) or 0.0,
-        rope_theta=_rope_theta(content),
-        norm_eps=typed(content, "rms_norm_eps", float, 1e-6),
-    )
-    head_size = content.get("head_dim") or config.head_size
-    if head_size != config.head_size:
+def _rotation(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The base of the angles; `ValueError` if any of the three keys asks for more than a base.
+
+    transformers 5 takes rope_scaling if it is not empty, else rope_parameters, and rope_theta
+    only if the one taken has no base. transformers 4 reads rope_scaling and rope_theta. Keys
+    that contradict each other would give different models, so they are refused.
+    """
+    ropes = {}
+    for key in ROPE:
+        ropes[key] = content.get(key) or {}
+        if not isinstance(ropes[key], dict):
+            raise ValueError(f"{key}={ropes[key]!r}: expected an object")
+        _check_plain(key, ropes[key])
+    given = {f"{key}.rope_theta": r["rope_theta"] for key, r in ropes.items() if "rope_theta" in r}
+    if "rope_theta" in content:
+        given["rope_theta"] = content["rope_theta"]
+    stated = {name: typed(given, name, float) for name in given}
+    taken = next((key for key in ROPE if ropes[key]), ROPE[0])
+    default = stated.get("rope_theta", DEFAULT_THETA)
+    base = stated.get(f"{taken}.rope_theta", default)
+    if any(other != base for other in stated.values()):
+        found = " and ".join(f"{key}={value}" for key, value in stated.items())
         raise ValueError(
-            f"head_dim={head_size}: TinyLM supports hidden_size / num_attention_heads, "
+            f"{found}: transformers 5 computes with {base}, other versions may not: "
+            f"write the same rope_theta in each"
+        )
+    return {"rope_theta": base}
+
+
+def _check_plain(key: str, rope: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless `rope` describes an unscaled rotation of whole heads."""
+    plain = {
+        "rope_theta": True,
+        "rope_type": rope.get("rope_type", "default") == "default",
+        "type": rope.get("type", "default") == "default",
+        "partial_rotary_factor": one_of(rope.get("partial_rotary_factor", 1.0), (1.0,)),
+    }
+    if not all(plain.get(name, False) for name in rope):
+        raise ValueError(f"{key}={rope}: TinyLM supports rope_type default, without scaling")
+
+
+def _check_heads(content: Mapping[str, Any], config: ModelConfig) -> None:
+    """Raise `ValueError` for heads of another size than the width divided by their number."""
+    size = typed(content, "head_dim", int | None, None)
+    if size is not None and size != config.head_size:
+        raise ValueError(
+            f"head_dim={size}: TinyLM supports hidden_size / num_attention_heads, "
             f"{config.head_size}"
         )
-    return config
-
-
-def _rope_theta(content: Mapping[str, Any]) -> float:
-    """The base of the angles, from rope_parameters (transformers 5) or rope_theta (4)."""
-    key = "rope_parameters" if content.get("rope_parameters") else "rope_scaling"
-    rope = content.get(key) or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"{key}={rope!r}: expected a dictionary")
-    plain = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    share = rope.get("partial_rotary_factor", 1.0)
-    if kind != "default" or share != 1.0 or rope.keys() - plain:
-        raise ValueError(f"{key}={rope}: TinyLM supports rope_type default, without scaling")
-    source = rope if "rope_theta" in rope else content
-    return float(typed(source, "rope_theta", float, 10000.0))
 
 
 LLAMA = Format(
     architecture="llama3",
     class_name="LlamaForCausalLM",
+    bare_class_name="LlamaModel",
     prefix="model.",
     names={
         "embedding": "model.embed_tokens",
@@ -87,14 +103,32 @@ LLAMA = Format(
         "feedforward.up": "mlp.up_proj",
         "feedforward.down": "mlp.down_proj",
     },
+    sizes={
+        "max_position_embeddings": Key("context_length", int),
+        "vocab_size": Key("vocab_size", int),
+        "hidden_size": Key("d_model", int),
+        "num_hidden_layers": Key("n_layers", int),
+        "num_attention_heads": Key("n_heads", int),
+        "num_key_value_heads": Key("n_kv_heads", int | None, None),
+        "intermediate_size": Key("d_ff", int),
+        "tie_word_embeddings": Key("tied", bool, False),
+        "rms_norm_eps": Key("norm_eps", float, 1e-6),
+    },
+    rates={"attention_dropout": 0.0},
     supported={
         "hidden_act": ("silu", "swish"),
         "attention_bias": (False,),
         "mlp_bias": (False,),
-        "quantization_config": (None,),
+        # Beside the object as well as in it: transformers moves it inside.
+        "partial_rotary_factor": (None, 1.0),
     },
-    dropout=("attention_dropout",),
+    aliases={},
+    # Slices of the same products, which transformers 5 no longer makes.
+    inert=INERT | {"pretraining_tp"},
+    eos_id=2,
     joined=False,
     export_keys=export_keys,
-    import_keys=import_keys,
+    rest_keys=frozenset({*ROPE, "rope_theta", "head_dim"}),
+    rest=_rotation,
+    check=_check_heads,
 )

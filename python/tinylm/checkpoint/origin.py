@@ -1,0 +1,125 @@
+"""What a folder holds beside the model: read with it, and written back when it is saved."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinylm import convert
+from tinylm.checkpoint import files
+from tinylm.checkpoint.weights import read_json
+from tinylm.model import Model, Origin
+
+if TYPE_CHECKING:
+    from tinylm.tokenizer import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
+# Files of other programs that TinyLM keeps as they are.
+KEPT = (
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# The files of tokenizers; kept where TinyLM cannot read the tokenizer.
+TOKENIZERS = (TOKENIZER, "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
+ROLES = ("bos", "eos", "pad")
+
+
+def read(folder: Path, content: Mapping[str, Any], tokenizer: "Tokenizer | None") -> Origin:
+    """What to keep of a folder whose config.json holds `content`."""
+    names = (GENERATION, TOKENIZER_CONFIG, *KEPT, *(TOKENIZERS if tokenizer is None else ()))
+    kept = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    for name in (GENERATION, TOKENIZER_CONFIG):
+        if name in kept:
+            read_json(folder / name)
+    generation = json.loads(kept[GENERATION]) if GENERATION in kept else None
+    try:
+        eos_ids = convert.eos_ids(content, generation)
+    except ValueError as error:
+        source = GENERATION if (generation or {}).get("eos_token_id") is not None else "config.json"
+        raise ValueError(f"{folder / source}: {error}") from None
+    return Origin(convert.kept(content), kept, eos_ids, _fingerprint(tokenizer))
+
+
+def read_tokenizer(folder: Path) -> "Tokenizer | None":
+    """The tokenizer beside a model; one of ours must be readable, a foreign one should be."""
+    if (folder / TOKENIZER).exists():
+        source = folder / TOKENIZER
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        source = folder
+    else:
+        return None
+    from tinylm.tokenizer import Tokenizer
+
+    try:
+        return Tokenizer.load(source)
+    except ValueError as error:
+        if (folder / files.MANIFEST).exists():
+            raise
+        message = f"{source}: TinyLM cannot read this tokenizer, you get None: {error}"
+        warnings.warn(message, stacklevel=3)
+        return None
+
+
+def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:
+    """Every file beside weights and tokenizer.json: its name to its JSON, or to its bytes.
+
+    Keys that were read stay as they were. Ids and names of tokens are those of `tokenizer`,
+    unless it is the one that the model was loaded with.
+    """
+    origin, same = model.origin, _fingerprint(tokenizer) == model.origin.tokenizer
+    ids = {f"{role}_id": getattr(tokenizer, f"{role}_id", None) for role in ROLES}
+    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+    config = convert.export_config(model.config, dtype=dtype, **ids)
+    id_keys = [f"{role}_token_id" for role in ROLES]
+    kept_config = {k: v for k, v in origin.config.items() if same or k not in id_keys}
+    if same and origin.config:
+        # A key that the folder left out means transformers' default, which null is not.
+        for key in id_keys:
+            if config[key] is None and key not in kept_config:
+                del config[key]
+    found: dict[str, Any] = {"config.json": config | kept_config}
+    generation = {key: config[key] for key in id_keys if config.get(key) is not None}
+    found[GENERATION] = _merge(generation, origin.files.get(GENERATION), same, id_keys)
+    if tokenizer is not None:
+        ours = _tokenizer_config(tokenizer, ids, model.config.context_length)
+        # A list of the tokens of another tokenizer is no property of this one.
+        names = [*(f"{role}_token" for role in ROLES), "added_tokens_decoder", "tokenizer_class"]
+        found[TOKENIZER_CONFIG] = _merge(ours, origin.files.get(TOKENIZER_CONFIG), same, names)
+    lost = () if same else ("special_tokens_map.json", "added_tokens.json", *TOKENIZERS)
+    for name, content in origin.files.items():
+        if name not in found and name not in lost:
+            found[name] = content
+    return found
+
+
+def _merge(
+    ours: dict[str, Any], kept: bytes | None, same: bool, token_keys: list[str]
+) -> dict[str, Any]:
+    """`ours` with the keys of a file that was read; without its `token_keys` unless `same`."""
+    read: dict[str, Any] = {} if kept is None else json.loads(kept)
+    return ours | {key: value for key, value in read.items() if same or key not in token_keys}
+
+
+def _fingerprint(tokenizer: "Tokenizer | None") -> str | None:
+    return None if tokenizer is None else f"{tokenizer.sha256} {tokenizer.eos_id}"
+
+
+def _tokenizer_config(
+    tokenizer: "Tokenizer", ids: Mapping[str, int | None], context_length: int
+) -> dict[str, Any]:
+    names = {number: token for token, number in tokenizer.special_tokens.items()}
+    roles = {
+        f"{key.removesuffix('_id')}_token": names[number]
+        for key, number in ids.items()
+        if number is not None
+    }
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+        **roles,
+    }
