@@ -82,13 +82,13 @@ def problem(architecture, tied=True):
         rope_theta=100.0,
         norm_eps=1e-3,
     )
-    random = np.random.default_rng(7)
+    draws = np.random.default_rng(7)
     weights, roles = {}, {}
     for name, parameter, role in model.Model(config).named_roles():
         centre = 1.0 if name.endswith("norm.weight") else 0.0
-        drawn = random.normal(centre, 0.2, tuple(parameter.shape))
+        drawn = draws.normal(centre, 0.2, tuple(parameter.shape))
         weights[name], roles[name] = drawn.astype(np.float32).astype(np.float64), role
-    tokens, targets = random.integers(0, 11, (2, 2, 5))
+    tokens, targets = draws.integers(0, 11, (2, 2, 5))
     targets[1, 2:4] = -100
     return Problem(config, weights, roles, tokens, targets)
 

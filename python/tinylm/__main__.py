@@ -36,10 +36,10 @@ MAP = (
     Row("tokens", "tokenizer", ("rust/tokenizer",), ("word_bpe", "byte_bpe", "patterns")),
     Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order")),
     Row("operations", "mask", (), ("masks",)),
-    Row("operations", "ops", ("kernels/fused",), ("autograd", "arrays", "tensors")),
+    Row("operations", "ops", ("kernels/fused",), ("arrays", "tensors")),
     Row("model", "context"),
     Row("model", "layers"),
-    Row("model", "model", (), ("scalars", "arrays_model")),
+    Row("model", "model", (), ("smallest", "scalars", "arrays_model")),
     Row("loss, steps", "optim", (), ("optimizers",)),
     Row("loss, steps", "train"),
     Row("loss, steps", "track"),
@@ -69,8 +69,9 @@ def main(arguments: Sequence[str]) -> int:
     lines.insert(1, tuple("-" * width for width in widths))
     for line in lines:
         print("  ".join(map(str.ljust, line, widths)).rstrip())
-    print("\npython -m tinylm.train --help     every setting of a run, and the recipes")
-    print("python -m tinylm.train            train on the Python standard library")
+    print("\npython -m tinylm.reference.smallest   a language model in one file of plain Python")
+    print("python -m tinylm.train --help         every setting of a run, and the recipes")
+    print("python -m tinylm.train                train on the Python standard library")
     return 0
 
 

@@ -11,7 +11,7 @@ from tests.rungs.operations import FEW, LARGE, MANUAL, OPERATIONS, SIZES, SMALL
 from tests.rungs.rung import SEEDS, Rung, near, norm
 from tinylm import layers, ops
 from tinylm.reference import arrays, scalars, tensors
-from tinylm.reference.autograd import backward, total
+from tinylm.reference.smallest import backward, total
 
 # Relative to 1 + the 2-norm. The same formula in another order of sums, all numbers near 1.
 FLOAT64 = 1e-11
@@ -77,7 +77,7 @@ def by_scalars(operation, inputs, others, dy):
     lists = [scalars.wrap(x.tolist()) for x in inputs]
     y = operation.on_scalars(*lists, *others)
     flat = list(np.array(y, dtype=object).ravel())
-    backward(total(value * float(slope) for value, slope in zip(flat, np.ravel(dy), strict=True)))
+    backward(total([a * float(slope) for a, slope in zip(flat, np.ravel(dy), strict=True)]))
     output = np.array([value.data for value in flat]).reshape(np.shape(dy))
     return output, *(np.array(scalars.gradients(x)) for x in lists)
 

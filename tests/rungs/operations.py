@@ -180,7 +180,7 @@ OPERATIONS = {
         lambda n: [rows(n), (n.vocab, n.width), (n.vocab,)],
         lambda m, x, w, b: m.linear(x, w, b),
         lambda dy, x, w, b: arrays.linear_backward(dy, x, w),
-        lambda x, w, b: each_row(lambda row: scalars.linear(row, w, b), x),
+        lambda x, w, b: each_row(lambda row: scalars.add(scalars.linear(row, w), b), x),
     ),
     "embedding": Operation(
         lambda n: [(n.vocab, n.width)],

@@ -1,7 +1,7 @@
 """The operations of a transformer and its whole loss in torch, from primitives alone.
 
 The forward formulas of `arrays` once more, on tensors: +, *, @, exp, tanh, sums. What torch adds
-is the recorded graph, so no gradient is written here; `autograd` shows how that works, and
+is the recorded graph, so no gradient is written here; `smallest` shows how that works, and
 `arrays` what it finds. `tinylm.ops` calls the fused form of each of these, and must equal it.
 
 Any float dtype, on any device. As in `ops`, statistics (means, softmax, the loss) are taken in
