@@ -51,6 +51,7 @@ MAP = (
     Row("any command", "commands"),
     Row("any command", "device"),
     Row("any command", "disk"),
+    Row("any command", "threads"),
     Row("any package", "lazy"),
 )
 COLUMNS = ("stage", "module", "command", "Rust, kernels", "reference", "test")

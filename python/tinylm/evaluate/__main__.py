@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm import commands, config
+from tinylm import commands, config, threads
 from tinylm.config import ConfigError, Run
 from tinylm.evaluate.scoring import evaluate
 
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     in_bfloat16 = "train.dtype" in keys and run.train.dtype == "bfloat16"
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer.json: its vocabulary cannot be known")
-    with tempfile.TemporaryDirectory() as scratch:
+    watched = threads.sharing(torch.get_num_threads())
+    with tempfile.TemporaryDirectory() as scratch, watched:
         dataset = _validation(run.data, fraction, tokenizer, keys, Path(scratch))
         print(f"{'part':15}{_part(dataset, other='data.source' in keys)}", flush=True)
         scores = evaluate(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tinylm import commands, config
+from tinylm import commands, config, threads
 from tinylm.config import ConfigError, Run
 
 if TYPE_CHECKING:
@@ -43,13 +43,16 @@ def main(arguments: Sequence[str]) -> int:
     if prompt is None:
         prompt = "" if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
     # These take seconds: a typo above is answered before them.
+    import torch
+
     from tinylm import checkpoint, device
 
     place = device.find_or_best(run.train.device)
     model, tokenizer = checkpoint.load(folder, device=place)
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer.json: a text cannot become ids without one")
-    _print(model, tokenizer, prompt, run)
+    with threads.sharing(torch.get_num_threads()):
+        _print(model, tokenizer, prompt, run)
     return 0
 
 

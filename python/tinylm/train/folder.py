@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tinylm import config, disk
+from tinylm import config, disk, threads
 from tinylm.config import ConfigError, Run
 
 CONFIG = "config.yaml"
@@ -234,6 +234,7 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "waiting": threads.policy(torch.get_num_threads()),
         "git": _git(),
     }
 

@@ -6,7 +6,9 @@ from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
 
-from tinylm import corpus, device, optim
+import torch
+
+from tinylm import corpus, device, optim, threads
 from tinylm.config import Run
 from tinylm.data import Dataset
 from tinylm.track import Trackers
@@ -57,6 +59,7 @@ def train(run: Run) -> Path:
         stages.record(trainer, shards)
         session.say(stages.opening(trainer, shards, time.perf_counter() - began))
         trainer.trackers = Trackers(run.track.names, trainer.folder, run.train.steps)
+        stack.enter_context(threads.sharing(torch.get_num_threads()))
         with device.repeatable(session.device), closing(trainer.trackers):
             trainer.train()
             stages.finish(trainer, lambda: time.perf_counter() - began)
