@@ -1,13 +1,13 @@
-"""TinyLM: raw text to a trained language model that other tools load.
+"""TinyLM trains a language model from raw text; other tools can load the result.
 
-`tinylm.Tokenizer` is the one name most programs need; every stage of the pipeline is a
-module (`tinylm.data`, `tinylm.model`, `tinylm.train`, ...). `python -m tinylm` prints the map.
+Most programs need only `tinylm.Tokenizer` from here. Each stage of the pipeline is a module
+(`tinylm.data`, `tinylm.model`, `tinylm.train`, ...). `python -m tinylm` prints a map of them.
 """
 
 from tinylm._rust import __version__
 from tinylm.lazy import on_first_use
 
-# Type checkers know the name; importing it from `typing` would take longer than all the rest.
+# Type checkers know this name. An import from `typing` would take longer than the rest of the file.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer

@@ -1,7 +1,6 @@
-"""`python -m tinylm` to the map of the project: a line for each module, in the order of the data.
+"""`python -m tinylm` prints a map of the project: one line per module, in the order of data flow.
 
-Which of a line's files exist is looked up when it is printed: an installed package has no
-tests beside it, a checkout has.
+A file is named only if it exists: a checkout has tests, an installed package has none.
 """
 
 import ast
@@ -22,7 +21,7 @@ and its test."""
 
 
 class Row(NamedTuple):
-    """One module: its stage, its Rust crate or kernels, and its files in `tinylm.reference`."""
+    """A module with its stage, its Rust crate or kernels, and its files in `tinylm.reference`."""
 
     stage: str
     module: str
@@ -58,7 +57,7 @@ COLUMNS = ("stage", "module", "command", "Rust, kernels", "reference", "test")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the map, or with --help what it is."""
+    """Print the map, or the help text if `--help` is given; return the exit code."""
     if commands.wants_help(arguments):
         print(HELP)
         return 0
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """The line of a module: its stage, itself, and what exists of the rest."""
+    """Return the cells of a module's line; the cell of a missing file is empty."""
     test = f"tests/test_{row.module}.py"
     return (
         row.stage,
@@ -90,7 +89,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def source(module: str) -> Path | None:
-    """The file of a module, for a package its `__init__.py`; None where there is none."""
+    """Return the file of a module, or `__init__.py` of a package; None if there is none."""
     for path in (PACKAGE / f"{module}.py", PACKAGE / module / "__init__.py"):
         if path.is_file():
             return path
@@ -98,7 +97,10 @@ def source(module: str) -> Path | None:
 
 
 def is_command(module: str) -> bool:
-    """Whether `python -m tinylm.<module>` runs: its file, or its `__main__.py`, has a main()."""
+    """Return whether `python -m tinylm.<module>` is a command.
+
+    It is one if the module's file, or the `__main__.py` of a package, has a function `main`.
+    """
     path = source(module)
     if path is not None and path.name == "__init__.py":
         path = path.with_name("__main__.py")
@@ -111,7 +113,7 @@ def is_command(module: str) -> bool:
 
 
 def has_kernels() -> bool:
-    """Whether there are kernels: the link to them is missing in some checkouts."""
+    """Return whether the kernels are there; some checkouts lack the symlink to them."""
     return any((PACKAGE / "kernels").glob("[!_]*.py"))
 
 
