@@ -1,16 +1,17 @@
 """The operations of a transformer on NumPy arrays, each with its gradient derived by hand.
 
 `name(x, ...)` computes y. `name_backward(dy, x, ...)` takes dy = dL/dy, the gradient of the loss
-by every element of y, and the inputs it needs; it gives dL/dx for each input that has one, in
-order, by one recipe: dx_j = sum over i of dy_i * dy_i/dx_j, over all y_i that x_j reaches.
+by every element of y, and the inputs it needs. It returns dL/dx for each input that has a
+gradient, in order. The recipe is dx_j = sum over i of dy_i * dy_i/dx_j, over all y_i that x_j
+reaches.
 
 Two patterns do most of the work. What is broadcast on the way forward (a weight used at every
 position) is summed on the way back. A normalisation (softmax, both norms) gives g minus the part
 of g along what it holds fixed: a change in that direction does nothing.
 
 Shapes: B batch, T queries, S keys, H heads, K key and value heads, D width, V vocabulary.
-Cost: as the formulas stand, with all B H T S attention weights in memory; a backward computes
-again what it needs of the forward.
+Cost: that of the formulas, with all B H T S attention weights in memory. A backward function
+computes again what it needs from the forward pass.
 """
 
 import math
@@ -24,11 +25,13 @@ Mask = NDArray[np.bool_]
 Pair = tuple[Array, Array]
 Triple = tuple[Array, Array, Array]
 
+# A target with this id is not scored: torch's own mark.
 IGNORED = -100
 
 
 def total(x: Array) -> Array:
     """Sum over the last axis, which stays, with length 1."""
+    # The axis stays, so that the result broadcasts against x.
     return np.asarray(x.sum(-1, keepdims=True))
 
 
@@ -50,6 +53,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 def linear_backward(dy: Array, x: Array, weight: Array) -> Triple:
     """dx = dy W, dW = sum over rows of dy x^T, db = sum over rows of dy."""
+    # Every row used one weight, so the gradients of all rows add up; one product does it.
     dweight = dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])
     return dy @ weight, dweight, over_rows(dy)
 
@@ -60,8 +64,9 @@ def embedding(tokens: Ids, weight: Array) -> Array:
 
 
 def embedding_backward(dy: Array, tokens: Ids, weight: Array) -> Array:
-    """dW_v = sum of dy over the places where v was read; `+=` alone would keep only one."""
+    """dW_v = sum of dy over the places where v was read."""
     dweight = np.zeros_like(weight)
+    # dweight[tokens] += dy would keep one gradient of a token that is read twice.
     np.add.at(dweight, tokens, dy)
     return dweight
 
@@ -95,6 +100,7 @@ def silu_backward(dy: Array, x: Array) -> Array:
     return dy * s * (1 + x * (1 - s))
 
 
+# The paper fits 0.044715 so that tanh comes near the normal distribution's integral.
 GELU_SCALE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
@@ -141,6 +147,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 def rms_norm_backward(dy: Array, x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     """With n = x r, g = dy * w: dx = r (g - n mean(g n)), dw = sum of dy * n; |n| is fixed."""
+    # Computed again, not kept from the forward pass: a definition is short before it is fast.
     r = 1 / np.sqrt(mean(x * x) + eps)
     n, g = x * r, dy * weight
     dx = r * (g - n * mean(g * n))
@@ -170,6 +177,8 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, eps: float) -> Tripl
 
 def rotary_angles(length: int, head_size: int, theta: float) -> tuple[Array, Array]:
     """Cosine and sine [length, head_size / 2] of position * theta^(-2 i / head_size)."""
+    # The first pair turns by one radian per position, the last by about 1 / theta: pairs for
+    # near and for far positions.
     frequency = theta ** (-np.arange(0, head_size, 2) / head_size)
     angle = np.outer(np.arange(length), frequency)
     return np.cos(angle), np.sin(angle)
@@ -193,6 +202,7 @@ def rope_backward(dy: Array, cos: Array, sin: Array) -> Array:
 
 def causal_mask(queries: int, keys: int) -> Mask:
     """Boolean [T, S], true where the query may look; the last query is at the last key."""
+    # np.tri's third argument moves the diagonal: T queries stand at the last T of S keys.
     return np.tri(queries, keys, keys - queries, dtype=bool)
 
 
@@ -200,6 +210,7 @@ def _scores(q: Array, k: Array, mask: Mask | None) -> Array:
     """q k^T / sqrt(head), -inf where the query may not look; k has as many heads as q."""
     if mask is None:
         mask = causal_mask(q.shape[2], k.shape[2])
+    # e^-inf is exactly 0: a key out of sight has no share and gets no gradient.
     return np.where(mask, q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]), -np.inf)
 
 
@@ -210,6 +221,8 @@ def attention(q: Array, k: Array, v: Array, *, mask: Mask | None = None) -> Arra
     h // (H / K). `mask` broadcasts to [B, H, T, S] and has a true in each row.
     Source: Vaswani et al. 2017, equation 1; grouped heads: Ainslie et al. 2023.
     """
+    # Query heads 0 to group - 1 share key head 0: `repeat` copies each head in place, where
+    # np.tile would copy the row of heads.
     group = q.shape[1] // k.shape[1]
     return softmax(_scores(q, k.repeat(group, 1), mask)) @ v.repeat(group, 1)
 
@@ -228,6 +241,7 @@ def attention_backward(
     dv = softmax(scores).swapaxes(-1, -2) @ dy
     dscores = softmax_backward(dy @ wide_v.swapaxes(-1, -2), scores) * scale
     dq, dk = dscores @ wide_k, dscores.swapaxes(-1, -2) @ q
+    # What was repeated on the way forward is summed on the way back.
     grouped = (*k.shape[:2], group, *k.shape[2:])
     return dq, dk.reshape(grouped).sum(2), dv.reshape(grouped).sum(2)
 
@@ -238,6 +252,7 @@ def cross_entropy(logits: Array, targets: Ids) -> float:
     logits [..., V], targets [...], one of them at least scored.
     """
     scored = targets != IGNORED
+    # Subtracting the largest logit changes no loss, and no power overflows.
     z = logits[scored] - logits[scored].max(-1, keepdims=True)
     losses = np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), targets[scored]]
     return float(losses.mean())
@@ -249,6 +264,7 @@ def cross_entropy_backward(dloss: float, logits: Array, targets: Ids) -> Array:
     dz = np.zeros_like(logits)
     dz[scored] = softmax(logits[scored])
     dz[(*np.nonzero(scored), targets[scored])] -= 1
+    # The mean is over the scored targets alone.
     return dz * (dloss / np.count_nonzero(scored))
 
 

@@ -1,15 +1,15 @@
 """A whole transformer on arrays: the loss, and its gradient by every weight, by hand.
 
-The chain rule for a whole network is bookkeeping. Forward, each operation notes what went into
-it, under its own name; backward, the same operations run in the opposite order, each turns the
-gradient of what it made into the gradient of what it read, and leaves its weights' gradients
-behind. So every method here has a mirror image, and two rules do the rest:
+The chain rule for a whole network is bookkeeping. On the way forward, each operation
+notes its input under its own name. On the way back, the operations run in the opposite order. Each
+turns the gradient of its output into the gradient of its input, and stores those of its weights. So
+every method here has a mirror image, and two rules do the rest:
 
     y = x + f(x)               dx = dy + f_backward(dy)     the stream carries dy past f
     a thing is used twice      its gradients add up         q, k, v read one x; a tied embedding
 
-The formulas are those of `arrays`. Cost: backward is twice the forward products; the notes are
-the memory that training needs and inference does not.
+The formulas are those of `arrays`. Cost: the backward pass has twice the products of the
+forward pass. The notes are the memory that training needs and inference does not.
 """
 
 from typing import Any
@@ -39,7 +39,9 @@ class Transformer:
         norm_eps: float = 1e-5,
     ) -> None:
         self.weights = weights
+        # Gradients are added to these: a tied embedding is used twice.
         self.gradients = {name: np.zeros_like(weight) for name, weight in weights.items()}
+        # What each operation read, by the operation's name, for the way back.
         self.noted: dict[str, Any] = {}
         self.llama = {"llama3": True, "gpt2": False}[architecture]
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
@@ -49,6 +51,7 @@ class Transformer:
 
     def leave(self, name: str, *gradients: Array) -> None:
         """Add the gradients of `name`'s weight and, where it has one, bias."""
+        # Not strict: an RMSNorm has no gradient for a bias.
         for part, gradient in zip(("weight", "bias"), gradients, strict=False):
             if f"{name}.{part}" in self.weights:
                 self.gradients[f"{name}.{part}"] += gradient
@@ -85,6 +88,7 @@ class Transformer:
 
     def angles(self, length: int) -> tuple[Array, Array]:
         """Cosine and sine [T, head / 2] of the rotations of `length` positions."""
+        # Positions have no gradient, so the angles are computed again instead of noted.
         head_size = self.weights["embedding.weight"].shape[1] // self.n_heads
         return arrays.rotary_angles(length, head_size, self.rope_theta)
 
@@ -107,6 +111,7 @@ class Transformer:
         if self.llama:
             angles = self.angles(dy.shape[1])
             dq, dk = arrays.rope_backward(dq, *angles), arrays.rope_backward(dk, *angles)
+        # q, k and v read one x, so its gradient is the sum of three.
         dx = self.linear_backward(f"{name}.q", join(dq))
         dx = dx + self.linear_backward(f"{name}.k", join(dk))
         return dx + self.linear_backward(f"{name}.v", join(dv))
@@ -140,6 +145,7 @@ class Transformer:
 
     def block_backward(self, name: str, dy: Array) -> Array:
         """dy to dx: the lines of `block` from the last to the first."""
+        # Each addition passes dy on unchanged, and the branch adds its share.
         branch = self.feedforward_backward(f"{name}.feedforward", dy)
         dy = dy + self.norm_backward(f"{name}.feedforward_norm", branch)
         branch = self.attention_backward(f"{name}.attention", dy)
@@ -156,13 +162,14 @@ class Transformer:
         return self.linear(self.head, self.norm("norm", x))
 
     def logits_backward(self, dy: Array) -> None:
-        """dy [B, T, V] to `gradients`: nothing is left to hand on to, tokens have no gradient."""
+        """dy [B, T, V] to `gradients`, one per weight; tokens have none."""
         dx = self.norm_backward("norm", self.linear_backward(self.head, dy))
         for layer in reversed(range(self.n_layers)):
             dx = self.block_backward(f"blocks.{layer}", dx)
         tokens, weight = self.noted["tokens"], self.weights["embedding.weight"]
         self.leave("embedding", arrays.embedding_backward(dx, tokens, weight))
         if not self.llama:
+            # A row of the table serves that position in every text of the batch.
             self.gradients["position.table.weight"][: dx.shape[1]] += dx.sum(0)
 
 
@@ -187,6 +194,7 @@ def loss_and_gradients(
 
 def document_mask(documents: Ids) -> Mask:
     """Boolean [B, 1, T, T]: causal, and inside one document."""
+    # The axis of heads has length 1: all heads have one mask.
     same: Mask = documents[:, None, :, None] == documents[:, None, None, :]
     return same & arrays.causal_mask(documents.shape[1], documents.shape[1])
 

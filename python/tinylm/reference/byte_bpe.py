@@ -28,6 +28,7 @@ def merge(word: list[int], pair: Pair, new: int) -> list[int]:
     """`word` with each `pair` replaced by `new`, from the left."""
     merged, i = [], 0
     while i < len(word):
+        # Both tokens are taken at once, so aaa has one merge of (a, a) and not two.
         if tuple(word[i : i + 2]) == pair:
             merged.append(new)
             i += 2
@@ -48,9 +49,11 @@ def train(
     """
     tokens = [bytes([b]) for b in range(256)]
     merges: list[Pair] = []
+    # Equal pieces are merged alike, so each is kept once with its count.
     counted = Counter(pieces)
     words, frequency = [list(piece) for piece in counted], list(counted.values())
     total: Counter[Pair] = Counter()
+    # Words that ever held a pair. A word whose pair is gone costs a visit and changes nothing.
     holders: defaultdict[Pair, set[int]] = defaultdict(set)
     for w, word in enumerate(words):
         for pair, n in pairs_of(word).items():
@@ -61,6 +64,7 @@ def train(
         highest = max(total.values(), default=0)
         if highest < max(1, min_frequency):
             break
+        # Ties are decided by a rule, so that training gives one result on every machine.
         tied = [pair for pair, count in total.items() if count == highest]
         if ties == "ids":
             best = min(tied)
@@ -69,6 +73,7 @@ def train(
         new = len(tokens)
         tokens.append(tokens[best[0]] + tokens[best[1]])
         merges.append(best)
+        # Only the words that hold the pair change, and with them only their own pairs' counts.
         for w in holders.pop(best):
             for pair, n in pairs_of(words[w]).items():
                 total[pair] -= n * frequency[w]
@@ -88,6 +93,7 @@ def most_frequent(
     the smaller, or "bytes": the greater.
     """
     frequent = [(n, piece) for piece, n in Counter(pieces).items() if n >= min_frequency]
+    # Sorting is stable: by piece first, then by count, leaves ties in the order of the first.
     frequent.sort(key=lambda pair: pair[1], reverse=ties == "bytes")
     frequent.sort(key=lambda pair: -pair[0])
     longer = [piece for _, piece in frequent if len(piece) > 1]
@@ -104,6 +110,7 @@ def encode(piece: bytes, merges: list[Pair], tokens: list[bytes]) -> list[int]:
         if not pairs:
             return word
         _, i = min(pairs)
+        # The bytes name the token: no two merges make the same bytes.
         word[i : i + 2] = [id_of[tokens[word[i]] + tokens[word[i + 1]]]]
 
 
@@ -127,6 +134,7 @@ def cut_special(text: str, special: Iterable[str]) -> list[str]:
     The first to begin is taken, of several at one place the longest; they do not overlap. The
     texts between, even where empty, are encoded as if each stood alone.
     """
+    # next() takes the first that fits, which is then the longest.
     longest_first = sorted(special, key=len, reverse=True)
     parts, start, i = [], 0, 0
     while i < len(text):

@@ -17,8 +17,10 @@ def sees(
     documents: Sequence[int] | None = None,
 ) -> bool:
     """Whether the query at one place may look at the key at another, in one row."""
+    # Documents come first: neither a window nor a prefix reaches into another document.
     if documents is not None and documents[query] != documents[key]:
         return False
+    # A prefix is seen by every query, also by one that stands before the key.
     if prefix is not None and key < prefix:
         return True
     if window is not None and abs(query - key) >= window:
@@ -44,6 +46,7 @@ def mask(
     """
     result = []
     for row in range(rows):
+        # Without `pasts` all rows are full, so the last query is at the last key.
         past = keys - queries if pasts is None else pasts[row]
         prefix = None if prefixes is None else prefixes[row]
         own = None if documents is None else documents[row]

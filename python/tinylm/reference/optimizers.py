@@ -1,4 +1,4 @@
-"""Weights and gradients to new weights: the optimizers, clipping, and the course of the rate.
+"""Weights and gradients to new weights: optimizers, clipping, and learning rate schedules.
 
     state = {}
     for step in range(steps):
@@ -6,12 +6,12 @@
         rate = schedule(step, steps, course="cosine", warmup=0.1)
         weights, state = adamw(weights, clip(gradients, 1.0), state, lr=3e-4 * rate)
 
-Weights, gradients and state are dictionaries of arrays, the first two by parameter name, the
-state by `<parameter>.<quantity>`, named as `tinylm.optim.Optimizer.state` names it. Nothing is
-changed in place. Which parameters decay, or go to Muon, is decided by who splits the
-dictionary: `tinylm.layers` has the table. g is the gradient, w the weight, t = 1, 2, ... the step.
+Weights, gradients and state are dictionaries of arrays. The first two go by parameter name, the
+state by `<parameter>.<quantity>`, as in `tinylm.optim.Optimizer.state`. Nothing is changed in
+place. The caller splits the dictionary into the parameters that decay or go to Muon;
+`tinylm.layers` has the table. g is the gradient, w the weight, t = 1, 2, ... the step.
 
-Cost a weight: SGD and Muon keep one number, AdamW two. Muon adds 5 steps of 3 matrix products.
+Cost: SGD and Muon keep one number per weight, AdamW two. Muon adds 5 steps of 3 matrix products.
 """
 
 import math
@@ -40,6 +40,7 @@ def sgd(
     """
     moved, kept = {}, {}
     for name, w in weights.items():
+        # The first step finds no state and starts from 0.
         b = momentum * state.get(f"{name}.momentum_buffer", np.zeros_like(w))
         b = b + gradients[name] + weight_decay * w
         moved[name], kept[f"{name}.momentum_buffer"] = w - lr * b, b
@@ -69,9 +70,11 @@ def adamw(
     kept: Arrays = {}
     for name, w in weights.items():
         g, zero = gradients[name], np.zeros_like(w)
+        # An array without axes: the state holds arrays alone. Each parameter counts its own steps.
         t = state.get(f"{name}.step", np.zeros(())) + 1
         m = b1 * state.get(f"{name}.exp_avg", zero) + (1 - b1) * g
         v = b2 * state.get(f"{name}.exp_avg_sq", zero) + (1 - b2) * g * g
+        # eps bounds the step where v is near 0, as in a row of the embedding that is seldom read.
         step = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
         moved[name] = w - lr * weight_decay * w - lr * step
         kept |= {f"{name}.step": t, f"{name}.exp_avg": m, f"{name}.exp_avg_sq": v}
@@ -87,11 +90,14 @@ def orthogonalise(update: Array, steps: int = 5) -> Array:
     0.003 between 0.68 and 1.21, without computing U or V. Source: Jordan et al. 2024, "Muon".
     """
     a, b, c = 3.4445, -4.7750, 2.0315
+    # The 1e-7 is for an update of zeros.
     x: Array = update / (np.linalg.norm(update) + 1e-7)
+    # x x^T has the side of x's rows, so the products are smallest with the short side first.
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T
     for _ in range(steps):
+        # Odd powers alone: they act on the singular values and keep U and V.
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if tall else x
@@ -116,6 +122,7 @@ def muon(
     for name, w in weights.items():
         g = gradients[name]
         m = momentum * state.get(f"{name}.momentum", np.zeros_like(w)) + (1 - momentum) * g
+        # An orthogonal matrix of more rows than columns has smaller entries; this makes up for it.
         scale = math.sqrt(max(1.0, w.shape[0] / w.shape[1]))
         step = scale * orthogonalise(g + momentum * (m - g))
         moved[name], kept[f"{name}.momentum"] = w - lr * (step + weight_decay * w), m
@@ -150,6 +157,7 @@ def wsd(progress: float, *, decay: float = 0.6, min_lr: float = 0.0) -> float:
 
     Source: Hu et al. 2024, "MiniCPM", section 4.
     """
+    # Without a decay the fall would divide by 0: the rate stays at its peak.
     return min_lr + (1 - min_lr) * min(1.0, (1 - progress) / decay) if decay else 1.0
 
 
@@ -182,6 +190,7 @@ def schedule(
     The rise ends at 1 with step round(warmup steps) - 1, then the course takes over. Early
     gradients are large and agree; a full step along them would be undone for a long time.
     """
+    # step + 1, so that the first step moves the weights too.
     rising = round(warmup * steps)
     if step < rising:
         return (step + 1) / rising

@@ -19,9 +19,12 @@ regard to documents, one piece per row; `fill` says what any pieces become.
 from typing import NamedTuple
 
 MASK = (1 << 64) - 1
+# 2^64 divided by the golden ratio, and odd: the increment of splitmix64.
 GOLDEN = 0x9E3779B97F4A7C15
+# 1 MiB of tokens of two bytes: large enough to be read from a disk as one block.
 BLOCK_TOKENS = 1 << 19
 WINDOW_BLOCKS = 32
+# Below this a network has few bits and looks less random, and a table is cheap.
 TABLE_BELOW = 1024
 ROUNDS = 8
 
@@ -38,6 +41,7 @@ def mix(z: int) -> int:
 
 def draw(key: int, counter: int) -> int:
     """The `counter`-th 64-bit number of the stream `key`."""
+    # As in splitmix64 the increment comes before mix, because mix(0) is 0.
     return mix(key + (counter + 1) * GOLDEN & MASK)
 
 
@@ -51,6 +55,7 @@ def key(*parts: int) -> int:
 
 def below(word: int, n: int) -> int:
     """`word`, a number of 64 bits, scaled to 0..n."""
+    # No remainder: the bias of either is below n / 2^64, and a product is faster.
     return word * n >> 64
 
 
@@ -69,6 +74,7 @@ def network(x: int, bits: int, key: int) -> int:
     low_bits = bits - high_bits
     high, low = x >> low_bits, x & (1 << low_bits) - 1
     for number in range(ROUNDS):
+        # The key of a round is its number's draw, so no two rounds are alike.
         if number % 2 == 0:
             high ^= mix(low ^ draw(key, number)) & (1 << high_bits) - 1
         else:
@@ -82,6 +88,7 @@ def permute(i: int, n: int, key: int) -> int:
     if n < TABLE_BELOW:
         return fisher_yates(n, key)[i]
     i = network(i, (n - 1).bit_length(), key)
+    # This ends: the network is a bijection, so the way from i leads back below n.
     while i >= n:
         i = network(i, (n - 1).bit_length(), key)
     return i
@@ -103,6 +110,7 @@ def shuffled(i: int, epoch: int, rows: int, block_rows: int, seed: int) -> int:
     place = permute(place, size, key(seed, INSIDE, epoch, window))
     block, offset = divmod(window * window_rows + place, block_rows)
     whole = rows // block_rows
+    # The last, incomplete block stays where it is: any other place would move all rows after it.
     if block < whole:
         block = permute(block, whole, key(seed, BLOCKS, epoch))
     return block * block_rows + offset
@@ -123,6 +131,7 @@ def start(
         return i * stride
     rows = n_rows(n_tokens, context_length, stride)
     row = shuffled(i, epoch, rows, max(1, BLOCK_TOKENS // stride), seed)
+    # The last row begins early enough to be whole; some of its tokens come twice.
     return min(row * stride, last)
 
 
@@ -161,6 +170,7 @@ def fill(
     documents: list[int] = []
     for source, start, length, document in pieces:
         after = sources[source][start + 1 : start + length + 1]
+        # The last token of a source has no token after it.
         after += [-100] * (length - len(after))
         if mask_after is not None and mask_after in after:
             kept = after.index(mask_after) + 1

@@ -64,11 +64,13 @@ def layer_norm(x: Vector, weight: Vector, bias: Vector, eps: float) -> Vector:
 
 def gelu(x: Value) -> Value:
     """x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    # The formula that GPT-2 was trained with, not the exact x Phi(x).
     return x * 0.5 * (((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)).tanh() + 1.0)
 
 
 def relu2(x: Value) -> Value:
     """max(x, 0)^2, of slope 2 max(x, 0)."""
+    # One operation of its own: its result and its slope are all that `Value` needs.
     positive = max(x.data, 0.0)
     return Value(positive**2, (x,), (2 * positive,))
 
@@ -90,6 +92,7 @@ def gpt2_logits(weights: Weights, token: int, past: Past, n_heads: int, eps: flo
         return layer_norm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
 
     position = len(past[0][0]) if past else 0
+    # Learned positions are added once; RoPE turns q and k in every layer.
     x = add(weights["embedding.weight"][token], weights["position.table.weight"][position])
     size, layer = len(x) // n_heads, 0
     while f"blocks.{layer}.attention.q.weight" in weights:
@@ -129,10 +132,12 @@ def loss_and_gradients(
     weights here, and is an argument because the other media take it. The gradients are nested as
     the weights are.
     """
+    # A dictionary refuses any other name.
     llama = {"llama3": True, "gpt2": False}[architecture]
     values: Weights = {name: wrap(weight) for name, weight in weights.items()}
     logits: Matrix = []
     for text in tokens:
+        # Each text begins anew: nothing of one row is seen by another.
         past: Past = {}
         for token in text:
             if llama:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HEADER = struct.Struct("<256i")
+# Bytes per token to llm.c's magic and version, and the letter of struct.
 LAYOUTS = {2: (20240520, 1, "H"), 4: (20240801, 7, "I")}
 SIGNATURE = int.from_bytes(b"TLM1", "little")
 VERSION = 1
@@ -41,6 +42,7 @@ def cut(
     carried = 0
     for document in documents:
         rest = [*document, eos_id]
+        # A full shard is closed when the next document begins, not before: it may be the last one.
         if len(tokens) == shard_tokens:
             yield tokens, lengths, carried
             tokens, lengths, carried = [], [], 0
@@ -52,6 +54,7 @@ def cut(
             if not rest:
                 break
             yield tokens, lengths, carried
+            # A long document fills the next shard as well, which then lists no document.
             tokens, lengths, carried = [], [], min(len(rest), shard_tokens)
     if tokens:
         yield tokens, lengths, carried
@@ -74,6 +77,7 @@ def write(
     for number, shard in enumerate(cut(documents, eos_id, shard_tokens)):
         tokens, lengths, carried = shard
         slots = [magic, version, len(tokens), SIGNATURE, VERSION, len(lengths), carried]
+        # The header has 32-bit slots, so the hash of 32 bytes takes eight.
         slots += [vocab_size, eos_id, *struct.unpack("<8i", tokenizer_sha256)]
         slots += [0] * (256 - len(slots))
         path = folder / f"{split}-{number:05}.bin"
@@ -89,6 +93,7 @@ def read(path: Path) -> list[int]:
     magic, version, n_tokens = HEADER.unpack_from(data)[:3]
     for size, layout in LAYOUTS.items():
         if layout[:2] == (magic, version):
+            # llm.c makes the same check: a file cut short is found before it is read.
             if len(data) != HEADER.size + n_tokens * size:
                 raise ValueError(f"{path}: {len(data)} bytes do not hold {n_tokens} tokens")
             return list(struct.unpack_from(f"<{n_tokens}{layout[2]}", data, HEADER.size))

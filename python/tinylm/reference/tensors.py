@@ -1,7 +1,7 @@
 """The operations of a transformer and its whole loss in torch, from primitives alone.
 
-The forward formulas of `arrays` once more, on tensors: +, *, @, exp, tanh, sums. What torch adds
-is the recorded graph, so no gradient is written here; `smallest` shows how that works, and
+The forward formulas of `arrays`, on tensors: +, *, @, exp, tanh, sums. Torch records the graph, so
+no gradient is written here; `smallest` shows how that works, and
 `arrays` what it finds. `tinylm.ops` calls the fused form of each of these, and must equal it.
 
 Any float dtype, on any device. As in `ops`, statistics (means, softmax, the loss) are taken in
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# A target with this id is not scored: torch's own mark.
 IGNORED = -100
 
 
@@ -40,6 +41,7 @@ def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
 
 def softmax(x: Tensor) -> Tensor:
     """y_i = e^x_i / sum over j of e^x_j, over the last axis."""
+    # Detached: softmax is the same whatever is subtracted, so no gradient belongs to it.
     powers = (x - x.detach().amax(-1, keepdim=True)).exp()
     return powers / powers.sum(-1, keepdim=True)
 
@@ -71,6 +73,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """y = x / sqrt(mean(x^2) + eps) * w, over the last axis."""
     z = wide(x)
+    # Rounded before the weight multiplies, as Llama does it; LayerNorm rounds once, at the end.
     scaled = z / ((z * z).mean(-1, keepdim=True) + eps).sqrt()
     return scaled.to(x.dtype) * weight.to(x.dtype)
 
@@ -85,6 +88,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
 
 def rotary_angles(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine [length, head_size / 2] of position * theta^(-2 i / head_size), float64."""
+    # In float64: in float32 the angle of a late position loses its last digits.
     frequency = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
     angle = torch.arange(length)[:, None] * frequency
     return angle.cos(), angle.sin()
@@ -94,6 +98,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (a, b) = (x_i, x_{i + head/2}) by its position's angle; x [B, H, T, head]."""
     half = x.shape[-1] // 2
     a, b = wide(x[..., :half]), wide(x[..., half:])
+    # The angles take the dtype of the wide x and not x's own: bfloat16 has 8 bits.
     cos, sin = cos.to(a), sin.to(a)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
@@ -115,6 +120,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) ->
     # Query heads in groups [B, K, H / K, T, head], all of a group against one key head.
     grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])
     scores = wide(grouped @ k[:, :, None].transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    # Back to one axis of heads, as the mask has it.
     scores = scores.reshape(*q.shape[:3], -1)
     weights = softmax(torch.where(mask, scores, -math.inf)).to(q.dtype)
     return (weights.reshape(*grouped.shape[:4], -1) @ v[:, :, None]).reshape(q.shape)
@@ -124,6 +130,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over the targets that are not -100 of log(sum over j of e^z_j) - z_target, in nats."""
     scored = targets != IGNORED
     z = wide(logits[scored])
+    # Subtracting the largest logit changes no loss, and no power overflows.
     z = z - z.detach().amax(-1, keepdim=True)
     rows = torch.arange(len(z), device=z.device)
     return (z.exp().sum(-1).log() - z[rows, targets[scored]]).mean()
@@ -184,6 +191,7 @@ def logits(
         up = product(f"{name}.up", normed)
         inner = swiglu(product(f"{name}.gate", normed), up) if llama else gelu(up)
         x = x + product(f"{name}.down", inner)
+    # A tied model has no head of its own.
     head = weights.get("head.weight", weights["embedding.weight"])
     return linear(norm("norm", x), head)
 
@@ -205,6 +213,7 @@ def loss_and_gradients(
     if documents is not None:
         same = documents[:, None, :, None] == documents[:, None, None, :]
         mask = same & causal_mask(tokens.shape[1], tokens.shape[1], tokens.device)
+    # Leaves of their own: the caller's tensors keep no graph and no gradient.
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     loss = cross_entropy(logits(leaves, tokens, mask=mask, **shape), targets)
     gradients = torch.autograd.grad(loss, list(leaves.values()))

@@ -30,6 +30,7 @@ from pathlib import Path
 Pair = tuple[str, str]
 
 END = "</w>"
+# Brackets are punctuation and become words of their own, so no text can hold one of these.
 SPECIAL_TOKENS = ("[UNK]", "[PAD]", "[BOS]", "[EOS]")
 UNK, PAD, BOS, EOS = range(4)
 
@@ -69,6 +70,7 @@ def merge_word(pair: Pair, word: str) -> str:
     """
     symbols, merged, i = word.split(" "), [], 0
     while i < len(symbols):
+        # A slice, not an index: the last symbol has no neighbour.
         step = 2 if (symbols[i], "".join(symbols[i + 1 : i + 2])) == pair else 1
         merged.append("".join(symbols[i : i + step]))
         i += step
@@ -87,8 +89,10 @@ def build_vocab(words: dict[str, int], merges: Iterable[Pair] = ()) -> dict[str,
     however often they were merged, so that a new word can be spelled. Two merges that make the
     same symbol, (a, bc) and (ab, c), share an id.
     """
+    # Sorted below, because the order of a set differs from run to run.
     characters = {symbol for word in words for symbol in word.split(" ")} - {END}
     joined = (left + right for left, right in merges)
+    # A dictionary keeps the first of two equal symbols, and so their order.
     symbols = dict.fromkeys([*SPECIAL_TOKENS, END, *sorted(characters), *joined])
     return {symbol: i for i, symbol in enumerate(symbols)}
 
@@ -109,9 +113,11 @@ def train(text: str, vocab_size: int) -> tuple[dict[str, int], list[Pair]]:
         )
     merges: list[Pair] = []
     while len(vocab) < vocab_size and (frequency := bigram_pair_freq(words)):
+        # Highest count first; among equals the smaller pair, so that every run learns the same.
         best = min(frequency, key=lambda pair: (-frequency[pair], pair))
         words = merge(best, words)
         merges.append(best)
+        # The same symbol can come of two merges; the second must not get an id.
         vocab.setdefault(best[0] + best[1], len(vocab))
     return vocab, merges
 
@@ -135,6 +141,7 @@ def decode(ids: Iterable[int], vocab: dict[str, int]) -> str:
 
     Raises `KeyError` for an id that is not in `vocab`.
     """
+    # The inverse of the vocabulary: ids are unique, because `build_vocab` counts them.
     symbols = {i: symbol for symbol, i in vocab.items()}
     text = ""
     for i in ids:
