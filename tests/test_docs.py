@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.test_architecture import ROWS
 from tinylm import config
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +93,11 @@ def test_the_map_in_the_readme_is_the_one_that_is_printed():
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (drawn,) = blocks(ROOT / "README.md", "text")
     assert drawn.splitlines() == printed.partition("\n\n")[0].splitlines()
+
+
+def test_the_rows_of_imports_in_the_design_are_those_that_are_checked():
+    (drawn,) = re.findall(r"^```\n(.*?)^```", (ROOT / "docs/design.md").read_text(), re.M | re.S)
+    assert [set(line.split()) for line in drawn.splitlines()] == ROWS[:-1]
 
 
 def test_every_definition_that_a_page_quotes_is_there():
