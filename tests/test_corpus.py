@@ -50,7 +50,11 @@ def test_an_interpreter_without_sources_says_what_to_set(tmp_path, monkeypatch):
         corpus.open("stdlib", val_fraction=0.1)
 
 
-@given(st.text(min_size=4).filter(str.strip), st.floats(0.01, 0.99))
+# A zero byte among the first is a sign of a binary file.
+TEXTS = st.text(st.characters(exclude_characters="\0"), min_size=4).filter(str.strip)
+
+
+@given(TEXTS, st.floats(0.01, 0.99))
 @settings(deadline=None)
 def test_a_text_is_cut_between_two_characters(tmp_path_factory, content, fraction):
     data = content.encode(errors="ignore")
@@ -127,21 +131,26 @@ def test_jsonl_is_a_document_a_line_split_by_content(tmp_path):
 )
 def test_a_bad_line_of_jsonl_is_named(tmp_path, line, problem):
     path = folder_of(tmp_path, {"a.jsonl": b'{"text": "good"}\n' + line}) / "a.jsonl"
-    text = corpus.open(str(path), **HALF)
     with pytest.raises(ValueError, match=f"a.jsonl: {problem}") as caught:
-        [*text.train(), *text.validation()]
+        list(corpus.open(str(path), **HALF).train())
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_bytes_that_are_not_utf_8_are_named_by_file_and_offset(tmp_path, split):
-    bad = {"train": 5, "validation": 95}[split]
-    data = bytearray(b"a" * 100)
-    data[bad] = 0xFF
-    path = folder_of(tmp_path, {"a.txt": bytes(data)}) / "a.txt"
-    text = corpus.open(str(path), **HALF)
+@pytest.mark.parametrize(
+    ("data", "bad"),
+    [
+        (b"a" * 5 + b"\xff" + b"a" * 94, 5),
+        (b"a" * 95 + b"\xffaaaa", 95),
+        # The first byte of a character, and then the end of the file.
+        (b"aaa\xe4\xb8", 3),
+        # The same around the border of two blocks.
+        (b"a" * ((1 << 20) - 1) + b"\xe4\xb8aaa", (1 << 20) - 1),
+    ],
+)
+def test_bytes_that_are_not_utf_8_are_named_at_once_by_file_and_offset(tmp_path, data, bad):
+    path = folder_of(tmp_path, {"a.txt": data}) / "a.txt"
     with pytest.raises(ValueError, match=rf"a\.txt: byte {bad} is not UTF-8: convert"):
-        list(getattr(text, split)())
+        corpus.open(str(path), **HALF)
 
 
 def test_bad_sources_are_refused_in_one_line(tmp_path):
@@ -150,7 +159,7 @@ def test_bad_sources_are_refused_in_one_line(tmp_path):
         ("nowhere.txt", FileNotFoundError, "neither a file, a folder nor a dataset .*stdlib"),
         (tmp_path / "empty.txt", ValueError, "is empty"),
         (tmp_path / "none", ValueError, "holds no text file"),
-        (tmp_path / "one", ValueError, "leaves no (training|validation) text in the 1 files"),
+        (tmp_path / "one", ValueError, "of 1 bytes is too small"),
         (tmp_path / "b.txt", ValueError, "too small"),
     ]
     for source, kind, problem in cases:

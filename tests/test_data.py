@@ -3,7 +3,6 @@
 import json
 import os
 import selectors
-import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -22,8 +21,6 @@ from tinylm.data import (
     Manifest,
     ShardWriter,
     __main__,
-    default_folder,
-    fits,
     prepare,
 )
 from tinylm.data.manifest import NAME
@@ -125,7 +122,7 @@ def test_an_interrupted_run_leaves_no_manifest_and_the_next_starts_anew(texts, t
     assert (folder / "train-00000.bin").exists()
     with pytest.raises(FileNotFoundError, match="prepare it first"):
         Dataset.open(folder)
-    for name in ("val-00007.bin.part", "manifest.json.4711-0badcafe.part"):
+    for name in ("val-00007.bin.part", "manifest.json.4711-0badcafe.part", "manifest.json.part"):
         (folder / name).write_text("left over")
     prepare(opened(texts), Bytes(), folder)
     assert len(list(folder.iterdir())) == 5
@@ -181,38 +178,11 @@ def test_of_two_processes_that_prepare_one_waits_and_uses_what_the_other_made(te
     assert len(list(shards.iterdir())) == 5
 
 
-def test_shards_fit_by_source_fraction_and_tokenizer_without_a_look_at_the_text(texts, tmp_path):
-    folder = tmp_path / "shards"
-    wanted = {"source": str(texts), "val_fraction": 0.3, "tokenizer_sha256": Bytes().sha256}
-    assert not fits(folder, **wanted)
-    prepare(opened(texts), Bytes(), folder)
-    shutil.rmtree(texts)
-    assert fits(folder, **wanted)
-    other = {"source": "stdlib", "val_fraction": 0.4, "tokenizer_sha256": Bytes(300).sha256}
-    for name, value in other.items():
-        assert not fits(folder, **{**wanted, name: value}), name
-
-
-def test_jsonl_whose_documents_are_all_in_one_split_is_refused(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "one"}')
-    with pytest.raises(ValueError, match=r"leaves no document of .* in (train|val)"):
-        prepare(opened(path), Bytes(), tmp_path / "shards")
-
-
 def test_a_tokenizer_without_eos_is_refused(texts, tmp_path):
     tokenizer = Bytes()
     tokenizer.eos_id = None
     with pytest.raises(ValueError, match="no eos token"):
         prepare(opened(texts), tokenizer, tmp_path / "shards")
-
-
-def test_the_default_folder_is_named_after_source_and_tokenizer(tmp_path):
-    name, digits = Bytes().sha256, Bytes().sha256[:8]
-    path = str(tmp_path / "book.txt")
-    assert str(default_folder(path, name)) == f"data/processed/book-{digits}"
-    assert str(default_folder("stdlib", name)) == f"data/processed/stdlib-{digits}"
-    assert str(default_folder("stdlib", name, "mine")) == "mine"
 
 
 def test_the_manifest_says_where_the_text_came_from(texts, tmp_path):

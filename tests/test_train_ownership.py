@@ -1,6 +1,5 @@
 """Who writes to a run's folder, what a run needs to go on, and when it has ended."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from tests.test_train import (
     workplace,  # noqa: F401
 )
 from tinylm import Tokenizer, checkpoint, config, corpus, data, disk, model
+from tinylm.corpus import files, texts
 from tinylm.evaluate.__main__ import main as evaluate_main
 from tinylm.sample.__main__ import main as sample_main
 from tinylm.train import Interrupted, Trainer, folder, session, stages, train
@@ -46,13 +46,13 @@ sys.exit(main(sys.argv[1:]))
 @pytest.fixture
 def hashed(monkeypatch):
     """The names of the files whose content is hashed, one entry each time."""
-    names, real = [], hashlib.file_digest
+    names, real = [], texts.inspect
 
-    def file_digest(file, digest):
-        names.append(Path(file.name).name)
-        return real(file, digest)
+    def inspect(path, *given):
+        names.append(path.name)
+        return real(path, *given)
 
-    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    monkeypatch.setattr(files, "inspect", inspect)
     return names
 
 
@@ -137,16 +137,36 @@ def test_the_text_is_hashed_once_at_a_start_and_not_at_all_by_a_run_that_goes_on
     assert hashed.count("cats.txt") == 2
 
 
-def test_a_new_run_notices_that_its_shards_are_of_another_text(capsys):
-    home = train(settings("train.steps=1"))
-    given = ["out=new", "train.steps=1", f"tokenizer.path={home}/tokenizer.json"]
+def test_after_an_edit_of_the_text_both_runs_have_their_shards(monkeypatch, capsys):
+    """Nothing has to be removed by hand, and a run goes on with the shards that it began with."""
+    interrupted(monkeypatch, "out=cut")
+    whole = train(settings("out=whole"))
+    given = ["train.steps=1", "tokenizer.path=whole/tokenizer.json"]
     Path("cats.txt").write_text(TEXT + "and a dog\n")
-    with pytest.raises(FileExistsError, match="shards of another text"):
-        train(settings(*given))
-    assert not Path("new").exists()
+    edited = train(settings("out=edited", *given))
+    assert len(list(Path("data/processed").iterdir())) == 2
+    assert_same_weights(whole, train(settings("out=cut", "train.resume=auto")))
+    assert len({score(home, capsys) for home in (whole, edited)}) == 2
+    # Without the text, a new run takes the newest.
     Path("cats.txt").unlink()
-    assert_same_weights(home, train(settings(*given)))
+    assert_same_weights(edited, train(settings("out=again", *given)))
     assert "cats.txt cannot be read: training on the shards" in capsys.readouterr().out
+
+
+def score(home, capsys):
+    """How much text of which size a run is scored on, which is what it was trained beside."""
+    capsys.readouterr()
+    assert call(evaluate_main, [str(home)]) == 0
+    return capsys.readouterr().out.splitlines()[0]
+
+
+def test_a_folder_of_shards_that_was_named_and_holds_another_text_is_refused():
+    train(settings("train.steps=1", "data.folder=shards", "out=first"))
+    Path("cats.txt").write_text(TEXT + "and a dog\n")
+    given = ["data.folder=shards", "tokenizer.path=first/tokenizer.json"]
+    with pytest.raises(FileExistsError, match=r"shards of another text \(fingerprint .* not .*\)"):
+        train(settings("out=new", "train.steps=1", *given))
+    assert not Path("new").exists()
 
 
 @pytest.fixture(scope="module")

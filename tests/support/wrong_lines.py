@@ -266,11 +266,11 @@ PYTHON = [
         "tests/test_data.py",
     ),
     Mutant(
-        "python/tinylm/data/preparation.py",
+        "python/tinylm/data/folders.py",
         'manifest.source.get("source"), manifest.source.get("val_fraction")',
         'manifest.source.get("source"), val_fraction',
         "shards_fit",
-        "tests/test_data.py",
+        "tests/test_data_folders.py",
     ),
     Mutant(
         "python/tinylm/train/session.py",

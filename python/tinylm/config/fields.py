@@ -4,6 +4,7 @@ Each `Literal` lists every name that is implemented. If the names are also the k
 a test checks that both lists are equal.
 """
 
+import os
 from dataclasses import field
 from typing import Any, Literal, get_args
 
@@ -32,3 +33,14 @@ def setting(default: Any, text: str, limits: Limits | None = None, *, choices: A
     """
     names = get_args(choices) if choices else ()
     return field(default=default, metadata={"help": text, "limits": limits, "choices": names})
+
+
+def expand_home(config: Any, *names: str) -> None:
+    """Replace a leading `~` in these paths of a section that is being made.
+
+    A shell does that only at the beginning of a word, so not in `data.folder=~/shards`.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            object.__setattr__(config, name, os.path.expanduser(value))

@@ -17,6 +17,7 @@ from tinylm.config.fields import (
     Order,
     Schedule,
     Tracker,
+    expand_home,
     setting,
 )
 from tinylm.config.limits import (
@@ -64,6 +65,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         require_limits("tokenizer", self)
+        expand_home(self, "path")
         none_empty = all(self.special_tokens)
         require(none_empty, "tokenizer.special_tokens", "['']", "a special token must not be empty")
 
@@ -78,7 +80,12 @@ class DataConfig:
         "folder, a .jsonl file, or a named dataset (tinyshakespeare).",
     )
     folder: str | None = setting(
-        None, "Folder of the token shards; default data/processed/<source>-<tokenizer hash>."
+        None, "Folder of the token shards; default data/processed/<source>-<hash of the content>."
+    )
+    separator: str = setting(
+        "auto",
+        "Mark that ends a document in a text file, or off. auto recognises <|endoftext|> where it "
+        "begins or ends a line.",
     )
     val_fraction: float = setting(
         0.05, "Share of the text held out for validation.", {"gt": 0, "lt": 1}
@@ -98,8 +105,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_limits("data", self)
+        expand_home(self, "source", "folder")
         # As a path, "" would mean the current folder.
         require(self.source != "", "data.source", "''", "name a text, a folder or a dataset")
+        require(self.folder != "", "data.folder", "''", "name a folder or leave it out")
+        # YAML reads a bare `off` as false.
+        if self.separator == "False":
+            object.__setattr__(self, "separator", "off")
+        require(self.separator != "", "data.separator", "''", "auto, off or a text")
         fits = self.stride is None or self.order != "random"
         require(
             fits, "data.stride", self.stride, "has no effect with data.order=random; leave it out"
@@ -199,6 +212,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_limits("train", self)
+        expand_home(self, "init", "resume")
         rows, micro = self.batch_size, self.micro_batch_size
         divides = rows % (micro or rows) == 0
         require(divides, "train.micro_batch_size", micro, f"must divide batch_size={rows}")
@@ -318,6 +332,7 @@ class Run:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
+        expand_home(self, "out")
         fits = self.name is None or is_folder_name(self.name)
         require(fits, "name", self.name, "must be the name of a folder in runs, without a slash")
         stride, length = self.data.stride, self.model.context_length

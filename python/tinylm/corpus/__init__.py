@@ -1,13 +1,16 @@
 """Where text comes from: a source string to documents to train on and documents to validate on.
 
 A source is `stdlib` (the Python files of this interpreter's standard library, so that training
-needs no network), the name of a dataset in `DATASETS`, a text file (one document), a `.jsonl`
-file (one document per line, in the field `text`), or a folder (one document per text file).
+needs no network), the name of a dataset in `DATASETS`, a file, or a folder of files. A file is
+read by its kind wherever it lies: `.jsonl` and `.ndjson` have one document per line, in the field
+`text`; a text is one document, or several if a mark ends them (`data.separator`). Formats that
+are not read, such as `.gz` or `.parquet`, are refused, and in a folder left out and counted.
 Documents come one at a time, each held in memory whole, in an order that depends on nothing but
 the names of the files.
 
-The content decides which part is validation, never chance: in folders a hash of each file's
-relative path, in jsonl a hash of each document; of a single text it is the last part.
+The content decides which part is validation, never chance: a hash of each file's path in its
+folder, or of each document in files of many. Of a single text, and where the hashes leave a split
+empty, it is the last part.
 
 `open` reads the text once, to hash it. Open it once per start and hand the `Corpus` on.
 """

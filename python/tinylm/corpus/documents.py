@@ -11,7 +11,9 @@ from typing import Any
 class Corpus:
     """The documents of one source, of which `val_fraction` is validation.
 
-    `fingerprint` is a hash of their content: equal for equal text, wherever it lies.
+    `fingerprint` is a hash of their content and of how it is divided into documents: equal for
+    equal text, wherever it lies. `separator` is the setting. `notes` are lines for the user: what
+    was left out, and how documents end. Whoever opens a corpus says them.
     """
 
     name: str
@@ -20,7 +22,9 @@ class Corpus:
     bytes: int
     fingerprint: str
     val_fraction: float
+    separator: str
     documents: Callable[[bool], Iterator[str]]
+    notes: tuple[str, ...] = ()
 
     def train(self) -> Iterator[str]:
         """The documents to train on, one at a time."""
@@ -39,6 +43,7 @@ class Corpus:
             "bytes": self.bytes,
             "fingerprint": self.fingerprint,
             "val_fraction": self.val_fraction,
+            "separator": self.separator,
         }
 
 

@@ -1,83 +1,155 @@
-"""Folders of text files, the standard library among them: one document per file."""
+"""Folders of text files, the standard library among them.
+
+Nothing is left out in silence: `Corpus.notes` counts the files that are no text, by reason and
+with an example of each.
+"""
 
 import errno
 import hashlib
 import os
+import stat
 import sysconfig
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
-from tinylm.corpus.documents import Corpus, decode, in_validation
+from tinylm.corpus.documents import Corpus
+from tinylm.corpus.kinds import NoTextError
+from tinylm.corpus.splits import split
+from tinylm.corpus.texts import Text, inspect, shown
 
 
-def _is_text(path: Path) -> bool:
-    """Binary formats have a zero byte early on; text has none."""
-    with path.open("rb") as file:
-        return b"\0" not in file.read(8192)
+class Left:
+    """Files that are not taken: by reason how many, and the first of them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._found: dict[str, list[Path]] = {}
+
+    def add(self, path: Path, reason: str) -> None:
+        """Leave out `path`."""
+        self._found.setdefault(reason, []).append(path)
+
+    def __str__(self) -> str:
+        """`3 left out: 2 hidden (.git), 1 .gz data (a.gz)`, or nothing."""
+        if not self._found:
+            return ""
+        # By name: the order in which a disk lists files must not show.
+        parts = [
+            f"{len(paths):,} {reason} ({shown(str(min(paths).relative_to(self._root)))})"
+            for reason, paths in sorted(self._found.items())
+        ]
+        return f"{sum(map(len, self._found.values())):,} left out: {', '.join(parts)}"
 
 
-def _texts(root: Path) -> list[Path]:
-    """Every visible text file below `root`, by relative path."""
-    return [path for path in _walk(root, skipped=()) if _is_text(path)]
-
-
-def _walk(root: Path, skipped: Collection[str]) -> list[Path]:
-    """Every visible file below `root` that is not empty, by relative path."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        # Pruned in place: an installed torch has more files than the rest of the tree.
-        folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
-        found += [Path(folder, name) for name in names if name[0] != "."]
-    found = [path for path in found if path.is_file() and path.stat().st_size]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def folder(root: Path, val_fraction: float) -> Corpus:
+def folder(root: Path, val_fraction: float, separator: str) -> Corpus:
     """The visible text files below `root`; `ValueError` if there are none."""
-    files = _texts(root)
-    if not files:
-        raise ValueError(f"data.source={root} holds no text file")
-    return _of_files(root.resolve().name, str(root), root, files, val_fraction)
+    left = Left(root)
+    paths = _walk(root, left)
+    texts = _inspect(root, paths, separator, left)
+    if not texts:
+        problem = f"data.source={shown(str(root))} holds no text file"
+        raise ValueError(f"{problem}; {left}" if str(left) else problem)
+    corpus = _of_texts(root.resolve().name, str(root), texts, val_fraction, separator)
+    taken = f"data.source={shown(str(root))}: {len(texts):,} files taken"
+    summary = f"{taken}, {left}" if str(left) else taken
+    return replace(corpus, notes=(summary, *corpus.notes))
 
 
-def standard_library(val_fraction: float) -> Corpus:
+def standard_library(val_fraction: float, separator: str) -> Corpus:
     """The `.py` files of the standard library, without tests, installed packages and tables."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
-    files = [path for path in _walk(root, skipped) if path.suffix == ".py"]
-    if not files:
+    # A standard library is more than its sources; only of a source is it news that it is left out.
+    left = Left(root)
+    paths = [path for path in _walk(root, Left(root), skipped) if path.suffix == ".py"]
+    texts = _inspect(root, paths, separator, left)
+    if not texts:
         raise FileNotFoundError(
             errno.ENOENT,
             "this Python has no library sources: name a text with data.source=FILE",
             str(root),
         )
-    return _of_files("stdlib", "stdlib", root, files, val_fraction)
+    corpus = _of_texts("stdlib", "stdlib", texts, val_fraction, separator)
+    return replace(corpus, notes=(f"stdlib: {left}", *corpus.notes)) if str(left) else corpus
 
 
-def _of_files(name: str, source: str, root: Path, files: list[Path], val_fraction: float) -> Corpus:
-    """One document per file."""
-    labels = {path: path.relative_to(root).as_posix().encode() for path in files}
-    held_out = {path for path in files if in_validation(labels[path], val_fraction)}
-    rest = len(files) - len(held_out)
-    for split, left in (("validation", len(held_out)), ("training", rest or val_fraction == 1)):
-        if not left:
-            raise ValueError(
-                f"data.val_fraction={val_fraction} leaves no {split} text in the {len(files)} "
-                f"files of data.source={source}: change the fraction or add files"
-            )
+def _walk(root: Path, left: Left, skipped: Collection[str] = ()) -> list[Path]:
+    """Every visible file below `root` that is not empty, by relative path."""
+    found = []
+
+    def failed(error: OSError) -> None:
+        left.add(Path(str(error.filename)), "unreadable folders")
+
+    for place, folders, names in os.walk(root, onerror=failed):
+        home = Path(place)
+        for name in [name for name in folders if name not in skipped]:
+            if name[0] == ".":
+                left.add(home / name, "hidden")
+            elif (home / name).is_symlink():
+                # A link may lead above itself, and walking would never end.
+                left.add(home / name, "linked folders")
+        # Pruned in place: an installed torch has more files than the rest of the tree.
+        folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
+        for name in names:
+            reason = "hidden" if name[0] == "." else _problem(home / name)
+            if reason is None:
+                found.append(home / name)
+            else:
+                left.add(home / name, reason)
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _problem(path: Path) -> str | None:
+    """Why there is nothing to read at `path`, if there is not."""
+    try:
+        entry = path.stat()
+    except OSError:
+        return "broken links" if path.is_symlink() else "unreadable"
+    if not stat.S_ISREG(entry.st_mode):
+        return "pipes or devices"
+    return None if entry.st_size else "empty"
+
+
+def _inspect(root: Path, paths: list[Path], separator: str, left: Left) -> list[Text]:
+    """Those of the files that are text."""
+    texts = []
+    for path in paths:
+        label = os.fsencode(path.relative_to(root).as_posix())
+        try:
+            texts.append(inspect(path, label, separator))
+        except NoTextError as error:
+            left.add(path, error.reason)
+        except OSError:
+            left.add(path, "unreadable")
+    return texts
+
+
+def _of_texts(
+    name: str, source: str, texts: list[Text], val_fraction: float, separator: str
+) -> Corpus:
     digest = hashlib.sha256()
-    size = 0
-    for path in files:
-        content = hashlib.sha256()
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                content.update(piece)
-                size += len(piece)
-        digest.update(labels[path] + b"\0" + content.digest())
+    for text in texts:
+        digest.update(text.label + b"\0" + bytes.fromhex(text.digest))
+    documents, note = split(texts, val_fraction, source)
+    notes = [*_first_of_each(texts), *([note] if note else [])]
+    size = sum(text.size for text in texts)
+    return Corpus(
+        name,
+        source,
+        len(texts),
+        size,
+        digest.hexdigest(),
+        val_fraction,
+        separator,
+        documents,
+        tuple(notes),
+    )
 
-    def documents(validation: bool) -> Iterator[str]:
-        for path in files:
-            if (path in held_out) == validation:
-                yield decode(path.read_bytes(), path)
 
-    return Corpus(name, source, len(files), size, digest.hexdigest(), val_fraction, documents)
+def _first_of_each(texts: list[Text]) -> list[str]:
+    """The notes on marks of the first file that has one, and in how many others there is one."""
+    noted = [text for text in texts if text.notes]
+    if len(noted) < 2:
+        return [note for text in noted for note in text.notes]
+    return [f"{noted[0].notes[0]} ({len(noted) - 1:,} more files have it)"]

@@ -7,35 +7,48 @@ from tinylm.corpus.documents import Corpus
 from tinylm.corpus.download import DATASETS, RAW, fetch
 from tinylm.corpus.files import file
 from tinylm.corpus.folders import folder, standard_library
+from tinylm.corpus.texts import shown
 
 
-def open(source: str, *, val_fraction: float, raw: Path = RAW) -> Corpus:
+def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path = RAW) -> Corpus:
     """A source to its corpus; a named dataset is downloaded into `raw` the first time.
 
     Of `val_fraction=1` all is validation: such a text can be scored and not trained on.
+    `separator` ends a document in text files: a string, `off`, or `auto` for `<|endoftext|>`
+    where it begins or ends a line.
 
     Raises ValueError for text that is empty, not UTF-8 or leaves a split without a document,
     and the OSError family for what cannot be read or fetched.
     """
     if not 0 < val_fraction <= 1:
         raise ValueError(f"data.val_fraction={val_fraction} must be above 0 and at most 1")
+    if not separator:
+        raise ValueError("data.separator='': must be auto, off or a text between documents")
     if source == "stdlib":
-        return standard_library(val_fraction)
+        return standard_library(val_fraction, separator)
     if source in DATASETS:
         path = fetch(source, raw)
         # `fetch` has read the file and found this hash.
-        return file(path, source, source, val_fraction, DATASETS[source].sha256)
+        return file(path, source, source, val_fraction, separator, DATASETS[source].sha256)
     path = Path(source)
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        # The settings of a run, which name it, are saved in UTF-8.
+        raise ValueError(f"data.source={shown(source)}: its name is not UTF-8: rename it") from None
     if path.is_dir():
-        return folder(path, val_fraction)
+        return folder(path, val_fraction, separator)
     if not path.exists():
         names = ", ".join(["stdlib", *sorted(DATASETS)])
         problem = f"data.source is neither a file, a folder nor a dataset ({names})"
         raise FileNotFoundError(errno.ENOENT, problem, source)
-    return file(path, path.stem, source, val_fraction)
+    if not path.is_file():
+        # Text is read several times: to hash it, to train a tokenizer, to make shards.
+        raise ValueError(f"data.source={source}: is a pipe or a device: save its text to a file")
+    return file(path, path.stem, source, val_fraction, separator)
 
 
 def source_name(source: str) -> str:
     """The short name of a source: what its folder of shards is called after."""
     named = source == "stdlib" or source in DATASETS
-    return source if named else Path(source).resolve().stem
+    return source if named else Path(source).resolve().stem or "text"

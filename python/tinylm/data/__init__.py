@@ -4,9 +4,10 @@
 work is done by the Rust crate `tinylm-dataloader`; `python -m tinylm.data` is the command.
 """
 
+from tinylm.data.folders import default_folder, find, fits
 from tinylm.data.loader import Batch, Loader
 from tinylm.data.manifest import Manifest
-from tinylm.data.preparation import default_folder, fits, prepare
+from tinylm.data.preparation import prepare
 from tinylm.data.shards import Dataset, ShardWriter
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Manifest",
     "ShardWriter",
     "default_folder",
+    "find",
     "fits",
     "prepare",
 ]

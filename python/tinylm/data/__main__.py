@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from tinylm import commands, corpus, disk
 from tinylm.config import DataConfig
+from tinylm.data.folders import default_folder
 from tinylm.data.manifest import Manifest, Split
-from tinylm.data.preparation import default_folder, prepare
+from tinylm.data.preparation import prepare
 from tinylm.data.shards import Dataset, SplitWriter
 
 if TYPE_CHECKING:
@@ -34,11 +36,20 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = subparsers.add_parser("prepare", help="text and a tokenizer to a folder of shards")
-    command.add_argument("source", help="stdlib, a dataset, a text file, a .jsonl or a folder")
+    command.add_argument(
+        "source", help="stdlib, a dataset, a text file, a .jsonl or a folder of both"
+    )
     command.add_argument("--tokenizer", required=True, metavar="FILE")
     command.add_argument("--out", metavar="FOLDER", help="default: data/processed/SOURCE-HASH")
     command.add_argument(
         "--val-fraction", type=float, default=DataConfig().val_fraction, help="default: %(default)s"
+    )
+    command.add_argument(
+        "--separator",
+        default=DataConfig().separator,
+        metavar="MARK",
+        help="ends a document in a text; off for none; default: auto, a <|endoftext|> that "
+        "begins or ends a line",
     )
     command.set_defaults(command=_prepare)
 
@@ -78,8 +89,16 @@ def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
 
 def _prepare(options: argparse.Namespace) -> None:
     tokenizer = _tokenizer(options.tokenizer)
-    text = corpus.open(options.source, val_fraction=options.val_fraction)
-    folder = default_folder(options.source, tokenizer.sha256, options.out)
+    text = corpus.open(
+        os.path.expanduser(options.source),
+        val_fraction=options.val_fraction,
+        separator=options.separator,
+    )
+    for note in text.notes:
+        print(note, file=sys.stderr)
+    folder = default_folder(text, tokenizer.sha256)
+    if options.out is not None:
+        folder = Path(options.out).expanduser()
     manifest = prepare(text, tokenizer, folder)
     print(folder)
     _print_splits(manifest)

@@ -10,40 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinylm import disk
-from tinylm.corpus import Corpus, source_name
+from tinylm.corpus import Corpus
 from tinylm.data.manifest import NAME, Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter, empty_manifest, remove_leftovers
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
-PROCESSED = Path("data/processed")
-
 # Text handed to the tokenizer at once: enough for all its threads, little beside the shards.
 BATCH_BYTES = 4 << 20
 BATCH_DOCUMENTS = 4096
 
-_OURS = re.compile(rf"[A-Za-z0-9_]+-\d{{5}}\.(bin|doc)(\.part)?|{re.escape(NAME)}")
-
-
-def default_folder(source: str, tokenizer_sha256: str, folder: str | None = None) -> Path:
-    """`folder`, or if it is None the folder named after the source and the tokenizer."""
-    if folder is not None:
-        return Path(folder)
-    return PROCESSED / f"{source_name(source)}-{tokenizer_sha256[:8]}"
-
-
-def fits(folder: Path, *, source: str, val_fraction: float, tokenizer_sha256: str) -> bool:
-    """Whether `folder` holds finished shards of this tokenizer, source and fraction.
-
-    Reads the manifest alone: the text of that source may have changed since, or be gone. Raises
-    `ValueError` for a manifest that is damaged.
-    """
-    if not (folder / NAME).exists():
-        return False
-    manifest = Manifest.load(folder)
-    made_of = (manifest.source.get("source"), manifest.source.get("val_fraction"))
-    return (*made_of, manifest.tokenizer_sha256) == (source, val_fraction, tokenizer_sha256)
+# Versions before the locks left their unfinished manifest under this name.
+_OLD_PART = f"{NAME}.part"
+_OURS = re.compile(rf"[A-Za-z0-9_]+-\d{{5}}\.(bin|doc)(\.part)?|{re.escape(NAME)}(\.part)?")
 
 
 def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manifest:
@@ -68,6 +48,7 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
         if (folder / NAME).exists():
             return _reuse(folder, corpus, tokenizer)
         disk.remove_parts(folder)
+        (folder / _OLD_PART).unlink(missing_ok=True)
         remove_leftovers(folder)
         splits = {}
         for split, documents in (("train", corpus.train()), ("val", corpus.validation())):

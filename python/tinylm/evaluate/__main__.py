@@ -1,5 +1,6 @@
 """`python -m tinylm.evaluate RUN [key=value ...]`."""
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ its validation part is scored, or all of it:
 KEYS = (
     "data.source",
     "data.folder",
+    "data.separator",
     "data.val_fraction",
     "train.batch_size",
     "train.device",
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"{folder} holds no tokenizer.json: its vocabulary cannot be known")
     watched = threads.sharing(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as scratch, watched:
-        dataset = _validation(run.data, fraction, tokenizer, keys, Path(scratch))
+        dataset = _validation(folder, run.data, fraction, tokenizer, keys, Path(scratch))
         print(f"{'part':15}{_part(dataset, other='data.source' in keys)}", flush=True)
         scores = evaluate(
             model,
@@ -101,6 +103,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, float]:
 
 
 def _validation(
+    home: Path,
     settings: config.DataConfig,
     fraction: float,
     tokenizer: "Tokenizer",
@@ -110,14 +113,38 @@ def _validation(
     """The validation split: of the run's shards, or of another text, made in `scratch`."""
     from tinylm import corpus, data
 
-    other = keys & {"data.source", "data.val_fraction"}
-    home = data.default_folder(settings.source, tokenizer.sha256, settings.folder)
-    folder = scratch if other and "data.folder" not in keys else home
+    other = keys & {"data.source", "data.separator", "data.val_fraction"}
+    folder = None if settings.folder is None else Path(settings.folder)
+    if other and "data.folder" not in keys:
+        folder = scratch
+    elif folder is None:
+        folder = _recorded(home) or data.find(
+            settings.source,
+            val_fraction=fraction,
+            separator=settings.separator,
+            tokenizer_sha256=tokenizer.sha256,
+        )
     # The run's shards are taken as they are: its source may have changed or gone since.
-    if other or not (folder / "manifest.json").is_file():
-        text = corpus.open(settings.source, val_fraction=fraction)
+    if other or folder is None or not (folder / "manifest.json").is_file():
+        text = corpus.open(settings.source, val_fraction=fraction, separator=settings.separator)
+        for note in text.notes:
+            print(note, file=sys.stderr)
+        folder = folder or data.default_folder(text, tokenizer.sha256)
         data.prepare(text, tokenizer, folder)
     return data.Dataset.open(folder, split="val")
+
+
+def _recorded(folder: Path) -> Path | None:
+    """The shards that a run was trained on, as its run.json says, if they are still there.
+
+    Of a text that was edited there may be several, and only these held out what this run did.
+    """
+    for home in (folder, folder.resolve().parent.parent):
+        if (home / "run.json").is_file():
+            content = json.loads((home / "run.json").read_text(encoding="utf-8"))
+            shards = Path(content.get("shards", ""))
+            return shards if (shards / "manifest.json").is_file() else None
+    return None
 
 
 def _part(dataset: "Dataset", *, other: bool) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tinylm import corpus, device, optim, threads
+from tinylm import device, optim, threads
 from tinylm.config import Run
 from tinylm.data import Dataset
 from tinylm.track import Trackers
@@ -33,7 +33,7 @@ def train(run: Run) -> Path:
         resumed = stages.resume(home.source, session.say)
         if resumed is not None and stages.is_finished(run, home.folder, resumed, session.say):
             return home.folder
-        text = cache(lambda: corpus.open(run.data.source, val_fraction=run.data.val_fraction))
+        text = cache(lambda: stages.open_text(run, session.say))
         net, tokenizer = stages.start(run, resumed, text, session)
         shards = stages.shards(run, resumed, text, tokenizer, session)
         loader = stages.loader(run, shards, net.config.context_length, session)

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinylm import checkpoint, data, evaluate, model, optim, sample, track
+from tinylm import checkpoint, corpus, data, evaluate, model, optim, sample, track
 from tinylm.checkpoint import Training
 from tinylm.config import Run, SampleConfig
 from tinylm.corpus import Corpus
@@ -83,6 +84,17 @@ def is_finished(run: Run, folder: Path, resumed: Resumed, say: Say) -> bool:
     return False
 
 
+def open_text(run: Run, say: Say) -> Corpus:
+    """The text of the run; says what of it is left out, and how its documents end."""
+    settings = run.data
+    text = corpus.open(
+        settings.source, val_fraction=settings.val_fraction, separator=settings.separator
+    )
+    for note in text.notes:
+        say(note)
+    return text
+
+
 def start(
     run: Run, resumed: Resumed | None, text: Callable[[], Corpus], session: Session
 ) -> tuple[Model, Tokenizer]:
@@ -111,10 +123,10 @@ def _new_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer:
     settings = run.tokenizer
     if settings.path is not None:
         return Tokenizer.load(settings.path)
-    corpus = text()
-    say(f"training a {settings.kind} tokenizer on {corpus.name}")
+    source = text()
+    say(f"training a {settings.kind} tokenizer on {source.name}")
     return Tokenizer.train(
-        corpus.train(),
+        source.train(),
         vocab_size=settings.vocab_size,
         kind=settings.kind,
         pattern=settings.pattern,
@@ -142,26 +154,40 @@ def shards(
     A run that goes on does not look at its text, which may have changed or gone since. A new one
     checks that its shards are those of the text, if the text is there.
     """
-    folder = data.default_folder(run.data.source, tokenizer.sha256, run.data.folder)
-    there = data.fits(
-        folder,
-        source=run.data.source,
-        val_fraction=run.data.val_fraction,
-        tokenizer_sha256=tokenizer.sha256,
-    )
-    if there and resumed is not None:
-        return folder
+    there = _made_before(run, resumed, tokenizer)
+    if there is not None and resumed is not None:
+        return there
     try:
-        corpus = text()
+        source = text()
     except (FileNotFoundError, ConnectionError):
-        if not there:
+        if there is None:
             raise
         session.say(
             f"{run.data.source} cannot be read: training on the shards that were made of it"
         )
-        return folder
-    data.prepare(corpus, tokenizer, folder)
+        return there
+    if run.data.folder is not None:
+        folder = Path(run.data.folder)
+    else:
+        folder = data.default_folder(source, tokenizer.sha256)
+    data.prepare(source, tokenizer, folder)
     return folder
+
+
+def _made_before(run: Run, resumed: Resumed | None, tokenizer: Tokenizer) -> Path | None:
+    """The folder of shards that an earlier start made of the run's source, as far as is known."""
+    made_of: dict[str, Any] = {
+        "source": run.data.source,
+        "val_fraction": run.data.val_fraction,
+        "separator": run.data.separator,
+        "tokenizer_sha256": tokenizer.sha256,
+    }
+    if run.data.folder is not None:
+        folder = Path(run.data.folder)
+        return folder if data.fits(folder, **made_of) else None
+    # Several versions of a text may have shards: a run goes on with those that it began with.
+    state = {} if resumed is None else resumed.training.state
+    return data.find(**made_of, fingerprint=state.get("loader", {}).get("fingerprint"))
 
 
 def loader(run: Run, shards: Path, context_length: int, session: Session) -> Loader:

@@ -1,0 +1,73 @@
+"""Rows of JSON: one object per line, its text in the field `text`.
+
+Other fields are passed over, whatever they hold: numbers of any size, NaN, a field that comes
+twice. Blank lines and rows whose text is empty are skipped; a byte order mark before the first
+line and CR LF at the ends are allowed. Everything else is an error that names file and line.
+"""
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FIELD = "text"
+# Fields that an error lists when the right one is missing.
+_SHOWN = 5
+
+# An object becomes a tuple of pairs, so that a second "text" is seen and a list is told apart.
+# As a float, a number may have more than the 4300 digits that Python's int() takes.
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
+
+
+def rows(path: Path) -> Iterator[str]:
+    """The text of each row; `ValueError` names the file and the line of a bad one."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            data = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not data.isspace() and data and (text := _text(data, f"{path}: line {number}")):
+                yield text
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        record = _DECODER.decode(line.decode())
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 text (its byte {error.start}): convert the file"
+    except json.JSONDecodeError as error:
+        problem = f"is not JSON: {error.msg} at character {error.pos + 1}: mend or remove the line"
+    except RecursionError:
+        problem = "is nested too deeply to be read as JSON: mend or remove the line"
+    else:
+        found, problem = _field(record)
+        if found is not None:
+            return found
+    raise ValueError(f"{where} {problem}") from None
+
+
+def _field(record: Any) -> tuple[str | None, str]:
+    """The text of a decoded row, or None and what is wrong with it."""
+    missing = f'has no text in a field "{FIELD}"'
+    if not isinstance(record, tuple):
+        return None, f"{missing}: it is {_kind(record)}, not an object"
+    texts = [value for name, value in record if name == FIELD]
+    if not texts:
+        names = ", ".join(json.dumps(name) for name, _ in record[:_SHOWN])
+        more = ", ..." if len(record) > _SHOWN else ""
+        return None, f"{missing} (its fields: {names or 'none'}{more}): rename the one that has it"
+    if len(texts) > 1:
+        return None, f'has the field "{FIELD}" {len(texts)} times: keep one'
+    (text,) = texts
+    if not isinstance(text, str):
+        return None, f"{missing}: it is {_kind(text)} there: give a string or remove the line"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"half of a surrogate pair at character {error.start + 1} of its text"
+        return None, f"is not UTF-8 text: {problem}: mend or remove the line"
+    return text, ""
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "a string", bool: "true or false", float: "a number", list: "a list"}
+    return "null" if value is None else kinds.get(type(value), "an object")

@@ -1,0 +1,93 @@
+"""Which documents of some files are held out."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from tinylm.corpus.documents import in_validation
+from tinylm.corpus.texts import Text
+
+Documents = Callable[[bool], Iterator[str]]
+
+
+def split(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Documents, str]:
+    """The documents by split, and a word to the user if the hash could not choose.
+
+    A hash of its label chooses the split of each document: of its content in rows and between
+    marks, of its name where a file is one document. If that leaves a split without a document, as
+    it may with a few, the last `val_fraction` of the text is held out.
+    """
+
+    def by_hash(validation: bool) -> Iterator[str]:
+        def wanted(label: bytes) -> bool:
+            return in_validation(label, val_fraction) == validation
+
+        for text in texts:
+            yield from text.documents(wanted)
+
+    # With more than a few documents each of these reads one or a few dozen.
+    has_each = [next(by_hash(validation), None) is not None for validation in (False, True)]
+    if (val_fraction == 1 and has_each[1]) or all(has_each):
+        return by_hash, ""
+    return _by_place(texts, val_fraction, source)
+
+
+def _by_place(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Documents, str]:
+    """The last `val_fraction` of the bytes of all documents in their order is validation."""
+
+    def every() -> Iterator[bytes]:
+        for text in texts:
+            yield from (document.encode() for document in text.documents(lambda _: True))
+
+    n = total = 0
+    for document in every():
+        n, total = n + 1, total + len(document)
+    if n == 0:
+        raise ValueError(f"data.source={source} holds no document: add text")
+    cut = _border(every(), int((1 - val_fraction) * total), total)
+    if not 0 < cut < total:
+        raise ValueError(
+            f"data.source={source} of {total} bytes is too small for "
+            f"data.val_fraction={val_fraction}"
+        )
+
+    def by_place(validation: bool) -> Iterator[str]:
+        begin = 0
+        for document in every():
+            # Clamped to the document, so that of one that lies on one side all is taken.
+            at = min(max(cut - begin, 0), len(document))
+            begin += len(document)
+            part = document[at:] if validation else document[:at]
+            if part:
+                yield part.decode()
+
+    number = "the only document falls" if n == 1 else f"all {n} documents fall"
+    note = (
+        f"data.source={source}: {number} to one split by hash; "
+        f"the last {total - cut:,} of {total:,} bytes are held out"
+    )
+    return by_place, note
+
+
+def _border(documents: Iterator[bytes], at: int, total: int) -> int:
+    """The last beginning of a line or document up to byte `at`.
+
+    In the first line that is no cut: then the end of that line or document, and in a text of one
+    line the character that holds the byte.
+    """
+    begin = 0
+    at = min(max(at, 1), total - 1)
+    first_end = total
+    for document in documents:
+        end = begin + len(document)
+        if begin == 0:
+            first_end = (document.find(b"\n") + 1) or end
+        if at < end:
+            line = begin + document.rfind(b"\n", 0, at - begin) + 1
+            if line > 0:
+                return line
+            if first_end < total:
+                return first_end
+            while at > 0 and document[at] & 0xC0 == 0x80:
+                at -= 1
+            return at
+        begin = end
+    return begin

@@ -1,0 +1,100 @@
+"""Which folder of shards belongs to a text: named by content, found again by its manifest."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinylm.corpus import Corpus, source_name
+from tinylm.data.manifest import NAME, Manifest
+
+PROCESSED = Path("data/processed")
+
+
+def default_folder(corpus: Corpus, tokenizer_sha256: str) -> Path:
+    """The folder of shards of this text, cut and tokenized in this way.
+
+    Its name ends in a hash of all three, so that another text, fraction or tokenizer gets another
+    folder, and the same ones find theirs. TinyLM 0.1 named it after source and tokenizer; such a
+    folder is used where it holds just these shards.
+    """
+    name = source_name(corpus.source)
+    old = PROCESSED / f"{name}-{tokenizer_sha256[:8]}"
+    if _holds(old, corpus, tokenizer_sha256):
+        return old
+    content = [corpus.fingerprint, corpus.val_fraction, tokenizer_sha256]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return PROCESSED / f"{name}-{digest[:8]}"
+
+
+def _holds(folder: Path, corpus: Corpus, tokenizer_sha256: str) -> bool:
+    manifest = _manifest(folder)
+    if manifest is None or manifest.tokenizer_sha256 != tokenizer_sha256:
+        return False
+    provenance = corpus.provenance()
+    names = ("fingerprint", "val_fraction")
+    return all(manifest.source.get(name) == provenance[name] for name in names)
+
+
+def find(
+    source: str,
+    *,
+    val_fraction: float,
+    separator: str,
+    tokenizer_sha256: str,
+    fingerprint: str | None = None,
+) -> Path | None:
+    """The newest default folder of shards that were made of `source` with these settings.
+
+    Looks at manifests alone: the text may have changed since, or be gone. A run that goes on
+    passes the `fingerprint` of the shards that it was trained on, and gets those or None.
+    """
+    found = []
+    for folder in _folders(source):
+        manifest = _manifest(folder)
+        if manifest is None or "train" not in manifest.splits:
+            continue
+        fits = _fits(manifest, source, val_fraction, separator, tokenizer_sha256)
+        if fits if fingerprint is None else manifest.fingerprint("train") == fingerprint:
+            found.append(((folder / NAME).stat().st_mtime_ns, folder))
+    return max(found)[1] if found else None
+
+
+def _folders(source: str) -> Iterator[Path]:
+    """The default folders whose names begin as those of `source` do."""
+    begin = f"{source_name(source)}-"
+    if PROCESSED.is_dir():
+        yield from (path for path in PROCESSED.iterdir() if path.name.startswith(begin))
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None where there is none that can be read."""
+    try:
+        return Manifest.load(folder)
+    except (ValueError, OSError):
+        return None
+
+
+def fits(
+    folder: Path, *, source: str, val_fraction: float, separator: str, tokenizer_sha256: str
+) -> bool:
+    """Whether `folder` holds finished shards that were made of `source` with these settings.
+
+    Reads the manifest alone: the text of that source may have changed since, or be gone. Raises
+    `ValueError` for a manifest that is damaged.
+    """
+    if not (folder / NAME).exists():
+        return False
+    manifest = Manifest.load(folder)
+    return _fits(manifest, source, val_fraction, separator, tokenizer_sha256)
+
+
+def _fits(
+    manifest: Manifest, source: str, val_fraction: float, separator: str, tokenizer_sha256: str
+) -> bool:
+    made_of = (manifest.source.get("source"), manifest.source.get("val_fraction"))
+    # Before there was such a setting, text was read as `off` reads it; most text has no mark, and
+    # then `auto` reads it so too.
+    how = manifest.source.get("separator", "auto")
+    given = (source, val_fraction, separator, tokenizer_sha256)
+    return (*made_of, how, manifest.tokenizer_sha256) == given
