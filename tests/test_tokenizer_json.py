@@ -262,7 +262,7 @@ def test_what_is_not_known_is_refused_by_its_name(
     [
         ([added("<a>", 400)], "has the id 400, but tokenizers gives it 367"),
         ([added("<a>", 367), added("<b>", 369)], "has the id 369, but tokenizers gives it 368"),
-        ([added("\u0100", 367)], "has the id 367, but tokenizers gives it 0"),
+        ([added("\u0100", 367)], "is also the byte 0x00 of the vocabulary"),
         ([added("<a>", 367), added("<a>", 368)], "'<a>' is listed twice"),
         ([added(to_chars(MAIN.vocab[300]), 300)], "is also a part or the result of a merge"),
         ([added("<a>", 367, rstrip=True)], "has rstrip = true"),

@@ -115,7 +115,7 @@ PYTHON = [
         "tests/test_tokenizer_json.py",
     ),
     Mutant(
-        "python/tinylm/tokenizer/huggingface.py",
+        "python/tinylm/tokenizer/checks.py",
         "or (isinstance(value, bool) and kind is not bool) or not fits:",
         "or not fits:",
         "another_type",
@@ -123,8 +123,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/tokenizer/huggingface.py",
-        "_checked(model[name], bool,",
-        "_checked(bool(model[name]), bool,",
+        "checked(model[name], bool,",
+        "checked(bool(model[name]), bool,",
         "another_type",
         "tests/test_tokenizer_json.py",
     ),

@@ -67,6 +67,8 @@ def save(
         if tokenizer is not None:
             draft.add_written(origin.TOKENIZER, tokenizer.save)
         for name, content in contents.items():
+            # A tokenizer may have written a tokenizer_config.json with less in it.
+            (draft.folder / name).unlink(missing_ok=True)
             draft.add(name, [content] if isinstance(content, bytes) else _json(content))
         if training is not None:
             state = {"step": training.step, "tokens": training.tokens, "state": training.state}

@@ -56,6 +56,11 @@ class TokenizerConfig:
         "Tokens that are not part of the text. If <|endoftext|>, </s> or [EOS] is among them, it "
         "marks the end of each document.",
     )
+    eos: str | None = setting(
+        None,
+        "Token that marks the end of each document. Default: the eos_token of the tokenizer's "
+        "files, or else a special token with a usual name such as <|endoftext|>.",
+    )
     path: str | None = setting(
         None,
         "Tokenizer to use instead of training one: a tokenizer.json, a GPT-2 folder, or the "
@@ -68,6 +73,9 @@ class TokenizerConfig:
         expand_home(self, "path")
         none_empty = all(self.special_tokens)
         require(none_empty, "tokenizer.special_tokens", "['']", "a special token must not be empty")
+        twice = len(set(self.special_tokens)) < len(self.special_tokens)
+        listed = list(self.special_tokens)
+        require(not twice, "tokenizer.special_tokens", listed, "a token must be listed only once")
 
 
 @dataclass(frozen=True, kw_only=True)

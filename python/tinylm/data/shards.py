@@ -153,7 +153,11 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
 def empty_manifest(tokenizer: "Tokenizer") -> Manifest:
     """A manifest without a split; `ValueError` if the tokenizer has no eos token."""
     if tokenizer.eos_id is None:
-        raise ValueError("the tokenizer has no eos token, which must end every document")
+        known = ", ".join(map(repr, tokenizer.special_tokens)) or "none"
+        raise ValueError(
+            "the tokenizer has no end-of-text token, which must end every document: name one with "
+            f"tokenizer.eos; its special tokens: {known}"
+        )
     return Manifest(
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,

@@ -4,6 +4,7 @@ The formats (`huggingface`, `tiktoken`, `gpt2`) read and write `Contents`, of wh
 made.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,9 @@ class Contents:
 
     `model` says how the bytes of a piece become ordinary tokens; a second kind of model makes its
     type a union, and only who reads merges has to tell the kinds apart. `kept` is what a
-    tokenizer.json says that no id depends on, by key, to be written back as it stood.
+    tokenizer.json says that no id depends on, by key, to be written back as it stood, and `beside`
+    the files that stood beside it, by name. `roles` are the tokens that those files name as
+    eos_token, bos_token and pad_token.
     """
 
     tokens: dict[bytes, int]
@@ -51,6 +54,14 @@ class Contents:
     pattern: str
     added_tokens: tuple[AddedToken, ...]
     kept: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def id_of(self, content: str) -> int | None:
+        """The id of the token with this text, added or ordinary; None if there is none."""
+        added = (token.id for token in self.added_tokens if token.content == content)
+        # A lone surrogate is no text.
+        return next(added, self.tokens.get(content.encode(errors="replace")))
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -74,6 +85,35 @@ def refuse_plain(contents: Contents, where: str) -> None:
         raise ValueError(
             f"{where} cannot say that the added token {next(iter(plain))!r} always matches; "
             "save as tokenizer.json"
+        )
+
+
+def refuse_special(token: str) -> None:
+    """ValueError for a string that can be no special token of a file."""
+    if not token:
+        raise ValueError("a special token is the empty string")
+    try:
+        token.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"special token {token!r} holds a lone surrogate, which no file can say"
+        ) from None
+    if token in CHAR_TO_BYTE:
+        raise ValueError(
+            f"special token {token!r} is how tokenizer.json and vocab.json write the byte "
+            f"0x{CHAR_TO_BYTE[token]:02x}: name it otherwise, such as '<|{token}|>'"
+        )
+
+
+def refuse_written_alike(token: str, tokens: Mapping[bytes, int]) -> None:
+    """ValueError if an added token is written like one of the ordinary `tokens`.
+
+    A vocabulary of strings has one id for both.
+    """
+    if all(char in CHAR_TO_BYTE for char in token) and (other := to_bytes(token)) in tokens:
+        raise ValueError(
+            f"special token {token!r} is how tokenizer.json and vocab.json write the token "
+            f"{other!r} (id {tokens[other]}): name it otherwise, such as '<|{token}|>'"
         )
 
 
@@ -184,17 +224,41 @@ def contents_of(
     if special_tokens is None:
         made = {left + right for left, right in merges}
         special_tokens = {
-            token: id for token, id in vocab.items() if len(token) > 1 and token not in made
+            token: id
+            for token, id in vocab.items()
+            if token not in CHAR_TO_BYTE and token not in made
         }
     tokens = {to_bytes(token): id for token, id in vocab.items() if special_tokens.get(token) != id}
     pairs = pairs_of([(to_bytes(left), to_bytes(right)) for left, right in merges], tokens)
     return Contents(tokens, Bpe(pairs, whole_pieces=False), pattern, special(special_tokens))
 
 
+def digest(contents: Contents, more: Mapping[str, object]) -> str:
+    """The SHA-256 of all that decides the ids of a text, and of `more`."""
+    merges = contents.model.merges
+    head: dict[str, object] = {
+        "pattern": contents.pattern,
+        "whole_pieces": contents.model.whole_pieces,
+        "merges": None if merges is None else len(merges),
+        "special_tokens": sorted(contents.special_tokens.items()),
+    }
+    # Most tokenizers have none of these, and their hash is older.
+    if contents.plain_tokens:
+        head["plain_tokens"] = sorted(contents.plain_tokens.items())
+    if late := late_tokens(contents.added_tokens):
+        head["late_tokens"] = sorted(late)
+    found = hashlib.sha256(json.dumps(head | dict(more), sort_keys=True).encode())
+    for token, id in sorted(contents.tokens.items(), key=lambda item: item[1]):
+        found.update(b"\n%d %d " % (id, len(token)) + token)
+    found.update(b"".join(b"\n%d %d" % pair for pair in merges or ()))
+    return found.hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError with the place where it is broken."""
     try:
-        value = json.loads(path.read_bytes())
+        # Editors of Windows put a mark of the byte order before UTF-8.
+        value = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):

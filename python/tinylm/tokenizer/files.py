@@ -1,5 +1,6 @@
 """Tokenizer files by their format: tokenizer.json, tiktoken ranks, GPT-2's two files."""
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -36,17 +37,22 @@ def save(
     contents: Contents,
     path: str | PathLike[str],
     format: Format | None,
-    named: dict[str, int | None],
+    beside: Mapping[str, bytes],
+    *,
+    says_eos: bool,
 ) -> None:
-    """Writes a tokenizer file; see `Tokenizer.save`. `named` are the ids of eos, bos and pad."""
+    """Writes a tokenizer file; see `Tokenizer.save`.
+
+    `beside` are the files of a folder; `says_eos`: they alone say which token ends a text.
+    """
     path = Path(path)
     format = format or _format_of(path, reading=False)
     if format == "tokenizer.json":
-        huggingface.write(contents, path, named)
+        huggingface.write(contents, path, beside, says_eos=says_eos)
     elif format == "tiktoken":
         tiktoken.write(contents, path)
     elif format == "gpt2":
-        gpt2.write(contents, path)
+        gpt2.write(contents, path, beside if says_eos else {})
     else:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
 

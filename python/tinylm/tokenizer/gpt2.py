@@ -1,15 +1,20 @@
 """GPT-2's two files: vocab.json has the tokens and their ids, merges.txt the merges in order."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from tinylm import disk
+from tinylm.tokenizer import beside
 from tinylm.tokenizer.contents import (
     Contents,
     contents_of,
+    late_tokens,
     merges_of,
     read_json,
     refuse_plain,
+    refuse_written_alike,
     to_chars,
 )
 
@@ -19,7 +24,7 @@ def read(folder: Path, pattern: str, special_tokens: dict[str, int] | None) -> C
     vocab_path, merges_path = _one_file(folder, "vocab.json"), _one_file(folder, "merges.txt")
     vocab = read_json(vocab_path)
     merges: list[tuple[str, str]] = []
-    for number, line in enumerate(merges_path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(merges_path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
         match line.split(" "):
@@ -27,10 +32,17 @@ def read(folder: Path, pattern: str, special_tokens: dict[str, int] | None) -> C
                 merges.append((left, right))
             case _:
                 raise ValueError(f"{merges_path}, line {number}: expected two tokens, got {line!r}")
+    added = beside.added_to_gpt2(folder)
     try:
-        return contents_of(vocab, merges, pattern, special_tokens)
+        # A token may stand in both files.
+        vocab = {
+            token: id for token, id in vocab.items() if token not in {t.content for t in added}
+        }
+        contents = contents_of(vocab, merges, pattern, special_tokens)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    contents = replace(contents, added_tokens=(*contents.added_tokens, *added))
+    return beside.read(folder, contents, source=vocab_path.name)
 
 
 def _one_file(folder: Path, ending: str) -> Path:
@@ -41,8 +53,8 @@ def _one_file(folder: Path, ending: str) -> Path:
     return found[0]
 
 
-def write(contents: Contents, folder: Path) -> None:
-    """Writes the two files; ValueError for what they cannot say."""
+def write(contents: Contents, folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes the two files, and `files` beside them; ValueError for what they cannot say."""
     refuse_plain(contents, "GPT-2's files")
     if contents.pattern != "gpt2":
         raise ValueError(
@@ -50,9 +62,16 @@ def write(contents: Contents, folder: Path) -> None:
         )
     if contents.model.merges is None or contents.model.whole_pieces:
         raise ValueError("GPT-2's files have no rule for whole pieces; save as tokenizer.json")
+    for token in contents.special_tokens:
+        refuse_written_alike(token, contents.tokens)
+    if late := late_tokens(contents.added_tokens):
+        raise ValueError(
+            f"GPT-2's files cannot say that {min(late)!r} is normalized; save as tokenizer.json"
+        )
     vocab = {to_chars(token): id for token, id in contents.tokens.items()}
     text = json.dumps(vocab | contents.special_tokens, ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)
     disk.replace(folder / "vocab.json", text.encode())
     lines = [f"{to_chars(left)} {to_chars(right)}\n" for left, right in merges_of(contents)]
     disk.replace(folder / "merges.txt", ("#version: 0.2\n" + "".join(lines)).encode())
+    beside.write(folder, files)

@@ -1,14 +1,13 @@
 """`Tokenizer` and its `Stream`: what a user holds of the compiled tokenizer."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Set
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tinylm import _rust
+from tinylm.tokenizer import beside, files
 from tinylm.tokenizer import contents as parts
-from tinylm.tokenizer import files
 from tinylm.tokenizer.contents import Bpe, Contents
 from tinylm.tokenizer.training import Progress, Ties, Training
 
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
 
 Special = Literal["raise", "allow", "text"] | Set[str]
 
-# The first of these names that a tokenizer has is its end of text, and so on.
-EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
-BOS_NAMES = ("<|begin_of_text|>", "<|startoftext|>", "<s>", "<bos>", "<|bos|>", "[BOS]")
-PAD_NAMES = ("<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]")
+# Where no file says which token has a role, it is the first of these names that there is.
+NAMES = {
+    "eos_token": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]"),
+    "bos_token": ("<|begin_of_text|>", "<|startoftext|>", "<s>", "<bos>", "<|bos|>", "[BOS]"),
+    "pad_token": ("<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]"),
+}
 
 
 class Tokenizer:
@@ -56,6 +57,9 @@ class Tokenizer:
             contents.pattern,
             [(t.content, t.id, t.special, t.content in late) for t in contents.added_tokens],
         )
+        # A published expression has become the name of its scanner.
+        if self._core.pattern != contents.pattern:
+            self._contents = replace(contents, pattern=self._core.pattern)
         # Both are made on first use.
         self._sha256: str | None = None
         self._missing_ids: tuple[int, ...] | None = None
@@ -171,13 +175,32 @@ class Tokenizer:
         """Writes the tokenizer as `tokenizer.json`, as tiktoken ranks or as GPT-2's two files.
 
         A `tokenizer.json` keeps everything and opens in Hugging Face's tokenizers with equal
-        ids. A folder as `path` gets `tokenizer.json` and the `tokenizer_config.json` with which
-        transformers' AutoTokenizer opens it. The two other formats lose what `load` has kept, and
+        ids. A folder as `path` gets `tokenizer.json`, the `tokenizer_config.json` with which
+        transformers' AutoTokenizer opens it, and what else `load` has found beside it. If the
+        end-of-text token has none of the usual names, a file named `tokenizer.json` gets them too,
+        and a file of another name is refused. The two other formats lose what `load` has kept, and
         ranks the pattern and the special tokens; by tiktoken's rule a trained tokenizer may in
         rare cases merge what its own rule keeps apart. ValueError if a format cannot say the ids.
         """
-        named = {"eos_token": self.eos_id, "bos_token": self.bos_id, "pad_token": self.pad_id}
-        files.save(self._contents, path, format, named)
+        says_eos = self.eos_id != self._by_name("eos_token")
+        files.save(self._contents, path, format, self.beside(), says_eos=says_eos)
+
+    def beside(self, **changes: object) -> dict[str, bytes]:
+        """The files that belong beside a tokenizer.json in a folder, by name.
+
+        They are a tokenizer_config.json, with `changes` of its keys, and what `load` has found.
+        """
+        return beside.written(self._contents, self.roles, **changes)
+
+    def with_eos(self, token: str) -> Self:
+        """This tokenizer with `token`, a token of its vocabulary, as its end-of-text token."""
+        contents = self._contents
+        if contents.id_of(token) is None:
+            known = ", ".join(map(repr, self.special_tokens)) or "none"
+            raise ValueError(
+                f"end-of-text token {token!r} is not in the vocabulary; its special tokens: {known}"
+            )
+        return type(self)(replace(contents, roles={**contents.roles, "eos_token": token}))
 
     def encode(self, text: str | bytes, *, special: Special = "raise") -> list[int]:
         """The ids of `text`. Bytes need not be UTF-8: those that are not count as symbols."""
@@ -258,23 +281,43 @@ class Tokenizer:
         return self._contents.special_tokens
 
     @property
+    def roles(self) -> dict[str, str]:
+        """The tokens that end, begin and fill up a text, by their keys in tokenizer_config.json.
+
+        Those that the vocabulary has of "eos_token", "bos_token" and "pad_token".
+        """
+        texts = {token.id: token.content for token in self._contents.added_tokens}
+        roles = {key: self._id_of(key) for key in NAMES}
+        stated = self._contents.roles
+        return {key: stated.get(key) or texts[id] for key, id in roles.items() if id is not None}
+
+    @property
     def bos_id(self) -> int | None:
-        """The id of the token that begins a text: the first of `BOS_NAMES` there is."""
-        return self._first(BOS_NAMES)
+        """The id of the token that begins a text; found as `eos_id` is."""
+        return self._id_of("bos_token")
 
     @property
     def eos_id(self) -> int | None:
-        """The id of the token that ends a text: the first of `EOS_NAMES` there is."""
-        return self._first(EOS_NAMES)
+        """The id of the token that ends a text, or None.
+
+        It is the one that `with_eos` or the files of the tokenizer name. If they name none, it is
+        the first special token of these: `<|endoftext|>`, `<|end_of_text|>`, `</s>`, `<eos>`,
+        `<|eos|>`, `[EOS]`.
+        """
+        return self._id_of("eos_token")
 
     @property
     def pad_id(self) -> int | None:
-        """The id of the token that fills up a batch: the first of `PAD_NAMES` there is."""
-        return self._first(PAD_NAMES)
+        """The id of the token that fills up a batch; found as `eos_id` is."""
+        return self._id_of("pad_token")
 
-    def _first(self, names: tuple[str, ...]) -> int | None:
+    def _id_of(self, role: str) -> int | None:
+        stated = self._contents.roles.get(role)
+        return self._by_name(role) if stated is None else self._contents.id_of(stated)
+
+    def _by_name(self, role: str) -> int | None:
         special = self._contents.special_tokens
-        return next((special[name] for name in names if name in special), None)
+        return next((special[name] for name in NAMES[role] if name in special), None)
 
     @property
     def vocab_size(self) -> int:
@@ -301,29 +344,14 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """A hash of all that decides the ids of a text; equal tokenizers have equal ones."""
-        if self._sha256 is None:
-            self._sha256 = self._hash()
-        return self._sha256
+        """A hash of all that decides the ids of a text and of its end.
 
-    def _hash(self) -> str:
-        contents, merges = self._contents, self._contents.model.merges
-        head: dict[str, object] = {
-            "pattern": self.pattern,
-            "whole_pieces": contents.model.whole_pieces,
-            "merges": None if merges is None else len(merges),
-            "special_tokens": sorted(contents.special_tokens.items()),
-        }
-        # Most tokenizers have neither, and their hash is older than these.
-        if contents.plain_tokens:
-            head["plain_tokens"] = sorted(contents.plain_tokens.items())
-        if late := parts.late_tokens(contents.added_tokens):
-            head["late_tokens"] = sorted(late)
-        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-        for token, id in sorted(contents.tokens.items(), key=lambda item: item[1]):
-            digest.update(b"\n%d %d " % (id, len(token)) + token)
-        digest.update(b"".join(b"\n%d %d" % pair for pair in merges or ()))
-        return digest.hexdigest()
+        Equal tokenizers have equal hashes.
+        """
+        if self._sha256 is None:
+            other = self.eos_id != self._by_name("eos_token")
+            self._sha256 = parts.digest(self._contents, {"eos": self.eos_id} if other else {})
+        return self._sha256
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.sha256 == other.sha256

@@ -7,7 +7,14 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 from tinylm import _rust
-from tinylm.tokenizer.contents import Bpe, Contents, special
+from tinylm.tokenizer import pre_tokenizer
+from tinylm.tokenizer.contents import (
+    Bpe,
+    Contents,
+    refuse_special,
+    refuse_written_alike,
+    special,
+)
 
 # At run time the settings bring OmegaConf, which a tokenizer needs not.
 if TYPE_CHECKING:
@@ -38,6 +45,8 @@ class Training:
         self.special = list(special_tokens)
         if len(set(self.special)) < len(self.special):
             raise ValueError(f"a special token is listed twice in {self.special}")
+        for token in self.special:
+            refuse_special(token)
         if min_frequency < 1:
             raise ValueError(f"min_frequency {min_frequency} must be at least 1")
         if threads < 0:
@@ -48,10 +57,17 @@ class Training:
             if pattern != "gpt4":
                 raise ValueError(f"pattern {pattern!r} is for kind='bpe'; {kind!r} has its own")
             pattern = PATTERN_OF_KIND[kind]
+        self._refuse_unwritable(pattern)
         self.kind, self.pattern, self.min_frequency = kind, pattern, min_frequency
         # The byte tokenizer learns nothing: it only has to see that there is any text.
         counted = "character" if kind == "byte" else pattern
         self.counts = _rust.WordCounts(counted, self.special, threads)
+
+    def _refuse_unwritable(self, pattern: str) -> None:
+        """ValueError for a pattern that no `tokenizer.json` can say, before hours of training."""
+        every_byte = {bytes([byte]): byte for byte in range(256)}
+        # The core knows published expressions by their names.
+        pre_tokenizer.written(_rust.Tokenizer(every_byte, None, True, pattern, []).pattern)
 
     def add_texts(self, texts: Iterable[str | bytes]) -> None:
         """Counts each of `texts` as a document of its own."""
@@ -99,8 +115,11 @@ class Training:
                 # The caller of Tokenizer.train or train_files.
                 stacklevel=3,
             )
+        ids = {token: i for i, token in enumerate(tokens)}
+        for special_token in self.special:
+            refuse_written_alike(special_token, ids)
         return Contents(
-            tokens={token: i for i, token in enumerate(tokens)},
+            tokens=ids,
             model=Bpe(merges, whole_pieces=self.kind in ("char", "whitespace")),
             pattern=self.pattern,
             added_tokens=special({token: len(tokens) + i for i, token in enumerate(self.special)}),

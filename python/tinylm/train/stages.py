@@ -113,6 +113,8 @@ def start(
     net, loaded = checkpoint.load(given, device=session.device, dtype=torch.float32)
     if loaded is None or (resumed is None and run.tokenizer.path is not None):
         loaded = _new_tokenizer(run, text, session.say)
+    elif run.tokenizer.eos is not None:
+        loaded = loaded.with_eos(run.tokenizer.eos)
     _refuse_mismatch(loaded, net.embedding.num_embeddings, f"train.init={given}")
     if resumed is None:
         session.say(f"weights, model and tokenizer settings come from {given}")
@@ -122,16 +124,18 @@ def start(
 def _new_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer:
     settings = run.tokenizer
     if settings.path is not None:
-        return Tokenizer.load(settings.path)
+        loaded = Tokenizer.load(settings.path)
+        return loaded if settings.eos is None else loaded.with_eos(settings.eos)
     source = text()
     say(f"training a {settings.kind} tokenizer on {source.name}")
-    return Tokenizer.train(
+    tokenizer = Tokenizer.train(
         source.train(),
         vocab_size=settings.vocab_size,
         kind=settings.kind,
         pattern=settings.pattern,
         special_tokens=settings.special_tokens,
     )
+    return tokenizer if settings.eos is None else tokenizer.with_eos(settings.eos)
 
 
 def _refuse_mismatch(tokenizer: Tokenizer, size: int, what: str) -> None:

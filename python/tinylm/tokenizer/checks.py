@@ -1,0 +1,51 @@
+"""Checks of the values of a JSON file: each fails with the name and the value."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+KINDS = {
+    bool: "true or false",
+    int: "an id, an integer from 0 to 4294967295",
+    str: "a string",
+    dict: "an object",
+    list: "a list",
+}
+Kind = TypeVar("Kind", bool, int, str, dict[str, Any], list[Any])
+
+
+def shown(value: object) -> str:
+    """A value of the file, short enough for one line."""
+    return json.dumps(value)[:200]
+
+
+def checked(value: object, kind: type[Kind], name: str) -> Kind:
+    """A value of the file, if it is of its type; ValueError with its name otherwise."""
+    # In Python a bool is an int. The integers of the file are ids.
+    fits = not isinstance(value, int) or kind is bool or 0 <= value < 2**32
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not fits:
+        raise ValueError(f"{name} = {shown(value)} is not {KINDS[kind]}")
+    return value
+
+
+def check_keys(found: Mapping[str, Any], known: set[str], place: str) -> None:
+    """ValueError for a key that is not known: what it asks for would be lost."""
+    for key in found:
+        if key not in known:
+            raise ValueError(
+                f"key {place}{key} = {shown(found[key])} is not known; take it out if no id "
+                "depends on it"
+            )
+
+
+def steps_of(part: Any, name: str, inner: str) -> list[dict[str, Any]]:
+    """The steps of a part of the document: none, itself, or those of a Sequence."""
+    match part:
+        case None:
+            return []
+        case {"type": "Sequence"}:
+            children = checked(part[inner], list, f"{name} {inner}")
+            return [step for child in children for step in steps_of(child, name, inner)]
+        case {"type": str()}:
+            return [part]
+    raise ValueError(f"{name} = {shown(part)} is not an object with a type")
