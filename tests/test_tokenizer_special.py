@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.support.tokenizer_data import TEXTS, TOKENIZERS
 from tinylm import Tokenizer
-from tinylm.config import TokenizerConfig
 from tinylm.tokenizer.contents import AddedToken
 
 MAIN, GPT2 = TOKENIZERS["gpt4"], TOKENIZERS["gpt2"]
@@ -50,11 +49,6 @@ def test_a_special_token_that_is_also_an_ordinary_one_is_refused_when_written(
 def test_training_refuses_what_is_no_text(token: str) -> None:
     with pytest.raises(ValueError, match=r"empty string|lone surrogate"):
         Tokenizer.train(TEXTS, vocab_size=300, special_tokens=(token,))
-
-
-def test_a_special_token_listed_twice_is_a_bad_setting() -> None:
-    with pytest.raises(ValueError, match="listed only once"):
-        TokenizerConfig(special_tokens=("<a>", "<b>", "<a>"))
 
 
 STRANGE = ["|", " ", "\n", "\u4e2d", "the", "\u0120the", " the", "<a>", "<a", "a>", "<a><a>", "\0"]

@@ -85,7 +85,8 @@ def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:
     generation = {key: config[key] for key in id_keys if config.get(key) is not None}
     found[GENERATION] = _merge(generation, origin.files.get(GENERATION), same, id_keys)
     if tokenizer is not None:
-        ours = _tokenizer_config(tokenizer, ids, model.config.context_length)
+        beside = tokenizer.beside(model_max_length=model.config.context_length)
+        ours = json.loads(beside.pop(TOKENIZER_CONFIG))
         # A list of the tokens of another tokenizer is no property of this one.
         names = [*(f"{role}_token" for role in ROLES), "added_tokens_decoder", "tokenizer_class"]
         found[TOKENIZER_CONFIG] = _merge(ours, origin.files.get(TOKENIZER_CONFIG), same, names)
@@ -93,6 +94,8 @@ def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:
     for name, content in origin.files.items():
         if name not in found and name not in lost:
             found[name] = content
+    if tokenizer is not None:
+        found = {**beside, **found}
     return found
 
 
@@ -106,20 +109,3 @@ def _merge(
 
 def _fingerprint(tokenizer: "Tokenizer | None") -> str | None:
     return None if tokenizer is None else f"{tokenizer.sha256} {tokenizer.eos_id}"
-
-
-def _tokenizer_config(
-    tokenizer: "Tokenizer", ids: Mapping[str, int | None], context_length: int
-) -> dict[str, Any]:
-    names = {number: token for token, number in tokenizer.special_tokens.items()}
-    roles = {
-        f"{key.removesuffix('_id')}_token": names[number]
-        for key, number in ids.items()
-        if number is not None
-    }
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context_length,
-        "clean_up_tokenization_spaces": False,
-        **roles,
-    }

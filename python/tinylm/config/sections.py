@@ -73,9 +73,6 @@ class TokenizerConfig:
         expand_home(self, "path")
         none_empty = all(self.special_tokens)
         require(none_empty, "tokenizer.special_tokens", "['']", "a special token must not be empty")
-        twice = len(set(self.special_tokens)) < len(self.special_tokens)
-        listed = list(self.special_tokens)
-        require(not twice, "tokenizer.special_tokens", listed, "a token must be listed only once")
 
 
 @dataclass(frozen=True, kw_only=True)
