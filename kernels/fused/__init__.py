@@ -1,8 +1,9 @@
 """The fused GPU kernels, one file per operation; importable as `tinylm.kernels`.
 
-Importing this needs triton and no GPU, and registers every operation under `torch.ops.tinylm`;
-without triton it is a ModuleNotFoundError. `tinylm.ops` imports it when the first CUDA tensor
-arrives, and stays with torch where that fails. To add the kernel of an operation:
+Importing this package needs triton but no GPU, and registers every operation under
+`torch.ops.tinylm`. Without triton it raises ModuleNotFoundError. `tinylm.ops` imports the package
+when the first CUDA tensor arrives, and uses torch if the import fails. To add the kernel of an
+operation:
 
 1. It is defined already: the operation of the same name in `tinylm.ops`, slow and plain. Do not
    change it to suit the kernel.

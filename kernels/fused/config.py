@@ -1,8 +1,8 @@
-"""A dtype, a size and a GPU in, how to launch a kernel out: frozen tables, one per kernel.
+"""Frozen tables, one per kernel: a dtype, a size and a GPU to the launch settings.
 
-There is no autotuner: it would make the first step slow and the order of sums a matter of
-chance, and nobody could check it without a GPU. The tests compile the rows for compute
-capability 9.0 and hold their registers below a spill. The rows of a kernel stand in its own file.
+There is no autotuner. It would slow down the first step, make the order of sums depend on timing,
+and be untestable without a GPU. The tests compile the rows for compute capability 9.0 and check
+that registers do not spill. The rows of a kernel are in its own file.
 """
 
 from functools import cache
@@ -50,7 +50,7 @@ def _gpu(index: int) -> Device:
 def find(
     table: Table[Launch], dtype: torch.dtype, size: int, capability: tuple[int, int]
 ) -> Launch | None:
-    """The first row of a table that covers these, or None: the kernel is not meant for them."""
+    """Return the launch of the first row that covers these, or None if no row does."""
     if dtype not in DTYPES:
         return None
     for key, launch in table:
@@ -69,5 +69,5 @@ def covers(
 
 
 def largest(table: Table[Launch]) -> int:
-    """The largest size that a table covers, for the words of an error."""
+    """Return the largest size that a table covers, for error messages."""
     return max(key.size for key, _ in table)

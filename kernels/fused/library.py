@@ -1,4 +1,4 @@
-"""A schema, a launcher and a fake in; an operation under `torch.ops.tinylm` out.
+"""Register an operation under `torch.ops.tinylm` from a schema, a launcher and a fake.
 
 `define` and `impl` rather than `triton_op`: these operations pass `opcheck`, gradients and
 torch.compile on a machine without a GPU, which `triton_op` cannot.

@@ -4,9 +4,9 @@
     dx = r (w dy - n mean(n w dy))    r = 1 / sqrt(mean(x^2) + eps), n = x r
     dw = sum over rows of dy n
 
-Source: Zhang and Sennrich 2019, equation 4. Everything between the loads and the stores is
-float32. The backward pass holds the row anyway, so it takes r again instead of reading one that
-the forward pass saved. Defined by `tinylm.ops.rms_norm`, held to it by the rung `rms_norm`.
+Source: Zhang and Sennrich 2019, equation 4. Everything between the loads and the stores is float32.
+The backward pass has the row in registers anyway, so it computes r again instead of reading an r
+that the forward pass saved. Defined by `tinylm.ops.rms_norm`, held to it by the rung `rms_norm`.
 """
 
 # Triton's language has no types, and torch's functions around devices few.
@@ -26,9 +26,11 @@ from tinylm.kernels.library import LIBRARY, register
 
 
 class Launch(NamedTuple):
-    """Rows of the input at once in a program and the warps that share them; where a program
-    walks over many blocks of rows, the stages of loads in flight and the programs on each
-    multiprocessor."""
+    """How to launch a kernel.
+
+    `rows` of the input are in a program at once and `warps` share them. If a program walks over
+    many blocks of rows, `stages` loads are in flight and each multiprocessor has `programs`.
+    """
 
     rows: int
     warps: int
@@ -130,7 +132,7 @@ def backward_kernel(
 
 
 def _launch(table: Table[Launch], x: Tensor) -> Launch:
-    """The table's row for `x`, or a ValueError that says what it does not cover."""
+    """Return the table's row for `x`; raise ValueError if no row covers it."""
     launch = config.find(table, x.dtype, x.size(-1), config.device_of(x.device).capability)
     if launch is not None:
         return launch
@@ -233,7 +235,7 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor,
 
 
 def launch_all(size: int, dtype: torch.dtype) -> None:
-    """Launch every kernel of this file at D = `size`, for who records launches to compile them."""
+    """Launch every kernel of this file at D = `size`, so that a recorder can compile them."""
     x, weight = torch.zeros(256, size, dtype=dtype), torch.ones(size)
     forward(x, weight, 1e-5)
     backward(x, x, weight, 1e-5)

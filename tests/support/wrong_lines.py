@@ -163,8 +163,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/convert/llama.py",
-        'source = rope if "rope_theta" in rope else content',
-        "source = content",
+        'default = stated.get("rope_theta", DEFAULT_THETA)',
+        "default = DEFAULT_THETA",
         "base_of_the_angles",
         "tests/test_convert.py",
     ),
