@@ -288,8 +288,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/train/stages.py",
-        "    if there and resumed is not None:",
-        "    if there and resumed is None:",
+        "    if there is not None and resumed is not None:",
+        "    if there is not None and resumed is None:",
         "hashed_once",
         "tests/test_train_ownership.py",
     ),
