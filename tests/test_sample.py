@@ -181,8 +181,8 @@ def test_no_prompts_give_no_texts(small):
 
 def test_stream_is_the_text_of_generate(small, tokenizer):
     config = SampleConfig(temperature=1.0, max_tokens=60, samples=3, stop=(7, 70))
-    stop = dataclasses.replace(config, stop=(7, 70, 256))
-    texts = sample.generate(small, [list(b"ab")], stop)
+    # The end of text comes first, as it stood before each document in training.
+    texts = sample.generate(small, [[256, *b"ab"]], config, tokenizer=tokenizer)
     for index in range(3):
         pieces = sample.stream(small, tokenizer, "ab", config, sample=index)
         assert "".join(pieces) == bytes(texts[index]).decode(errors="replace")

@@ -3,11 +3,13 @@
 `EXIT_CODES` says what each means; a run of training that is terminated or interrupted is saved.
 """
 
+import errno
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from tinylm.config import ConfigError
@@ -51,6 +53,47 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 def wants_help(arguments: Sequence[str]) -> bool:
     """Whether `-h` or `--help` is among the arguments."""
     return "-h" in arguments or "--help" in arguments
+
+
+@contextmanager
+def finding(folder: Path, command: str) -> Iterator[None]:
+    """Inside, a model is looked for in `folder`; where there is none, an error says what is there.
+
+    That is a file, a folder of runs (named is the newest, for `python -m tinylm.<command>`), or a
+    run that has no checkpoint yet.
+    """
+    try:
+        if folder.is_file():
+            advice = "is a file: name the folder of a run, a checkpoint or a model"
+            raise NotADirectoryError(errno.ENOTDIR, advice, str(folder))
+        if not folder.exists():
+            problem = "no such run, checkpoint or model folder"
+            raise FileNotFoundError(errno.ENOENT, problem, str(folder))
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:
+        text = _what_it_holds(folder, command)
+        if text is None:
+            raise
+        raise FileNotFoundError(errno.ENOENT, text, str(folder)) from error
+
+
+def _what_it_holds(folder: Path, command: str) -> str | None:
+    """Why a folder has no model to load, if it is none itself; None where it may be one."""
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return None
+    if (folder / "config.yaml").exists() or (folder / "checkpoints").is_dir():
+        saved = any((folder / "checkpoints").glob("*step-*"))
+        return None if saved else "this run has no checkpoint yet: its training saves the first"
+    runs = [path for path in folder.iterdir() if (path / "checkpoints").is_dir()]
+    if not runs:
+        return "no run, checkpoint or model: it has neither a config.json nor checkpoints"
+    newest = max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime)
+    return (
+        f"holds {len(runs)} run{'s' * (len(runs) > 1)} and is none itself: "
+        f"the newest is python -m tinylm.{command} {newest}"
+    )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 # Dense bfloat16 peak in operations per second, from NVIDIA's data sheets (without sparsity). The
 # words of a key must all be in the device's name; the first such key counts.
@@ -122,3 +123,22 @@ def has_bfloat16(device: torch.device) -> bool:
         )
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
+
+
+def not_finite(what: str, value: float, dtype: torch.dtype, model: nn.Module) -> str:
+    """The error for a number of a model that is not finite: its cause, as far as known, and a fix.
+
+    `what` names the number and its position, `dtype` is what the model computed it in.
+    """
+    name = str(dtype).removeprefix("torch.")
+    problem = f"{what} is {value} in {name}"
+    weights = model.named_parameters()
+    bad = next((key for key, weight in weights if not weight.isfinite().all()), None)
+    if bad is not None:
+        return f"{problem}: its weights are not finite ({bad}): take another checkpoint"
+    if dtype == torch.float16:
+        return (
+            f"{problem}: float16 ends at 65504, and the weights are finite: load the model with "
+            f"checkpoint.load(folder, dtype=torch.float32), or call model.float()"
+        )
+    return f"{problem}, though the weights are finite: they are too large for {name}"

@@ -29,14 +29,18 @@ class ByteTokenizer:
     special_tokens = {"<|endoftext|>": 256}  # noqa: RUF012
     vocab = {byte: bytes([byte]) for byte in range(256)} | {256: b"<|endoftext|>"}
     sha256 = hashlib.sha256(b"bytes").hexdigest()
+    missing_ids: tuple[int, ...] = ()
+    prefix_ids: tuple[int, ...] | None = None
 
-    def encode(self, text: str, *, special: Any = "raise") -> list[int]:
+    def encode(self, text: str | bytes, *, special: Any = "raise") -> list[int]:
+        if isinstance(text, bytes):
+            return list(text)
         if special == "raise" and "<|endoftext|>" in text:
             raise ValueError("special token '<|endoftext|>' in the text: special='allow' or 'text'")
         return list(text.encode())
 
     def encode_batch(
-        self, texts: list[str], *, special: Any = "raise"
+        self, texts: list[str | bytes], *, special: Any = "raise"
     ) -> tuple[np.ndarray, np.ndarray]:
         ids = [self.encode(text, special=special) for text in texts]
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)

@@ -73,6 +73,12 @@ def takes_text(key: str, text: str) -> bool:
     return kind is str or (optional and text != "null")
 
 
+def takes_list(key: str) -> bool:
+    """Whether a setting is a list of any length."""
+    kind = type_of(key)
+    return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
+
+
 def type_of(key: str) -> Any:
     """Return the type of a setting, with its annotation resolved."""
     section, _, name = key.rpartition(".")

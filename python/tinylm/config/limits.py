@@ -47,6 +47,20 @@ def require(condition: bool, key: str, value: object, limit: str) -> None:
         raise ValueError(f"{key}={show(value)}: {limit}")
 
 
+def wrap_single(config: Any) -> None:
+    """Make each setting that is a list of any length, and was given as one text, a list of it.
+
+    A text is a sequence of characters: `stop="dog"` would stop at d, o and g. A list becomes a
+    tuple, so that a frozen section stays hashable.
+    """
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        if isinstance(setting.default, tuple) and isinstance(value, str | int | list):
+            items = tuple(value) if isinstance(value, list) else (value,)
+            # The class is frozen, and this is still its construction.
+            object.__setattr__(config, setting.name, items)
+
+
 def require_limits(section: str, config: Any) -> None:
     """Raise `ValueError` if a number of a section is outside the limits of its field."""
     for setting in fields(config):

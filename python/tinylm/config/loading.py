@@ -21,6 +21,7 @@ from tinylm.config.keys import (
     recipes,
     settings,
     suggest,
+    takes_list,
     takes_text,
 )
 from tinylm.config.limits import show
@@ -49,6 +50,11 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
     for key, value, where in assignments:
         check_key(key, where)
         _check_plain(key, value, where)
+    # A list of one may be written without its brackets.
+    assignments = [
+        (key, [value] if takes_list(key) and isinstance(value, str | int) else value, where)
+        for key, value, where in assignments
+    ]
     origin = {key: where for key, _, where in assignments}
     try:
         run = _build(assignments)
@@ -164,6 +170,9 @@ def _parse(key: str, text: str) -> Any:
     """Return a command-line value by the type of its setting. Strings stay as they were typed."""
     if takes_text(key, text):
         return text
+    if takes_list(key) and "," in text and not text.startswith("["):
+        # As one text it would hold the comma, which is hardly what was meant.
+        raise ConfigError(f"{key}={show(text)}: expected {allowed(key)}")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
     except UNREADABLE:

@@ -5,7 +5,7 @@ a property with its formula, never a setting. If users may extend the values of 
 registry, the field is a `str` with `choices`; otherwise it is a `Literal` of the implemented names.
 """
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from tinylm.config.fields import (
@@ -31,6 +31,7 @@ from tinylm.config.limits import (
     THREADS,
     require,
     require_limits,
+    wrap_single,
 )
 from tinylm.config.model import ModelConfig
 
@@ -69,6 +70,7 @@ class TokenizerConfig:
     )
 
     def __post_init__(self) -> None:
+        wrap_single(self)
         require_limits("tokenizer", self)
         expand_home(self, "path")
         none_empty = all(self.special_tokens)
@@ -286,12 +288,28 @@ class SampleConfig:
         0.0, "Number subtracted once from the logit of each token that was drawn.", FINITE
     )
     stop: tuple[int | str, ...] = setting((), "Token ids or texts that end a continuation.")
+    heal: bool = setting(
+        True, "Let the last token of a text prompt grow, if the tokenizer has cut a word there."
+    )
+    bos: Literal["auto", True, False] = setting(
+        "auto",
+        "Begin a text prompt with the end-of-text token, which stands before each document in "
+        "training; auto does so unless the tokenizer.json of another program says what to add.",
+    )
     seed: int = setting(
         0, "Seed of the draws. The same seed, prompt and settings give the same text.", SEED
     )
 
     def __post_init__(self) -> None:
+        wrap_single(self)
         require_limits("sample", self)
+
+    def as_trained(self) -> "SampleConfig":
+        """These settings for a model that TinyLM trained, whatever its tokenizer's file says.
+
+        Its documents were separated by the end-of-text token and by nothing else.
+        """
+        return replace(self, bos=True) if self.bos == "auto" else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +324,7 @@ class TrackConfig:
     every: int = setting(10, "Steps between two lines of metrics.jsonl.", COUNT)
 
     def __post_init__(self) -> None:
+        wrap_single(self)
         require_limits("track", self)
         fits = "plot" not in self.names or "jsonl" in self.names
         names = f"[{','.join(self.names)}]"
@@ -338,6 +357,7 @@ class Run:
 
     def __post_init__(self) -> None:
         expand_home(self, "out")
+        wrap_single(self)
         fits = self.name is None or is_folder_name(self.name)
         require(fits, "name", self.name, "must be the name of a folder in runs, without a slash")
         stride, length = self.data.stride, self.model.context_length

@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,23 +38,32 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{HELP}\n{config.describe(('sample',))}")
         return 0
     folder, prompt, overrides = _parse(arguments)
-    run = _settings(folder, overrides)
-    if not folder.exists():
-        raise FileNotFoundError(2, "no such run, checkpoint or model folder", str(folder))
-    if prompt is None:
-        prompt = "" if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
-    # These take seconds: a typo above is answered before them.
-    import torch
+    with commands.finding(folder, "sample"):
+        run = _settings(folder, overrides)
+        if prompt is None:
+            prompt = _standard_input()
+        # These take seconds: a typo above is answered before them.
+        import torch
 
-    from tinylm import checkpoint, device
+        from tinylm import checkpoint, device
 
-    place = device.find_or_best(run.train.device)
-    model, tokenizer = checkpoint.load(folder, device=place)
+        place = device.find_or_best(run.train.device)
+        model, tokenizer = checkpoint.load(folder, device=place)
+    if model.weight.dtype == torch.float16:
+        # Its range ends at 65504, which the logits of a model trained in bfloat16 may pass.
+        model = model.float()
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer.json: a text cannot become ids without one")
     with threads.sharing(torch.get_num_threads()):
         _print(model, tokenizer, prompt, run)
     return 0
+
+
+def _standard_input() -> str:
+    """What standard input holds, less one final newline; of a terminal or a closed one nothing."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    return sys.stdin.read().removesuffix("\n")
 
 
 def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
@@ -84,24 +94,30 @@ def _settings(folder: Path, overrides: Sequence[str]) -> Run:
         if "." in key and not key.startswith("sample."):
             raise ConfigError(f"{key}: only the settings of sample apply here, see --help")
         full.append(override if "." in key else f"sample.{override}")
-    return config.load(config.find(folder), full)
+    file = config.find(folder)
+    run = config.load(file, full)
+    # A checkpoint that was copied out of its run is still known by its training state.
+    ours = file is not None or (folder / "state.json").is_file()
+    return replace(run, sample=run.sample.as_trained()) if ours else run
 
 
 def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> None:
     """Write every continuation as it comes, and their speed where somebody watches."""
+    from tinylm.sample import prompt as prompts
     from tinylm.sample.decoding import stream_ids, write
 
+    with commands.remedies(special=PLAIN):
+        read = prompts.read(tokenizer, prompt, run.sample, model.embedding.num_embeddings)
     count, start = Count(), time.perf_counter()
     for sample in range(run.sample.samples):
         if run.sample.samples > 1:
             print(f"{'-' * 24} sample {sample + 1} of {run.sample.samples} {'-' * 24}")
-        with commands.remedies(special=PLAIN):
-            ids = stream_ids(model, tokenizer, prompt, run.sample, sample=sample)
+        ids = stream_ids(model, tokenizer, read, run.sample, sample=sample)
         print(prompt, end="", flush=True)
-        for piece in write(tokenizer, count(ids), run.sample):
+        for piece in write(tokenizer, count(ids), run.sample, read):
             print(piece, end="", flush=True)
         print(flush=True)
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         seconds = time.perf_counter() - start
         print(f"{count.total} tokens, {count.total / seconds:.0f} tokens/s", file=sys.stderr)
 

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
 from tinylm.sample.drawer import Drawer
+from tinylm.sample.healing import Healed, heal
+from tinylm.sample.prompt import Prompt
+from tinylm.sample.prompt import read as read_prompt
 from tinylm.sample.reader import Reader
 
 if TYPE_CHECKING:
@@ -23,30 +26,32 @@ ROWS = 64
 class Decoder:
     """Texts that grow by one token per step: a reader gives the logits, a drawer chooses.
 
-    `rows` names the continuations: (index into `prompts`, number of the sample, number of the
-    prompt in the generator). A prompt is read once, whatever number of rows continue it.
-    Made and used inside `model.inference`: whoever hands ids out between steps leaves it then.
+    The reader holds `texts`, one row each; `places` names their random numbers: (number of the
+    prompt, number of the sample). Made and used inside `model.inference`: whoever hands ids out
+    between steps leaves it then.
     """
 
     def __init__(
         self,
-        model: Model,
-        prompts: Sequence[Sequence[int]],
-        rows: Sequence[tuple[int, int, int]],
+        reader: Reader,
+        texts: Sequence[Sequence[int]],
+        places: Sequence[tuple[int, int]],
         config: SampleConfig,
-        *,
-        vocab_size: int,
     ) -> None:
-        self.reader = Reader(model, prompts, config.max_tokens, vocab_size=vocab_size)
-        self.reader.keep([row for row, _, _ in rows])
+        self.reader = reader
         self.drawer = Drawer(
             config,
-            [prompts[row] for row, _, _ in rows],
-            [(prompt, sample) for _, sample, prompt in rows],
-            vocab_size=vocab_size,
-            device=self.reader.last.device,
+            texts,
+            places,
+            vocab_size=reader.vocab_size,
+            device=reader.last.device,
         )
         self.drawn: list[int] = []
+
+    def push(self, tokens: Sequence[int]) -> None:
+        """Go on with one token per text that was chosen elsewhere, before the first step."""
+        self.drawer.push(tokens)
+        self.drawn = [*tokens]
 
     def step(self) -> list[int]:
         """The next id of each row; `ValueError` where the model's logits are not numbers."""
@@ -63,25 +68,33 @@ class Decoder:
 
 
 def generate(
-    model: Model, prompts: Sequence[Sequence[int]], config: SampleConfig
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    config: SampleConfig,
+    *,
+    tokenizer: "Tokenizer | None" = None,
 ) -> list[list[int]]:
     """Prompts as ids to `config.samples` continuations of each, new ids only, prompt by prompt.
 
-    A continuation ends after `max_tokens`, or before the first id of `config.stop`, which is not
-    part of it. A text longer than the context is cut as `visible` says. `ValueError` for an
-    empty prompt, an id outside the vocabulary, or a stop text (`stream` takes those).
+    Ids are read as they are: `config.heal` and `config.bos` are about texts, which `stream`
+    takes. A continuation ends after `max_tokens`, or before the first id of `config.stop`, which
+    is not part of it. With `tokenizer` it also ends at the end of text, and only ids are drawn
+    that have a token. A text longer than the context is cut as `visible` says. `ValueError` for
+    an empty prompt, an id outside the vocabulary, or a stop text (`stream` takes those).
     """
-    vocab_size = model.embedding.num_embeddings
+    rows_of_model = model.embedding.num_embeddings
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {number} is empty: start from the end-of-text id")
-        _check_ids(f"prompt {number}", prompt, vocab_size)
-    stops, texts = _stops(config, vocab_size)
+        _check_ids(f"prompt {number}", prompt, rows_of_model)
+    stops, texts = _stops(config, rows_of_model)
     if texts:
         raise ValueError(
             f"stop={texts[0]!r} is a text and generate() has no tokenizer: "
             f"give ids, or use stream()"
         )
+    if tokenizer is not None:
+        stops |= _ends(model, tokenizer)
     found: dict[tuple[int, int], list[int]] = {}
     for length in {len(prompt): None for prompt in prompts}:
         alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
@@ -89,7 +102,8 @@ def generate(
         for start in range(0, len(rows), ROWS):
             some = rows[start : start + ROWS]
             with inference(model):
-                found |= zip(some, _decode(model, prompts, some, config, stops), strict=True)
+                texts_of = _decode(model, prompts, some, config, stops, tokenizer)
+                found |= zip(some, texts_of, strict=True)
     return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
 
 
@@ -99,12 +113,14 @@ def _decode(
     rows: Sequence[tuple[int, int]],
     config: SampleConfig,
     stops: set[int],
+    tokenizer: "Tokenizer | None",
 ) -> list[list[int]]:
     """The continuations of `rows`: (number of the prompt, number of the sample), one length."""
+    # A prompt is read once, whatever number of rows continue it.
     used = sorted({prompt for prompt, _ in rows})
-    places = [(used.index(prompt), sample, prompt) for prompt, sample in rows]
-    size = model.embedding.num_embeddings
-    decoder = Decoder(model, [prompts[i] for i in used], places, config, vocab_size=size)
+    reader = _reader(model, [prompts[i] for i in used], config.max_tokens, tokenizer)
+    reader.keep([used.index(prompt) for prompt, _ in rows])
+    decoder = Decoder(reader, [prompts[prompt] for prompt, _ in rows], rows, config)
     texts: list[list[int]] = [[] for _ in rows]
     live = list(range(len(rows)))
     for _ in range(config.max_tokens):
@@ -125,45 +141,68 @@ def stream(
 ) -> Iterator[str]:
     """A prompt to the pieces of its continuation number `sample`, as the model writes them.
 
-    The pieces hold whole characters; joined, they are the text before the end-of-text token,
-    before the first stop, or of `max_tokens`. An empty prompt starts from the end-of-text token.
-    It is the text of `generate([ids], config)[sample]`. `ValueError` for a special token in
-    the prompt.
+    The pieces hold whole characters; joined, they are the text from the end of the prompt to the
+    end-of-text token, to the first stop, or of `max_tokens`. An empty prompt starts from the
+    end-of-text token. `ValueError` for a special token in the prompt.
+
+    With `config.heal` the prompt's last tokens may give way to one that spells them and more; it
+    counts as one of `max_tokens`. If they stay, or nothing could take their place, this is the
+    text of `generate([[*opening, *ids]], config, tokenizer=tokenizer)[sample]`, where `ids` are
+    those of the prompt and `config.bos` says what the opening is.
     """
-    counted = stream_ids(model, tokenizer, prompt, config, sample=sample)
-    return write(tokenizer, counted, config)
+    read = read_prompt(tokenizer, prompt, config, _vocab_size(model, tokenizer))
+    return write(tokenizer, stream_ids(model, tokenizer, read, config, sample=sample), config, read)
 
 
 def stream_ids(
-    model: Model, tokenizer: "Tokenizer", prompt: str, config: SampleConfig, *, sample: int = 0
+    model: Model,
+    tokenizer: "Tokenizer",
+    prompt: str | Prompt,
+    config: SampleConfig,
+    *,
+    sample: int = 0,
 ) -> Iterator[int]:
-    """The ids of `stream`, up to end of text or a stop id; `write` makes them a text."""
+    """The ids of `stream`, up to end of text or a stop id; `write` makes them a text.
+
+    They follow the first `Prompt.shared` ids of the prompt's own: where its end is healed, they
+    begin with new ids for that.
+    """
     if not 0 <= sample < config.samples:
         raise ValueError(f"sample={sample}: config.samples={config.samples}, numbered from 0")
-    ids = tokenizer.encode(prompt, special="raise")
-    if not ids:
-        if tokenizer.eos_id is None:
-            raise ValueError("the prompt is empty, and the tokenizer has no end-of-text token")
-        ids = [tokenizer.eos_id]
-    vocab_size = min(model.embedding.num_embeddings, tokenizer.vocab_size)
-    _check_ids("the prompt", ids, vocab_size)
+    vocab_size = _vocab_size(model, tokenizer)
+    if isinstance(prompt, str):
+        prompt = read_prompt(tokenizer, prompt, config, vocab_size)
+    _check_ids("the prompt", [*prompt.opening, *prompt.ids], vocab_size)
     stops, _ = _stops(config, vocab_size)
-    if tokenizer.eos_id is not None:
-        stops.add(tokenizer.eos_id)
-    return _until(model, ids, config, sample, vocab_size, stops)
+    return _until(model, tokenizer, prompt, config, sample, stops | _ends(model, tokenizer))
 
 
 def _until(
     model: Model,
-    prompt: Sequence[int],
+    tokenizer: "Tokenizer",
+    prompt: Prompt,
     config: SampleConfig,
     sample: int,
-    vocab_size: int,
     stops: set[int],
 ) -> Iterator[int]:
+    shared, left = prompt.shared, config.max_tokens
+    room = left + max((len(way.beginning) for way in prompt.ways), default=0) + len(prompt.ids)
+    begun = [*prompt.opening, *prompt.ids[:shared]]
     with inference(model):
-        decoder = Decoder(model, [prompt], [(0, sample, 0)], config, vocab_size=vocab_size)
-    for _ in range(config.max_tokens):
+        reader = _reader(model, [begun], room - shared, tokenizer)
+        healed = Healed(prompt.ids, None)
+        if prompt.ways:
+            healed = heal(reader, prompt, config, sample=sample)
+        decoder = Decoder(reader, [[*prompt.opening, *healed.ids]], [(0, sample)], config)
+        if healed.token is not None:
+            decoder.push([healed.token])
+    yield from healed.ids[shared:]
+    if healed.token is not None:
+        if healed.token in stops:
+            return
+        yield healed.token
+        left -= 1
+    for _ in range(left):
         with inference(model):
             (token,) = decoder.step()
         if token in stops:
@@ -171,22 +210,64 @@ def _until(
         yield token
 
 
-def write(tokenizer: "Tokenizer", ids: Iterable[int], config: SampleConfig) -> Iterator[str]:
+def _reader(
+    model: Model, texts: Sequence[Sequence[int]], room: int, tokenizer: "Tokenizer | None"
+) -> Reader:
+    """A reader of the ids that can be drawn: all of the model's, or those that have a token."""
+    if tokenizer is None:
+        return Reader(model, texts, room, vocab_size=model.embedding.num_embeddings)
+    size = _vocab_size(model, tokenizer)
+    missing = [id for id in tokenizer.missing_ids if id < size]
+    return Reader(model, texts, room, vocab_size=size, missing=missing)
+
+
+def _vocab_size(model: Model, tokenizer: "Tokenizer") -> int:
+    """The number of ids that can be drawn: a padded model has more rows than its tokenizer ids."""
+    return min(model.embedding.num_embeddings, tokenizer.vocab_size)
+
+
+def _ends(model: Model, tokenizer: "Tokenizer") -> set[int]:
+    """The ids that end a text: the tokenizer's, and those that the model's folder names."""
+    return {
+        *model.eos_ids,
+        *(() if tokenizer.eos_id is None else (tokenizer.eos_id,)),
+    }
+
+
+def write(
+    tokenizer: "Tokenizer",
+    ids: Iterable[int],
+    config: SampleConfig,
+    prompt: Prompt | None = None,
+) -> Iterator[str]:
     """Ids to pieces of text, up to the first stop text of `config`, which is cut off.
 
-    What might be the start of a stop text waits until it is or is not one.
+    What might be the start of a stop text waits until it is or is not one. The ids of `stream_ids`
+    need their `prompt`, whose own text is left out.
     """
     stops = [stop for stop in config.stop if isinstance(stop, str)]
     characters, waiting = tokenizer.stream(), ""
+    # The prompt's ids come first: its end may be cut inside a character.
+    hidden = 0 if prompt is None else _length(tokenizer, prompt.ids)
+    for token in prompt.ids[: prompt.shared] if prompt else ():
+        hidden -= len(characters.push(token))
     for token in ids:
-        text, waiting, ended = cut(waiting + characters.push(token), stops)
+        new = characters.push(token)
+        text, waiting, ended = cut(waiting + new[hidden:], stops)
+        hidden = max(0, hidden - len(new))
         if text:
             yield text
         if ended:
             return
-    text, waiting, ended = cut(waiting + characters.finish(), stops)
+    text, waiting, ended = cut(waiting + characters.finish()[hidden:], stops)
     if text or waiting:
         yield text + waiting
+
+
+def _length(tokenizer: "Tokenizer", ids: Iterable[int]) -> int:
+    """Number of characters that some ids are decoded to."""
+    characters = tokenizer.stream()
+    return sum(len(characters.push(id)) for id in ids) + len(characters.finish())
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:

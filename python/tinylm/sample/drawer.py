@@ -60,6 +60,12 @@ class Drawer:
             drawn.append(token)
         return found
 
+    def push(self, tokens: Sequence[int]) -> None:
+        """Count one token per text as drawn, which was chosen elsewhere; its number is unused."""
+        for drawn, token in zip(self.drawn, tokens, strict=True):
+            drawn.append(token)
+        self._count(range(len(self.drawn)))
+
     def truncate(self, positions: Sequence[int]) -> None:
         """Take draws back: text b goes on at positions[b], with the number that belongs there.
 

@@ -23,7 +23,7 @@ def process(logits: Tensor, seen: Tensor, counts: Tensor, config: SampleConfig) 
     """Raw logits [R, V] to the logits that a token is drawn from; a step at its default is skipped.
 
     `seen` [R, V] bool marks the tokens of prompt and continuation, `counts` [R, V] tells how
-    often the continuation has each.
+    often the continuation has each. `ValueError` where no largest logit of a row is finite.
     """
     if config.repetition_penalty != 1:
         logits = repetition_penalty(logits, seen, config.repetition_penalty)
@@ -31,6 +31,9 @@ def process(logits: Tensor, seen: Tensor, counts: Tensor, config: SampleConfig) 
         logits = frequency_penalty(logits, counts, config.frequency_penalty)
     if config.presence_penalty:
         logits = presence_penalty(logits, counts, config.presence_penalty)
+    largest = logits.amax(-1)
+    if not largest.isfinite().all():
+        raise ValueError(_problem(largest, config))
     if config.temperature == 0:
         return logits
     logits = temperature(logits, config.temperature)
@@ -41,6 +44,17 @@ def process(logits: Tensor, seen: Tensor, counts: Tensor, config: SampleConfig) 
     if config.min_p is not None:
         logits = min_p(logits, config.min_p)
     return logits
+
+
+def _problem(largest: Tensor, config: SampleConfig) -> str:
+    """Which row has no logit to draw by, and the settings that may have caused it."""
+    row = int((~largest.isfinite()).nonzero()[0])
+    names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+    values = [f"{name}={getattr(config, name)}" for name in names]
+    return (
+        f"the largest logit of row {row} is {float(largest[row])}: the model's logits are not "
+        f"finite, or {', '.join(values)} pass the range of {largest.dtype}: choose smaller ones"
+    )
 
 
 def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -1,11 +1,12 @@
 """What a model makes of texts that grow: tokens in, the logits that follow them out."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from tinylm import cache
+from tinylm import cache, device
 from tinylm.context import Cache
 from tinylm.model import Model
 
@@ -29,9 +30,10 @@ def visible(length: int, context_length: int) -> int:
 class Reader:
     """A model and a cache over R texts, which may differ in length.
 
-    `last` [R, V] float64 are the logits that follow what was read so far. `room` is how many
-    tokens each text may yet grow by; `build(model, R, length)` makes the cache. Made and used
-    inside `model.inference`.
+    `last` [R, V] float64 are the logits that follow what was read so far, of the ids below
+    `vocab_size`; those of the ids in `missing` are -inf. `room` is how many tokens each text may
+    yet grow by; `build(model, R, length)` makes the cache. Made and used inside
+    `model.inference`.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class Reader:
         room: int,
         *,
         vocab_size: int,
+        missing: Sequence[int] = (),
         build: Callable[[Model, int, int], Cache] = cache.build,
     ) -> None:
         self.model, self.vocab_size = model, vocab_size
+        self.missing = torch.tensor([*missing], dtype=torch.int64)
         self.limit = model.context_length
         self.texts = [[*text] for text in texts]
         longest = max(len(text) for text in texts)
@@ -121,14 +125,14 @@ class Reader:
         # Shorter rows are filled up, and the filling is forgotten again.
         windows = [text[-held:] for text, held in zip(self.texts, self.held, strict=True)]
         rows = [window + [0] * (longest - len(window)) for window in windows]
-        device = self.model.weight.device
-        tokens, ends = torch.tensor(rows, device=device), torch.tensor(self.held, device=device)
+        place = self.model.weight.device
+        tokens, ends = torch.tensor(rows, device=place), torch.tensor(self.held, device=place)
         last: Tensor | None = None
         start = 0
         for part in torch.split(tokens, max(1, AT_ONCE // len(rows)), 1):
             x = self._hidden(part)
-            place = (ends - 1 - start).clamp(0, part.size(1) - 1)
-            here = x[torch.arange(len(rows), device=device), place]
+            newest = (ends - 1 - start).clamp(0, part.size(1) - 1)
+            here = x[torch.arange(len(rows), device=place), newest]
             started = (ends > start)[:, None]
             last = here if last is None else torch.where(started, here, last)
             start += part.size(1)
@@ -149,6 +153,18 @@ class Reader:
         found = self.model.head(x)[..., : self.vocab_size]
         # MPS has no float64: there the choice of a token is made on the CPU.
         logits: Tensor = (found.cpu() if found.device.type == "mps" else found).double()
-        if logits.isnan().any():
-            raise ValueError("the model's logits are not numbers (nan): its weights are not finite")
+        finite = logits.isfinite()
+        if not finite.all():
+            raise ValueError(self._problem(logits, finite, found.dtype))
+        if len(self.missing):
+            logits.index_fill_(-1, self.missing.to(logits.device), -math.inf)
         return logits
+
+    def _problem(self, logits: Tensor, finite: Tensor, dtype: torch.dtype) -> str:
+        """Which logit is the first that is not finite, and what can be done."""
+        place = (~finite).nonzero()[0].tolist()
+        row, token = place[0], place[-1]
+        # [R, V] follow the newest token of each text; of [R, T, V] those of the last T.
+        back = logits.size(1) - 1 - place[1] if logits.dim() == 3 else 0
+        what = f"the logit of id {token} after {len(self.texts[row]) - back} tokens"
+        return device.not_finite(what, float(logits[tuple(place)]), dtype, self.model)

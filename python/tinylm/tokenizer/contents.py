@@ -74,6 +74,29 @@ class Contents:
         return {token.content: token.id for token in self.added_tokens if not token.special}
 
 
+def prefix_ids(contents: Contents) -> tuple[int, ...] | None:
+    """The ids that the post-processor of a tokenizer.json puts before a text; None without one."""
+    part = contents.kept.get("post_processor")
+    return None if part is None else tuple(_before(part))
+
+
+def _before(part: Mapping[str, Any]) -> list[int]:
+    match part:
+        case {"type": "Sequence", "processors": [*steps]}:
+            # A later step adds around what an earlier one made.
+            return [id for step in reversed(steps) for id in _before(step)]
+        case {"type": "TemplateProcessing", "single": [*pieces], "special_tokens": dict(known)}:
+            found: list[int] = []
+            for piece in pieces:
+                if "Sequence" in piece:
+                    break
+                found += known[piece["SpecialToken"]["id"]]["ids"]
+            return found
+        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(), int(id)]}:
+            return [id]
+    return []
+
+
 def special(tokens: Mapping[str, int]) -> tuple[AddedToken, ...]:
     """Special tokens and their ids as added tokens."""
     return tuple(AddedToken(content, id) for content, id in tokens.items())

@@ -337,6 +337,14 @@ class Tokenizer:
         return self._missing_ids
 
     @property
+    def prefix_ids(self) -> tuple[int, ...] | None:
+        """The ids that its tokenizer.json has put before a text (`encode` adds none).
+
+        Llama 3's are `<|begin_of_text|>`, GPT-2's none; None if no such file has a say.
+        """
+        return parts.prefix_ids(self._contents)
+
+    @property
     def pattern(self) -> str:
         """What text is split by: gpt2, gpt4, o200k, llama3 or a regular expression; character,
         word and whole for the kinds char, whitespace and byte."""

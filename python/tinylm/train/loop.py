@@ -171,7 +171,7 @@ class Trainer:
 
     def show_sample(self) -> None:
         """Continue the prompt: all of it to samples.txt, its first lines to the trackers."""
-        settings = replace(self.run.sample, samples=1)
+        settings = replace(self.run.sample.as_trained(), samples=1)
         words = "".join(sample.stream(self.model, self.tokenizer, self.prompt, settings))
         text = self.prompt + words
         add_sample(self.folder, self.progress.step, text)

@@ -1,0 +1,93 @@
+"""The one draw that decides how the end of a prompt goes on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinylm.config import SampleConfig
+from tinylm.sample.logits import draw, greedy, process, uniforms
+from tinylm.sample.prompt import Prompt
+from tinylm.sample.reader import Reader
+
+# The position of this draw's random number: no continuation gets that far, so that the numbers
+# of all other draws are those of a prompt that is not healed.
+POSITION = 2**40
+
+
+@dataclass(frozen=True)
+class Healed:
+    """The ids of the text or of a beginning of it, and the token drawn after it, if any."""
+
+    ids: tuple[int, ...]
+    token: int | None
+
+
+def heal(reader: Reader, prompt: Prompt, config: SampleConfig, *, sample: int) -> Healed:
+    """Draw the prompt as it is, or one of its ways and a token; the reader then has their ids.
+
+    The settings of `config` apply to these choices as to any tokens; greedy decoding takes the
+    likeliest. `reader` holds the opening and the shared ids of `prompt`.
+    """
+    logits, seen = choices(reader, prompt)
+    logits = process(logits, seen, torch.zeros_like(logits), config)
+    if config.temperature == 0:
+        index = int(greedy(logits))
+    else:
+        number = torch.from_numpy(uniforms(config.seed, 0, sample, POSITION, 1))
+        index = int(draw(logits, number.to(logits.device)))
+    return _take(reader, prompt, index)
+
+
+def choices(reader: Reader, prompt: Prompt) -> tuple[Tensor, Tensor]:
+    """Log-probability [1, N] of the prompt as it is and of each token of each way, in order.
+
+    Each is that of all its ids together, after the ids that are read in any case. The second
+    tensor, bool, tells where the last id stands among those before it, for the penalties.
+    """
+    shared = prompt.shared
+    own, tails = prompt.ids[shared:], [way.beginning[shared:] for way in prompt.ways]
+    after = _read(reader, {own[:-1], *tails})
+    scores = [_likelihood(after, own)[None]]
+    seen = [own[-1] in {*prompt.opening, *prompt.ids[:-1]}]
+    for way, tail in zip(prompt.ways, tails, strict=True):
+        scores.append(_likelihood(after, tail) + after[tail][[*way.tokens]])
+        before = {*prompt.opening, *way.beginning}
+        seen += [token in before for token in way.tokens]
+    logits = torch.cat(scores)[None]
+    return logits, torch.tensor([seen], device=logits.device)
+
+
+def _take(reader: Reader, prompt: Prompt, index: int) -> Healed:
+    """What stands at `index` of the prompt itself and then the tokens of its ways."""
+    healed = Healed(prompt.ids, None)
+    if index:
+        choices = ((way, token) for way in prompt.ways for token in way.tokens)
+        way, token = next(choice for i, choice in enumerate(choices, 1) if i == index)
+        healed = Healed(way.beginning, token)
+    rest = healed.ids[prompt.shared :]
+    if rest:
+        reader.read([rest])
+    return healed
+
+
+def _read(reader: Reader, tails: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+    """Each tail, and each beginning of one, to the log-probabilities [V] of the token after it."""
+    last, length = reader.last, len(reader.texts[0])
+    after: dict[tuple[int, ...], Tensor] = {(): last[0].log_softmax(-1)}
+    # The longest first: what begins it need not be read again.
+    for tail in sorted(tails, key=len, reverse=True):
+        if tail not in after:
+            rows = reader.read([tail])[0].log_softmax(-1)
+            after |= {tail[: end + 1]: row for end, row in enumerate(rows)}
+            reader.truncate([length])
+    # `truncate` leaves the logits after what it took back.
+    reader.last = last
+    return after
+
+
+def _likelihood(after: dict[tuple[int, ...], Tensor], tail: tuple[int, ...]) -> Tensor:
+    """Log-probability of all ids of a tail."""
+    parts = [after[tail[:end]][token] for end, token in enumerate(tail)]
+    return torch.stack(parts).sum() if parts else torch.zeros_like(after[()][0])
