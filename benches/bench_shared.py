@@ -1,6 +1,6 @@
 """Training on a shared machine: tokens per second by thread policy, alone and beside other work.
 
-    python benches/bench_shared.py                       3 rounds of 120 steps, about 25 minutes
+    python benches/bench_shared.py                       3 rounds of 120 steps
     python benches/bench_shared.py --rounds 1 --steps 40
 
 Each measurement is a run of `python -m tinylm.train` with its default settings, compiled, in a
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -42,7 +43,7 @@ POLICIES: dict[str, dict[str, str]] = {
 CHOSEN_BY_POLICY = ("OMP_", "GOMP_", "KMP_", "MKL_")
 # Steps between two records, and the last step that is left out: compilation falls into the first.
 WINDOW, WARM_UP = 10, 20
-# Seconds until a run counts as stuck: 120 steps beside a busy process take about one minute.
+# Seconds until a run counts as stuck: many times what 120 steps take beside a busy process.
 PATIENCE = 900
 
 
@@ -145,6 +146,8 @@ def main() -> None:
         parser.error(f"--rounds {options.rounds}: it must be at least 1")
     if options.steps < WARM_UP + WINDOW:
         parser.error(f"--steps {options.steps}: it must be at least {WARM_UP + WINDOW}")
+    # A terminated bench must end its processes as Ctrl-C does: the busy one would run for ever.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Records come every WINDOW steps: stop at the last of them.
     steps = options.steps // WINDOW * WINDOW
     print(
