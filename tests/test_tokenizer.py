@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,7 +153,9 @@ def test_published_ranks_have_holes_before_their_last_special_token() -> None:
     assert tokenizer.missing_ids == (100256, *range(100261, 100276))
 
 
-@pytest.mark.parametrize("dtype", [np.uint32, np.uint16, np.int32, np.int64])
+@pytest.mark.parametrize(
+    "dtype", [np.uint32, np.uint16, np.int32, np.int64, np.uint64, np.int16, np.dtype(">i4")]
+)
 def test_ids_may_come_as_arrays_and_iterators(dtype: type) -> None:
     ids = MAIN.encode(TEXTS[2])
     array = np.array(ids, dtype=dtype)
@@ -161,6 +164,42 @@ def test_ids_may_come_as_arrays_and_iterators(dtype: type) -> None:
     assert MAIN.decode(iter(ids)) == TEXTS[2]
     assert MAIN.decode(tuple(ids)) == TEXTS[2]
     assert MAIN.decode([]) == ""
+
+
+class Wrapped:
+    """What is no array and can make one, as the columns of data frames do."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.array(self.ids)
+
+    def __iter__(self) -> Iterator[int]:
+        pytest.fail("the ids are taken one at a time")
+
+
+def test_ids_may_come_as_what_makes_an_array() -> None:
+    ids = MAIN.encode(TEXTS[2])
+    for tensor in (torch.tensor(ids), torch.tensor(ids, dtype=torch.int32)[:], Wrapped(ids)):
+        assert MAIN.decode(tensor) == TEXTS[2]
+        assert MAIN.decode_bytes(tensor) == TEXTS[2].encode()
+    assert KINDS["byte"].decode(torch.tensor([97, 98], dtype=torch.uint8)) == "ab"
+
+
+@pytest.mark.parametrize("id", [-1, 370, 2**31, 2**40, -(2**40)])
+def test_an_unknown_id_in_an_array_is_named(id: int) -> None:
+    for ids in (np.array([97, id]), torch.tensor([97, id]), Wrapped([97, id])):
+        with pytest.raises(KeyError, match=f"token id {id} is not in the vocabulary"):
+            MAIN.decode(ids)
+    with pytest.raises(KeyError, match="token id 18446744073709551615 is not"):
+        MAIN.decode(np.array([2**64 - 1], dtype=np.uint64))
+
+
+def test_arrays_that_hold_no_ids_are_refused() -> None:
+    for ids in (np.array([[97, 98]]), np.array([97.0]), torch.tensor([97.5]), np.array(97)):
+        with pytest.raises(TypeError):
+            MAIN.decode(ids)
 
 
 def test_decoding_half_a_character_replaces_it_or_raises() -> None:

@@ -172,3 +172,31 @@ def test_the_module_runs_without_torch(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 False"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("train", "text.txt", "--vocab-size", "300", "--out", "out"),
+        ("import", "two", "--out", "out"),
+        ("export", "g.json", "--format", "tiktoken", "--out", "out"),
+        ("export", "g.json", "--format", "gpt2", "--out", "out"),
+    ],
+)
+def test_what_is_there_is_replaced_only_by_force(
+    folder: Path, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]
+) -> None:
+    TOKENIZERS["gpt2"].save("g.json")
+    TOKENIZERS["gpt2"].save("two", "gpt2")
+    out = "out" if argv[-3] == "gpt2" else "out.json"
+    argv = (*argv[:-1], out)
+    if out == "out":
+        # An empty folder holds nothing to lose.
+        Path(out).mkdir()
+    out_of(capsys, *argv)
+    kept = Path(out) / "mine.txt" if out == "out" else Path(out)
+    kept.write_text("mine")
+    assert f"{out}: exists already; name another, or pass --force" in error_of(capsys, *argv)
+    assert kept.read_text() == "mine"
+    out_of(capsys, *argv, "--force")
+    assert out == "out" or kept.read_bytes() != b"mine"

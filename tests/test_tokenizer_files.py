@@ -242,3 +242,86 @@ def test_what_is_not_there_is_an_os_error_with_its_name(tmp_path: Path) -> None:
         MAIN.save(tmp_path / "x", "sentencepiece")
     with pytest.raises(ValueError, match="itself"):
         Tokenizer.load(tmp_path / "x.json", pattern="gpt2")
+
+
+UNSUPPORTED = {
+    "tokenizer.model": (b"\n\x0e\n\x05<unk>\x15", "a SentencePiece model"),
+    "spiece.model": (b"\n\x0b", "a SentencePiece model"),
+    "renamed.bin": (b"\n\x0e\n\x05<unk>", "a SentencePiece model"),
+    "tekken.json": (b'{"config": {}, "vocab": []}', "tekken.json"),
+    "other.json": (b'{"config": {}, "vocab": []}', "tekken.json"),
+    "vocab.txt": (b"[PAD]\n[UNK]\n", "a WordPiece vocab.txt"),
+    "tokenizer.pkl": (b"\x80\x04\x95", "a pickled object"),
+    "weights.bin": (b"PK\x03\x04", "a zip file"),
+    "model.gguf": (b"GGUF\x03", "a GGUF file"),
+    "merges.txt": (b"#version: 0.2\n", "without its folder"),
+    "ranks.gz": (gzip.compress(b"YQ== 0\n"), "a gzip file"),
+    "vocab.json": (b'{"a": 0}', "a vocab.json alone has no merges"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_file_of_another_kind_is_refused_by_its_kind(tmp_path: Path, name: str) -> None:
+    content, message = UNSUPPORTED[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer.load(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    if name in ("tokenizer.model", "vocab.txt", "tekken.json"):
+        with pytest.raises(ValueError, match=message):
+            Tokenizer.load(tmp_path)
+
+
+def test_a_mark_of_the_byte_order_and_blank_lines_are_no_content(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    GPT2.save(tmp_path / "two", "gpt2")
+    MAIN.save(tmp_path / "one/tokenizer.json")
+    for path in tmp_path.glob("*/*"):
+        path.write_bytes(mark + path.read_bytes() + b"\n\n")
+    assert Tokenizer.load(tmp_path / "two") == GPT2
+    assert Tokenizer.load(tmp_path / "one") == MAIN
+    RANKS.save(tmp_path / "x.tiktoken")
+    path = tmp_path / "x.tiktoken"
+    path.write_bytes(b"\n" + path.read_bytes().replace(b"\n", b"\r\n") + b"\n \n")
+    settings = {"pattern": "gpt4", "special_tokens": RANKS.special_tokens}
+    assert Tokenizer.load(path, **settings) == RANKS
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b" 256\n", "line 257: expected a token"),
+        (b"= 256\n", "line 257: expected a token|the token is empty"),
+        (b"YQ== 256\n", "line 257: the token b'a' is listed twice"),
+        (b"YWI= -1\n", "line 257: the rank -1 is not an id"),
+        (b"YWI= 4294967296\n", "the rank 4294967296 is not an id"),
+        (b"YWI= 97\n", "two tokens have the id 97"),
+        (b"YWI= 99999999\n", "token id 99999999 is above the limit"),
+    ],
+)
+def test_what_is_wrong_with_ranks_is_said_with_the_file(
+    tmp_path: Path, line: bytes, message: str
+) -> None:
+    path = tmp_path / "x.tiktoken"
+    Tokenizer.from_ranks(
+        {bytes([b]): b for b in range(256)}, pattern="gpt2", special_tokens={}
+    ).save(path)
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer.load(path, pattern="gpt2", special_tokens={})
+    assert str(caught.value).startswith(str(path))
+
+
+def test_an_error_of_the_core_names_the_file(tmp_path: Path) -> None:
+    path = changed(tmp_path / "tokenizer.json", ("model", "vocab", ""), 400)
+    with pytest.raises(ValueError, match="token 400 is empty") as caught:
+        Tokenizer.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    split = {"type": "Split", "pattern": {"Regex": r"\p{Nonsense}"}, "behavior": "Isolated"}
+    ending = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    steps = {"type": "Sequence", "pretokenizers": [{**split, "invert": False}, ending]}
+    changed(path, ("pre_tokenizer",), steps)
+    with pytest.raises(ValueError, match="Nonsense") as caught:
+        Tokenizer.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)

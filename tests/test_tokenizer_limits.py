@@ -103,6 +103,7 @@ assert tokenizer.decode(tokenizer.encode("abcd abc")) == "abcd abc"
     [
         "lambda: tokenizer.encode_array(big)",
         "lambda: tokenizer.encode_array(word)",
+        "lambda: tokenizer.encode_array('<|endoftext|>' * 4_000_000, special='allow')",
         "lambda: tokenizer.encode_batch([big] * 4)",
         "lambda: Tokenizer.train([big + word], vocab_size=260)",
     ],

@@ -1,6 +1,7 @@
 """`python -m tinylm.tokenizer`: train, use, compare and convert tokenizers."""
 
 import argparse
+import errno
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ Command = Callable[[argparse.Namespace], None]
 
 def train(args: argparse.Namespace) -> None:
     """Learn a tokenizer from text files."""
+    _refuse_existing(args)
     start = time.perf_counter()
     tokenizer = Tokenizer.train_files(
         args.files,
@@ -98,6 +100,7 @@ def compare(args: argparse.Namespace) -> None:
 
 def import_(args: argparse.Namespace) -> None:
     """Read a tokenizer of another format, write it as tokenizer.json."""
+    _refuse_existing(args)
     special = dict(_named_id(word) for word in args.special) if args.special else None
     with commands.remedies(
         format="pass --format tiktoken or --format gpt2",
@@ -119,9 +122,18 @@ def _named_id(word: str) -> tuple[str, int]:
 
 def export(args: argparse.Namespace) -> None:
     """Write a tokenizer in another format."""
+    _refuse_existing(args)
     tokenizer = _load(args)
     tokenizer.save(args.out, args.format)
     print(f"{args.out}: {tokenizer.vocab_size} tokens as {args.format}")
+
+
+def _refuse_existing(args: argparse.Namespace) -> None:
+    """FileExistsError if the output is there already; a folder may be there if it is empty."""
+    out = Path(args.out)
+    if args.force or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    raise FileExistsError(errno.EEXIST, "exists already; name another, or pass --force", str(out))
 
 
 def _load(args: argparse.Namespace) -> Tokenizer:
@@ -153,10 +165,14 @@ def _parser() -> argparse.ArgumentParser:
             name, help="a tokenizer.json, cl100k_base or o200k_base ranks, or a folder"
         )
 
+    def out(sub: argparse.ArgumentParser, text: str) -> None:
+        sub.add_argument("--out", required=True, help=text)
+        sub.add_argument("--force", action="store_true", help="replace what is there")
+
     sub = command("train", train)
     sub.add_argument("files", nargs="+", help="text files, each one document")
     sub.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones included")
-    sub.add_argument("--out", required=True, help="where to write the tokenizer.json")
+    out(sub, "where to write the tokenizer.json")
     sub.add_argument("--kind", default="bpe", choices=get_args(Kind))
     sub.add_argument(
         "--pattern", default="gpt4", help="gpt2, gpt4, o200k, llama3 or a regular expression"
@@ -201,12 +217,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--special", action="append", metavar="TOKEN=ID", help="a special token; repeat for more"
     )
-    sub.add_argument("--out", required=True, help="where to write the tokenizer.json")
+    out(sub, "where to write the tokenizer.json")
 
     sub = command("export", export)
     tokenizer(sub)
     sub.add_argument("--format", required=True, choices=files.FORMATS)
-    sub.add_argument("--out", required=True, help="a file, or for gpt2 a folder")
+    out(sub, "a file, or for gpt2 a folder")
     return parser
 
 

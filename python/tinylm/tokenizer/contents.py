@@ -251,6 +251,9 @@ def contents_of(
             for token, id in vocab.items()
             if token not in CHAR_TO_BYTE and token not in made
         }
+    for token, id in special_tokens.items():
+        if token in CHAR_TO_BYTE and vocab.get(token) == id:
+            refuse_special(token)
     tokens = {to_bytes(token): id for token, id in vocab.items() if special_tokens.get(token) != id}
     pairs = pairs_of([(to_bytes(left), to_bytes(right)) for left, right in merges], tokens)
     return Contents(tokens, Bpe(pairs, whole_pieces=False), pattern, special(special_tokens))

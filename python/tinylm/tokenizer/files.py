@@ -1,6 +1,6 @@
 """Tokenizer files by their format: tokenizer.json, tiktoken ranks, GPT-2's two files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,17 @@ from tinylm.tokenizer.errors import LoadError
 
 Format = Literal["tokenizer.json", "tiktoken", "gpt2"]
 FORMATS: tuple[Format, ...] = ("tokenizer.json", "tiktoken", "gpt2")
+# What tells other kinds of file: the name in lower case, and the first bytes.
+FOREIGN: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
+    # The first field of SentencePiece's protobuf is a piece, which begins with its text.
+    (lambda name, start: name.endswith(".model") or start[:1] == b"\n", "a SentencePiece model"),
+    (lambda name, _: name.startswith("tekken"), "Mistral's tekken.json"),
+    (lambda name, _: name.startswith("vocab") and name.endswith(".txt"), "a WordPiece vocab.txt"),
+    (lambda _, start: start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5", "a pickled object"),
+    (lambda _, start: start[:2] == b"PK", "a zip file, as torch saves them,"),
+    (lambda _, start: start[:4] == b"GGUF", "a GGUF file"),
+    (lambda name, _: name == "merges.txt", "a merges.txt without its folder"),
+)
 
 
 def load(
@@ -63,13 +74,37 @@ def _format_of(path: Path, *, reading: bool) -> Format:
     if path.name.endswith(".json"):
         return "tokenizer.json"
     if path.is_dir() and reading:
-        return "tokenizer.json" if (path / "tokenizer.json").exists() else "gpt2"
+        if (path / "tokenizer.json").exists():
+            return "tokenizer.json"
+        others = [file for file in sorted(path.iterdir()) if file.is_file()]
+        if not any(file.name.endswith("vocab.json") for file in others):
+            for file in others:
+                if file.name.endswith((".model", "tekken.json", "vocab.txt")):
+                    refuse_foreign(file)
+        return "gpt2"
     if reading and not path.exists():
         raise FileNotFoundError(f"no tokenizer file or folder at {path}")
     if reading:
+        refuse_foreign(path)
         raise LoadError(
             f"{path}: cannot tell the format",
             remedy="format",
             advice=f"pass one of {', '.join(FORMATS)}",
         )
     return "tokenizer.json"
+
+
+def refuse_foreign(path: Path) -> None:
+    """ValueError for a file of a known kind that TinyLM does not read, by its name or beginning."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start[:2] == b"\x1f\x8b":
+        # Its first bytes tell nothing; a name for ranks was read as ranks.
+        kind: str | None = "a gzip file that is not named .tiktoken.gz"
+    else:
+        kind = next((kind for fits, kind in FOREIGN if fits(path.name.lower(), start)), None)
+    if kind is not None:
+        raise ValueError(
+            f"{path}: {kind} is not supported, only tokenizer.json, tiktoken's ranks, and "
+            "vocab.json with merges.txt"
+        )

@@ -150,6 +150,14 @@ def _document(contents: Contents) -> dict[str, Any]:
 def read(path: Path) -> Contents:
     """The contents of a `tokenizer.json`; ValueError names what in it is not supported."""
     document = read_json(path)
+    if "model" not in document:
+        if "config" in document and "vocab" in document:
+            raise ValueError(
+                f"{path}: Mistral's tekken.json is not supported, only tokenizer.json, tiktoken's "
+                "ranks, and vocab.json with merges.txt"
+            )
+        if document and all(isinstance(id, int) for id in document.values()):
+            raise ValueError(f"{path}: a vocab.json alone has no merges: name its folder")
     try:
         contents = _contents(document)
     except (KeyError, TypeError, AttributeError) as error:

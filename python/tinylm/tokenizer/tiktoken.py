@@ -56,13 +56,22 @@ def read(path: Path, pattern: str | None, special_tokens: dict[str, int] | None)
         )
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            token, id = base64.b64decode(token, validate=True), int(rank)
         except (ValueError, binascii.Error):
             raise ValueError(
                 f"{path}, line {number}: expected a token in base64 and its rank, got {line[:60]!r}"
             ) from None
+        # tiktoken takes the last of two ranks: no file that it wrote has both.
+        if token in ranks:
+            raise ValueError(f"{path}, line {number}: the token {token!r} is listed twice")
+        if not token or not 0 <= id < 2**32:
+            what = f"the rank {id} is not an id" if token else "the token is empty"
+            raise ValueError(f"{path}, line {number}: {what}")
+        ranks[token] = id
     if pattern is None and known:
         pattern = known.pattern
     if special_tokens is None and known:

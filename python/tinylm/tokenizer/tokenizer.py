@@ -169,7 +169,12 @@ class Tokenizer:
         `encode` does not apply it), truncation and padding. Its added tokens that are not special
         always match in a text.
         """
-        return cls(files.load(path, format, pattern, special_tokens))
+        contents = files.load(path, format, pattern, special_tokens)
+        try:
+            return cls(contents)
+        except ValueError as error:
+            # The core knows no files.
+            raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | PathLike[str], format: files.Format | None = None) -> None:
         """Writes the tokenizer as `tokenizer.json`, as tiktoken ranks or as GPT-2's two files.

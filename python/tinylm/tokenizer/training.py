@@ -49,8 +49,8 @@ class Training:
             refuse_special(token)
         if min_frequency < 1:
             raise ValueError(f"min_frequency {min_frequency} must be at least 1")
-        if threads < 0:
-            raise ValueError(f"threads {threads} must be 0, for all cores, or more")
+        if not 0 <= threads <= 1024:
+            raise ValueError(f"threads {threads} must be 0, for all cores, or up to 1024")
         if kind != "bpe":
             if kind not in PATTERN_OF_KIND:
                 raise ValueError(f"kind {kind!r}: expected 'bpe', 'char', 'byte' or 'whitespace'")

@@ -102,20 +102,46 @@ impl<'py> FromPyObject<'_, 'py> for Text {
     }
 }
 
-/// Token ids as Python gives them: a list, an array, anything that iterates over integers.
+/// Token ids as Python gives them: a list, an array, a tensor, anything that iterates over integers.
 pub(crate) fn ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     // Before the arrays: asking for those imports numpy.
     if let Ok(list) = ids.cast::<PyList>() {
         return list.iter().map(|id| id_of(&id)).collect();
     }
     import_numpy(ids.py())?;
-    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
-        return Ok(array.as_array().to_vec());
+    if let Some(found) = ids_of_array(ids)? {
+        return Ok(found);
     }
-    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u16>>() {
-        return Ok(array.as_array().iter().copied().map(u32::from).collect());
+    // Element by element, an int64 tensor takes a thousand times as long as its array.
+    if ids.hasattr("__array__")?
+        && let Ok(array) = ids.call_method0("__array__")
+        && let Some(found) = ids_of_array(&array)?
+    {
+        return Ok(found);
     }
     ids.try_iter()?.map(|id| id_of(&id?)).collect()
+}
+
+/// The ids in an array of integers with one axis; None for anything else.
+fn ids_of_array(array: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
+    if let Ok(array) = array.extract::<PyReadonlyArray1<'_, u32>>() {
+        return Ok(Some(array.as_array().to_vec()));
+    }
+    macro_rules! checked {
+        ($($kind:ty)*) => { $(
+            if let Ok(array) = array.extract::<PyReadonlyArray1<'_, $kind>>() {
+                let ids = array.as_array();
+                let ids = ids.iter().map(|&id| u32::try_from(id).map_err(|_| unknown(id)));
+                return ids.collect::<PyResult<_>>().map(Some);
+            }
+        )* };
+    }
+    checked!(i64 i32 u16 u64 i16 u8 i8);
+    Ok(None)
+}
+
+fn unknown(id: impl std::fmt::Display) -> PyErr {
+    PyKeyError::new_err(format!("token id {id} is not in the vocabulary"))
 }
 
 /// One token id.
@@ -124,6 +150,6 @@ pub(crate) fn id_of(id: &Bound<'_, PyAny>) -> PyResult<u32> {
         if error.is_instance_of::<PyTypeError>(id.py()) {
             return error;
         }
-        PyKeyError::new_err(format!("token id {id} is not in the vocabulary"))
+        unknown(id)
     })
 }

@@ -67,9 +67,9 @@ impl WordCounts {
                         table.add(pattern, &text[..segment.end], segment.start, interrupt)
                     })
                 }),
-                Job::Part {
-                    text, start, end, ..
-                } => table.add(pattern, &texts[text][..end], start, interrupt),
+                Job::Parts { text, ref parts } => parts.iter().try_for_each(|part| {
+                    table.add(pattern, &texts[text][..part.end], part.start, interrupt)
+                }),
             },
         )?;
         Ok(())

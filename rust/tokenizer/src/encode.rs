@@ -176,14 +176,12 @@ impl Tokenizer {
                     lengths.push(out.len() - before);
                 }
             }
-            Job::Part {
-                text,
-                start,
-                end,
-                token,
-            } => {
-                self.encode_pieces(&texts[text][..end], start, worker, &mut out, interrupt)?;
-                out.extend(token);
+            Job::Parts { text, ref parts } => {
+                for part in parts {
+                    let view = &texts[text][..part.end];
+                    self.encode_pieces(view, part.start, worker, &mut out, interrupt)?;
+                    out.extend(part.token.map(|(id, _)| id));
+                }
                 lengths.push(out.len());
             }
         }
@@ -198,7 +196,13 @@ impl Tokenizer {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
+        let mut tick = TICK;
         self.added.segments(text, policy, |segment| {
+            // Short stretches, each below a tick, may be a long text together.
+            if segment.start >= tick {
+                interrupt()?;
+                tick = segment.start + TICK;
+            }
             let view = &text[..segment.end];
             self.encode_pieces(view, segment.start, worker, out, interrupt)?;
             out.extend(segment.token.map(|(id, _)| id));

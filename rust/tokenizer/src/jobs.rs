@@ -1,6 +1,6 @@
 //! How a batch of texts is portioned for the threads of [`crate::parallel`].
 
-use crate::added::AddedTokens;
+use crate::added::{AddedTokens, Segment};
 use crate::{Error, Pattern, Policy};
 
 /// Texts are handed to threads in portions of about this many bytes: 7 to 13 ms of work at 39 to
@@ -12,20 +12,18 @@ const PORTION: usize = 1 << 19;
 pub(crate) enum Job {
     /// The whole texts `first..last`.
     Texts { first: usize, last: usize },
-    /// `start..end` of one text and the added token that comes right after, if one does.
-    Part {
-        text: usize,
-        start: usize,
-        end: usize,
-        token: Option<u32>,
-    },
+    /// Stretches of one text that follow each other, each with the added token right after it.
+    ///
+    /// Many, because a file of documents may have a special token every few hundred bytes: a job
+    /// for each would cost more than its text.
+    Parts { text: usize, parts: Vec<Segment> },
 }
 
 impl Job {
     pub(crate) fn first_text(&self) -> usize {
         match *self {
             Self::Texts { first, .. } => first,
-            Self::Part { text, .. } => text,
+            Self::Parts { text, .. } => text,
         }
     }
 }
@@ -54,27 +52,36 @@ pub(crate) fn jobs<T: AsRef<[u8]>>(
         if first < at {
             jobs.push(Job::Texts { first, last: at });
         }
+        let (mut parts, mut size) = (Vec::new(), 0);
+        let mut add = |part: Segment, last: bool| {
+            // A token alone is work too.
+            size += part.end - part.start + 1;
+            parts.push(part);
+            if last || size >= PORTION {
+                let parts = std::mem::take(&mut parts);
+                jobs.push(Job::Parts { text: at, parts });
+                size = 0;
+            }
+        };
         added.segments(text, policy, |segment| {
-            let (mut start, end) = (segment.start, segment.end);
-            while end - start > 2 * PORTION {
-                let Some(cut) = pattern.cut(&text[..end], start, start + PORTION) else {
+            let mut rest = segment;
+            while rest.end - rest.start > 2 * PORTION {
+                let to = rest.start + PORTION;
+                let Some(cut) = pattern.cut(&text[..rest.end], rest.start, to) else {
                     break;
                 };
-                jobs.push(Job::Part {
-                    text: at,
-                    start,
-                    end: cut,
-                    token: None,
-                });
-                start = cut;
+                add(
+                    Segment {
+                        end: cut,
+                        token: None,
+                        ..rest
+                    },
+                    false,
+                );
+                rest.start = cut;
             }
-            let token = segment.token.map(|(id, _)| id);
-            jobs.push(Job::Part {
-                text: at,
-                start,
-                end,
-                token,
-            });
+            // Only the last stretch of a text is not ended by a token.
+            add(rest, rest.token.is_none());
             Ok(())
         })?;
         (first, bytes) = (at + 1, 0);
@@ -86,4 +93,41 @@ pub(crate) fn jobs<T: AsRef<[u8]>>(
         });
     }
     Ok(jobs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::AddedToken;
+
+    #[test]
+    fn many_added_tokens_make_few_jobs_that_cover_the_text() {
+        let end = AddedToken {
+            content: "<|end|>".into(),
+            id: 0,
+            special: true,
+            late: false,
+        };
+        let added = AddedTokens::new(vec![end]).unwrap();
+        let long = "word ".repeat(PORTION);
+        for text in [
+            "a story.<|end|>".repeat(200_000),
+            "<|end|>".repeat(400_000),
+            format!("{long}<|end|><|end|>{long}"),
+        ] {
+            let jobs = jobs(&[&text], &Pattern::Gpt4, &added, &Policy::Allow).unwrap();
+            assert!(jobs.len() <= 2 * text.len() / PORTION + 2);
+            let mut at = 0;
+            for job in jobs {
+                let Job::Parts { parts, .. } = job else {
+                    panic!("a large text is no group of texts")
+                };
+                for part in parts {
+                    assert_eq!(part.start, at);
+                    at = part.token.map_or(part.end, |(_, end)| end);
+                }
+            }
+            assert_eq!(at, text.len());
+        }
+    }
 }
