@@ -73,13 +73,13 @@ def finding(folder: Path, command: str) -> Iterator[None]:
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
-        text = _what_it_holds(folder, command)
+        text = what_it_holds(folder, command)
         if text is None:
             raise
         raise FileNotFoundError(errno.ENOENT, text, str(folder)) from error
 
 
-def _what_it_holds(folder: Path, command: str) -> str | None:
+def what_it_holds(folder: Path, command: str) -> str | None:
     """Why a folder has no model to load, if it is none itself; None where it may be one."""
     if not folder.is_dir() or (folder / "config.json").exists():
         return None

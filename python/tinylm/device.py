@@ -53,10 +53,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def data_sheet_flops(name: str) -> float | None:
     """Dense bfloat16 operations per second of the GPU that CUDA calls `name`; None if unknown.
 
-    A slice of a GPU ("MIG" in its name) is unknown: the data sheet is of the whole.
+    A slice of a GPU ("MIG" in its name, or a vGPU's profile such as "40C") is unknown: the data
+    sheet is of the whole.
     """
     words = set(re.split(r"[\s-]+", name))
-    if "MIG" in words:
+    if "MIG" in words or any(re.fullmatch(r"\d+[ABCQ]", word) for word in words):
         return None
     return next((peak for key, peak in DATA_SHEET.items() if words.issuperset(key.split())), None)
 

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,15 +53,18 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 0
     folder, keys, run, fraction = _parse(arguments)
-    # These take seconds: a typo above is answered before them.
-    import torch
-
-    from tinylm import checkpoint, device
-
-    place = device.find_or_best(run.train.device)
-    model, tokenizer = checkpoint.load(folder, device=place)
     # Asked for here: the dtype that the run was trained in does not decide how it is scored.
     in_bfloat16 = "train.dtype" in keys and run.train.dtype == "bfloat16"
+    with commands.finding(folder, "evaluate"):
+        _check_text(folder, keys)
+        # These take seconds: a typo above is answered before them.
+        import torch
+
+        from tinylm import checkpoint, device
+
+        place = device.find_or_best(run.train.device)
+        # Weights in 16 bits are the same numbers in float32.
+        model, tokenizer = checkpoint.load(folder, device=place, dtype=torch.float32)
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer.json: its vocabulary cannot be known")
     watched = threads.sharing(torch.get_num_threads())
@@ -73,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
             tokenizer=tokenizer,
             batch_size=run.train.batch_size,
             dtype=torch.bfloat16 if in_bfloat16 else None,
-            progress=_show_progress if sys.stderr.isatty() else None,
+            progress=_show_progress if sys.stderr and sys.stderr.isatty() else None,
         )
     for name, value in asdict(scores).items():
         print(f"{name.replace('_', ' '):15}{value if isinstance(value, int) else f'{value:.4f}'}")
@@ -88,18 +92,35 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, float]:
         raise ConfigError("which run? python -m tinylm.evaluate RUN [key=value ...]")
     folder = Path(words[0])
     keys = {override.partition("=")[0] for override in overrides}
+    for key in keys.difference(KEYS):
+        raise ConfigError(_refusal(key))
     file = config.find(folder)
     # Nothing would be left to train on, so the settings of a run refuse a fraction of 1.
     whole = [word for word in overrides if word in ("data.val_fraction=1", "data.val_fraction=1.0")]
     run = config.load(file, [word for word in overrides if word not in whole])
     fraction = 1.0 if whole else run.data.val_fraction
-    for key in keys.difference(KEYS):
-        raise ConfigError(f"{key}: has no part in a score; these have: {', '.join(KEYS)}")
-    if not folder.exists():
-        raise FileNotFoundError(2, "no such run, checkpoint or model folder", str(folder))
-    if file is None and not keys & {"data.source", "data.folder"}:
-        raise ConfigError(f"{folder} has no config.yaml: say what to score, data.source=FILE")
     return folder, keys, run, fraction
+
+
+def _refusal(key: str) -> str:
+    """Why a key is refused: it is a setting of something else, or a slip for one of `KEYS`."""
+    if key in config.settings():
+        return f"{key}: has no part in a score; these have: {', '.join(KEYS)}"
+    short = {known.rpartition(".")[2]: known for known in KEYS}
+    near = get_close_matches(key, [*KEYS, *short], n=1)
+    hint = f"did you mean '{short.get(near[0], near[0])}'? " if near else ""
+    return f"unknown key '{key}': {hint}evaluate takes {', '.join(KEYS)}"
+
+
+def _check_text(folder: Path, keys: set[str]) -> None:
+    """Raise `ConfigError` where no text to score is known."""
+    if not folder.is_dir():
+        return
+    known = config.find(folder) is not None or bool(keys & {"data.source", "data.folder"})
+    if not known and (
+        commands.what_it_holds(folder, "evaluate") is None or not any(folder.iterdir())
+    ):
+        raise ConfigError(f"{folder} has no config.yaml: say what to score, data.source=FILE")
 
 
 def _validation(

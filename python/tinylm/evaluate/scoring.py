@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from tinylm.model import Model
     from tinylm.tokenizer import Tokenizer
 
+# Tokens that go through the blocks at once, and logits that are made at once: 2^25 of them are
+# 128 MiB in float32. All logits of 256 rows of 1,024 tokens would be 49 GiB for 50,000 tokens.
+TOKENS = 2**14
+LOGITS = 2**25
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -45,13 +50,15 @@ def evaluate(
     """Score every token of a split but its first, once, in windows of the context length.
 
     A window sees nothing of the one before it. `max_tokens` scores only the first so many, over
-    the bytes that they stand for; `dtype` is that of the matrix products (default the weights');
+    the bytes that they stand for; `dtype` is that of the matrix products (default the weights').
+    Logits and losses are float32 in any case, and made a part at a time, whatever `batch_size`;
     `progress` is told the targets scored and to score. `batch_size` changes the figures by
-    rounding alone. `ValueError` for a split of another tokenizer, or one of fewer than 2 tokens.
+    rounding alone. `ValueError` for a split of another tokenizer, for one of fewer than 2 tokens,
+    and for a loss that is not finite.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
+    from tinylm import device as devices
     from tinylm.model import inference
     from tinylm.ops import IGNORED
 
@@ -59,7 +66,10 @@ def evaluate(
     device = model.embedding.weight.device
     autocast = torch.autocast(device.type, dtype, enabled=dtype not in (None, torch.float32))
     nats, done = 0.0, 0
-    for tokens, targets in _batches(dataset, total, batch_size, model.config.context_length):
+    length = model.config.context_length
+    # More rows than this at once gain nothing and only fill the memory.
+    rows = min(batch_size, max(1, TOKENS // length))
+    for first, tokens, targets in _batches(dataset, total, rows, length):
         if tokens.max() >= model.embedding.num_embeddings:
             raise ValueError(
                 f"token {tokens.max()} of the dataset: the model's vocabulary has "
@@ -67,8 +77,12 @@ def evaluate(
             )
         inputs, wanted = (torch.from_numpy(a).to(device) for a in (tokens, targets))
         with inference(model), autocast:
-            logits = model(inputs).flatten(0, 1).float()
-            losses = cross_entropy(logits, wanted.flatten(), ignore_index=IGNORED, reduction="none")
+            losses, computed_in = _losses(model, inputs, wanted.flatten())
+        if not losses.isfinite().all():
+            place = int((~losses.isfinite()).nonzero()[0])
+            what = f"the loss of target {first + place + 1} of the split"
+            value = float(losses[place])
+            raise ValueError(devices.not_finite(what, value, computed_in, model))
         # On the CPU, for MPS has no float64.
         nats += losses.cpu().double().sum().item()
         done += int((targets != IGNORED).sum())
@@ -80,6 +94,25 @@ def evaluate(
     perplexity = math.exp(loss) if not loss > 709 else math.inf
     bits = nats / math.log(2) / n_bytes if n_bytes else math.inf
     return Scores(loss, perplexity, bits, total, n_bytes)
+
+
+def _losses(
+    model: "Model", tokens: "torch.Tensor", targets: "torch.Tensor"
+) -> "tuple[torch.Tensor, torch.dtype]":
+    """tokens [B, T] and targets [B * T] to the loss of each in float32, and the logits' dtype."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from tinylm.ops import IGNORED
+
+    x = model.hidden(model.embed(tokens), model.context(tokens.size(1))).flatten(0, 1)
+    found, dtype = [], x.dtype
+    size = max(1, LOGITS // model.embedding.num_embeddings)
+    for part, wanted in zip(torch.split(x, size), torch.split(targets, size), strict=True):
+        logits = model.head(part)
+        dtype = logits.dtype
+        found.append(cross_entropy(logits.float(), wanted, ignore_index=IGNORED, reduction="none"))
+    return torch.cat(found), dtype
 
 
 def _check(
@@ -107,8 +140,11 @@ def _check(
 
 def _batches(
     dataset: "Dataset", total: int, batch_size: int, length: int
-) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
-    """Windows of the first `total` targets as tokens and targets [B, T]; the rest is -100."""
+) -> "Iterator[tuple[int, np.ndarray, np.ndarray]]":
+    """Windows of the first `total` targets: the first one's number, tokens, targets [B, T].
+
+    What is left over of the last window has the targets -100.
+    """
     import numpy as np
 
     from tinylm.ops import IGNORED
@@ -120,7 +156,7 @@ def _batches(
         tokens = np.zeros(rows * length, np.int64)
         targets = np.full(rows * length, IGNORED)
         tokens[:count], targets[:count] = read[:-1], read[1:]
-        yield tokens.reshape(rows, length), targets.reshape(rows, length)
+        yield first, tokens.reshape(rows, length), targets.reshape(rows, length)
 
 
 def _count_bytes(dataset: "Dataset", tokenizer: "Tokenizer", total: int) -> int:
