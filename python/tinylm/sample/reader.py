@@ -125,14 +125,14 @@ class Reader:
         # Shorter rows are filled up, and the filling is forgotten again.
         windows = [text[-held:] for text, held in zip(self.texts, self.held, strict=True)]
         rows = [window + [0] * (longest - len(window)) for window in windows]
-        place = self.model.weight.device
-        tokens, ends = torch.tensor(rows, device=place), torch.tensor(self.held, device=place)
+        home = self.model.weight.device
+        tokens, ends = torch.tensor(rows, device=home), torch.tensor(self.held, device=home)
         last: Tensor | None = None
         start = 0
         for part in torch.split(tokens, max(1, AT_ONCE // len(rows)), 1):
             x = self._hidden(part)
-            newest = (ends - 1 - start).clamp(0, part.size(1) - 1)
-            here = x[torch.arange(len(rows), device=place), newest]
+            place = (ends - 1 - start).clamp(0, part.size(1) - 1)
+            here = x[torch.arange(len(rows), device=home), place]
             started = (ends > start)[:, None]
             last = here if last is None else torch.where(started, here, last)
             start += part.size(1)
