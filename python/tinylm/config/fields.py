@@ -36,9 +36,9 @@ def setting(default: Any, text: str, limits: Limits | None = None, *, choices: A
 
 
 def expand_home(config: Any, *names: str) -> None:
-    """Replace a leading `~` in these paths of a section that is being made.
+    """Replace a leading `~` by the home folder in these paths of a new section.
 
-    A shell does that only at the beginning of a word, so not in `data.folder=~/shards`.
+    A shell replaces `~` only at the beginning of a word, and so not in `data.folder=~/shards`.
     """
     for name in names:
         value = getattr(config, name)

@@ -74,7 +74,7 @@ def takes_text(key: str, text: str) -> bool:
 
 
 def takes_list(key: str) -> bool:
-    """Whether a setting is a list of any length."""
+    """Return whether a setting is a list of any length."""
     kind = type_of(key)
     return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
 

@@ -48,16 +48,16 @@ def require(condition: bool, key: str, value: object, limit: str) -> None:
 
 
 def wrap_single(config: Any) -> None:
-    """Make each setting that is a list of any length, and was given as one text, a list of it.
+    """Turn a single value into a list of one, in every setting that is a list of any length.
 
-    A text is a sequence of characters: `stop="dog"` would stop at d, o and g. A list becomes a
-    tuple, so that a frozen section stays hashable.
+    A string is a sequence of characters, so `stop="dog"` would otherwise stop at d, o and g. A list
+    becomes a tuple, which keeps the frozen section hashable.
     """
     for setting in fields(config):
         value = getattr(config, setting.name)
         if isinstance(setting.default, tuple) and isinstance(value, str | int | list):
             items = tuple(value) if isinstance(value, list) else (value,)
-            # The class is frozen, and this is still its construction.
+            # The class is frozen, but the instance is still under construction.
             object.__setattr__(config, setting.name, items)
 
 

@@ -50,7 +50,7 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
     for key, value, where in assignments:
         check_key(key, where)
         _check_plain(key, value, where)
-    # A list of one may be written without its brackets.
+    # Users may write a list of one without brackets.
     assignments = [
         (key, [value] if takes_list(key) and isinstance(value, str | int) else value, where)
         for key, value, where in assignments
@@ -171,7 +171,7 @@ def _parse(key: str, text: str) -> Any:
     if takes_text(key, text):
         return text
     if takes_list(key) and "," in text and not text.startswith("["):
-        # As one text it would hold the comma, which is hardly what was meant.
+        # Without brackets, the comma would become part of one string.
         raise ConfigError(f"{key}={show(text)}: expected {allowed(key)}")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]

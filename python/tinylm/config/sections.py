@@ -289,12 +289,14 @@ class SampleConfig:
     )
     stop: tuple[int | str, ...] = setting((), "Token ids or texts that end a continuation.")
     heal: bool = setting(
-        True, "Let the last token of a text prompt grow, if the tokenizer has cut a word there."
+        True,
+        "Allow a longer token to replace the last tokens of a text prompt, in case the prompt "
+        "ends in the middle of a word.",
     )
     bos: Literal["auto", True, False] = setting(
         "auto",
-        "Begin a text prompt with the end-of-text token, which stands before each document in "
-        "training; auto does so unless the tokenizer.json of another program says what to add.",
+        "Begin a text prompt with the end-of-text token, as each document begins in training. auto "
+        "does so, unless a tokenizer.json of another program names the tokens to add.",
     )
     seed: int = setting(
         0, "Seed of the draws. The same seed, prompt and settings give the same text.", SEED
@@ -305,9 +307,10 @@ class SampleConfig:
         require_limits("sample", self)
 
     def as_trained(self) -> "SampleConfig":
-        """These settings for a model that TinyLM trained, whatever its tokenizer's file says.
+        """Return these settings for a model that TinyLM trained, with bos=auto made true.
 
-        Its documents were separated by the end-of-text token and by nothing else.
+        In training, only the end-of-text token separates documents, whatever the tokenizer's file
+        adds.
         """
         return replace(self, bos=True) if self.bos == "auto" else self
 
