@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.bytes_tokenizer import VOCAB, Bytes, counting, flat, take
 from tinylm import _rust
+from tinylm.config.limits import THREADS
 from tinylm.data import Batch, Dataset, Loader, ShardWriter
 from tinylm.reference import order as reference
 
@@ -197,6 +198,13 @@ def test_a_bad_argument_is_named_in_one_line(dataset, change):
     with pytest.raises(ValueError, match=next(iter(change))) as caught:
         Loader(dataset, **{"batch_size": 4, "context_length": 32, **change})
     assert "\n" not in str(caught.value)
+
+
+def test_the_setting_takes_as_many_threads_as_the_loader(dataset):
+    most = THREADS["le"]
+    Loader(dataset, batch_size=4, context_length=32, threads=most)
+    with pytest.raises(ValueError, match=f"threads={most + 1} must be between 1 and {most}"):
+        Loader(dataset, batch_size=4, context_length=32, threads=most + 1)
 
 
 def test_a_damaged_shard_is_the_same_error_at_every_next(dataset, tmp_path):

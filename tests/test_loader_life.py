@@ -35,17 +35,19 @@ def test_a_closed_loader_goes_on_where_it_was(dataset):
     assert flat(take(loader, 2) + take(loader, 4)) == straight
 
 
-def test_closing_ends_the_threads(dataset):
-    def alive():
-        return sum(
-            Path(f"/proc/self/task/{task}/comm").read_text().startswith("tinylm-loader")
-            for task in os.listdir("/proc/self/task")
-        )
-
+def alive():
+    """How many threads of loaders there are."""
     if not Path("/proc/self/task").exists():
         pytest.skip("counts threads in /proc")
+    return sum(
+        Path(f"/proc/self/task/{task}/comm").read_text().startswith("tinylm-loader")
+        for task in os.listdir("/proc/self/task")
+    )
+
+
+def test_closing_ends_the_threads(dataset):
     before = alive()
-    loader = Loader(dataset, batch_size=8, context_length=64, threads=3, prefetch=1)
+    loader = Loader(dataset, batch_size=8, context_length=64, threads=3, prefetch=3)
     next(loader)
     # A thread names itself a moment after it begins.
     while alive() < before + 3:
@@ -55,6 +57,19 @@ def test_closing_ends_the_threads(dataset):
     next(loader)
     del loader
     assert alive() == before
+
+
+@pytest.mark.parametrize(("threads", "prefetch", "started"), [(1024, 2, 2), (2, 9, 2), (5, 1, 1)])
+def test_no_more_threads_are_started_than_batches_may_wait(dataset, threads, prefetch, started):
+    before = alive()
+    with Loader(
+        dataset, batch_size=8, context_length=64, threads=threads, prefetch=prefetch
+    ) as loader:
+        next(loader)
+        while alive() < before + started:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert alive() == before + started
 
 
 def test_other_python_threads_run_while_the_loader_waits(dataset):

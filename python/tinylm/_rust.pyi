@@ -100,7 +100,7 @@ HEADER_BYTES: int
 BLOCK_BYTES: int
 """Bytes of tokens, or of lengths of documents, under one hash."""
 
-_Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]
+_Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
 
 @final
 class ShardWriter:

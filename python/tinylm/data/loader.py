@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 1
 _MAX_ROWS = 2**62
-# tokens, targets, positions, documents
-_Arrays = tuple[Any, Any, Any | None, Any | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +197,9 @@ class Loader(AbstractContextManager["Loader"]):
         finally:
             stream.close()
 
-    def _batch(self, arrays: _Arrays) -> Batch:
-        tokens, targets, positions, documents = arrays
-        return Batch(
-            self._tensor(tokens),
-            self._tensor(targets),
-            None if positions is None else self._tensor(positions),
-            None if documents is None else self._tensor(documents),
-        )
+    def _batch(self, arrays: tuple[Any, Any]) -> Batch:
+        tokens, targets = arrays
+        return Batch(self._tensor(tokens), self._tensor(targets))
 
     def _tensor(self, array: Any) -> "torch.Tensor":
         """The array's memory as a tensor, or a copy of it on the device."""
@@ -220,7 +213,7 @@ class Loader(AbstractContextManager["Loader"]):
         """(tokens[T], targets[T]) of row `i` of `epoch`, int64 on the CPU: a pure function."""
         if not 0 <= epoch < _MAX_ROWS or not 0 <= i < self.n_rows:
             raise ValueError(f"row {i} of epoch {epoch}: an epoch has {self.n_rows} rows")
-        tokens, targets, *_ = self._current_rows().row(epoch, i)
+        tokens, targets = self._current_rows().row(epoch, i)
         return self._from_numpy(tokens), self._from_numpy(targets)
 
     def state(self) -> dict[str, Any]:

@@ -17,10 +17,9 @@ use crate::shards::Tokens;
 /// How long a wait without the GIL may be before Ctrl-C is looked for.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// An array, or None where a batch has none.
-type Part<'py> = Option<Bound<'py, PyAny>>;
-/// tokens, targets, positions, documents: [B, T], or [T] of one row
-type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Part<'py>, Part<'py>);
+/// Tokens and targets: [B, T], or [T] for one row. The only plan is [`Windows`], whose batches have
+/// neither positions nor documents.
+type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
 
 /// The rows of a dataset in their order.
 #[pyclass(frozen, module = "tinylm._rust")]
@@ -79,8 +78,8 @@ impl Rows {
         let mut batch = Batch::<i64>::default();
         py.detach(|| self.filler().row(epoch, i, &mut batch))
             .map_err(dataloader_error)?;
-        let array = |values: Vec<i64>| Ok(values.into_pyarray(py).into_any());
-        arrays(batch, array)
+        let array = |values: Vec<i64>| values.into_pyarray(py).into_any();
+        Ok((array(batch.tokens), array(batch.targets)))
     }
 
     /// Start the threads that make the batches from row `first_row` on.
@@ -174,27 +173,15 @@ impl Stream {
                 .map_err(dataloader_error)?
             {
                 Next::Batch(batch) => {
-                    return arrays(batch, |values| array(py, values, self.row_length)).map(Some);
+                    let tokens = array(py, batch.tokens, self.row_length)?;
+                    let targets = array(py, batch.targets, self.row_length)?;
+                    return Ok(Some((tokens, targets)));
                 }
                 Next::End => return Ok(None),
                 Next::Pending => py.check_signals()?,
             }
         }
     }
-}
-
-/// The four arrays of a batch, made one by one; those that it leaves out are None.
-fn arrays<'py, E>(
-    batch: Batch<E>,
-    array: impl Fn(Vec<E>) -> PyResult<Bound<'py, PyAny>>,
-) -> PyResult<Arrays<'py>> {
-    let part = |values: Vec<E>| Some(values).filter(|v| !v.is_empty()).map(&array);
-    Ok((
-        array(batch.tokens)?,
-        array(batch.targets)?,
-        part(batch.positions).transpose()?,
-        part(batch.documents).transpose()?,
-    ))
 }
 
 /// The vector's own memory as a `NumPy` array: nothing is copied.

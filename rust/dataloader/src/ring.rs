@@ -77,9 +77,10 @@ impl<E: Element> Stream<E> {
         slice.check()?;
         within("threads", threads as u64, 1, MAX_THREADS)?;
         within("prefetch", prefetch as u64, 1, MAX_PREFETCH)?;
-        // More threads than batches would have nothing to do.
+        // A thread works on one of the `prefetch` batches that may be made and not yet taken, so
+        // more threads than those, or than there are batches at all, would only wait.
         let n_batches = slice.n_batches().unwrap_or(u64::MAX);
-        let threads = (threads as u64).min(n_batches);
+        let threads = (threads as u64).min(prefetch as u64).min(n_batches);
         let shelf = Shelf {
             ready: BTreeMap::new(),
             claimed: 0,
