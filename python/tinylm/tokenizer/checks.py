@@ -44,6 +44,7 @@ def steps_of(part: Any, name: str, inner: str) -> list[dict[str, Any]]:
         case None:
             return []
         case {"type": "Sequence"}:
+            check_keys(part, {"type", inner}, f"{name} Sequence.")
             children = checked(part[inner], list, f"{name} {inner}")
             return [step for child in children for step in steps_of(child, name, inner)]
         case {"type": str()}:

@@ -73,12 +73,13 @@ KEPT_IN_MODEL = (*EMPTY_IN_MODEL, "fuse_unk")
 MODEL_KEYS = {*KEPT_IN_MODEL, "type", "ignore_merges", "vocab", "merges"}
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 POST_PROCESSORS = {
-    "TemplateProcessing",
-    "RobertaProcessing",
-    "BertProcessing",
-    "ByteLevel",
-    "Sequence",
+    "TemplateProcessing": {"type", "single", "pair", "special_tokens"},
+    "RobertaProcessing": {"type", "sep", "cls", "trim_offsets", "add_prefix_space"},
+    "BertProcessing": {"type", "sep", "cls"},
+    "ByteLevel": pre_tokenizer.KEYS["ByteLevel"],
 }
+TRUNCATION = {"direction", "max_length", "strategy", "stride"}
+PADDING = {"strategy", "direction", "pad_to_multiple_of", "pad_id", "pad_type_id", "pad_token"}
 
 
 def write(contents: Contents, path: Path, beside: Mapping[str, bytes], *, says_eos: bool) -> None:
@@ -232,21 +233,23 @@ def _contents(document: dict[str, Any]) -> Contents:
 
 def _check_kept(document: Mapping[str, Any]) -> None:
     """ValueError for what cannot be written back unseen: parts of a kind that is not known."""
-    for key in ("truncation", "padding"):
+    for key, known in (("truncation", TRUNCATION), ("padding", PADDING)):
         if document.get(key) is not None:
-            checked(document[key], dict, key)
+            check_keys(checked(document[key], dict, key), known, f"{key}.")
     for step in steps_of(document.get("post_processor"), "post_processor", "processors"):
         if step["type"] not in POST_PROCESSORS:
             raise ValueError(
                 f"post_processor {step['type']} is not known, only "
                 f"{', '.join(sorted(POST_PROCESSORS))}: {shown(step)}"
             )
+        check_keys(step, POST_PROCESSORS[step["type"]], f"post_processor {step['type']}.")
     for step in steps_of(document.get("decoder"), "decoder", "decoders"):
         if step["type"] != "ByteLevel":
             raise ValueError(
                 f"decoder {step['type']} is not supported, only ByteLevel or null: {shown(step)}; "
                 "the text of its ids would be another one"
             )
+        check_keys(step, pre_tokenizer.KEYS["ByteLevel"], "decoder ByteLevel.")
 
 
 def _added_tokens(entries: object, vocab: Mapping[str, int]) -> tuple[AddedToken, ...]:

@@ -27,7 +27,7 @@ REGEX_OF_PATTERN = {
 }
 PATTERN_OF_REGEX = {regex: name for name, regex in REGEX_OF_PATTERN.items()}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-PRE_TOKENIZER_KEYS = {
+KEYS = {
     "ByteLevel": {"type", "add_prefix_space", "trim_offsets", "use_regex"},
     "Split": {"type", "pattern", "behavior", "invert"},
 }
@@ -54,8 +54,8 @@ def pattern_of(found: object) -> str:
     steps = steps_of(found, "pre_tokenizer", "pretokenizers")
     for step in steps:
         place = f"pre_tokenizer {step['type']}."
-        if step["type"] in PRE_TOKENIZER_KEYS:
-            check_keys(step, PRE_TOKENIZER_KEYS[step["type"]], place)
+        if step["type"] in KEYS:
+            check_keys(step, KEYS[step["type"]], place)
         for flag in ("add_prefix_space", "trim_offsets", "use_regex", "invert"):
             if flag in step:
                 checked(step[flag], bool, place + flag)
