@@ -191,10 +191,8 @@ class Tokenizer:
         files.save(self._contents, path, format, self.beside(), says_eos=says_eos)
 
     def beside(self, **changes: object) -> dict[str, bytes]:
-        """The files that belong beside a tokenizer.json in a folder, by name.
-
-        They are a tokenizer_config.json, with `changes` of its keys, and what `load` has found.
-        """
+        """The files that belong beside a tokenizer.json in a folder, by name: those that `load`
+        has found, and a tokenizer_config.json with `changes` of its keys."""
         return beside.written(self._contents, self.roles, **changes)
 
     def with_eos(self, token: str) -> Self:
@@ -287,10 +285,8 @@ class Tokenizer:
 
     @property
     def roles(self) -> dict[str, str]:
-        """The tokens that end, begin and fill up a text, by their keys in tokenizer_config.json.
-
-        Those that the vocabulary has of "eos_token", "bos_token" and "pad_token".
-        """
+        """The tokens of `eos_id`, `bos_id` and `pad_id` that there are, by their keys "eos_token",
+        "bos_token" and "pad_token" in tokenizer_config.json."""
         texts = {token.id: token.content for token in self._contents.added_tokens}
         roles = {key: self._id_of(key) for key in NAMES}
         stated = self._contents.roles
@@ -357,10 +353,7 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """A hash of all that decides the ids of a text and of its end.
-
-        Equal tokenizers have equal hashes.
-        """
+        """A hash of all that decides the ids of a text and of its end, equal for equal ones."""
         if self._sha256 is None:
             other = self.eos_id != self._by_name("eos_token")
             self._sha256 = parts.digest(self._contents, {"eos": self.eos_id} if other else {})

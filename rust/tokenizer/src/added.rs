@@ -37,11 +37,13 @@ pub enum Policy {
 /// The added tokens of a tokenizer.
 #[derive(Debug)]
 pub(crate) struct AddedTokens {
+    /// Sorted by id.
     tokens: Vec<AddedToken>,
     /// Searches for all tokens, those for the late ones last; none without tokens.
     all: Vec<Search>,
     /// Searches for the tokens that are not special.
     plain: Vec<Search>,
+    /// Bytes of the longest token: how far one may reach over the end of a text's beginning.
     longest: usize,
 }
 
@@ -89,6 +91,7 @@ impl AddedTokens {
         let fail = |message: String| Err(Error::Vocabulary(message));
         tokens.sort_by(|a, b| a.content.cmp(&b.content));
         if let Some(pair) = tokens.windows(2).find(|p| p[0].content == p[1].content) {
+            // The word that the caller used for it.
             let kind = if pair[0].special { "special" } else { "added" };
             return fail(format!(
                 "the {kind} token {:?} is listed twice",
@@ -211,6 +214,7 @@ impl AddedTokens {
                     position: found.start(),
                 });
             }
+            // Also an empty stretch: the token after it must be handed on.
             each(Segment {
                 start,
                 end: found.start(),

@@ -25,8 +25,10 @@ const HEAP_FROM: usize = 100;
 /// Merges between two calls of the interrupt: at the heap's 7 MB/s, about 5 ms.
 const TICK: usize = 1 << 15;
 /// The rank of a pair that does not merge.
+/// Above every rank, so that a search for the lowest needs no case of its own.
 const NEVER: u32 = u32::MAX;
 /// No neighbour.
+/// No index of a node: `nodes.get` gives None for it, which ends the list at both sides.
 const NONE: u32 = u32::MAX;
 
 /// When a pair merges, and into what.
@@ -41,17 +43,22 @@ const NO_MERGE: Merge = Merge { rank: NEVER, id: 0 };
 /// The merges of a vocabulary.
 #[derive(Debug)]
 pub(crate) struct Bpe {
+    /// The id of each byte; ids need not be in the order of the bytes.
     byte_ids: [u32; 256],
     /// Merges of two single bytes, by the bytes: the first look-up of every piece.
     byte_pairs: Vec<Merge>,
+    /// All merges by `pair(left, right)`.
     pairs: FxHashMap<u64, Merge>,
+    /// Pieces that stay whole, if the vocabulary has that rule.
     whole: Option<Whole>,
 }
 
 /// Memory that merging reuses from piece to piece.
 #[derive(Default)]
 pub(crate) struct Scratch {
+    /// For the scan.
     parts: Vec<Part>,
+    /// For the heap, with the heap's own memory.
     nodes: Vec<Node>,
     heap: Vec<Reverse<u64>>,
 }
@@ -71,6 +78,7 @@ struct Node {
     next: u32,
 }
 
+/// Two numbers in one, ordered by the first.
 fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
@@ -101,6 +109,7 @@ impl Bpe {
         merges: Option<&[(u32, u32)]>,
         whole_pieces: bool,
     ) -> Result<Self, Error> {
+        // Borrowed from `tokens`: nothing is copied for what is needed only while building.
         let mut id_of = FxHashMap::default();
         for (token, id) in tokens {
             if token.is_empty() {
@@ -134,6 +143,7 @@ impl Bpe {
                 return Err(Error::Vocabulary(message));
             }
         }
+        // A table of 65,536 merges: most look-ups are for two bytes, and they need no hash.
         let byte_pairs = byte_ids
             .iter()
             .flat_map(|&left| byte_ids.iter().map(move |&right| pair(left, right)))
@@ -161,6 +171,7 @@ impl Bpe {
             out.push(id);
             return Ok(());
         }
+        // The kinds byte, char and whitespace have no merges; what is no whole piece is bytes.
         if self.pairs.is_empty() {
             out.extend(piece.iter().map(|&byte| self.byte_ids[usize::from(byte)]));
             return Ok(());
@@ -172,6 +183,7 @@ impl Bpe {
         self.merge_long(piece, scratch, out, interrupt)
     }
 
+    /// The merge of two tokens, or [`NO_MERGE`].
     fn merge_of(&self, left: u32, right: u32) -> Merge {
         self.pairs
             .get(&pair(left, right))
@@ -193,6 +205,9 @@ impl Bpe {
         })
     }
 
+    /// Merges a short piece: each round looks through all parts for the lowest rank.
+    ///
+    /// Quadratic in the piece, which [`HEAP_FROM`] bounds.
     fn merge_short(&self, piece: &[u8], parts: &mut Vec<Part>, out: &mut Vec<u32>) {
         parts.clear();
         parts.extend(self.parts(piece));
@@ -200,6 +215,7 @@ impl Bpe {
             let mut best = 0;
             let mut lowest = NEVER;
             for (at, part) in parts.iter().enumerate() {
+                // Strictly lower: of equal ranks the leftmost stays.
                 if part.merge.rank < lowest {
                     (best, lowest) = (at, part.merge.rank);
                 }
@@ -208,6 +224,7 @@ impl Bpe {
                 break;
             }
             let id = parts[best].merge.id;
+            // Moves the rest down; `merge_long` has links instead.
             parts.remove(best + 1);
             let merge = parts
                 .get(best + 1)
@@ -220,6 +237,10 @@ impl Bpe {
         out.extend(parts.iter().map(|part| part.id));
     }
 
+    /// Merges a long piece: the parts are a linked list, the heap has the merges to come.
+    ///
+    /// Entries of the heap are never removed. One that a merge nearby made wrong is told by its
+    /// rank when it comes up.
     fn merge_long(
         &self,
         piece: &[u8],
@@ -227,6 +248,7 @@ impl Bpe {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
+        // Positions are 32 bits, and NONE is not one of them.
         if piece.len() >= NONE as usize {
             return Err(Error::TooLong {
                 what: "a piece of the text",
@@ -266,6 +288,7 @@ impl Bpe {
                 continue;
             }
             let (id, gone) = (node.part.merge.id, nodes[node.next as usize]);
+            // What is merged away must not be taken for a live pair when its entry comes up.
             nodes[node.next as usize].part.merge = NO_MERGE;
             let merge = match nodes.get_mut(gone.next as usize) {
                 Some(after) => {
@@ -296,6 +319,7 @@ impl Bpe {
     }
 }
 
+/// The entry of the heap for a part: nothing if it does not merge.
 fn entry(part: &Part, at: u32) -> Option<Reverse<u64>> {
     let rank = part.merge.rank;
     (rank != NEVER).then(|| Reverse(pair(rank, at)))
@@ -311,6 +335,7 @@ fn in_order(
         .iter()
         .map(|(token, id)| (*id, token.as_slice()))
         .collect();
+    // One buffer for all: a vocabulary has hundreds of thousands of merges.
     let mut joined = Vec::new();
     (0u32..)
         .zip(merges)

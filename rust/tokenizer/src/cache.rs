@@ -2,9 +2,10 @@
 
 /// Pieces up to this length are cached; with the length they fill the 16 bytes of a key.
 pub(crate) const LONGEST: usize = 15;
-/// Tokens that fit beside the key: a slot is 32 bytes, half a line of the processor's cache. Pieces of more are rare, but merged again each time: with those over
-/// [`LONGEST`] they take most of the 94 of 250 instructions per token of text seen before that
-/// neither the scanner nor the look-up takes (callgrind, docs/log.md).
+/// Tokens that fit beside the key: with their number a slot is 32 bytes. Pieces of more tokens are
+/// rare, but are merged again each time: with those over [`LONGEST`] they take most of the 94 of
+/// 250 instructions per token of text seen before that neither the scanner nor the look-up takes
+/// (callgrind, docs/log.md).
 const INLINE: usize = 3;
 /// Slots at first and at most: 64 KiB, cheap for a short text, and 4 MiB, which a core's share of
 /// the last-level cache holds.
@@ -34,7 +35,9 @@ struct Slot {
 
 /// A two-way set-associative cache from pieces to tokens, for one thread.
 pub(crate) struct Cache {
+    /// A power of two of them; the two places of a key are neighbours.
     slots: Vec<Slot>,
+    /// How often a slot was filled, with those overwritten: it only decides when to grow.
     used: usize,
 }
 
@@ -42,6 +45,7 @@ pub(crate) struct Cache {
 #[inline]
 pub(crate) fn key(text: &[u8], start: usize, end: usize) -> Key {
     let len = end - start;
+    // One load and a mask; only the last bytes of a text are copied.
     let bytes = if let Some(bytes) = text[start..].first_chunk::<16>() {
         u128::from_le_bytes(*bytes) & MASKS[len & 15]
     } else {
@@ -49,6 +53,7 @@ pub(crate) fn key(text: &[u8], start: usize, end: usize) -> Key {
         bytes[..len].copy_from_slice(&text[start..end]);
         u128::from_le_bytes(bytes)
     };
+    // The length is never 0, so no key is 0, which marks a free slot.
     bytes | (len as u128) << 120
 }
 
@@ -87,6 +92,7 @@ impl Cache {
 
     /// Remembers the tokens of a piece; of two others in its place the older one goes.
     pub(crate) fn put(&mut self, key: Key, ids: &[u32]) {
+        // What does not fit is merged again each time (see INLINE).
         if ids.len() > INLINE {
             return;
         }
@@ -102,13 +108,17 @@ impl Cache {
         self.place(slot);
     }
 
+    /// Puts a slot in its first place; the one that was there moves to the second.
     fn place(&mut self, slot: Slot) {
         let home = hash(slot.key) as usize & (self.slots.len() - 1);
+        // The newer piece takes the place that is looked at first.
         self.slots[home ^ 1] = std::mem::replace(&mut self.slots[home], slot);
         self.used += 1;
     }
 
+    /// Eight times the slots, with what was in them.
     fn grow(&mut self) {
+        // 2,048, 16,384 and 131,072 slots: two moves until the largest size.
         let slots = vec![Slot::default(); self.slots.len() * 8];
         let old = std::mem::replace(&mut self.slots, slots);
         self.used = 0;

@@ -18,9 +18,11 @@ pub type Word = (Box<[u8]>, u64);
 ///
 /// Each thread counts into a table of its own, so the sums do not depend on the threads.
 pub struct WordCounts {
+    /// The same as in encoding, so that training counts what encoding will see.
     normalizer: Normalizer,
     special: AddedTokens,
     pattern: Pattern,
+    /// One for each thread, kept between calls.
     tables: Vec<Table>,
 }
 
@@ -36,6 +38,7 @@ impl WordCounts {
         };
         Ok(Self {
             normalizer: Normalizer::Identity,
+            // Their ids do not matter here, only where they stand.
             special: AddedTokens::new((0..).zip(special_tokens).map(special).collect())?,
             pattern: Pattern::new(pattern)?,
             tables: (0..parallel::resolve(threads))
@@ -56,6 +59,7 @@ impl WordCounts {
             .iter()
             .map(|text| normalizer.normalise(text))
             .collect();
+        // Special tokens divide the text whoever wrote them: nothing is learned across one.
         let jobs = jobs(&texts, pattern, special, &Policy::Allow)?;
         parallel::map(
             &jobs,
@@ -105,6 +109,7 @@ impl WordCounts {
         if words.is_empty() {
             return Err(Error::EmptyCorpus);
         }
+        // A total order, so the merges depend neither on the threads nor on the hash.
         words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         Ok(words)
     }
@@ -118,8 +123,10 @@ struct Count {
 
 /// An open-addressed table for pieces that fit a key, a map for the others.
 struct Table {
+    /// A power of two of slots, at most half of them used; a key of 0 is free.
     short: Vec<Count>,
     used: usize,
+    /// Pieces above [`cache::LONGEST`] bytes.
     long: FxHashMap<Box<[u8]>, u64>,
 }
 
@@ -147,6 +154,7 @@ impl Table {
             }
             if to - from <= cache::LONGEST {
                 self.add_short(cache::key(text, from, to), 1);
+            // Two look-ups for a new piece, but no copy for one that is known.
             } else if let Some(count) = self.long.get_mut(&text[from..to]) {
                 *count += 1;
             } else {
@@ -156,8 +164,10 @@ impl Table {
         })
     }
 
+    /// Counts a piece by its key, with linear probing.
     #[inline]
     fn add_short(&mut self, key: Key, count: u64) {
+        // The number of slots is a power of two.
         let mask = self.short.len() - 1;
         let mut at = cache::hash(key) as usize & mask;
         loop {
@@ -173,6 +183,7 @@ impl Table {
             at = (at + 1) & mask;
         }
         self.used += 1;
+        // Half empty, so that probes stay short.
         if self.used * 2 > self.short.len() {
             let larger = vec![Count::default(); self.short.len() * 2];
             self.used = 0;
@@ -184,8 +195,10 @@ impl Table {
         }
     }
 
+    /// Adds these counts to `total`.
     fn pour_into(&self, total: &mut FxHashMap<Box<[u8]>, u64>) {
         for slot in self.short.iter().filter(|slot| slot.key != 0) {
+            // The last byte of a key is the length of its piece.
             let bytes = slot.key.to_le_bytes();
             *total
                 .entry(bytes[..usize::from(bytes[15])].into())

@@ -32,19 +32,23 @@ pub struct Spec {
 
 /// A tokenizer; it never changes, and any number of threads may use it.
 pub struct Tokenizer {
+    /// The stages of a text in their order, and the vocabulary to decode with.
     normalizer: Normalizer,
     added: AddedTokens,
     pattern: Pattern,
     model: Model,
     vocab: Vocab,
+    /// Those that no call uses at the moment; at most as many as calls and threads at once.
     workers: Mutex<Vec<Worker>>,
 }
 
 /// What one thread needs to encode; kept between calls because a warm cache is fast.
 #[derive(Default)]
 struct Worker {
+    /// The pieces that this thread has seen, with their ids.
     cache: Cache,
     scratch: Scratch,
+    /// The pieces that are split and not yet encoded.
     spans: Vec<(usize, usize)>,
 }
 
@@ -107,9 +111,11 @@ impl Tokenizer {
         policy: &Policy,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<Vec<u32>, Error> {
+        // About four bytes for a token of English or code.
         let mut out = Vec::with_capacity(text.len() / 4 + 1);
         let text = self.normalizer.normalise(text);
         let mut worker = self.worker();
+        // The worker is given back after an error too: its cache holds whole entries only.
         let done = self.encode_into(&text, policy, &mut worker, &mut out, interrupt);
         self.give_back(worker);
         done.map(|()| out)
@@ -145,6 +151,7 @@ impl Tokenizer {
         }
         let parts = parts?;
         let mut ids = Vec::with_capacity(parts.iter().map(|(ids, _)| ids.len()).sum());
+        // Lengths first, one place further on; their sums are the offsets.
         let mut offsets = vec![0i64; texts.len() + 1];
         for (job, (part, lengths)) in jobs.iter().zip(parts) {
             for (offset, length) in offsets[job.first_text() + 1..].iter_mut().zip(lengths) {
@@ -158,6 +165,7 @@ impl Tokenizer {
         Ok((ids, offsets))
     }
 
+    /// The ids of a job, and how many belong to each of its texts.
     fn encode_job(
         &self,
         job: &Job,
@@ -188,6 +196,7 @@ impl Tokenizer {
         Ok((out, lengths))
     }
 
+    /// Appends the ids of a whole text.
     fn encode_into(
         &self,
         text: &[u8],
@@ -210,6 +219,7 @@ impl Tokenizer {
         })
     }
 
+    /// Appends the ids of a stretch without added tokens, `text[start..]`.
     fn encode_pieces(
         &self,
         text: &[u8],
@@ -219,6 +229,7 @@ impl Tokenizer {
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
         let mut tick = start + TICK;
+        // Taken out, so that the worker can be lent to the encoder meanwhile.
         let mut spans = std::mem::take(&mut worker.spans);
         spans.clear();
         let done = self.pattern.pieces(text, start, |from, to| {
@@ -238,6 +249,7 @@ impl Tokenizer {
         rest
     }
 
+    /// Appends the ids of the pieces `spans`: from the cache, or else from the model.
     fn encode_spans(
         &self,
         text: &[u8],
@@ -254,6 +266,7 @@ impl Tokenizer {
             {
                 continue;
             }
+            // The model appends to the output; what it appended goes into the cache from there.
             let before = out.len();
             self.model
                 .encode(&text[from..to], key, scratch, out, interrupt)?;
@@ -269,6 +282,7 @@ impl Tokenizer {
         self.vocab.decode(ids)
     }
 
+    /// A worker for one thread of a call: one of those kept, or a new one.
     fn worker(&self) -> Worker {
         // Never waits: in a process that was forked while another thread held the lock,
         // nobody would ever open it.
@@ -280,6 +294,7 @@ impl Tokenizer {
         kept.unwrap_or_default()
     }
 
+    /// Keeps a worker for the next call; drops it if somebody else holds the lock.
     fn give_back(&self, worker: Worker) {
         if let Ok(mut workers) = self.workers.try_lock() {
             workers.push(worker);

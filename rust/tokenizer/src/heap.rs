@@ -1,6 +1,9 @@
 //! A binary heap whose order is an argument: the trainer's ties compare the bytes of tokens,
 //! which the entries do not carry.
 
+///
+/// `std::collections::BinaryHeap` needs the order in the items themselves. Every call must get the
+/// same order, or what comes out is in none.
 pub(crate) struct Heap<T> {
     items: Vec<T>,
 }
@@ -9,12 +12,14 @@ impl<T: Copy> Heap<T> {
     /// A heap of `items` with the best on top; `better(a, b)` says that `a` comes before `b`.
     pub(crate) fn new(items: Vec<T>, better: impl Fn(&T, &T) -> bool) -> Self {
         let mut heap = Self { items };
+        // From the last parent up: linear in the number of items, where pushing is n log n.
         for at in (0..heap.items.len() / 2).rev() {
             heap.sift_down(at, &better);
         }
         heap
     }
 
+    /// Adds an item.
     pub(crate) fn push(&mut self, item: T, better: impl Fn(&T, &T) -> bool) {
         let mut at = self.items.len();
         self.items.push(item);
@@ -28,15 +33,18 @@ impl<T: Copy> Heap<T> {
         }
     }
 
+    /// Takes the best item.
     pub(crate) fn pop(&mut self, better: impl Fn(&T, &T) -> bool) -> Option<T> {
         if self.items.is_empty() {
             return None;
         }
+        // The last item takes the top and finds its place from there.
         let top = self.items.swap_remove(0);
         self.sift_down(0, &better);
         Some(top)
     }
 
+    /// Moves the item at `at` down until no child is better.
     fn sift_down(&mut self, mut at: usize, better: &impl Fn(&T, &T) -> bool) {
         loop {
             let (left, right) = (2 * at + 1, 2 * at + 2);

@@ -20,6 +20,7 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    /// The number of the text that the job begins with.
     pub(crate) fn first_text(&self) -> usize {
         match *self {
             Self::Texts { first, .. } => first,
@@ -38,6 +39,7 @@ pub(crate) fn jobs<T: AsRef<[u8]>>(
     let mut jobs = Vec::new();
     let (mut first, mut bytes) = (0, 0);
     for (at, text) in texts.iter().map(AsRef::as_ref).enumerate() {
+        // Below two portions, cutting would leave parts too small to be worth it.
         if text.len() < 2 * PORTION {
             bytes += text.len();
             if bytes >= PORTION {
@@ -67,6 +69,7 @@ pub(crate) fn jobs<T: AsRef<[u8]>>(
             let mut rest = segment;
             while rest.end - rest.start > 2 * PORTION {
                 let to = rest.start + PORTION;
+                // Without a place to cut, the rest is one part however long it is.
                 let Some(cut) = pattern.cut(&text[..rest.end], rest.start, to) else {
                     break;
                 };

@@ -10,6 +10,8 @@ use std::time::Duration;
 use crate::{Error, Interrupt};
 
 /// How often the calling thread asks whether to stop.
+///
+/// The promise is an answer to Ctrl-C within 100 ms, and workers take a few ms more to stop.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The number of threads that `threads` means: 0 is one for each core.
@@ -28,6 +30,7 @@ pub(crate) fn map<J: Sync, S: Send, R: Send>(
     work: impl Fn(&J, &mut S, &mut Interrupt<'_>) -> Result<R, Error> + Sync,
 ) -> Result<Vec<R>, Error> {
     let workers = states.len().min(jobs.len());
+    // Without threads, interrupts come from the work itself.
     if workers <= 1 {
         let Some(state) = states.first_mut() else {
             return Ok(Vec::new());
@@ -50,6 +53,7 @@ pub(crate) fn map<J: Sync, S: Send, R: Send>(
                 };
                 while let Some((index, job)) = take(jobs, next) {
                     let result = work(job, state, &mut stopped);
+                    // Nobody needs the jobs that are not begun.
                     if result.is_err() {
                         next.store(jobs.len(), Ordering::Relaxed);
                     }
@@ -62,16 +66,19 @@ pub(crate) fn map<J: Sync, S: Send, R: Send>(
         }
         drop(sender);
         let outcome = collect(&receiver, jobs.len(), interrupt);
+        // After an interrupt the others must end too, before the scope does.
         stop.store(true, Ordering::Relaxed);
         outcome
     })
 }
 
+/// The next job and its number. Threads take one at a time, so a slow job delays only its own.
 fn take<'a, J>(jobs: &'a [J], next: &AtomicUsize) -> Option<(usize, &'a J)> {
     let index = next.fetch_add(1, Ordering::Relaxed);
     jobs.get(index).map(|job| (index, job))
 }
 
+/// The results in the order of the jobs, as they come in; the calling thread waits here.
 fn collect<R>(
     receiver: &mpsc::Receiver<(usize, Result<R, Error>)>,
     jobs: usize,

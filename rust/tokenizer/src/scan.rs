@@ -13,6 +13,7 @@ fn contraction(text: &[u8], at: usize, folded: bool) -> usize {
     if text.get(at) != Some(&b'\'') {
         return 0;
     }
+    // 0 past the end: no contraction has it.
     let letter = |at: usize| match text.get(at) {
         Some(byte) if folded => byte.to_ascii_lowercase(),
         Some(byte) => *byte,
@@ -21,6 +22,7 @@ fn contraction(text: &[u8], at: usize, folded: bool) -> usize {
     match (letter(at + 1), letter(at + 2)) {
         (b's' | b't' | b'd' | b'm', _) => 2,
         (b'l', b'l') | (b'v' | b'r', b'e') => 3,
+        // U+017F in UTF-8.
         (0xC5, 0xBF) if folded => 3,
         _ => 0,
     }
@@ -46,16 +48,19 @@ fn white_space(c: &Classes, text: &[u8], at: usize, lines: bool, tail: bool) -> 
     if end == text.len() {
         return end;
     }
+    // The look-ahead (?!\S) of the expressions gives one character back to the word.
     let (_, last) = c.before(text, end);
     if last > at { last } else { end }
 }
 
+/// GPT-2: the branches in the order of its expression.
 #[inline]
 pub(crate) fn gpt2(c: &Classes, text: &[u8], at: usize) -> usize {
     let contracted = contraction(text, at, false);
     if contracted > 0 {
         return at + contracted;
     }
+    // One space may belong to the word, whatever kind of word follows.
     let from = at + usize::from(text[at] == b' ');
     let (class, width) = c.at(text, from);
     if width == 0 || class & SPACE != 0 {
@@ -92,6 +97,7 @@ pub(crate) fn gpt4(c: &Classes, text: &[u8], at: usize, tail: bool) -> usize {
         .unwrap_or_else(|| white_space(c, text, at, true, tail))
 }
 
+/// End of one to three numbers at `at`: `\p{N}{1,3}`.
 fn three_numbers(c: &Classes, text: &[u8], mut at: usize) -> usize {
     for _ in 0..3 {
         let (class, width) = c.at(text, at);
@@ -128,6 +134,7 @@ fn symbols(
     }
 }
 
+/// GPT-4o: a word of lower case with what may stand before it, then one of upper case.
 #[inline]
 pub(crate) fn o200k(c: &Classes, text: &[u8], at: usize) -> usize {
     let (class, width) = c.at(text, at);
@@ -143,6 +150,8 @@ pub(crate) fn o200k(c: &Classes, text: &[u8], at: usize) -> usize {
             |from: usize, allowed: bool, word: fn(&Classes, &[u8], usize) -> Option<usize>| {
                 if allowed { word(c, text, from) } else { None }
             };
+        // The order of the expression: both forms of a word of lower case, then of upper case, and
+        // of each the one with a character before it first.
         let found = try_at(at + width, before, lower_word)
             .or_else(|| try_at(at, inside, lower_word))
             .or_else(|| try_at(at + width, before, upper_word))
@@ -182,6 +191,7 @@ fn upper_word(c: &Classes, text: &[u8], at: usize) -> Option<usize> {
     (upper_end > at).then(|| c.run(text, upper_end, LOWER | UNCASED | MARK))
 }
 
+/// Each run of non-space with one space before it; other white space by itself.
 #[inline]
 pub(crate) fn word(c: &Classes, text: &[u8], at: usize) -> usize {
     let from = at + usize::from(text[at] == b' ');

@@ -30,6 +30,8 @@ pub enum Pattern {
     /// The whole text as one piece.
     Whole,
     /// What a regular expression matches, and what it leaves between matches.
+    ///
+    /// Boxed: the other variants are names without data.
     Custom(Box<Regex>),
 }
 
@@ -66,6 +68,7 @@ impl Pattern {
     /// An expression that equals the published form of a named pattern gets its scanner.
     /// Others run on `fancy-regex`: linear unless they use look-around or backreferences.
     pub fn new(pattern: &str) -> Result<Self, Error> {
+        // By its name or by its published expression: both get the scanner.
         if let Some((_, _, known)) = KNOWN.iter().find(|k| k.0 == pattern || k.1 == pattern) {
             return Ok(known.clone());
         }
@@ -83,6 +86,7 @@ impl Pattern {
         }
         let regex = Regex::new(pattern)
             .map_err(|e| fail(format!("not a name and not a regular expression: {e}")))?;
+        // A match must take a character, or the text would be cut where nothing is.
         if regex.is_match("").map_err(|e| fail(e.to_string()))? {
             return Err(fail(
                 "matches the empty text; each match must take a character".into(),
@@ -156,6 +160,7 @@ impl Pattern {
                 Self::Whole | Self::Custom(_) => false,
             }
         };
+        // An expression may look any distance ahead or behind.
         if matches!(self, Self::Whole | Self::Custom(_)) {
             return None;
         }
@@ -181,6 +186,10 @@ fn scan(
     Ok(())
 }
 
+/// The pieces of a regular expression: its matches, and what lies between them.
+///
+/// It sees only UTF-8. Bytes that are not UTF-8 divide the text and are pieces of one byte, as the
+/// scanners have them.
 fn custom(
     regex: &Regex,
     text: &[u8],
@@ -190,6 +199,7 @@ fn custom(
     let mut base = start;
     for chunk in text[start..].utf8_chunks() {
         let valid = chunk.valid();
+        // Where the last match has ended; what lies between matches is a piece too.
         let mut done = 0;
         for found in regex.find_iter(valid) {
             let found = found.map_err(|e| Error::PatternGaveUp {

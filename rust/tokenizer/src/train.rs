@@ -74,6 +74,7 @@ pub fn bpe(
         merges.push((best.left, best.right));
         trainer.merge(best, &mut interrupt)?;
     }
+    // Told once more at the end, so that a line of progress shows the last number.
     progress(trainer.tokens.len(), target)?;
     Ok(Trained {
         tokens: trainer.tokens,
@@ -97,14 +98,20 @@ struct Pair {
     places: Vec<u32>,
 }
 
+/// The state of a training: the corpus as cells, the pairs in it, and the best of them on a heap.
 struct Trainer {
     ties: Ties,
+    /// The tokens so far; a new one's id is its index.
     tokens: Vec<Vec<u8>>,
+    /// A cell for each byte of the words, with borders between words. A token is written in its
+    /// first and in its last cell, so both neighbours find it.
     cells: Vec<u32>,
     /// The word that each cell is of.
     word_at: Vec<u32>,
+    /// How often each word occurs.
     frequency: Vec<i64>,
     pairs: Vec<Pair>,
+    /// The index in `pairs` of each pair; an index, so that the heap needs no hash.
     pair_at: FxHashMap<(u32, u32), u32>,
     heap: Heap<Candidate>,
     /// Pairs whose count rose in the merge at hand.
@@ -113,7 +120,9 @@ struct Trainer {
 
 impl Trainer {
     fn new(words: Vec<Word>, ties: Ties, interrupt: &mut Interrupt<'_>) -> Result<Self, Error> {
+        // A border before the first word and one after each.
         let length = words.iter().map(|(word, _)| word.len() + 1).sum::<usize>() + 1;
+        // Places are 32 bits, and BORDER is no id.
         if length >= BORDER as usize {
             return Err(Error::TooLong {
                 what: "the distinct text of the corpus",
@@ -145,6 +154,7 @@ impl Trainer {
         Ok(trainer)
     }
 
+    /// Counts the pairs of bytes, where every training begins.
     fn count_pairs(&mut self, interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
         for at in 1..self.cells.len() - 1 {
             if at % TICK == TICK - 1 {
@@ -185,6 +195,7 @@ impl Trainer {
         loop {
             let top = heap.pop(better)?;
             let count = pairs[top.pair as usize].count;
+            // A merge has used up all its places.
             if count <= 0 {
                 continue;
             }
@@ -209,7 +220,9 @@ impl Trainer {
             ]
             .concat(),
         );
+        // The pair is gone after this merge: nothing will ask for its places again.
         let places = std::mem::take(&mut self.pairs[pair as usize].places);
+        // From left to right, as encoding merges: in `aaa` the first two.
         debug_assert!(places.is_sorted());
         for (visited, &place) in places.iter().enumerate() {
             if visited % TICK == TICK - 1 {
@@ -217,6 +230,7 @@ impl Trainer {
             }
             let start = place as usize;
             let middle = start + left_length;
+            // The pair began here once; another merge may have taken one of its tokens.
             if self.cells[start] != left || self.cells[middle] != right {
                 continue;
             }
@@ -241,16 +255,19 @@ impl Trainer {
         Ok(())
     }
 
+    /// Bytes of a token, and so the cells that it takes.
     fn length(&self, token: u32) -> usize {
         self.tokens[token as usize].len()
     }
 
+    /// Takes `count` from a pair. The heap is not told: `best` looks again at what it takes.
     fn lower(&mut self, left: u32, right: u32, count: i64) {
         if let Some(&pair) = self.pair_at.get(&(left, right)) {
             self.pairs[pair as usize].count -= count;
         }
     }
 
+    /// Adds `count` to a pair that begins at `place`.
     fn raise(&mut self, left: u32, right: u32, count: i64, place: usize) {
         let new = self.pairs.len() as u32;
         let pair = *self.pair_at.entry((left, right)).or_insert(new);
@@ -260,12 +277,15 @@ impl Trainer {
         let known = &mut self.pairs[pair as usize];
         known.count += count;
         known.places.push(place as u32);
+        // Places of one pair often follow each other; the rest is removed by `offer_risen`.
         if self.risen.last() != Some(&(pair, left, right)) {
             self.risen.push((pair, left, right));
         }
     }
 
+    /// Pushes the pairs whose counts have risen, once each.
     fn offer_risen(&mut self) {
+        // One entry for each pair, in an order that no hash decides.
         self.risen.sort_unstable();
         self.risen.dedup();
         let Self {

@@ -30,8 +30,12 @@ pub(crate) const END: u8 = 128;
 pub(crate) const SYMBOL: u8 = 0;
 
 /// The class of each character, in two levels: equal blocks of 256 characters are stored once.
+///
+/// A flat table would be 1.1 MB. ASCII has a table of its own, of 128 bytes.
 pub(crate) struct Classes {
+    /// By the byte: most text needs no other table.
     ascii: [u8; 128],
+    /// The block of each 256 characters.
     block_of: Vec<u8>,
     blocks: Vec<[u8; 256]>,
 }
@@ -44,6 +48,8 @@ impl Classes {
         &CLASSES
     }
 
+    /// From the tables of `regex-syntax`, so that scanners and regular expressions agree on every
+    /// character.
     fn build() -> Self {
         let mut flat = vec![SYMBOL; 0x11_0000];
         for (class, bit) in [
@@ -86,6 +92,7 @@ impl Classes {
         }
     }
 
+    /// The class of a character.
     fn of(&self, scalar: u32) -> u8 {
         let block = self.block_of[(scalar >> 8) as usize];
         self.blocks[usize::from(block)][(scalar & 255) as usize]
@@ -101,6 +108,9 @@ impl Classes {
         }
     }
 
+    /// Class and width of a character above ASCII; a byte that is not UTF-8 is a symbol.
+    ///
+    /// Not inlined: the loops over ASCII around it stay small.
     #[inline(never)]
     fn beyond_ascii(&self, text: &[u8]) -> (u8, usize) {
         match decode(text) {
@@ -113,6 +123,7 @@ impl Classes {
     #[inline]
     pub(crate) fn run(&self, text: &[u8], mut at: usize, mask: u8) -> usize {
         loop {
+            // The loop for ASCII is apart, without a decoder in it.
             while let Some(&byte) = text.get(at)
                 && byte < 128
                 && self.ascii[usize::from(byte)] & mask != 0

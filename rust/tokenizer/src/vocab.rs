@@ -17,9 +17,11 @@ const BLOCK: usize = 4096;
 /// The bytes of each token by id.
 #[derive(Debug)]
 pub(crate) struct Vocab {
+    /// By id: the bytes of the token and, last, their number or a mark.
     slots: Vec<[u8; 16]>,
     /// Offset and length in `packed` of tokens above [`INLINE`] bytes; sorted by id.
     long: Vec<(u32, usize, usize)>,
+    /// The bytes of the long tokens in a row.
     packed: Vec<u8>,
 }
 
@@ -31,6 +33,7 @@ impl Vocab {
             packed: Vec::new(),
         };
         for (token, id) in tokens {
+            // A damaged file must not take all memory.
             if id > MAX_ID {
                 let message = format!("token id {id} is above the limit {MAX_ID}");
                 return Err(Error::Vocabulary(message));
@@ -50,10 +53,12 @@ impl Vocab {
                 vocab.packed.extend_from_slice(token);
             }
         }
+        // `get` searches it by id.
         vocab.long.sort_unstable();
         Ok(vocab)
     }
 
+    /// A slot of a token's bytes and a mark.
     fn slot(token: &[u8], mark: u8) -> [u8; 16] {
         let mut slot = [0; 16];
         slot[..token.len()].copy_from_slice(token);
@@ -101,6 +106,7 @@ impl Vocab {
                 };
                 let length = slot[INLINE];
                 if usize::from(length) <= INLINE {
+                    // Always inside: `room` has a whole slot for every id of the block.
                     if let Some(place) = out.get_mut(end..end + 16) {
                         place.copy_from_slice(slot);
                     }
@@ -118,6 +124,7 @@ impl Vocab {
         Ok(out)
     }
 
+    /// The error for an id without a token.
     fn unknown(&self, id: u32) -> Error {
         Error::UnknownId {
             id: i64::from(id),

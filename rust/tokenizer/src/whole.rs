@@ -7,11 +7,14 @@ use crate::cache::{self, Key};
 /// The tokens of a vocabulary by their bytes; short ones by the key that the cache has anyway.
 #[derive(Debug, Default)]
 pub(crate) struct Whole {
+    /// By [`cache::key`].
     short: FxHashMap<Key, u32>,
+    /// Those above [`cache::LONGEST`] bytes, by their bytes.
     long: FxHashMap<Box<[u8]>, u32>,
 }
 
 impl Whole {
+    /// From the ordinary tokens and their ids.
     pub(crate) fn new(tokens: &[(Vec<u8>, u32)]) -> Self {
         let mut whole = Self::default();
         for (token, id) in tokens {
