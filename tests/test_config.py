@@ -160,7 +160,7 @@ def test_a_refusal_says_what_would_do(override, expected):
         ("train: {steps: 0}", "train.steps=0: must be at least 1 and below 2^31 ({file})"),
         ("optim: {warmup: 0.5}", "optim.decay=0.6: with warmup=0.5"),
         ("optim: {name: adam}", "did you mean 'adamw'? allowed: muon, adamw, sgd ({file})"),
-        ("train: 3", "train=3: expected keys of the section or a preset ({file})"),
+        ("train: 3", "train=3: no such preset: set train.key=value instead ({file})"),
         ("model: smal", "model=smal: no such preset: did you mean 'small'?"),
         ("- 3", "{file}: expected sections with keys"),
         ("", "{file}: holds no setting"),
@@ -283,11 +283,20 @@ def test_the_names_that_help_lists_are_the_registry(literal, module, registry):
     assert set(get_args(literal)) == set(built)
 
 
-def test_names_added_by_an_imported_module_are_not_refused(tmp_path, monkeypatch):
-    (tmp_path / "my_norms_for_a_test.py").write_text("")
+def test_only_names_that_an_imported_module_adds_are_taken(tmp_path, monkeypatch):
+    (tmp_path / "my_norms_for_a_test.py").write_text(
+        "from tinylm.layers import NORMS\nNORMS['mine'] = NORMS['rmsnorm']\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    run = config.load(None, ["imports=[my_norms_for_a_test]", "model.norm=mine"])
-    assert run.model.norm == "mine"
+    given = "imports=[my_norms_for_a_test]"
+    try:
+        run = config.load(None, [given, "model.norm=mine"])
+        assert run.model.norm == "mine"
+        assert "did you mean 'mine'? allowed: layernorm, mine" in refusal(given, "model.norm=min")
+        for slip in ("optim.name=adam", "track.names=[consol]", "model.architecture=llama"):
+            assert "did you mean" in refusal(given, slip)
+    finally:
+        importlib.import_module("tinylm.layers").NORMS.pop("mine", None)
     assert "allowed: rmsnorm, layernorm" in refusal("model.norm=mine")
 
 

@@ -65,6 +65,24 @@ CASES = {
     "bad range": (None, "train", ["data.val_fraction=2"], 2, ["data.val_fraction=2", "below 1"]),
     "unfit widths": (None, "train", ["model.d_model=190"], 2, ["d_model=190", "n_heads=3"]),
     "unknown option": (None, "train", ["--setps"], 2, ["--setps", "--help"]),
+    "a setting in two words": (
+        None,
+        *("train", ["train.steps", "100"], 2, ["train.steps", "write train.steps=100"]),
+    ),
+    "a setting in two words after a recipe": (
+        None,
+        *("train", ["stdlib", "optim.lr", "0.1"], 2, ["write optim.lr=0.1"]),
+    ),
+    "a setting as an option": (
+        None,
+        *("train", ["--train.steps=100"], 2, ["--train.steps=100", "write train.steps=100"]),
+    ),
+    "a setting without a value": (None, "train", ["out"], 2, ["write out=VALUE"]),
+    "a text for settings": (None, "train", ["cats.txt"], 2, ["cats.txt", "data.source=cats.txt"]),
+    "a link to nothing in out": (
+        lambda: Path("gone").symlink_to("nowhere"),
+        *("train", [*SMALL, "out=gone"], 2, ["out=gone: a link to nowhere, which is not there"]),
+    ),
     "unknown recipe": (None, "train", ["stdlibb"], 2, ["stdlibb", "stdlib"]),
     "missing recipe file": (None, "train", ["no.yaml"], 2, ["no.yaml", "no such"]),
     "bad file": (

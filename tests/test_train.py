@@ -211,16 +211,19 @@ def test_ctrl_c_exits_130_and_sigterm_75_with_the_command_that_goes_on(monkeypat
             assert main([*SMALL, f"out=run{code}"]) == code
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.strip().startswith("python -m tinylm.train data.source=cats.txt")
-        assert last.endswith("train.resume=auto")
+        assert last.endswith(f"train.resume=run{code}")
 
 
 def test_a_run_of_make_says_how_make_goes_on(monkeypatch, capsys):
     monkeypatch.setenv("TINYLM_COMMAND", "make train")
     stop_after(monkeypatch, 3)
     assert main([*SMALL, "out=a run"]) == 130
-    command, words = shlex.split(capsys.readouterr().out.splitlines()[-1]), [*SMALL, "out=a run"]
-    assert command[:2] == ["make", "train"]
-    assert shlex.split(command[2].removeprefix("ARGS=")) == [*words, "train.resume=auto"]
+    *_, saved, command = capsys.readouterr().out.splitlines()
+    assert "(make says Error 130: stopped before its end); go on with:" in saved
+    words = shlex.split(command)
+    assert words[:2] == ["make", "train"]
+    again = [*SMALL, "out=a run", "train.resume=a run"]
+    assert shlex.split(words[2].removeprefix("ARGS=")) == again
 
 
 def test_a_finished_run_is_left_alone_and_a_larger_number_of_steps_lengthens_it(capsys):

@@ -4,14 +4,16 @@
 """
 
 import errno
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
+from tinylm import disk
 from tinylm.config import ConfigError
 
 USAGE, TERMINATED, INTERRUPTED = 2, 75, 130
@@ -31,23 +33,84 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 
     Bad input (`ValueError`, `KeyError`, the `OSError` family) ends in one line on standard
     error, not in a traceback; any other exception is a defect of TinyLM and keeps its own.
+    Standard streams that are closed are replaced first.
     """
     warnings.showwarning = _one_line
+    replace_closed_streams()
     try:
-        code = main(sys.argv[1:])
-        sys.stdout.flush()
+        code = main(sys.argv[1:]) or 0
+        with disk.naming("standard output"):
+            sys.stdout.flush()
     except ConfigError as error:
         code = _fail(error, USAGE)
     except BrokenPipeError:
         # The reader of our output has left (`| head`): nobody is there to be told.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (ValueError, KeyError, OSError) as error:
         code = _fail(error, 1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         code = INTERRUPTED
+    # What is left in the buffers: Python would try it again at its end, and exit with 120.
+    settle(sys.stdout)
+    settle(sys.stderr)
     sys.exit(code)
+
+
+class Closed(io.TextIOBase):
+    """Stands for a standard stream that the caller closed: each use is an `OSError` that says so.
+
+    `sys.stdout` is None then, and `print` would lose its words without one.
+    """
+
+    def __init__(self, name: str, problem: str = "closed") -> None:
+        self._error = (errno.EBADF, problem, name)
+
+    def read(self, size: int | None = -1, /) -> str:
+        """Raise `OSError`."""
+        raise OSError(*self._error)
+
+    def write(self, text: object, /) -> int:
+        """Raise `OSError`."""
+        raise OSError(*self._error)
+
+    @property
+    def buffer(self) -> "Closed":
+        """The stream of bytes, closed as well."""
+        return self
+
+
+def replace_closed_streams() -> None:
+    """Put a stand-in where a standard stream is closed, and fill its file descriptor.
+
+    Otherwise the next file to be opened gets the number 0, 1 or 2, and what a library writes to
+    standard error goes into it.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    if sys.stdin is None:
+        sys.stdin = cast(TextIO, Closed("standard input", "closed: give the text as an argument"))
+    if sys.stdout is None:
+        sys.stdout = cast(TextIO, Closed("standard output"))
+    if sys.stderr is None:
+        # No error can be shown, and the exit code still tells.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def tell(text: str) -> None:
+    """Print a line on standard error, or nothing if that cannot be written to."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def settle(stream: TextIO) -> None:
+    """Flush a stream; if that fails, what it holds and all that follows goes to /dev/null."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
@@ -124,9 +187,9 @@ def _fail(error: Exception, code: int) -> int:
     text = _advised(error, REMEDIES) or plain
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    tell(f"error: {' '.join(text.split())}")
     return code
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    tell(f"warning: {message}")

@@ -9,6 +9,7 @@ however it ends, so a `.lock` that a killed process left behind is in nobody's w
 lock: `replace` gives them the old file or the new one.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,8 @@ from typing import Any, BinaryIO
 LOCK = ".lock"
 # Characters of a holder's command line that a message shows.
 SHOWN = 200
+# What flock answers on network file systems that have no locks, or whose lock server is down.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 # What `replacing` adds to a name: the process, 32 random bits, `.part`.
 _PART = re.compile(r"\.\d+-[0-9a-f]{8}\.part$")
 
@@ -95,7 +98,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: str | Path) -> Iterator[None]:
     """Give an `OSError` from a file handle the name of its file."""
     try:
         yield
@@ -165,9 +168,18 @@ def _lock(folder: Path, advice: str, wait: bool) -> int:
                     text = f"{problem}: {advice}"
                     raise BlockingIOError(error.errno, text, str(folder)) from None
                 if not told:
-                    print(f"{folder} is {problem}: waiting for it", file=sys.stderr, flush=True)
+                    # Standard error may be closed, and that is no reason not to wait.
+                    with suppress(OSError, ValueError):
+                        print(f"{folder} is {problem}: waiting for it", file=sys.stderr, flush=True)
                     told = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                text = (
+                    f"{error.strerror}: its file system has no flock; name a folder on a local disk"
+                )
+                raise OSError(error.errno, text, str(folder)) from None
             # A holder removes the file before it lets go: what is locked may be out of reach.
             if _is(handle, path):
                 with naming(path):

@@ -3,13 +3,18 @@
 A tracker receives each record, a flat dictionary of numbers with the keys of
 metrics.jsonl: step tokens loss lr grad_norm tokens_per_second mfu memory_bytes seconds, and on
 evaluation val_loss and bits_per_byte.
+
+A tracker watches a run and never ends it: if one raises, `Trackers` warns once and trains on.
 """
 
 import json
 import shutil
 import sys
 import time
+import warnings
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -60,11 +65,10 @@ class Console:
         now = time.monotonic()
         if self.live:
             width = shutil.get_terminal_size().columns - 1
-            self.out.write(f"\r\x1b[K{line[:width]}")
+            self._write(f"\r\x1b[K{line[:width]}")
         elif now - self.printed >= self.SECONDS_BETWEEN_LINES:
-            self.out.write(f"{line}\n")
             self.printed = now
-        self.out.flush()
+            self._write(f"{line}\n")
 
     def _pace(self, record: Record) -> float:
         """Recent seconds per step; 0 until one is known."""
@@ -75,14 +79,21 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print `text` above the live line."""
-        self.out.write(("\r\x1b[K" if self.live else "") + text + "\n")
-        self.out.flush()
+        self._write(("\r\x1b[K" if self.live else "") + text + "\n")
 
     def close(self) -> None:
         """Leave the live line behind."""
         if self.live:
-            self.out.write("\r\x1b[K")
-            self.out.flush()
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        try:
+            self.out.write(text)
+        except UnicodeEncodeError:
+            # A sample may hold any character, and an ASCII console shows it as its number.
+            encoding = self.out.encoding
+            self.out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        self.out.flush()
 
 
 def status(record: Record, steps: int, pace: float) -> str:
@@ -138,48 +149,112 @@ TRACKERS: dict[str, Any] = {"console": Console, "jsonl": Jsonl, "plot": Plot}
 
 
 class Trackers:
-    """All trackers of a run as one."""
+    """All trackers of a run as one, none of which ends the run.
 
-    def __init__(self, names: tuple[str, ...] = (), folder: Path = Path(), steps: int = 0) -> None:
+    The console is there at once, and `start` adds the others when the run has a folder. If a
+    tracker raises, one warning says so and the others go on. It is called again for the next
+    record: a full disk may have room by then.
+    """
+
+    def __init__(self, names: tuple[str, ...] = (), steps: int = 0) -> None:
         unknown = [name for name in names if name not in TRACKERS]
         if unknown:
             raise ValueError(f"track.names={unknown[0]}: the registry has {', '.join(TRACKERS)}")
-        self.each: list[Tracker] = [TRACKERS[name](folder, steps) for name in names]
+        self.names, self.steps = names, steps
+        self.each: dict[str, Tracker] = {}
+        self._warned: set[str] = set()
+        if "console" in names:
+            self._add("console", Path())
+
+    def start(self, folder: Path) -> None:
+        """Start the trackers that write into `folder`."""
+        for name in self.names:
+            if name not in self.each and name not in self._warned:
+                self._add(name, folder)
+
+    def _add(self, name: str, folder: Path) -> None:
+        with self.guard(name):
+            self.each[name] = TRACKERS[name](folder, self.steps)
 
     def log(self, record: Record) -> None:
-        """Hand the record to each."""
-        for tracker in self.each:
-            tracker.log(record)
+        """Pass the record to each tracker, a copy of its own."""
+        self._call(lambda tracker: tracker.log({**record}))
 
     def say(self, text: str) -> None:
-        """Hand the words to each."""
-        for tracker in self.each:
-            tracker.say(text)
+        """Pass the words to each tracker."""
+        self._call(lambda tracker: tracker.say(text))
 
     def close(self) -> None:
-        """Close each."""
-        for tracker in self.each:
-            tracker.close()
+        """Close each tracker."""
+        self._call(lambda tracker: tracker.close())
+
+    def _call(self, action: Callable[[Tracker], None]) -> None:
+        for name, tracker in self.each.items():
+            with self.guard(name):
+                action(tracker)
+
+    @contextmanager
+    def guard(self, name: str) -> Iterator[None]:
+        """Inside, an exception becomes one warning that names the observer `name`.
+
+        For whatever watches a run and cannot change its weights. `KeyboardInterrupt` passes.
+        """
+        try:
+            yield
+        except Exception as error:
+            if name not in self._warned:
+                self._warned.add(name)
+                warn(f"{name} failed, and the run goes on: {_in_words(error)}")
+
+
+def warn(text: str) -> None:
+    """Issue a warning that cannot raise: not under `-W error`, not on a closed standard error."""
+    try:
+        warnings.warn(text, stacklevel=3)
+    except Exception:
+        with suppress(Exception):
+            print(f"warning: {text}", file=sys.stderr)
+
+
+def _in_words(error: Exception) -> str:
+    """An exception in one line: an `OSError` by its file, another by its type."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """The records of metrics.jsonl in order; a torn last line is passed over."""
-    path = folder / "metrics.jsonl"
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    """The records of metrics.jsonl in order; a line that is no record is passed over."""
+    return [record for record in _lines(folder / "metrics.jsonl") if record is not None]
 
 
-def rewind_metrics(folder: Path, step: int) -> None:
-    """Drop the records after `step`: a resumed run writes them again."""
+def _lines(path: Path) -> list[Record | None]:
+    """The record of each line of a file; None for a torn one."""
+    # Bytes, for a torn line need not be UTF-8.
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [_record(line) for line in lines]
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+        return record if isinstance(record["step"], int | float) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def rewind_metrics(folder: Path, step: int) -> int:
+    """Drop the records after `step`, which a resumed run writes again, and all torn lines.
+
+    Returns the number of torn lines. A crash leaves one at most, at the end.
+    """
     path = folder / "metrics.jsonl"
-    if path.exists():
-        records = [record for record in read_metrics(folder) if record["step"] <= step]
-        disk.replace(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+    lines = _lines(path)
+    if lines:
+        kept = [record for record in lines if record is not None and record["step"] <= step]
+        disk.replace(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    return lines.count(None)
 
 
 def plot(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Load a `Run` from a recipe or file and `key=value` arguments, check it, and write it as YAML."""
 
 import importlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
@@ -25,6 +26,7 @@ from tinylm.config.keys import (
     takes_text,
 )
 from tinylm.config.limits import show
+from tinylm.config.reading import NULL, Plain, read, typed
 from tinylm.config.sections import SECTIONS, Run
 
 # A run that resumes may change these settings; all others must be the same.
@@ -34,6 +36,20 @@ CLOSING = "track"
 # ValueError: too many digits, or text that is not UTF-8. OSError: a folder. RecursionError: a
 # thousand open brackets.
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError)
+
+# Where each open choice is registered, as module.NAME in `tinylm`.
+REGISTRIES = {
+    "model.architecture": "config.ARCHITECTURES",
+    "model.norm": "layers.NORMS",
+    "model.position": "layers.POSITIONS",
+    "model.feedforward": "layers.FEEDFORWARDS",
+    "model.attention": "layers.ATTENTIONS",
+    "optim.name": "optim.OPTIMIZERS",
+    "optim.schedule": "optim.SCHEDULES",
+    "track.names": "track.TRACKERS",
+}
+# The endings of files with settings; "" for a file without one.
+SETTINGS_FILES = (".yaml", ".yml", ".json", "")
 
 # The key of a setting, its value, and the " (file)" that ends an error about it.
 Assignment = tuple[str, Any, str]
@@ -46,15 +62,19 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
     Raises `ConfigError` for an unknown key, an invalid value or a missing file. Writes nothing.
     """
     path = None if name_or_file is None else _find(str(name_or_file))
-    assignments = [*_file(path), *_arguments(overrides)]
-    for key, value, where in assignments:
+    assignments = []
+    for key, value, where in (*_file(path), *_arguments(overrides)):
         check_key(key, where)
+        null = isinstance(value, Plain) and value in NULL
+        if takes_list(key) and isinstance(value, str | int) and not null:
+            # Users may write a list of one without brackets.
+            value = [value]
+        try:
+            value = typed(key, value)
+        except ValueError:
+            raise ConfigError(f"{key}={show(value)}: expected {allowed(key)}{where}") from None
         _check_plain(key, value, where)
-    # Users may write a list of one without brackets.
-    assignments = [
-        (key, [value] if takes_list(key) and isinstance(value, str | int) else value, where)
-        for key, value, where in assignments
-    ]
+        assignments.append((key, value, where))
     origin = {key: where for key, _, where in assignments}
     try:
         run = _build(assignments)
@@ -101,6 +121,10 @@ def _name(path: Path | None, run: Run) -> str:
 
 def _find(name: str) -> Path:
     """Return the path of a recipe given by name or by path."""
+    # A text that is read as settings gives an error about its first line.
+    if Path(name).is_dir() or (Path(name).is_file() and Path(name).suffix not in SETTINGS_FILES):
+        problem = "not a .yaml file with settings"
+        raise ConfigError(f"{show(name)}: {problem}; to train on it, write data.source={name}")
     for path in (CONFIGS / f"{name}.yaml", Path(name)):
         if path.is_file():
             return path
@@ -121,12 +145,18 @@ def _file(path: Path | None) -> Iterator[Assignment]:
     # If a crash emptied the file, it would otherwise silently mean the default run.
     if not content:
         raise ConfigError(f"{path}: holds no setting; if you want the defaults, name no file")
-    yield from _leaves(content, f" ({path})")
+    seen = set()
+    for key, value, where in _leaves(content, f" ({path})"):
+        # `train.steps: 1` and `train: {steps: 2}` are one key to us and two to YAML.
+        if key in seen:
+            raise ConfigError(f"{key}: given twice, the second time as {show(value)}{where}")
+        seen.add(key)
+        yield key, value, where
 
 
 def _read(path: Path) -> Any:
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
+        return read(path.read_text(encoding="utf-8"))
     except UNREADABLE as error:
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
 
@@ -135,6 +165,8 @@ def _leaves(content: Mapping[Any, Any], where: str) -> Iterator[Assignment]:
     for key, value in content.items():
         if key not in SECTIONS:
             yield str(key), value, where
+        elif isinstance(value, Plain) and value in NULL:
+            continue
         elif isinstance(value, str):
             yield from _preset(key, value, where)
         elif isinstance(value, dict):
@@ -174,7 +206,7 @@ def _parse(key: str, text: str) -> Any:
         # Without brackets, the comma would become part of one string.
         raise ConfigError(f"{key}={show(text)}: expected {allowed(key)}")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+        return read(text) if text else Plain("")
     except UNREADABLE:
         raise ConfigError(f"{key}={show(text)}: expected {allowed(key)}") from None
 
@@ -222,6 +254,13 @@ def _check_plain(key: str, value: Any, where: str) -> None:
             raise ConfigError(f"{key}={show(value)}: {text}{where}")
 
 
+def _registered(key: str) -> Iterable[str]:
+    """The names in a setting's registry, if a module of the user has imported it to add some."""
+    module, _, registry = REGISTRIES[key].partition(".")
+    # Looked up, not imported: settings are checked before torch is there.
+    return getattr(sys.modules.get(f"tinylm.{module}"), registry, ())
+
+
 def _check_choices(run: Run, origin: dict[str, str]) -> None:
     """Check the settings that name a registry entry; import the user's modules first, if any."""
     for module in run.imports:
@@ -229,11 +268,11 @@ def _check_choices(run: Run, origin: dict[str, str]) -> None:
             importlib.import_module(module)
         except (ImportError, TypeError, ValueError) as error:
             raise ConfigError(f"imports={show(module)}: {show(error)}") from None
-    if run.imports:
-        return
     values = flat(run)
     for key, setting in settings().items():
         choices = setting.metadata["choices"]
+        if choices and run.imports:
+            choices = sorted({*choices, *_registered(key)})
         for value in values[key] if isinstance(values[key], tuple) else (values[key],):
             if choices and value is not None and value not in choices:
                 where = origin.get(key, "")

@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tinylm import commands, config
 from tinylm.train import Interrupted, folder
@@ -34,9 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         print(config.describe())
         return 0
     flags = [argument for argument in arguments if argument.startswith("-")]
-    for flag in flags:
-        if flag != "--print-config":
-            raise config.ConfigError(f"unknown option {flag}: --help lists what there is")
+    _refuse_slips(arguments)
     rest = [argument for argument in arguments if argument not in flags]
     recipe = rest.pop(0) if rest and "=" not in rest[0] else None
     run = config.load(recipe, rest)
@@ -45,22 +45,56 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     # Refuses a folder that does not fit before torch is there, which takes two seconds to import.
     folder.plan(run)
+    # A notebook sets a backend for the commands that it starts, and matplotlib cannot be imported
+    # where that one is not installed. loss.png is drawn to a file, without any backend.
+    os.environ.pop("MPLBACKEND", None)
     from tinylm.train import train
 
+    code = 0
     try:
         train(run)
     except Interrupted as stopped:
-        print(f"{stopped}; go on with:\n  {_again(arguments)}")
-        return stopped.code
-    return 0
+        code = stopped.code
+        make = f" (make says Error {code}: stopped before its end)" if _by_make() else ""
+        command = _again(arguments, stopped.checkpoint.parents[1])
+        _say(f"{stopped}{make}; go on with:\n  {command}")
+    # A console that cannot be written to was warned of, and is no error of a run.
+    commands.settle(sys.stdout)
+    return code
 
 
-def _again(arguments: Sequence[str]) -> str:
-    """The command that goes on with the run of these arguments."""
+def _refuse_slips(arguments: Sequence[str]) -> None:
+    """Refuse an unknown option, and `train.steps 100`: with the setting that was meant."""
+    known = config.settings()
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        key, equals, value = word.lstrip("-").partition("=")
+        value = value if equals else following
+        meant = f"{key}={value}" if value and not ("=" in value and not equals) else f"{key}=VALUE"
+        if word.startswith("-") and word != "--print-config":
+            hint = f"write {meant}" if key in known else "--help lists what there is"
+            raise config.ConfigError(f"unknown option {word}: {hint}")
+        if not equals and key in known:
+            raise config.ConfigError(f"{word}: a setting and its value are one word: write {meant}")
+
+
+def _say(text: str) -> None:
+    """Print on standard output, or on standard error if that is not possible."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):
+        commands.tell(text)
+
+
+def _by_make() -> bool:
+    return os.environ.get("TINYLM_COMMAND") == "make train"
+
+
+def _again(arguments: Sequence[str], home: Path) -> str:
+    """The command that goes on with this very run, whatever runs have begun since."""
     kept = [argument for argument in arguments if not argument.startswith("train.resume=")]
-    settings = shlex.join([*kept, "train.resume=auto"])
+    settings = shlex.join([*kept, f"train.resume={home}"])
     # `make train` needs no active .venv, so neither may what follows it; make reads $$ as $.
-    if os.environ.get("TINYLM_COMMAND") == "make train":
+    if _by_make():
         return f"make train ARGS={shlex.quote(settings.replace('$', '$$'))}"
     return f"python -m tinylm.train {settings}"
 

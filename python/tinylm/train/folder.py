@@ -18,6 +18,7 @@ from typing import Any
 
 from tinylm import config, disk, threads
 from tinylm.config import ConfigError, Run
+from tinylm.track import warn
 
 CONFIG = "config.yaml"
 
@@ -113,6 +114,8 @@ class Home(AbstractContextManager["Home"]):
             try:
                 self.folder.mkdir(parents=True, exist_ok=self._run.out is not None)
             except FileExistsError:
+                if self._run.out is not None:
+                    raise
                 self.folder = _next_number(self._run)
             else:
                 disk.sync(self.folder.parent)
@@ -135,6 +138,8 @@ def _refuse_unfit(run: Run, home: Path) -> None:
 
 def _refuse_full(folder: Path) -> None:
     """Only a folder that is new or empty becomes a run."""
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(f"out={folder}: a link to {os.readlink(folder)}, which is not there")
     if folder.exists() and (
         not folder.is_dir() or not all(disk.is_leftover(path) for path in folder.iterdir())
     ):
@@ -196,11 +201,17 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; {} where there is none."""
+    """The content of a JSON file; {} if there is none, or, with a warning, only a torn one."""
     if not path.exists():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    if isinstance(content, dict):
+        return content
+    warn(f"{path}: empty or torn; it is written anew")
+    return {}
 
 
 def add_sample(folder: Path, step: int, text: str) -> None:
@@ -213,9 +224,15 @@ def rewind_samples(folder: Path, step: int) -> None:
     """Drop the samples after `step`: a resumed run draws them again."""
     path = folder / "samples.txt"
     if path.exists():
-        parts = re.split(r"(?m)^(?=--- step \d+$)", path.read_text(encoding="utf-8"))
-        kept = (part for part in parts if part and int(part.split(maxsplit=3)[2]) <= step)
-        disk.replace(path, "".join(kept).encode())
+        # Bytes: a torn sample need not be UTF-8.
+        parts = re.split(rb"(?m)^(?=--- step \d+$)", path.read_bytes())
+        disk.replace(path, b"".join(part for part in parts if _step_of(part) <= step))
+
+
+def _step_of(sample: bytes) -> int:
+    """The step in the head of a sample; 0 for words before the first head."""
+    found = re.match(rb"--- step (\d+)$", sample, re.MULTILINE)
+    return int(found.group(1)) if found else 0
 
 
 def provenance() -> dict[str, Any]:

@@ -117,7 +117,8 @@ class Trainer:
             self.watch()
             if self.progress.best_step == step:
                 self.save()
-            self.show_sample()
+            with self.trackers.guard("sample"):
+                self.show_sample()
             patience = run.evaluate.patience
             if patience is not None and self.progress.without_better >= patience:
                 self.trackers.say(f"no better validation loss in {patience} evaluations: stopping")
@@ -150,8 +151,21 @@ class Trainer:
         return scores
 
     def watch(self) -> None:
-        """Score as much of the validation text as a run can afford; keep count of the best."""
-        self.keep_best(self.score(max_tokens=WATCHED_TOKENS, dtype=self.session.dtype))
+        """Score as much of the validation text as a run can afford; keep count of the best.
+
+        If scoring fails, the run goes on without this score. With `evaluate.patience` the scores
+        decide when it ends: then it is saved, and the error is raised.
+        """
+        if self.run.evaluate.patience is None:
+            with self.trackers.guard("validation"):
+                self.keep_best(self.score(max_tokens=WATCHED_TOKENS, dtype=self.session.dtype))
+            return
+        try:
+            scores = self.score(max_tokens=WATCHED_TOKENS, dtype=self.session.dtype)
+        except Exception:
+            self.save()
+            raise
+        self.keep_best(scores)
 
     def keep_best(self, scores: evaluate.Scores) -> None:
         """Note whether these scores are the best so far, also in best.json."""
@@ -159,15 +173,21 @@ class Trainer:
         if scores.loss < progress.best_loss:
             progress.best_loss, progress.best_step = scores.loss, progress.step
             progress.without_better = 0
-            best = {
-                "step": progress.step,
-                "val_loss": scores.loss,
-                "bits_per_byte": scores.bits_per_byte,
-                "checkpoint": str(checkpoint.path_of(Path(), progress.step)),
-            }
-            write_json(self.folder / "best.json", best)
+            with self.trackers.guard("best.json"):
+                self.write_best(scores.bits_per_byte)
         else:
             progress.without_better += 1
+
+    def write_best(self, bits_per_byte: float | None) -> None:
+        """Write best.json: the best step so far, its scores and its checkpoint."""
+        progress = self.progress
+        best = {
+            "step": progress.best_step,
+            "val_loss": progress.best_loss,
+            "bits_per_byte": bits_per_byte,
+            "checkpoint": str(checkpoint.path_of(Path(), progress.best_step)),
+        }
+        write_json(self.folder / "best.json", best)
 
     def show_sample(self) -> None:
         """Continue the prompt: all of it to samples.txt, its first lines to the trackers."""
@@ -212,7 +232,13 @@ class Trainer:
         self.ended = out_of_patience and self.run.train.steps <= length
         self.optimizer.load_state(training.optimizer)
         self.loader.restore(training.state["loader"])
-        device.keep_threads(self.session.device, training.state["threads"])
+        given, began = torch.get_num_threads(), training.state["threads"]
+        if self.session.device.type == "cpu" and began != given:
+            self.session.say(
+                f"threads: {began}, as this run began, and not the {given} offered now: with "
+                f"another number its weights would differ in the last digits"
+            )
+        device.keep_threads(self.session.device, began)
         saved_by = training.state.get("torch", torch.__version__)
         if saved_by != torch.__version__:
             self.session.say(

@@ -1,7 +1,6 @@
 """The stages of a run in their order: text, tokenizer, shards, model, steps, results."""
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
@@ -21,13 +20,14 @@ from tinylm.train.session import Session
 def train(run: Run) -> Path:
     """Carry out a run; returns the folder that holds it.
 
-    Ctrl-C and SIGTERM save and raise `Interrupted`. Settings that do not go together raise
+    Ctrl-C, SIGTERM and SIGHUP save and raise `Interrupted`. Settings that do not go together raise
     `ConfigError`, text or tokenizers that cannot be used `ValueError`, both before the run's
     folder is made; a loss that is not finite raises `NonFiniteError`, and the last checkpoint
     is sound. `BlockingIOError` names the process that writes to the run's folder.
     """
     began = time.perf_counter()
-    session = Session.start(run.train.device, run.train.dtype, _console(run))
+    trackers = Trackers(run.track.names, run.train.steps)
+    session = Session.start(run.train.device, run.train.dtype, trackers.say)
     with ExitStack() as stack:
         home = stack.enter_context(Home(run))
         resumed = stages.resume(home.source, session.say)
@@ -48,9 +48,10 @@ def train(run: Run) -> Path:
             validation=validation,
             optimizer=optim.build(net, run.optim),
             session=session,
-            peak=device.peak_flops(session.device, session.dtype),
+            peak=stages.peak(session, trackers),
             loss=stages.loss_function(run, net, session),
             prompt=prompt,
+            trackers=trackers,
         )
         tokenizer.save(trainer.folder / "tokenizer.json")
         if resumed is not None:
@@ -58,14 +59,9 @@ def train(run: Run) -> Path:
             trainer.restore(resumed.training)
         stages.record(trainer, shards)
         session.say(stages.opening(trainer, shards, time.perf_counter() - began))
-        trainer.trackers = Trackers(run.track.names, trainer.folder, run.train.steps)
+        trackers.start(trainer.folder)
         stack.enter_context(threads.sharing(torch.get_num_threads()))
-        with device.repeatable(session.device), closing(trainer.trackers):
+        with device.repeatable(session.device), closing(trackers):
             trainer.train()
             stages.finish(trainer, lambda: time.perf_counter() - began)
     return trainer.folder
-
-
-def _console(run: Run) -> Callable[[str], None]:
-    """Print a line, or nothing if the run has no console."""
-    return print if "console" in run.track.names else lambda _: None

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a run: the step in progress ends, and the run is saved."""
+"""SIGINT, SIGTERM and SIGHUP during a run: the step in progress ends, and the run is saved."""
 
 import contextlib
 import os
@@ -13,19 +13,23 @@ from tinylm.commands import INTERRUPTED, TERMINATED
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended a run: `checkpoint` holds its last step, `code` is the exit code."""
+    """A signal ended a run: `checkpoint` holds its last step, `code` is the exit code.
+
+    130 after Ctrl-C. 75 after SIGTERM and SIGHUP (the terminal is gone): nobody asked this run to
+    end, and a scheduler starts it again.
+    """
 
     def __init__(self, checkpoint: Path, number: int) -> None:
         super().__init__(f"saved {checkpoint}")
         self.checkpoint = checkpoint
-        self.code = TERMINATED if number == signal.SIGTERM else INTERRUPTED
+        self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
 
 
 class Signals(AbstractContextManager["Signals"]):
-    """Inside, SIGINT and SIGTERM are answered on standard error and noted in `received`.
+    """Inside, SIGINT, SIGTERM and SIGHUP are answered on standard error and noted in `received`.
 
     A second SIGINT raises `KeyboardInterrupt` at once. Outside the main thread, which alone may
-    handle signals, nothing changes.
+    handle signals, nothing changes. A SIGHUP that the caller ignores, as `nohup` does, stays so.
     """
 
     def __init__(self) -> None:
@@ -35,7 +39,9 @@ class Signals(AbstractContextManager["Signals"]):
     def __enter__(self) -> "Signals":
         # Elsewhere than in the main thread signals are the caller's.
         with contextlib.suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._old[number] = signal.signal(number, self._note)
         return self
 

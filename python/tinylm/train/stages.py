@@ -1,5 +1,6 @@
 """The stages around the loop: tokenizer, weights, shards and compiler before it, results after."""
 
+import math
 import os
 import shlex
 import shutil
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinylm import checkpoint, corpus, data, evaluate, model, optim, sample, track
+from tinylm import checkpoint, corpus, data, device, evaluate, model, optim, sample, track
 from tinylm.checkpoint import Training
 from tinylm.config import Run, SampleConfig
 from tinylm.corpus import Corpus
 from tinylm.data import Dataset, Loader
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer
+from tinylm.track import Trackers
 from tinylm.train.folder import provenance, read_json, rewind_samples, write_json
 from tinylm.train.loop import WATCHED_TOKENS, Trainer
 from tinylm.train.session import Session
@@ -70,9 +72,11 @@ def is_finished(run: Run, folder: Path, resumed: Resumed, say: Say) -> bool:
     training = resumed.training
     results = read_json(folder / "run.json").get("results")
     length = training.state.get("steps", training.step)
-    if results and training.step >= results["step"] and run.train.steps <= length:
+    whole = isinstance(results, dict) and {"step", "bits_per_byte"} <= results.keys()
+    ended: dict[str, Any] = results or {} if whole else {"step": math.inf}
+    if training.step >= ended["step"] and run.train.steps <= length:
         say(f"{folder} is finished; a larger train.steps lengthens it")
-        say(f"bits per byte: {results['bits_per_byte']:.3f}")
+        say(f"bits per byte: {ended['bits_per_byte']:.3f}")
         return True
     was = optim.schedule(min(training.step, length - 1), length, run.optim)
     now = optim.schedule(training.step, run.train.steps, run.optim)
@@ -273,8 +277,12 @@ def _beginning(validation: Dataset, tokenizer: Tokenizer) -> str:
 def record(trainer: Trainer, shards: Path) -> None:
     """Begin the files of the run's folder, or take them back to the step that it goes on from."""
     session, step = trainer.session, trainer.progress.step
-    track.rewind_metrics(trainer.folder, step)
+    # Without the tracker nobody would write again what is dropped.
+    torn = track.rewind_metrics(trainer.folder, step) if "jsonl" in trainer.run.track.names else 0
+    if torn:
+        session.say(f"{trainer.folder / 'metrics.jsonl'}: {torn} torn lines are dropped")
     rewind_samples(trainer.folder, step)
+    _mend_best(trainer)
     where = {
         "device": str(session.device),
         "dtype": str(session.dtype),
@@ -285,11 +293,29 @@ def record(trainer: Trainer, shards: Path) -> None:
     write_json(trainer.folder / "run.json", content)
 
 
+def _mend_best(trainer: Trainer) -> None:
+    """Write best.json anew if it is missing or torn; the checkpoint knows what was in it."""
+    progress, path = trainer.progress, trainer.folder / "best.json"
+    if progress.best_step < 0 or read_json(path):
+        return
+    records = track.read_metrics(trainer.folder)
+    scored = [r for r in records if r["step"] == progress.best_step and "bits_per_byte" in r]
+    trainer.write_best(scored[-1]["bits_per_byte"] if scored else None)
+
+
+def peak(session: Session, trackers: Trackers) -> float:
+    """The device's operations per second, which MFU is a share of; 0 if measuring them fails."""
+    with trackers.guard("the measurement of the peak"):
+        return device.peak_flops(session.device, session.dtype)
+    return 0.0
+
+
 def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
     """What is about to happen, in four lines."""
     net, run, session = trainer.model, trainer.run, trainer.session
     counts = net.describe()
     rows = trainer.loader.n_rows
+    peak = f"{trainer.peak / 1e9:,.0f} GFLOP/s measured peak" if trainer.peak else "peak unknown"
     epochs = run.train.steps * run.train.batch_size / rows
     return "\n".join(
         (
@@ -299,7 +325,7 @@ def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
             f"model      {net.config.architecture}, {counts['parameters']:,} parameters, "
             f"vocabulary {net.config.vocab_size:,}",
             f"device     {session.device}, {str(session.dtype).removeprefix('torch.')}, "
-            f"{trainer.peak / 1e9:,.0f} GFLOP/s measured peak; ready after {seconds:.1f} s",
+            f"{peak}; ready after {seconds:.1f} s",
         )
     )
 
@@ -311,7 +337,8 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
     scores = trainer.score(dtype=torch.float32)
     if progress.best_step < 0 or trainer.validation.n_tokens <= WATCHED_TOKENS:
         trainer.keep_best(scores)
-    trainer.show_sample()
+    with trainer.trackers.guard("sample"):
+        trainer.show_sample()
     results = {
         "step": progress.step,
         "tokens": progress.tokens,
@@ -322,8 +349,9 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
     }
     lines = []
     if run.data.source == "stdlib":
-        results["parse_share"] = share = parse_share(trainer.model, trainer.tokenizer)
-        lines.append(f"python     ast.parse accepts {share:.0%} of 32 samples")
+        with trainer.trackers.guard("the share of Python"):
+            results["parse_share"] = share = parse_share(trainer.model, trainer.tokenizer)
+            lines.append(f"python     ast.parse accepts {share:.0%} of 32 samples")
     results["seconds"] = seconds()
     record = read_json(folder / "run.json")
     write_json(folder / "run.json", {**record, "results": results})

@@ -42,7 +42,8 @@ class Progress:
 class Window:
     """The steps since the last record, which go to `log` when there are enough.
 
-    `flops` are those of one token, forward and backward; `peak` is the device's rate of them.
+    `flops` are those of one token, forward and backward; `peak` is the device's rate of them, 0
+    if that is not known.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Window:
                 "lr": rate * run.optim.lr,
                 "grad_norm": self.norm.item(),
                 "tokens_per_second": speed,
-                "mfu": speed * self.flops / self.peak,
+                "mfu": speed * self.flops / self.peak if self.peak else 0.0,
                 "memory_bytes": device.memory_bytes(self.device),
                 "seconds": progress.seconds,
                 # The first step holds the compiler's time: it says nothing of the others.

@@ -1,0 +1,99 @@
+"""YAML text to plain values: texts as they were written, numbers by the type of their setting.
+
+YAML 1.1 guesses a type from the look of a word: it reads `010` as 8, `12:30` as 750, `no` as false
+and a date as a date. So nothing is guessed here. `read` keeps each word, and `typed` asks the
+setting: only `null` is null everywhere, and OmegaConf turns a text into a number or a bool.
+"""
+
+import re
+from typing import Any, ClassVar, get_args
+
+import yaml
+
+from tinylm.config.keys import type_of
+
+NULL = ("null", "Null", "NULL", "~", "")
+BOOLS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+# No leading zeros: `007` among stop texts is a text.
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
+
+
+class Plain(str):
+    """A word without quotes: it may mean null, a number or a bool."""
+
+    __slots__ = ()
+
+
+class _Reader(yaml.SafeLoader):  # type: ignore[misc]
+    """PyYAML's safe loader without its guesses; a key that stands twice is an error."""
+
+    # Without `<<` as well: it is refused as an unknown key.
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The keys and values of a mapping."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    text = f"the key {key.value} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+                seen.add(key.value)
+        content: dict[Any, Any] = super().construct_mapping(node, deep)
+        return content
+
+
+def _word(reader: _Reader, node: Any) -> str:
+    text: str = reader.construct_scalar(node)
+    return text if node.style else Plain(text)
+
+
+_Reader.add_constructor("tag:yaml.org,2002:str", _word)
+
+
+def read(text: str) -> Any:
+    """The one document of a YAML text: dicts, lists and texts; {} if there is none.
+
+    Raises `yaml.YAMLError`, or `RecursionError` for a thousand open brackets.
+    """
+    reader = _Reader(text)
+    try:
+        content = reader.get_single_data()
+        return {} if content is None else content
+    finally:
+        reader.dispose()
+
+
+def typed(key: str, value: Any) -> Any:
+    """The value of a setting as OmegaConf takes it for this key.
+
+    Raises `ValueError` for what no setting takes: a mapping, a list of lists, a bool such as 2.
+    """
+    kind = type_of(key)
+    if isinstance(value, list):
+        numbers = any(int in get_args(part) for part in get_args(kind))
+        return [_element(item, numbers) for item in value]
+    if isinstance(value, dict):
+        raise ValueError("a mapping")
+    if not isinstance(value, Plain):
+        return value
+    if value in NULL:
+        return None
+    if kind is bool and value.lower() not in BOOLS:
+        # OmegaConf would take every number but 0 for true.
+        raise ValueError("no bool")
+    takes_bool = kind is bool or any(isinstance(part, bool) for part in get_args(kind))
+    return BOOLS.get(value.lower(), str(value)) if takes_bool else str(value)
+
+
+def _element(item: Any, numbers: bool) -> Any:
+    if isinstance(item, list | dict):
+        raise ValueError("a list in a list")
+    if not isinstance(item, Plain):
+        return item
+    if item in NULL:
+        return None
+    return int(item) if numbers and _WHOLE.fullmatch(item) else str(item)
