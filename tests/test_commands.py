@@ -1,5 +1,6 @@
 """What every command shares: exit codes, errors of one line, and the map."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -127,3 +128,62 @@ def test_the_map_has_help_and_refuses_arguments():
     refused = python("-m", "tinylm", "trian")
     assert refused.returncode == 2
     assert refused.stderr == "error: no argument 'trian'; see python -m tinylm --help\n"
+
+
+# What a command does with each standard stream closed or full: its script, the exit code, the line.
+STREAMS = {
+    "print >&-": ("print('result')", 1, "error: standard output: closed"),
+    "print > /dev/full": (
+        "print('result')",
+        1,
+        "error: standard output: No space left on device",
+    ),
+    "sys.stdin.read() <&-": (
+        "sys.stdin.read()",
+        1,
+        "error: standard input: closed: give the text as an argument",
+    ),
+    "bytes <&-": ("sys.stdin.buffer.read()", 1, "error: standard input: closed: give the text"),
+    "isatty <&- >&-": ("sys.stdin.isatty() or sys.stdout.isatty()", 0, ""),
+    "warn 2>&-": ("print('x'); print('y', file=sys.stderr)", 0, ""),
+    "raise 2>&-": ("int('x')", 1, ""),
+    "raise 2>/dev/full": ("int('x')", 1, ""),
+    "none <&- >&- 2>&-": ("os.write(2, b'x')", 0, ""),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_closed_or_full_stream_is_one_line_and_no_traceback(name, tmp_path):
+    words, code, line = STREAMS[name]
+    script = (
+        "import os, sys\nfrom tinylm import commands\n"
+        f"def main(arguments):\n    {words}\n    return 0\n"
+        "commands.run(main)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    redirection = " ".join(part for part in name.split() if part[0] in "<>2" or part[0] == "/")
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {tmp_path}/script.py {redirection}"],
+        # Unbuffered, `print` itself would fail, and name no stream.
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == bool(line), done.stderr
+
+
+def test_a_file_does_not_get_the_number_of_a_closed_stream(tmp_path):
+    script = (
+        "import os, sys\nfrom tinylm import commands\n"
+        "def main(arguments):\n"
+        f"    with open({str(tmp_path / 'a')!r}, 'w') as file:\n"
+        "        os.write(2, b'stray')\n"
+        "        return 0 if file.fileno() > 2 else 9\n"
+        "commands.run(main)\n"
+    )
+    words = ["bash", "-c", '"$@" <&- >&- 2>&-', "-", sys.executable, "-c", script]
+    assert subprocess.run(words, check=False).returncode == 0
+    assert (tmp_path / "a").read_bytes() == b""

@@ -1,6 +1,7 @@
 """Small files whole or not at all, and folders with one writer: locks among processes."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -268,3 +269,36 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
         os.close(reader)
     assert pipe.is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named_with_the_way_out(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(disk.fcntl, "flock", flock)
+    with pytest.raises(OSError, match="its file system has no flock; name a folder on") as caught:
+        disk.Lock(tmp_path)
+    assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path))
+
+
+def test_waiting_needs_no_standard_error(tmp_path, monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        flush = write
+
+    held = threading.Event()
+
+    def hold():
+        with disk.Lock(tmp_path):
+            held.set()
+            time.sleep(0.1)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    monkeypatch.setattr(sys, "stderr", Full())
+    disk.Lock(tmp_path, wait=True).release()
+    holder.join()
