@@ -50,6 +50,7 @@ def _cut_in_two(text: Text, source: str, val_fraction: float) -> Documents:
         with text.unchanged():
             with path.open("rb") as file:
                 file.seek(cut if validation else 0)
+                # Only its own part: the two splits together read the file once.
                 data = file.read() if validation else file.read(cut)
             yield decode(data, path, cut if validation else 0)
 

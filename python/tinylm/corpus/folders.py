@@ -115,6 +115,7 @@ def _inspect(root: Path, paths: list[Path], separator: str, left: Left) -> list[
     """Those of the files that are text."""
     texts = []
     for path in paths:
+        # By bytes: a name need not be UTF-8, and the hash that chooses its split needs no letters.
         label = os.fsencode(path.relative_to(root).as_posix())
         try:
             texts.append(inspect(path, label, separator))

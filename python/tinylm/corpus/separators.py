@@ -38,6 +38,7 @@ class Marks:
         if not self.at_a_border:
             borders = (b"\n" + mark, mark + b"\n", mark + b"\r\n")
             self.at_a_border = any(border in window for border in borders)
+        # One byte less than the longest border that is looked for, so that none is missed.
         self._window = window[-len(mark) - 1 :]
         *ended, last = (self._rest + block).split(mark)
         for part in ended:
@@ -59,6 +60,7 @@ def separated(blocks: Iterable[bytes], mark: bytes) -> Iterator[bytes]:
     rest = b""
     is_first = True
     for block in blocks:
+        # `rest` is shorter than a mark, so each byte is searched twice at the most.
         *ended, last = (rest + block).split(mark)
         for part in ended:
             yield from _document(b"".join([*parts, part]), after=not is_first, before=True)

@@ -16,6 +16,7 @@ def split(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Docu
     it may with a few, the last `val_fraction` of the text is held out.
     """
 
+    # Both splits are read as streams of their own: which documents fall into them is never stored.
     def by_hash(validation: bool) -> Iterator[str]:
         def wanted(label: bytes) -> bool:
             return in_validation(label, val_fraction) == validation
@@ -55,6 +56,7 @@ def _by_place(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[
             # Clamped to the document, so that of one that lies on one side all is taken.
             at = min(max(cut - begin, 0), len(document))
             begin += len(document)
+            # The border is the start of a character, so each part is UTF-8.
             part = document[at:] if validation else document[:at]
             if part:
                 yield part.decode()

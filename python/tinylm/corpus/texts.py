@@ -102,6 +102,7 @@ def inspect(path: Path, label: bytes, separator: str, sha256: str | None = None)
     `sha256` is its hash where the caller knows it. Raises `NoTextError` for what is no text, and
     `OSError`. Rows are checked when they are read, because that takes longer.
     """
+    # Before the first byte is read: a change while it is hashed counts as one after it.
     stamp = _stamp(path)
     is_rows = has_rows(path)
     mark = None if separator == "off" or is_rows else USUAL if separator == "auto" else separator
@@ -128,6 +129,7 @@ def inspect(path: Path, label: bytes, separator: str, sha256: str | None = None)
 
 
 def _check_utf8(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, at: int) -> None:
+    # Bytes of a character that began in the block before; they stand before `at`.
     pending = len(decoder.getstate()[0])
     try:
         decoder.decode(block, final=not block)
@@ -147,6 +149,7 @@ def _mark(
         return None, ()
     marks.end()
     name, where = shown(str(path)), f"stands {marks.count:,} times"
+    # A program or a paper that mentions the mark is one document.
     if separator == "auto" and not marks.at_a_border:
         return None, (
             f"{name}: {mark} {where} inside of lines and is read as text; "
@@ -166,4 +169,5 @@ def shown(name: str) -> str:
 def _stamp(path: Path) -> tuple[int, ...]:
     """What changes with the content of a file."""
     now = path.stat()
+    # Not the hash: reading a corpus a second time only to compare would double the work.
     return now.st_ino, now.st_size, now.st_mtime_ns

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
     """The tokenizer of a file, which must be the one that made the shards."""
+    # Imported here: `verify` and `subset` need no tokenizer.
     from tinylm.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(path)
@@ -95,6 +96,7 @@ def _prepare(options: argparse.Namespace) -> None:
         separator=options.separator,
     )
     for note in text.notes:
+        # Standard output is for programs: its first line is the folder.
         print(note, file=sys.stderr)
     folder = default_folder(text, tokenizer.sha256)
     if options.out is not None:
@@ -125,12 +127,14 @@ def _inspect(options: argparse.Namespace) -> None:
         first = dataset.read(0, min(dataset.n_tokens, 64))
         print(f"first tokens: {' '.join(map(str, first[:16].tolist()))}")
         if tokenizer is not None:
+            # The 64th token may end in the middle of a character.
             text = tokenizer.decode_bytes(first.tolist()).decode(errors="replace")
             print(f"as text: {text!r}")
 
 
 def _histogram(lengths: NDArray[Any]) -> Iterator[str]:
     """One line for each power of two that some length reaches."""
+    # An empty document has one token, its eos; the maximum is for shards of other programs.
     counts = np.bincount(np.log2(np.maximum(lengths, 1)).astype(int))
     for power in np.flatnonzero(counts):
         bar = "#" * max(1, round(40 * counts[power] / counts.max()))
@@ -189,6 +193,7 @@ def _copy(dataset: Dataset, out: Path, limit: int) -> Split:
         if tokens >= limit:
             break
         writer.add(ids.astype(np.uint32), np.array([0, ids.size]))
+        # Its eos is a token too.
         tokens += ids.size + 1
     # Without the tokenizer, the text of a part cannot be counted.
     return writer.finish(dataset.n_bytes if tokens == dataset.n_tokens else None)

@@ -52,6 +52,7 @@ def find(
     found = []
     for folder in _folders(source):
         manifest = _manifest(folder)
+        # A folder made for scoring alone may have no such split.
         if manifest is None or "train" not in manifest.splits:
             continue
         fits = _fits(manifest, source, val_fraction, separator, tokenizer_sha256)

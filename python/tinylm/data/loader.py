@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 STATE_VERSION = 1
+# The limit of the Rust side (MAX_ROWS): sums of a few row numbers stay below 64 bits.
 _MAX_ROWS = 2**62
 
 
@@ -108,7 +109,9 @@ class Loader(AbstractContextManager["Loader"]):
             raise ValueError(f"stride={stride} has no meaning for order=random: leave it out")
         self._dataset = sources
         self._device = torch.device(device)
+        # Kept, so that the hot path imports nothing: torch is not imported with this module.
         self._from_numpy = torch.from_numpy
+        # What decides which rows come, and so belongs to the state of a run.
         self._place: dict[str, Any] = {
             "seed": seed,
             "order": order,
@@ -116,6 +119,7 @@ class Loader(AbstractContextManager["Loader"]):
             "stride": context_length if stride is None else stride,
             "mask_after_eos": mask_after_eos,
         }
+        # Who fills which row, and how: a run may go on with others.
         self._slice: dict[str, Any] = {
             "batch_size": batch_size,
             "rank": rank,
@@ -172,6 +176,7 @@ class Loader(AbstractContextManager["Loader"]):
             # What was read ahead is gone; the next call begins with the same batch.
             self.close()
             raise
+        # Waiting alone is counted, not the making of the tensors.
         self._stall += time.perf_counter() - begin
         if arrays is None:
             raise ValueError("the loader was closed while it was being read")
@@ -240,6 +245,7 @@ class Loader(AbstractContextManager["Loader"]):
             raise ValueError(f"not a loader's state of version {STATE_VERSION}: {state}")
         if not 0 <= row < _MAX_ROWS:
             raise ValueError(f"the state's rows={row} must be between 0 and {_MAX_ROWS - 1}")
+        # All but the row itself: the rows of another order would not be the rest of this one.
         ours = self.state()
         for name in ours.keys() - {"rows"} if not force else ():
             if state.get(name) != ours[name]:
@@ -247,6 +253,7 @@ class Loader(AbstractContextManager["Loader"]):
                     f"the state has {name}={state.get(name)!r}, this loader {ours[name]!r}: "
                     "restore with the same, or with force=True from its row number alone"
                 )
+        # Batches read ahead are those of the old place.
         self.close()
         self._row = row
 

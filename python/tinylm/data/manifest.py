@@ -16,6 +16,7 @@ from typing import Any
 from tinylm import disk
 
 NAME = "manifest.json"
+# Raised when a reader of the old format would misread the new one.
 VERSION = 1
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d{5}\.bin")
 
@@ -61,6 +62,7 @@ class Manifest:
     def fingerprint(self, split: str) -> str:
         """16 digits that change with any token of the split or with its tokenizer."""
         part = self.splits[split]
+        # Without the names of the shards: a dataset is its tokens, wherever they lie.
         hashes = [[shard.tokens, shard.header, shard.blocks] for shard in part.shards]
         return _digest([self.tokenizer_sha256, self.vocab_size, hashes])[:16]
 
@@ -77,6 +79,7 @@ class Manifest:
             version = fields.pop("version")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path}: corrupt: expected a manifest in JSON") from None
+        # Before the checksum: another version may compute it in another way.
         if version != VERSION:
             raise ValueError(f"{path}: version {version}; this TinyLM reads version {VERSION}")
         if checksum != _digest(fields):
@@ -104,5 +107,6 @@ def _split(fields: dict[str, Any]) -> Split:
 
 
 def _digest(fields: Any) -> str:
+    # Sorted and without blanks: the digest must not change with the order of the fields.
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -42,9 +42,11 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
     if (folder / NAME).exists():
         # Without the lock: a manifest is written last, so what it names is finished.
         return _reuse(folder, corpus, tokenizer)
+    # Before the folder is made: a tokenizer without eos must leave nothing behind.
     manifest = empty_manifest(tokenizer)
     _make(folder)
     with disk.Lock(folder, advice="close its writer first", wait=True):
+        # Again, under the lock: the process that this one waited for may have made it.
         if (folder / NAME).exists():
             return _reuse(folder, corpus, tokenizer)
         disk.remove_parts(folder)
@@ -112,6 +114,7 @@ def _batches(documents: Iterable[str]) -> Iterator[tuple[list[str], int]]:
     size = 0
     for text in documents:
         texts.append(text)
+        # `isascii` is a flag of the string; encoding only to count would copy every text.
         size += len(text) if text.isascii() else len(text.encode())
         if size >= BATCH_BYTES or len(texts) >= BATCH_DOCUMENTS:
             yield texts, size

@@ -18,6 +18,7 @@ from tinylm.data.manifest import NAME, Manifest, Shard, Split
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
+# As llm.c and the data sets made for it cut theirs: 200 MB of uint16.
 SHARD_TOKENS = 100_000_000
 HEADER_BYTES = _rust.HEADER_BYTES
 BLOCK_BYTES = _rust.BLOCK_BYTES
@@ -35,6 +36,7 @@ class SplitWriter:
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_]+", split):
             raise ValueError(f"split {split!r} must consist of letters, digits and _")
+        # Of this split alone: another may be finished, and the manifest names its files.
         remove_leftovers(folder, split)
         self._rust = _rust.ShardWriter(
             folder,
@@ -91,6 +93,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._split = split
         self._bytes = 0
         self._closed: Manifest | None = None
+        # Before the folder is made: a tokenizer without eos must leave nothing behind.
         manifest = empty_manifest(tokenizer)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = disk.Lock(self._folder, advice="close that writer, or name another folder")
@@ -115,6 +118,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
 
     def add(self, document_ids: Ids, *, n_bytes: int | None = None) -> None:
         """Append one document and eos; `n_bytes` of text, decoded to count them when not given."""
+        # Checked here and in Rust: a cast to uint32 would turn -1 into a large id.
         ids = np.asarray(document_ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError("a document must be a sequence of integers")
@@ -129,6 +133,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
 
     def close(self) -> Manifest:
         """Finish the last shard and write the manifest; a second call returns the same one."""
+        # Only a split that finished gets here: `__exit__` passes over an exception.
         if self._closed is None:
             split = self._writer.finish(self._bytes)
             splits = {**self._manifest.splits, self._split: split}
@@ -199,6 +204,7 @@ class Dataset:
             )
             for shard in part.shards
         ]
+        # Opens every file: one that is missing fails now, not in the middle of an epoch.
         self.tokens = _rust.Tokens(entries, manifest.itemsize)
 
     @classmethod
@@ -217,6 +223,7 @@ class Dataset:
 
     def lengths(self) -> NDArray[np.uint32]:
         """Tokens of each document, eos included -> array[n_documents], checked."""
+        # Four bytes for each document: small beside the tokens, so it is read whole.
         parts = [np.frombuffer(self._doc(shard), dtype="<u4") for shard in self.shards]
         return np.concatenate([np.empty(0, np.uint32), *parts])
 
@@ -256,6 +263,7 @@ class Dataset:
                 self.tokens.verify(number, block)
                 yield done + min(shard.tokens, (block + 1) * per_block)
             done += shard.tokens
+        # Each file may be right by its hash and still belong to another dataset.
         if int(self.lengths().sum(dtype=np.uint64)) != self.n_tokens:
             raise ValueError(f"{self.folder}: the lengths do not add up to {self.n_tokens} tokens")
 

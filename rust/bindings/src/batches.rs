@@ -41,6 +41,7 @@ impl Rows {
         stride: u64,
         mask_after: Option<u32>,
     ) -> PyResult<Self> {
+        // The words of the setting are known here alone; the core has an enum.
         let order = match order {
             "shuffle" => Order::Shuffle,
             "sequential" => Order::Sequential,
@@ -51,6 +52,7 @@ impl Rows {
                 )));
             }
         };
+        // Shared with `Tokens`, so that both use one cache and one set of hashed blocks.
         let tokens = Arc::clone(&tokens.0);
         let plan = Windows::new(order, seed, tokens.n_tokens(), context_length, stride)
             .map_err(dataloader_error)?;
@@ -69,6 +71,7 @@ impl Rows {
     /// The token at which row `i` of `epoch` begins.
     fn start(&self, epoch: u64, i: u64) -> PyResult<u64> {
         self.plan.check_row(i).map_err(dataloader_error)?;
+        // A clone, because a plan keeps the permutation it is at and `self` is frozen.
         Ok(self.plan.clone().start(epoch, i))
     }
 
@@ -104,6 +107,7 @@ impl Rows {
             end_row,
         };
         let filler = self.filler();
+        // The type is chosen once, so that no loop asks for it.
         let running = match dtype {
             "int64" => core::Stream::start(&filler, slice, threads, prefetch).map(Running::Int64),
             "int32" => core::Stream::start(&filler, slice, threads, prefetch).map(Running::Int32),
@@ -154,6 +158,7 @@ impl Stream {
 
     /// End the threads.
     fn close(&self, py: Python<'_>) {
+        // Closing waits for the batch in work, and other Python threads must run meanwhile.
         py.detach(|| match &self.running {
             Running::Int64(stream) => stream.close(),
             Running::Int32(stream) => stream.close(),
@@ -178,6 +183,7 @@ impl Stream {
                     return Ok(Some((tokens, targets)));
                 }
                 Next::End => return Ok(None),
+                // Only here: a batch that is ready is handed out without a look at the signals.
                 Next::Pending => py.check_signals()?,
             }
         }

@@ -17,6 +17,7 @@ mod rust {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add(
+            // Benchmarks ask for it, and refuse a build without optimisation.
             "build_profile",
             if cfg!(debug_assertions) {
                 "debug"

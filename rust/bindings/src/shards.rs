@@ -57,8 +57,10 @@ impl ShardWriter {
         ids: &Bound<'_, PyArray1<u32>>,
         offsets: &Bound<'_, PyArray1<i64>>,
     ) -> PyResult<()> {
+        // Borrowed and not copied: a batch is a few million ids.
         let (ids, offsets) = (ids.try_readonly()?, offsets.try_readonly()?);
         let (ids, offsets) = (ids.as_slice()?, offsets.as_slice()?);
+        // Checked pair by pair: offsets that go back or past the end are an error, never a panic.
         for pair in offsets.windows(2) {
             let document = usize::try_from(pair[0])
                 .ok()
@@ -85,6 +87,7 @@ impl ShardWriter {
         let records = py
             .detach(|| {
                 lock(&self.0)
+                    // The writer is consumed: `add` after this finds none and says so.
                     .take()
                     .map_or_else(|| Ok(Vec::new()), core::ShardWriter::finish)
             })
@@ -157,6 +160,7 @@ impl Tokens {
     ) -> PyResult<Bound<'py, PyArray1<E>>> {
         // A wrong `n` must fail before memory is set aside for it.
         self.0.end(start, n).map_err(dataloader_error)?;
+        // A single range says nothing of what is wanted next.
         let reading = self.0.allowed(Reading::Far);
         let mut out = Vec::with_capacity(n);
         while out.len() < n {

@@ -43,6 +43,7 @@ pub struct Batch<E> {
 impl<E: Element> Batch<E> {
     /// An empty batch with room for `n` tokens.
     fn with_room(n: usize, packed: bool) -> Self {
+        // An empty vector allocates nothing: windows pay for two arrays, not for four.
         let other = if packed { n } else { 0 };
         Self {
             // The token after a piece is read behind its inputs, and removed.
@@ -55,6 +56,7 @@ impl<E: Element> Batch<E> {
 
     /// Appends padding up to `n` tokens.
     fn pad(&mut self, n: usize, packed: bool) {
+        // Any id would do: no target is behind it. 0 is in every vocabulary.
         self.tokens.resize(n, E::from_id(0));
         self.targets.resize(n, E::from_id(IGNORED));
         if packed {
@@ -121,6 +123,7 @@ impl<P: Plan> Filler<P> {
             Reading::Near
         };
         let with_reading = |tokens: Arc<Tokens>| {
+            // Asked once per stream and not once per row: a stream never moves to another process.
             let reading = tokens.allowed(reading);
             (tokens, reading)
         };
@@ -134,10 +137,12 @@ impl<P: Plan> Filler<P> {
 
     /// Appends row `i` of `epoch`.
     pub fn row<E: Element>(&mut self, epoch: u64, i: u64, batch: &mut Batch<E>) -> Result<()> {
+        // By the targets: while a piece is read, the tokens are one longer.
         let end = batch.targets.len() + self.plan.row_length();
         self.pieces.clear();
         self.plan.row(epoch, i, &mut self.pieces);
         let length: usize = self.pieces.iter().map(|piece| piece.length).sum();
+        // A longer row would shift every row after it, and nothing later would notice.
         if length > self.plan.row_length() {
             let problem =
                 format!("row {i} of epoch {epoch} has {length} inputs: a bug in its plan");
@@ -194,12 +199,14 @@ impl<P: Plan> Filler<P> {
         let first = slice.first_row + number * slice.batch_size;
         for k in 0..slice.rows() {
             let row = first + slice.rank + k * slice.world_size;
+            // Rows ascend, so every later row of this rank is past the end too.
             if slice.end_row.is_some_and(|end| row >= end) {
                 break;
             }
             self.row(row / n_rows, row % n_rows, &mut batch)?;
         }
         batch.pad(size, packed);
+        // After the batch is complete: what is read ahead never delays it.
         let ahead = self
             .plan
             .ahead(first / n_rows, first % n_rows, slice.batch_size);

@@ -39,6 +39,7 @@ impl Blocks {
         let mut latest = self.lock();
         latest.clock += 1;
         let now = latest.clock;
+        // A miss has moved the clock too; only the order of its values matters.
         let (used, bytes) = latest.blocks.get_mut(&id)?;
         *used = now;
         Some(Arc::clone(bytes))
@@ -48,6 +49,7 @@ impl Blocks {
         let mut latest = self.lock();
         latest.clock += 1;
         let now = latest.clock;
+        // A second thread may have put the same block: equal bytes take its place.
         latest.blocks.insert(id, (now, bytes));
         if latest.blocks.len() > self.capacity {
             // Times of use differ, so the oldest is the same one in any order of the map. Looking

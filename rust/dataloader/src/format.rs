@@ -30,6 +30,7 @@ pub enum Width {
 impl Width {
     /// The narrowest width that holds every id below `vocab_size`.
     pub fn of_vocabulary(vocab_size: u64) -> Self {
+        // The size and not the largest id: 65,536 ids end at 65,535, which still fits.
         if vocab_size <= 1 << 16 {
             Self::Two
         } else {
@@ -47,6 +48,7 @@ impl Width {
 
     fn magic(self) -> (i32, i32) {
         match self {
+            // Fixed by llm.c, whose readers for GPT-2 and for Llama 3 check them.
             Self::Two => (20_240_520, 1),
             Self::Four => (20_240_801, 7),
         }
@@ -79,6 +81,7 @@ impl Header {
         let mut slots = vec![
             magic,
             version,
+            // No cast loses anything: `MAX_SHARD_TOKENS` bounds counts and ids.
             self.tokens as i32,
             SIGNATURE,
             VERSION,
@@ -94,6 +97,7 @@ impl Header {
 
     /// Checks the fields that every llm.c shard has: (width, tokens).
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Width, u64)> {
+        // Only what llm.c defines: its other slots may hold anything, and ours are under a hash.
         let slots: Vec<i32> = bytes.chunks_exact(4).take(3).map(le_i32).collect();
         let &[magic, version, tokens] = slots.as_slice() else {
             return Err(Error::corrupt(
@@ -142,6 +146,7 @@ pub trait Element: Copy + PartialEq + Send + 'static {
     fn extend(out: &mut Vec<Self>, bytes: &[u8], width: Width);
 }
 
+// A macro, because the standard library has no trait for lossy casts between integers.
 macro_rules! element {
     ($type:ty) => {
         impl Element for $type {

@@ -117,6 +117,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    // An `io::Error` does not know its file, and an error must name it.
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),
@@ -152,6 +153,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// Returns an error that names an argument whose value is outside `least..=most`.
+// One place for the words, so that all limits are told alike, in Python too.
 fn within(name: &str, value: u64, least: u64, most: u64) -> Result<()> {
     if (least..=most).contains(&value) {
         return Ok(());

@@ -24,6 +24,7 @@ pub const WINDOW_BLOCKS: u64 = 32;
 /// Below this a Feistel network is visibly uneven (chi2/df of 2 at n = 16) and a table is small.
 /// Making one takes 1.5 us, once per window of rows.
 const TABLE_BELOW: u64 = 1024;
+// Part of the order that saved runs resume to: neither constant below may change.
 const ROUNDS: usize = 8;
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -51,6 +52,7 @@ pub fn key(parts: &[u64]) -> u64 {
 /// `word` scaled from 64 bits to below `n`.
 #[inline]
 fn below(word: u64, n: u64) -> u64 {
+    // The high half of a product: as even as a remainder, without a division.
     ((u128::from(word) * u128::from(n)) >> 64) as u64
 }
 
@@ -77,6 +79,7 @@ impl Permutation {
     pub fn new(n: u64, key: u64) -> Self {
         if n < TABLE_BELOW {
             let mut table: Vec<u16> = (0..n as u16).collect();
+            // Each swap draws its own numbered word, so the table is the same in any language.
             for last in (1..table.len()).rev() {
                 table.swap(
                     last,
@@ -85,6 +88,8 @@ impl Permutation {
             }
             return Self::Table(table);
         }
+        // At most half of the domain lies outside `0..n`: a walk takes two steps at the most, on
+        // average.
         let bits = 64 - (n - 1).leading_zeros();
         let high_bits = bits / 2;
         let keys = std::array::from_fn(|round| draw(key, round as u64));
@@ -121,10 +126,12 @@ impl Permutation {
 }
 
 #[inline]
+/// One pass through the Feistel network: a bijection of `low_bits + high_bits` bits.
 fn network(x: u64, low_bits: u32, high_bits: u32, keys: &[u64; ROUNDS]) -> u64 {
     let low_mask = (1 << low_bits) - 1;
     let high_mask = (1 << high_bits) - 1;
     let (mut high, mut low) = (x >> low_bits, x & low_mask);
+    // Halves of unequal width cannot be swapped, so each round mixes into a fixed half.
     for pair in keys.chunks_exact(2) {
         high ^= mix(low ^ pair[0]) & high_mask;
         low ^= mix(high ^ pair[1]) & low_mask;
@@ -169,6 +176,7 @@ impl Shuffle {
         Self {
             seed,
             n_rows,
+            // By tokens and not by rows: what the disk reads at once must not depend on the stride.
             block_rows: (BLOCK_TOKENS / stride.max(1)).max(1),
             blocks: None,
             window: None,
@@ -185,6 +193,7 @@ impl Shuffle {
         let window_rows = self.block_rows * WINDOW_BLOCKS;
         let (number, place) = (i / window_rows, i % window_rows);
         if !matches!(&self.window, Some((e, w, _)) if (*e, *w) == (epoch, number)) {
+            // The last window may be smaller; its own permutation keeps every row in it.
             let size = window_rows.min(self.n_rows - number * window_rows);
             let key = key(&[self.seed, 1, epoch, number]);
             self.window = Some((epoch, number, Permutation::new(size, key)));
@@ -199,6 +208,7 @@ impl Shuffle {
 
     /// The block at `slot` of the epoch; the incomplete block at the end, if any, stays there.
     fn block(&mut self, epoch: u64, slot: u64) -> u64 {
+        // Permuting the short block too would move every row behind it by a few places.
         let whole = self.n_rows / self.block_rows;
         if slot >= whole {
             return slot;

@@ -127,9 +127,11 @@ impl Windows {
         context_length: u64,
         stride: u64,
     ) -> Result<Self> {
+        // Checked first: the sums below cannot overflow after it.
         within("context_length", context_length, 1, MAX_CONTEXT_LENGTH)?;
         // A longer stride would leave targets out.
         within("stride", stride, 1, context_length)?;
+        // Sequential rows are padded, so one token and its target are enough.
         let least = if order == Order::Sequential {
             2
         } else {
@@ -162,6 +164,7 @@ impl Windows {
         match self.order {
             Order::Sequential => i * self.stride,
             Order::Random => anywhere(self.seed, epoch, i, last + 1),
+            // The last row begins early and repeats targets, where padding would waste part of a step.
             Order::Shuffle => last.min(self.shuffle.row(epoch, i) * self.stride),
         }
     }
@@ -200,6 +203,7 @@ impl Plan for Windows {
         if self.order != Order::Shuffle {
             return Vec::new();
         }
+        // As in `start`: `new` has refused a shuffled dataset that is shorter than a row.
         let last = self.n_tokens - self.context_length - 1;
         let block = self.shuffle.block_rows() * self.stride;
         let rows = self.shuffle.ahead(epoch, i, n);

@@ -21,6 +21,7 @@ const SPILL_BYTES: usize = 64;
 #[derive(Debug)]
 pub struct Tokens {
     /// The shards, each with the position of its first token in the dataset.
+    /// Ascending, so that a position is found by bisection.
     shards: Vec<(u64, Shard)>,
     width: Width,
     total: u64,
@@ -46,6 +47,7 @@ impl Tokens {
     /// At most `cached` blocks of 1 MiB are kept in memory. How many are worth it depends on the
     /// order in which the tokens are wanted: see [`crate::plan::cached_blocks`].
     pub fn open(entries: Vec<ShardEntry>, width: Width, cached: usize) -> Result<Self> {
+        // All are opened now: a missing file must fail at the start and not in the middle of an epoch.
         let mut shards = Vec::with_capacity(entries.len());
         let mut total = 0_u64;
         for entry in entries {
@@ -75,6 +77,7 @@ impl Tokens {
 
     /// `reading`, or what must take its place in a child of the process that opened the shards.
     pub fn allowed(&self, reading: Reading) -> Reading {
+        // A system call, but one per stream; per read it would be felt.
         if self.process == std::process::id() {
             reading
         } else {
@@ -123,6 +126,7 @@ impl Tokens {
 
     /// Loads the blocks of tokens `start..start + n` into the cache.
     pub fn warm(&self, start: u64, n: u64) -> Result<()> {
+        // Reading ahead past the end is no error: the last block of an epoch is often shorter.
         let end = start.saturating_add(n).min(self.total);
         self.runs(start, end, |shard, block, from, to| {
             self.with_run(shard, block, from, to, Reading::Near, |_| ())
@@ -135,6 +139,7 @@ impl Tokens {
             || Error::Invalid(format!("the dataset has no block {block} in shard {shard}"));
         let found = self.shards.get(shard).filter(|(_, s)| s.has(block));
         let (_, shard) = found.ok_or_else(missing)?;
+        // The header has no block of its own, and the size may have changed since it was opened.
         shard.check()?;
         shard.load(block).map(|_| ())
     }
@@ -149,6 +154,7 @@ impl Tokens {
         let width = self.width.bytes() as u64;
         let mut number = self
             .shards
+            // An empty shard begins where the next one does: the last of them is the one with tokens.
             .partition_point(|(first, _)| *first <= start)
             .saturating_sub(1);
         let mut at = start;
@@ -175,6 +181,8 @@ impl Tokens {
         Ok(())
     }
 
+    /// Calls `use_bytes` with bytes `from..to` of a block: from the cache, from the file if the block
+    /// was hashed before, or from the block read whole and hashed.
     fn with_run(
         &self,
         number: usize,
@@ -195,6 +203,7 @@ impl Tokens {
         let Some((_, shard)) = self.shards.get(number) else {
             return Ok(());
         };
+        // A block that was never hashed is read whole even for one token: no byte is trusted.
         let few = reading != Reading::Near || to - from <= SPILL_BYTES;
         if few && shard.is_checked(block) {
             let mut bytes = vec![0; to - from];
@@ -202,6 +211,7 @@ impl Tokens {
             use_bytes(&bytes);
             return Ok(());
         }
+        // Without a lock: two threads may both load it, which costs a read and changes nothing.
         let bytes = Arc::new(shard.load(block)?);
         use_bytes(bytes.get(from..to).unwrap_or_default());
         if reading != Reading::Uncached {

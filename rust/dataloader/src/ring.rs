@@ -43,8 +43,11 @@ pub enum Next<E> {
 
 #[derive(Debug)]
 struct Shelf<E> {
+    /// By number, because threads finish in any order.
     ready: BTreeMap<u64, Result<Batch<E>>>,
+    /// Batches that threads have begun: at most `taken + prefetch`.
     claimed: u64,
+    /// Batches handed out, errors included.
     taken: u64,
     closed: bool,
 }
@@ -94,6 +97,7 @@ impl<E: Element> Stream<E> {
             slice,
             prefetch: prefetch as u64,
         });
+        // Made before its threads: if one cannot start, dropping the stream ends those before it.
         let stream = Self {
             shared: Arc::clone(&shared),
             threads: Mutex::new(Vec::new()),
@@ -129,6 +133,7 @@ impl<E: Element> Stream<E> {
             }
             if let Some(batch) = shelf.ready.remove(&number) {
                 shelf.taken += 1;
+                // One place has become free, so one thread is enough.
                 shared.room.notify_one();
                 return batch.map(Next::Batch);
             }
@@ -146,6 +151,7 @@ impl<E: Element> Stream<E> {
         if self.process != std::process::id() {
             return;
         }
+        // Under the lock: a thread between its look at the flag and its wait would miss the call.
         lock(&self.shared.shelf).closed = true;
         self.shared.room.notify_all();
         self.shared.made.notify_all();
@@ -165,6 +171,7 @@ impl<E: Element> Drop for Stream<E> {
 impl<E: Element> Shared<E> {
     fn work<P: Plan>(&self, mut filler: Filler<P>) {
         while let Some(number) = self.claim() {
+            // Without this, a panic would leave the consumer waiting for a batch that never comes.
             let make = AssertUnwindSafe(|| filler.batch(&self.slice, number));
             let batch = catch_unwind(make).unwrap_or_else(|_| {
                 Err(Error::Invalid(format!(

@@ -57,6 +57,7 @@ impl Shard {
     /// Opens the file and checks its size and header.
     pub(crate) fn open(entry: ShardEntry, width: Width) -> Result<Self> {
         let file = File::open(&entry.path).map_err(|error| Error::io(&entry.path, error))?;
+        // A manifest may hold any number: a product that wraps would pass as a small file.
         let size = entry.tokens.checked_mul(width.bytes() as u64);
         let end = size.and_then(|size| size.checked_add(entry.payload));
         let (Some(size), Some(end)) = (size, end) else {
@@ -116,6 +117,8 @@ impl Shard {
     fn check_header(&self, expected: u64) -> Result<()> {
         let mut bytes = [0; HEADER_BYTES];
         self.pread(0, &mut bytes)?;
+        // Before the hash: a file of another format is better told by its magic number than by a
+        // hash that differs.
         let (width, tokens) = Header::parse(&self.entry.path, &bytes)?;
         if width != self.width || tokens != self.entry.tokens {
             let problem = format!(
@@ -137,6 +140,7 @@ impl Shard {
     /// Whether parts of `block` may be read without reading and hashing the whole.
     pub(crate) fn is_checked(&self, block: usize) -> bool {
         let flag = self.checked.get(block);
+        // Relaxed is enough: the flag guards no memory, and at worst a block is hashed twice.
         flag.is_some_and(|flag| flag.load(Ordering::Relaxed))
     }
 
@@ -180,6 +184,7 @@ impl Shard {
     }
 
     fn pread(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        // `pread` moves no shared position, so threads need no lock around the file.
         self.file.read_exact_at(bytes, offset).map_err(|error| {
             if error.kind() == io::ErrorKind::UnexpectedEof {
                 let problem = format!("the file was cut: expected {} bytes here", bytes.len());

@@ -57,9 +57,12 @@ pub struct ShardWriter {
 /// A file that hashes each of its blocks on the way to the disk.
 #[derive(Debug)]
 struct Hashed {
+    /// The temporary name, ending in `.part`.
     path: PathBuf,
     file: BufWriter<File>,
+    /// The bytes of the block that is not full yet.
     block: Vec<u8>,
+    /// xxh3 of each finished block.
     hashes: Vec<u64>,
 }
 
@@ -76,6 +79,7 @@ impl Hashed {
 
     fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
+            // Blocks are counted from the first token of the file, whatever the sizes of the writes.
             let (now, later) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block.len()));
             self.block.extend_from_slice(now);
             if self.block.len() == BLOCK_BYTES {
@@ -106,6 +110,7 @@ impl Hashed {
                 self.file.write_all(header)?;
             }
             self.file.flush()?;
+            // Before the rename: after a loss of power, the name must not stand for half a file.
             self.file.get_ref().sync_all()?;
             fs::rename(&self.path, name)
         };
@@ -114,12 +119,14 @@ impl Hashed {
     }
 }
 
+/// The shard that is being written: its two files, and what its header will say.
 #[derive(Debug)]
 struct Open {
     bin: Hashed,
     doc: Hashed,
     tokens: u64,
     documents: u64,
+    /// Leading tokens of a document that began in an earlier shard.
     carried: u64,
 }
 
@@ -129,6 +136,7 @@ impl ShardWriter {
         within("vocab_size", layout.vocab_size, 1, MAX_SHARD_TOKENS)?;
         within("eos_id", layout.eos_id.into(), 0, layout.vocab_size - 1)?;
         within("shard_tokens", layout.shard_tokens, 1, MAX_SHARD_TOKENS)?;
+        // By the vocabulary and not by the ids that occur: a reader must know the width beforehand.
         let width = Width::of_vocabulary(layout.vocab_size);
         Ok(Self {
             layout,
@@ -141,6 +149,7 @@ impl ShardWriter {
     /// Appends one document and the id that ends it. Refuses the whole document for one bad id.
     pub fn add(&mut self, ids: &[u32]) -> Result<()> {
         let vocab_size = self.layout.vocab_size;
+        // Before the first byte is written: what a refused document left would be half of one.
         if let Some(at) = ids.iter().position(|&id| u64::from(id) >= vocab_size) {
             return Err(Error::Invalid(format!(
                 "id {} at position {at} of a document; ids must be below vocab_size = {vocab_size}",
@@ -165,6 +174,7 @@ impl ShardWriter {
     fn append(&mut self, mut ids: &[u32], mut middle: bool) -> Result<()> {
         let width = self.width;
         let limit = self.layout.shard_tokens;
+        // A document may have billions of tokens; it is converted in parts.
         let mut bytes = Vec::with_capacity(ids.len().min(1 << 16) * width.bytes());
         while !ids.is_empty() {
             let open = self.room()?;
@@ -176,6 +186,7 @@ impl ShardWriter {
                 Width::Four => bytes.extend(now.iter().flat_map(|&id| id.to_le_bytes())),
             }
             open.bin.write(&bytes)?;
+            // As long as all tokens of this shard are carried, the document before is still going on.
             if middle && open.tokens == open.carried {
                 open.carried += take as u64;
             }
@@ -191,6 +202,8 @@ impl ShardWriter {
         if self
             .shard
             .as_ref()
+            // A full shard is closed by the next token and not by its last: a dataset that ends just there
+            // has no empty shard.
             .is_some_and(|open| open.tokens == self.layout.shard_tokens)
         {
             self.finish_shard()?;
@@ -233,6 +246,7 @@ impl ShardWriter {
             tokenizer_sha256: self.layout.tokenizer_sha256,
         }
         .to_bytes();
+        // The sidecar first: a `.bin` under its real name always has its lengths beside it.
         let lengths = open.doc.finish(None, &self.path("doc"))?;
         let blocks = open.bin.finish(Some(&header), &self.path("bin"))?;
         sync_folder(&self.layout.folder)?;
@@ -255,6 +269,7 @@ impl ShardWriter {
     }
 }
 
+/// Brings the new names in the folder to the disk.
 fn sync_folder(folder: &Path) -> Result<()> {
     let sync = || File::open(folder)?.sync_all();
     sync().map_err(|error| Error::io(folder, error))
