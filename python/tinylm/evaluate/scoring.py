@@ -174,6 +174,7 @@ def _count_bytes(dataset: "Dataset", tokenizer: "Tokenizer", total: int) -> int:
     lengths = np.zeros(max(vocab) + 1, np.int64)
     for token, content in vocab.items():
         lengths[token] = len(content)
+    # A special token separates documents and is no text.
     lengths[list(tokenizer.special_tokens.values())] = 0
     start = 0 if whole else 1
     block = 2**20

@@ -74,6 +74,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
     unknown = [word for word in before if word.startswith("--")]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}: settings are key=value, see --help")
+    # A prompt such as "x=1" looks like a setting too: it goes after `--`.
     overrides = [word for word in before if SETTING.match(word)]
     words = [word for word in before if not SETTING.match(word)] + literal
     if not words:
@@ -113,6 +114,7 @@ def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> Non
         if run.sample.samples > 1:
             print(f"{'-' * 24} sample {sample + 1} of {run.sample.samples} {'-' * 24}")
         ids = stream_ids(model, tokenizer, read, run.sample, sample=sample)
+        # The prompt as it was typed, though its last token may have been healed.
         print(prompt, end="", flush=True)
         for piece in write(tokenizer, count(ids), run.sample, read):
             print(piece, end="", flush=True)

@@ -96,6 +96,7 @@ def generate(
     if tokenizer is not None:
         stops |= _ends(model, tokenizer)
     found: dict[tuple[int, int], list[int]] = {}
+    # Rows of one length need no padding, which would change the last bits of their results.
     for length in {len(prompt): None for prompt in prompts}:
         alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         rows = [(i, sample) for i in alike for sample in range(config.samples)]
@@ -130,6 +131,7 @@ def _decode(
             texts[live[place]].append(ids[place])
         if not going:
             break
+        # Rows that have ended leave the cache: the others need not wait for the longest text.
         if len(going) < len(live):
             decoder.keep(going)
             live = [live[place] for place in going]
@@ -196,6 +198,7 @@ def _until(
         decoder = Decoder(reader, [[*prompt.opening, *healed.ids]], [(0, sample)], config)
         if healed.token is not None:
             decoder.push([healed.token])
+    # Not checked against the stops: these are the prompt's own text.
     yield from healed.ids[shared:]
     if healed.token is not None:
         if healed.token in stops:
@@ -203,6 +206,7 @@ def _until(
         yield healed.token
         left -= 1
     for _ in range(left):
+        # Entered anew for each token: the caller's code between two of them keeps its own modes.
         with inference(model):
             (token,) = decoder.step()
         if token in stops:
@@ -279,6 +283,7 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
     if ends:
         end, length = min(ends)
         return text[: end + length], "", True
+    # The longest overlap: a shorter one may still be the start of a stop inside it.
     held = max((_overlap(text, stop) for stop in stops), default=0)
     return text[: len(text) - held], text[len(text) - held :], False
 

@@ -31,6 +31,7 @@ def process(logits: Tensor, seen: Tensor, counts: Tensor, config: SampleConfig) 
         logits = frequency_penalty(logits, counts, config.frequency_penalty)
     if config.presence_penalty:
         logits = presence_penalty(logits, counts, config.presence_penalty)
+    # NaN is a largest value too; single logits of -inf are ids that cannot be drawn.
     largest = logits.amax(-1)
     if not largest.isfinite().all():
         raise ValueError(_problem(largest, config))
@@ -87,6 +88,7 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
     Source: Fan et al. 2018, section 5.4.
     """
+    # Equal logits are told apart by id: topk alone may keep any of them.
     smallest = logits.topk(min(k, logits.size(-1))).values[:, -1:]
     above, equal = logits > smallest, logits == smallest
     room = k - above.sum(-1, keepdim=True)
@@ -123,6 +125,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     The numbers, `uniforms` [R], are in [0, 1). This is the inverse of the distribution
     function, in the order of the ids.
     """
+    # Not normalised: scaling the number by the sum saves a division of the whole row.
     cumulative = (logits - logits.amax(-1, keepdim=True)).exp().cumsum(-1)
     target = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
