@@ -337,3 +337,26 @@ def test_every_setting_is_read_somewhere():
 def test_an_empty_source_is_refused():
     with pytest.raises(ConfigError, match=r"data\.source='': name a text, a folder or a dataset"):
         config.load(overrides=["data.source="])
+
+
+OFF = {
+    key: field.metadata["off"]
+    for key, field in KEYS.items()
+    if field.metadata.get("off") is not None
+}
+
+
+@pytest.mark.parametrize("key", OFF)
+def test_null_turns_off_what_a_number_turns_off(key, tmp_path):
+    section, _, name = key.rpartition(".")
+    run = config.load(None, [f"{key}=null"])
+    assert getattr(getattr(run, section), name) == OFF[key]
+    (tmp_path / "mine.yaml").write_text(f"{section}: {{{name}: null}}")
+    assert config.load(tmp_path / "mine.yaml").optim == config.load(None, [f"{key}=null"]).optim
+    assert getattr(sections.SECTIONS[section](**{name: None}), name) == OFF[key]
+
+
+def test_null_is_refused_where_nothing_can_be_off():
+    assert {"optim.clip", "checkpoint.every", "model.dropout"} <= OFF.keys()
+    for key in ("optim.lr", "train.steps", "sample.temperature"):
+        assert refusal(f"{key}=null").startswith(f"{key}=null: expected")

@@ -234,7 +234,7 @@ def test_a_config_gives_the_logits_of_transformers_or_a_refusal(kind, data, tran
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", KEYS)
 @settings(
-    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_many_configs_give_the_logits_of_transformers_or_a_refusal(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -312,3 +313,30 @@ def test_logits_of_one_token_need_only_its_hidden_vector():
     ids = tokens(SMALL, 2, 5)
     x = made.hidden(made.embed(ids), made.context(5))
     assert_close(made.head(x[:, -1]), made(ids)[:, -1])
+
+
+def test_building_a_model_leaves_the_generator_of_torch_alone():
+    for config in (SMALL, dataclasses.replace(SMALL, architecture="gpt2", tied=False)):
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        model.build(config, seed=7)
+        assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_part_that_draws_when_it_is_made_draws_by_the_seed(monkeypatch):
+    class Mine(torch.nn.Module):
+        roles: ClassVar = {"weight": "gain"}
+
+        def __init__(self, width, *, eps, bias):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.rand(width))
+
+        def forward(self, x):
+            return x * self.weight
+
+    monkeypatch.setitem(layers.NORMS, "mine", Mine)
+    config = dataclasses.replace(SMALL, norm="mine")
+    one, same, other = (model.build(config, seed=seed).norm.weight for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)

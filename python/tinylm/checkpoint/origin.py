@@ -70,17 +70,16 @@ def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:
     Keys that were read stay as they were. Ids and names of tokens are those of `tokenizer`,
     unless it is the one that the model was loaded with.
     """
-    origin, same = model.origin, _fingerprint(tokenizer) == model.origin.tokenizer
+    origin = model.origin
+    same = _fingerprint(tokenizer) == origin.tokenizer
     ids = {f"{role}_id": getattr(tokenizer, f"{role}_id", None) for role in ROLES}
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     config = convert.export_config(model.config, dtype=dtype, **ids)
     id_keys = [f"{role}_token_id" for role in ROLES]
     kept_config = {k: v for k, v in origin.config.items() if same or k not in id_keys}
-    if same and origin.config:
-        # A key that the folder left out means transformers' default, which null is not.
-        for key in id_keys:
-            if config[key] is None and key not in kept_config:
-                del config[key]
+    if same and origin is not Model.origin:
+        # A key that the folder leaves out has transformers' default, which is another than ours.
+        config = {k: v for k, v in config.items() if k not in id_keys or k in kept_config}
     found: dict[str, Any] = {"config.json": config | kept_config}
     generation = {key: config[key] for key in id_keys if config.get(key) is not None}
     found[GENERATION] = _merge(generation, origin.files.get(GENERATION), same, id_keys)
@@ -102,9 +101,11 @@ def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:
 def _merge(
     ours: dict[str, Any], kept: bytes | None, same: bool, token_keys: list[str]
 ) -> dict[str, Any]:
-    """`ours` with the keys of a file that was read; without its `token_keys` unless `same`."""
+    """The content of a file that was read, if any; unless `same` with our own `token_keys`."""
     read: dict[str, Any] = {} if kept is None else json.loads(kept)
-    return ours | {key: value for key, value in read.items() if same or key not in token_keys}
+    if kept is not None and same:
+        return read
+    return ours | {key: value for key, value in read.items() if key not in token_keys}
 
 
 def _fingerprint(tokenizer: "Tokenizer | None") -> str | None:

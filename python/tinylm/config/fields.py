@@ -25,14 +25,23 @@ NonFinite = Literal["stop", "skip"]
 Tracker = Literal["console", "jsonl", "plot"]
 
 
-def setting(default: Any, text: str, limits: Limits | None = None, *, choices: Any = None) -> Any:
+def setting(
+    default: Any,
+    text: str,
+    limits: Limits | None = None,
+    *,
+    choices: Any = None,
+    off: float | None = None,
+) -> Any:
     """Return a dataclass field with `text` as its help.
 
     `limits` bound a number, or each number of a tuple. `choices` is the `Literal` of the names that
-    are implemented; pass it for a field whose names users may extend.
+    are implemented; pass it for a field whose names users may extend. `off` is the number that
+    turns the feature off, for a field that is a number in any case: null means that number.
     """
     names = get_args(choices) if choices else ()
-    return field(default=default, metadata={"help": text, "limits": limits, "choices": names})
+    metadata = {"help": text, "limits": limits, "choices": names, "off": off}
+    return field(default=default, metadata=metadata)
 
 
 def expand_home(config: Any, *names: str) -> None:

@@ -58,6 +58,8 @@ def allowed(key: str) -> str:
     words = " or ".join(choices) if choices else _describe(kind)
     if choices and isinstance(kind, UnionType):
         words += " or null"
+    if setting.metadata.get("off") is not None:
+        words += " or null"
     if limits is None:
         return words
     if get_origin(kind) is tuple:

@@ -62,9 +62,16 @@ def wrap_single(config: Any) -> None:
 
 
 def require_limits(section: str, config: Any) -> None:
-    """Raise `ValueError` if a number of a section is outside the limits of its field."""
+    """Raise `ValueError` if a number of a section is outside the limits of its field.
+
+    Null in a field that has a number for "off" becomes that number.
+    """
     for setting in fields(config):
         value = getattr(config, setting.name)
+        if value is None and setting.metadata["off"] is not None:
+            # Each section calls this first, so nobody has seen the frozen object before.
+            object.__setattr__(config, setting.name, setting.metadata["off"])
+            continue
         limits = setting.metadata["limits"]
         for number in value if isinstance(value, tuple) else (value,):
             if limits and isinstance(number, int | float):

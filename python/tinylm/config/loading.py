@@ -69,6 +69,8 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
         if takes_list(key) and isinstance(value, str | int) and not null:
             # Users may write a list of one without brackets.
             value = [value]
+        if null or value is None:
+            value = _off(key)
         try:
             value = typed(key, value)
         except ValueError:
@@ -209,6 +211,11 @@ def _parse(key: str, text: str) -> Any:
         return read(text) if text else Plain("")
     except UNREADABLE:
         raise ConfigError(f"{key}={show(text)}: expected {allowed(key)}") from None
+
+
+def _off(key: str) -> Any:
+    """What null means for a setting: the number for "off", if it has one, or else null."""
+    return settings()[key].metadata.get("off")
 
 
 def _build(assignments: Iterable[Assignment]) -> Run:

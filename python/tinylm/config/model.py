@@ -36,7 +36,10 @@ class ModelConfig:
     )
     tied: bool = setting(True, "Share one matrix between embedding and output head.")
     dropout: float = setting(
-        0.0, "Dropout on embeddings, attention weights and residual branches.", {"ge": 0, "lt": 1}
+        0.0,
+        "Dropout on embeddings, attention weights and residual branches.",
+        {"ge": 0, "lt": 1},
+        off=0.0,
     )
     norm: str | None = setting(
         None, "Normalisation before attention and feedforward.", choices=Norm

@@ -153,21 +153,26 @@ class OptimConfig:
         0.1,
         "Weight decay of the matrices. It is decoupled; for sgd it is added to the gradient.",
         NOT_NEGATIVE,
+        off=0.0,
     )
     clip: float = setting(
         1.0,
         "Largest norm of the gradient of the parameters that AdamW or SGD updates; 0 turns "
         "clipping off.",
         NOT_NEGATIVE,
+        off=0.0,
     )
     schedule: str = setting(
         "wsd", "Schedule of the learning rate after the warm-up.", choices=Schedule
     )
     warmup: float = setting(
-        0.03, "Fraction of the run in which the learning rate rises from zero.", SHARE
+        0.03, "Fraction of the run in which the learning rate rises from zero.", SHARE, off=0.0
     )
     decay: float = setting(
-        0.6, "Fraction of the run, at its end, in which wsd lowers the rate linearly.", SHARE
+        0.6,
+        "Fraction of the run, at its end, in which wsd lowers the rate linearly.",
+        SHARE,
+        off=0.0,
     )
     min_lr: float = setting(
         0.02, "Learning rate at the end of the run, as a fraction of its peak.", SHARE
@@ -234,7 +239,9 @@ class TrainConfig:
 class CheckpointConfig:
     """When checkpoints are saved, and how many are kept."""
 
-    every: int = setting(500, "Steps between checkpoints; 0 saves only at the end.", COUNT_OR_ZERO)
+    every: int = setting(
+        500, "Steps between checkpoints; 0 saves only at the end.", COUNT_OR_ZERO, off=0
+    )
     keep: int = setting(2, "Number of newest checkpoints to keep. The best one is kept too.", COUNT)
 
     def __post_init__(self) -> None:
@@ -246,7 +253,7 @@ class EvaluateConfig:
     """When the loss on the validation text is computed."""
 
     every: int = setting(
-        400, "Steps between evaluations; 0 evaluates only at the end.", COUNT_OR_ZERO
+        400, "Steps between evaluations; 0 evaluates only at the end.", COUNT_OR_ZERO, off=0
     )
     patience: int | None = setting(
         None, "Stop the run after this many evaluations without a lower validation loss.", COUNT
@@ -280,12 +287,16 @@ class SampleConfig:
         1.0,
         "Makes tokens of the prompt and the continuation less likely if above 1; 1 is off.",
         POSITIVE,
+        off=1.0,
     )
     frequency_penalty: float = setting(
-        0.0, "Number subtracted from a token's logit each time the token is drawn.", FINITE
+        0.0,
+        "Number subtracted from a token's logit each time the token is drawn.",
+        FINITE,
+        off=0.0,
     )
     presence_penalty: float = setting(
-        0.0, "Number subtracted once from the logit of each token that was drawn.", FINITE
+        0.0, "Number subtracted once from the logit of each token that was drawn.", FINITE, off=0.0
     )
     stop: tuple[int | str, ...] = setting((), "Token ids or texts that end a continuation.")
     heal: bool = setting(

@@ -47,7 +47,7 @@ def resume(source: Path | None, say: Say) -> Resumed | None:
     An explicit checkpoint must verify (`ValueError`); of a run it is the newest that does.
     """
     found = None if source is None else _resume_point(source, say)
-    return None if found is None else Resumed(found, checkpoint.load_training(found))
+    return None if found is None else Resumed(found, checkpoint.load_training(found, verify=False))
 
 
 def _resume_point(source: Path, say: Say) -> Path | None:
@@ -114,7 +114,10 @@ def start(
         _refuse_mismatch(tokenizer, size, "model.vocab_size")
         config = replace(run.model, vocab_size=size)
         return model.build(config, seed=run.train.seed, device=session.device), tokenizer
-    net, loaded = checkpoint.load(given, device=session.device, dtype=torch.float32)
+    # A checkpoint to resume from was verified when it was chosen.
+    net, loaded = checkpoint.load(
+        given, device=session.device, dtype=torch.float32, verify=resumed is None
+    )
     if loaded is None or (resumed is None and run.tokenizer.path is not None):
         loaded = _new_tokenizer(run, text, session.say)
     elif run.tokenizer.eos is not None:
