@@ -16,6 +16,7 @@ class Bytes:
     def __init__(self, vocab_size: int = 257) -> None:
         self.vocab_size = vocab_size
         self.eos_id: int | None = vocab_size - 1
+        self.special_tokens: dict[str, int] = {}
         self.sha256 = hashlib.sha256(f"bytes {vocab_size}".encode()).hexdigest()
 
     def encode_batch(self, texts: list[str], *, special: Any = "raise"):

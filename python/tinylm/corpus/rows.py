@@ -35,6 +35,7 @@ def _text(line: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 text (its byte {error.start}): convert the file"
     except json.JSONDecodeError as error:
+        # In words of the line: the position that json counts is one too small for people.
         problem = f"is not JSON: {error.msg} at character {error.pos + 1}: mend or remove the line"
     except RecursionError:
         problem = "is nested too deeply to be read as JSON: mend or remove the line"

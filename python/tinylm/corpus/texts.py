@@ -55,6 +55,7 @@ class Text:
         Raises `ValueError` if the file was changed after it was inspected: its hash, by which
         shards are found again, would be that of another text.
         """
+        # A file of the other split is not even opened.
         if self.is_one_document and not wanted(self.label):
             return
         with self.unchanged():

@@ -195,6 +195,7 @@ class Loader(AbstractContextManager["Loader"]):
             raise ValueError(f"epoch {number} must be between 0 and {_MAX_ROWS // n_rows - 2}")
         rows = self._current_rows()
         first = number * n_rows
+        # A stream of its own: evaluating in the middle of training moves no row of the training.
         stream = rows.stream(first_row=first, end_row=first + n_rows, **self._slice)
         try:
             while (arrays := stream.next()) is not None:

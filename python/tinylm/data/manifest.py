@@ -69,6 +69,7 @@ class Manifest:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Manifest":
         """The manifest of `folder`; ValueError when it is damaged."""
+        # Told apart from a damaged one: this folder may only need `prepare`.
         path = Path(folder) / NAME
         if not path.exists():
             problem = "not a folder of shards (no manifest.json): prepare it first"

@@ -46,8 +46,8 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
     manifest = empty_manifest(tokenizer)
     _make(folder)
     with disk.Lock(folder, advice="close its writer first", wait=True):
-        # Again, under the lock: the process that this one waited for may have made it.
         if (folder / NAME).exists():
+            # Again, under the lock: the process that this one waited for may have made it.
             return _reuse(folder, corpus, tokenizer)
         disk.remove_parts(folder)
         (folder / _OLD_PART).unlink(missing_ok=True)
@@ -61,6 +61,7 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
                     f"data.val_fraction={corpus.val_fraction} leaves no document of "
                     f"data.source={corpus.source} in {split}: change the fraction or add text"
                 )
+        # The name alone: the path of a command says nothing about the shards.
         command = [Path(sys.argv[0]).name, *sys.argv[1:]]
         manifest = replace(manifest, splits=splits, source=corpus.provenance(), command=command)
         manifest.save(folder)
@@ -70,12 +71,14 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
 def _reuse(folder: Path, corpus: Corpus, tokenizer: "Tokenizer") -> Manifest:
     manifest = Manifest.load(folder)
     source = corpus.provenance()
+    # The source may be another path: equal text gives equal shards.
     for name in ("fingerprint", "val_fraction"):
         if manifest.source.get(name) != source[name]:
             found, wanted = manifest.source.get(name), source[name]
             raise _occupied(folder, f"shards of another text ({name} {found}, not {wanted})")
     if manifest.tokenizer_sha256 != tokenizer.sha256:
         raise _occupied(folder, "shards of another tokenizer")
+    # Opening checks the files' sizes and headers: shards that are damaged are not used again.
     for split in ("train", "val"):
         Dataset(folder, manifest, split)
     return manifest
@@ -84,6 +87,7 @@ def _reuse(folder: Path, corpus: Corpus, tokenizer: "Tokenizer") -> Manifest:
 def _make(folder: Path) -> None:
     """Make the folder, unless it is there and holds something that is not ours to remove."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Sorted: the file that an error names must not depend on the disk.
     for path in sorted(folder.iterdir()):
         if not (_OURS.fullmatch(path.name) or disk.is_leftover(path)):
             raise _occupied(folder, f"{path.name}, which is no shard")
