@@ -1,6 +1,7 @@
 """The device of a process: what is known of a GPU by its name."""
 
 import pytest
+import torch
 
 from tinylm import device
 
@@ -42,3 +43,18 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_the_peak_of_a_gpu_is_found_by_the_words_of_its_name(name):
     assert device.data_sheet_flops(name) == NAMES[name]
+
+
+@pytest.mark.parametrize("warn_only", [True, False])
+def test_a_setting_of_the_caller_to_be_deterministic_is_kept(warn_only):
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        with device.repeatable(torch.device("cpu")):
+            assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with device.repeatable(torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()

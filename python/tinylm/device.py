@@ -106,12 +106,15 @@ def repeatable(device: torch.device) -> Iterator[None]:
 
     Elsewhere torch keeps the caller's setting.
     """
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    if torch.are_deterministic_algorithms_enabled() or device.type != "cpu":
+        # To set it again would turn the caller's `warn_only=True` into errors.
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(False)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -262,6 +262,7 @@ def plot(folder: Path) -> None:
     # matplotlib takes half a second to import, and a run without the plot never needs it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     records = read_metrics(folder)
     train = [r for r in records if "loss" in r]
@@ -273,8 +274,11 @@ def plot(folder: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     steps = [r["step"] for r in train]
     losses = [r["loss"] for r in train]
-    above.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1)
-    above.plot(steps, smooth(losses), color="tab:blue", linewidth=1.8, label="training")
+    above.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="training")
+    # Smoothed from both ends: from one alone, the line would lag behind the losses it is made of.
+    ends = zip(smooth(losses), smooth(losses[::-1])[::-1], strict=True)
+    middle = [(one + other) / 2 for one, other in ends]
+    above.plot(steps, middle, color="tab:blue", linewidth=1.8, label="training, smoothed")
     if scored:
         xs, ys = [r["step"] for r in scored], [r["val_loss"] for r in scored]
         above.plot(xs, ys, "o-", color="tab:orange", markersize=5, label="validation")
@@ -297,6 +301,10 @@ def plot(folder: Path) -> None:
     norms.plot(steps, [r["grad_norm"] for r in train], color="tab:gray", alpha=0.6, linewidth=1)
     norms.set_ylabel("gradient norm", color="tab:gray")
     norms.set_yscale("log")
+    # Plain numbers: matplotlib would write a tick between powers as 4 x 10^0.
+    norms.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    norms.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    norms.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for axis in (above, below):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
