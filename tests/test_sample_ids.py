@@ -10,7 +10,14 @@ import torch
 from tests.support.kinds import TEXT, model_of, tokenizer_of
 from tests.support.models import build
 from tinylm import Tokenizer, sample
-from tinylm.config import SampleConfig
+from tinylm.config import (
+    ConfigError,
+    Run,
+    SampleConfig,
+    TokenizerConfig,
+    TrackConfig,
+    load,
+)
 from tinylm.model import Origin
 from tinylm.sample import decoding, prompt
 
@@ -179,3 +186,27 @@ def test_a_penalty_that_passes_the_range_of_float64_is_an_error(setting, tempera
     config = SampleConfig(temperature=temperature, max_tokens=300, **setting)
     with pytest.raises(ValueError, match=rf"largest logit .* {next(iter(setting))}=.*smaller"):
         sample.generate(model, [[1]], config)
+
+
+def test_a_list_of_one_may_be_written_without_brackets(tmp_path):
+    assert SampleConfig(stop="dog").stop == ("dog",)
+    assert SampleConfig(stop=7).stop == (7,)
+    assert SampleConfig(stop=["dog", 7]).stop == ("dog", 7)
+    assert TokenizerConfig(special_tokens="<|endoftext|>").special_tokens == ("<|endoftext|>",)
+    assert TrackConfig(names="jsonl").names == ("jsonl",)
+    assert Run(imports="json").imports == ("json",)
+    assert load(None, ["sample.stop=dog", "track.names=jsonl"]).sample.stop == ("dog",)
+    file = tmp_path / "run.yaml"
+    file.write_text("sample: {stop: dog}\n")
+    assert load(file).sample.stop == ("dog",)
+    with pytest.raises(ConfigError, match=r"sample\.stop=a,b: expected a list, such as \[a,b\]"):
+        load(None, ["sample.stop=a,b"])
+
+
+def test_a_stop_of_one_text_is_one_stop():
+    tokenizer, model = tokenizer_of("byte"), model_of("byte")
+    config = SampleConfig(temperature=1.0, max_tokens=60, seed=4)
+    whole = "".join(sample.stream(model, tokenizer, "a", config))
+    for stop in (whole[9:12], whole[20:23], "dog"):
+        stopped = dataclasses.replace(config, stop=stop)
+        assert "".join(sample.stream(model, tokenizer, "a", stopped)) == whole.partition(stop)[0]

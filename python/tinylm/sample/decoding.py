@@ -90,7 +90,7 @@ def generate(
     stops, texts = _stops(config, rows_of_model)
     if texts:
         raise ValueError(
-            f"stop={texts[0]!r} is a text and generate() has no tokenizer: "
+            f"stop={texts[0]!r} is a text and generate() stops at ids alone: "
             f"give ids, or use stream()"
         )
     if tokenizer is not None:
