@@ -146,3 +146,12 @@ def test_float64_weights_lose_no_bit(tmp_path):
     checkpoint.save(tmp_path / "model", model, None)
     back, _ = checkpoint.load(tmp_path / "model")
     assert torch.equal(back.norm.weight, model.norm.weight)
+
+
+def test_loading_leaves_the_generator_of_torch_alone(tmp_path):
+    path = checkpoint.save(tmp_path / "model", make_model(), None)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    checkpoint.load(path)
+    assert torch.equal(torch.rand(3), expected)

@@ -108,7 +108,9 @@ def load(
         expected = convert.export_tensors(kind, Model(config).state_dict())
     check_tensors(folder, expected, tensors)
     # In the file's dtype before the copy: float64 weights would lose bits on the way.
-    model = Model(config).to(widest(tensors))
+    # A part that draws its weights when it is made must not move the caller's generator.
+    with torch.random.fork_rng(devices=()):
+        model = Model(config).to(widest(tensors))
     with torch.no_grad():
         found = convert.import_tensors(kind, tensors)
         for name, parameter in model.state_dict().items():
