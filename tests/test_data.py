@@ -181,7 +181,7 @@ def test_of_two_processes_that_prepare_one_waits_and_uses_what_the_other_made(te
 def test_a_tokenizer_without_eos_is_refused(texts, tmp_path):
     tokenizer = Bytes()
     tokenizer.eos_id = None
-    with pytest.raises(ValueError, match="no end-of-text token, .*: name one with tokenizer.eos"):
+    with pytest.raises(ValueError, match=r"no end-of-text token, .*: name one with tokenizer\.eos"):
         prepare(opened(texts), tokenizer, tmp_path / "shards")
 
 
