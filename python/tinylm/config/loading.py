@@ -37,7 +37,7 @@ CLOSING = "track"
 # thousand open brackets.
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError)
 
-# Where each open choice is registered, as module.NAME in `tinylm`.
+# The registry of each setting whose names users may extend, as module.NAME in `tinylm`.
 REGISTRIES = {
     "model.architecture": "config.ARCHITECTURES",
     "model.norm": "layers.NORMS",
@@ -48,7 +48,7 @@ REGISTRIES = {
     "optim.schedule": "optim.SCHEDULES",
     "track.names": "track.TRACKERS",
 }
-# The endings of files with settings; "" for a file without one.
+# The endings of files with settings; "" stands for a file without an ending.
 SETTINGS_FILES = (".yaml", ".yml", ".json", "")
 
 # The key of a setting, its value, and the " (file)" that ends an error about it.
@@ -123,7 +123,7 @@ def _name(path: Path | None, run: Run) -> str:
 
 def _find(name: str) -> Path:
     """Return the path of a recipe given by name or by path."""
-    # A text that is read as settings gives an error about its first line.
+    # Otherwise the error would be about the first line of the text.
     if Path(name).is_dir() or (Path(name).is_file() and Path(name).suffix not in SETTINGS_FILES):
         problem = "not a .yaml file with settings"
         raise ConfigError(f"{show(name)}: {problem}; to train on it, write data.source={name}")
@@ -149,7 +149,7 @@ def _file(path: Path | None) -> Iterator[Assignment]:
         raise ConfigError(f"{path}: holds no setting; if you want the defaults, name no file")
     seen = set()
     for key, value, where in _leaves(content, f" ({path})"):
-        # `train.steps: 1` and `train: {steps: 2}` are one key to us and two to YAML.
+        # For YAML, `train.steps: 1` and `train: {steps: 2}` are two different keys.
         if key in seen:
             raise ConfigError(f"{key}: given twice, the second time as {show(value)}{where}")
         seen.add(key)
@@ -262,9 +262,9 @@ def _check_plain(key: str, value: Any, where: str) -> None:
 
 
 def _registered(key: str) -> Iterable[str]:
-    """The names in a setting's registry, if a module of the user has imported it to add some."""
+    """Return the names in the registry of a setting, if a user's module has imported it."""
     module, _, registry = REGISTRIES[key].partition(".")
-    # Looked up, not imported: settings are checked before torch is there.
+    # Looked up, not imported, because settings are checked before torch is imported.
     return getattr(sys.modules.get(f"tinylm.{module}"), registry, ())
 
 

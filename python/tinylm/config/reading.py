@@ -1,8 +1,8 @@
-"""YAML text to plain values: texts as they were written, numbers by the type of their setting.
+"""Read YAML without guessing types: the type of a setting decides the type of its value.
 
-YAML 1.1 guesses a type from the look of a word: it reads `010` as 8, `12:30` as 750, `no` as false
-and a date as a date. So nothing is guessed here. `read` keeps each word, and `typed` asks the
-setting: only `null` is null everywhere, and OmegaConf turns a text into a number or a bool.
+YAML 1.1 guesses the type of a word: it reads `010` as 8, `12:30` as 750, `no` as false and a date
+as a date. Here, `read` keeps each word as a string, and `typed` converts it by the type of its
+setting. Only `null` means null everywhere. OmegaConf turns strings into numbers and bools.
 """
 
 import re
@@ -17,24 +17,24 @@ BOOLS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
-# No leading zeros: `007` among stop texts is a text.
+# Without leading zeros, because `007` among the stop texts is a text.
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
 
 
 class Plain(str):
-    """A word without quotes: it may mean null, a number or a bool."""
+    """A word without quotes, which may mean null, a number or a bool."""
 
     __slots__ = ()
 
 
 class _Reader(yaml.SafeLoader):  # type: ignore[misc]
-    """PyYAML's safe loader without its guesses; a key that stands twice is an error."""
+    """PyYAML's safe loader without its guesses. A key that is given twice is an error."""
 
-    # Without `<<` as well: it is refused as an unknown key.
+    # Also without `<<`, which is refused as an unknown key.
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """The keys and values of a mapping."""
+        """Return the keys and values of a mapping."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -55,7 +55,7 @@ _Reader.add_constructor("tag:yaml.org,2002:str", _word)
 
 
 def read(text: str) -> Any:
-    """The one document of a YAML text: dicts, lists and texts; {} if there is none.
+    """Return the single document of a YAML text as dicts, lists and strings; {} if it is empty.
 
     Raises `yaml.YAMLError`, or `RecursionError` for a thousand open brackets.
     """
@@ -68,9 +68,9 @@ def read(text: str) -> Any:
 
 
 def typed(key: str, value: Any) -> Any:
-    """The value of a setting as OmegaConf takes it for this key.
+    """Return the value of a setting in the form that OmegaConf needs for this key.
 
-    Raises `ValueError` for what no setting takes: a mapping, a list of lists, a bool such as 2.
+    Raises `ValueError` for values that no setting takes: a mapping, a list of lists, 2 as a bool.
     """
     kind = type_of(key)
     if isinstance(value, list):
@@ -83,7 +83,7 @@ def typed(key: str, value: Any) -> Any:
     if value in NULL:
         return None
     if kind is bool and value.lower() not in BOOLS:
-        # OmegaConf would take every number but 0 for true.
+        # OmegaConf would read every number except 0 as true.
         raise ValueError("no bool")
     takes_bool = kind is bool or any(isinstance(part, bool) for part in get_args(kind))
     return BOOLS.get(value.lower(), str(value)) if takes_bool else str(value)
