@@ -115,10 +115,11 @@ class Trainer:
         due = run.evaluate.every and step % run.evaluate.every == 0
         if due and step < run.train.steps:
             self.watch()
-            if self.progress.best_step == step:
-                self.save()
+            # Before the save: a run killed after it resumes here, and draws no sample of this step.
             with self.trackers.guard("sample"):
                 self.show_sample()
+            if self.progress.best_step == step:
+                self.save()
             patience = run.evaluate.patience
             if patience is not None and self.progress.without_better >= patience:
                 self.trackers.say(f"no better validation loss in {patience} evaluations: stopping")
