@@ -1,8 +1,16 @@
 //! Added tokens: strings with an id of their own, found in a text before it is split.
 //!
-//! Special ones are control tokens: a [`Policy`] guards them. The others always match, as the runs
-//! of blanks do that some vocabularies add for code. All are found from the left, the longest
-//! first where several begin at one place. Late ones are looked for in what the others leave.
+//! Special ones are control tokens, which only trusted text should hold: a [`Policy`] guards them.
+//! The others always match, as the runs of blanks do that some vocabularies add for code. All are
+//! found from the left, the longest first where several begin at one place. Late ones are looked
+//! for in what the others leave.
+//!
+//! One pass of an Aho-Corasick automaton finds all tokens of a search, so the time is linear in the
+//! text however many tokens there are. The places are found before the text is split, so an added
+//! token ends the piece before it.
+//!
+//! Defined by `cut_special` in `python/tinylm/reference/byte_bpe.py`, held to it by the rungs
+//! `special tokens` and `special tokens, some`, and by those in `tests/rungs/added.py`.
 
 use aho_corasick::{AhoCorasick, Input, MatchKind};
 
@@ -22,6 +30,23 @@ pub struct AddedToken {
 }
 
 /// What to do with special tokens that stand in a text.
+///
+/// ```
+/// use tinylm_tokenizer::{AddedToken, ModelSpec, Policy, Spec, Tokenizer, no_interrupt};
+///
+/// let end = AddedToken { content: "<|end|>".into(), id: 256, special: true, late: false };
+/// let tokenizer = Tokenizer::new(Spec {
+///     tokens: (0..=255u8).map(|byte| (vec![byte], byte.into())).collect(),
+///     model: ModelSpec::Bpe { merges: Some(vec![]), whole_pieces: false },
+///     pattern: "gpt4".into(),
+///     added: vec![end],
+/// })?;
+/// let encode = |policy| tokenizer.encode(b"a<|end|>", &policy, &mut no_interrupt);
+/// assert!(encode(Policy::Raise).is_err());
+/// assert_eq!(encode(Policy::Allow)?, [97, 256]);
+/// assert_eq!(encode(Policy::Text)?.len(), 8);
+/// # Ok::<(), tinylm_tokenizer::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Policy {
     /// Fail: the text may come from someone who should not write control tokens.
@@ -56,6 +81,7 @@ struct Search {
 }
 
 impl Search {
+    /// A search for the tokens that are `wanted`; None if no token is.
     fn new(
         tokens: &[AddedToken],
         wanted: impl Fn(&AddedToken) -> bool,
@@ -87,6 +113,12 @@ pub(crate) struct Segment {
 }
 
 impl AddedTokens {
+    /// From the tokens in any order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`] for an empty token and for two with the same content. That ids differ
+    /// is checked by the vocabulary, which knows all of them.
     pub(crate) fn new(mut tokens: Vec<AddedToken>) -> Result<Self, Error> {
         let fail = |message: String| Err(Error::Vocabulary(message));
         tokens.sort_by(|a, b| a.content.cmp(&b.content));
@@ -140,6 +172,10 @@ impl AddedTokens {
 
     /// A place at which `text`, the beginning of a longer one, may be cut: what is before it
     /// is encoded by itself as in the whole. None if there is no such place.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SpecialToken`] if `policy` forbids a token that is found.
     pub(crate) fn cut(
         &self,
         text: &[u8],
@@ -150,6 +186,7 @@ impl AddedTokens {
         // where such a token begins.
         let unsure = self.longest * self.all.len();
         let mut cut = pattern.cut(text, 0, text.len().saturating_sub(unsure.max(1)));
+        // The place must not lie inside a token that was found either.
         self.segments(text, policy, |segment| {
             if let (Some(at), Some((_, end))) = (cut, segment.token)
                 && segment.end < at
@@ -163,6 +200,10 @@ impl AddedTokens {
     }
 
     /// Calls `each` with the stretches of `text` in order; the last one has no token.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SpecialToken`] if `policy` forbids a token that is found, and what `each` returns.
     pub(crate) fn segments(
         &self,
         text: &[u8],

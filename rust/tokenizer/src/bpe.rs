@@ -1,11 +1,15 @@
 //! Merging the bytes of one piece into tokens.
 //!
-//! Adjacent tokens merge in the order of their rank, the leftmost pair first where ranks
-//! are equal. A piece is usually a word with the space before it, so a linear scan over the
-//! live pairs beats any queue: the whole state is a few cache lines. From [`HEAP_FROM`] bytes
-//! on a heap keeps the cost at `O(n log n)`, which makes a megabyte of `x` harmless.
+//! The piece starts as one token per byte. Adjacent tokens merge in the order of their rank, the
+//! leftmost pair first where ranks are equal, until no two neighbours have a rank.
 //!
-//! Defined by `python/tinylm/reference/byte_bpe.py`.
+//! A piece is usually a word with the space before it, so a linear scan over the live pairs beats
+//! any queue: the whole state is a few cache lines. It costs `O(n^2)` for n bytes. From
+//! [`HEAP_FROM`] bytes on a heap keeps the cost at `O(n log n)`, which makes a megabyte of `x`
+//! harmless. Both give the same tokens.
+//!
+//! Defined by `encode` and `encode_ranks` in `python/tinylm/reference/byte_bpe.py`, held to them
+//! by the rungs `encode`, `encode whole pieces` and `encode ranks`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -38,6 +42,7 @@ struct Merge {
     id: u32,
 }
 
+/// The merge of two tokens that do not merge. Nobody reads its id.
 const NO_MERGE: Merge = Merge { rank: NEVER, id: 0 };
 
 /// The merges of a vocabulary.
@@ -84,6 +89,8 @@ fn pair(left: u32, right: u32) -> u64 {
 }
 
 /// All ways to make a token from two others, as (rank, left, right, id); the rank is the id.
+///
+/// A token of n bytes has n - 1 ways to be cut in two; each half is looked up by its bytes.
 pub(crate) fn every_split(
     tokens: &[(Vec<u8>, u32)],
     id_of: &FxHashMap<&[u8], u32>,
@@ -104,6 +111,11 @@ pub(crate) fn every_split(
 impl Bpe {
     /// From tokens and either their merges in order, or None for tiktoken's rule: any two
     /// neighbours whose bytes are a token merge, the lowest id first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`] if a token is empty or repeated, if a byte has no token, or if a merge
+    /// is repeated, or names or makes a token that does not exist.
     pub(crate) fn new(
         tokens: &[(Vec<u8>, u32)],
         merges: Option<&[(u32, u32)]>,
@@ -159,6 +171,10 @@ impl Bpe {
     }
 
     /// Appends the tokens of `piece`, whose [`crate::cache::key`] is `key` if it is short.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`] for a piece of 4 GiB or more, and any error that `interrupt` returns.
     pub(crate) fn encode(
         &self,
         piece: &[u8],
@@ -230,6 +246,7 @@ impl Bpe {
                 .get(best + 1)
                 .map_or(NO_MERGE, |next| self.merge_of(id, next.id));
             parts[best] = Part { id, merge };
+            // Only the two pairs around the new token have changed.
             if best > 0 {
                 parts[best - 1].merge = self.merge_of(parts[best - 1].id, id);
             }
@@ -241,6 +258,8 @@ impl Bpe {
     ///
     /// Entries of the heap are never removed. One that a merge nearby made wrong is told by its
     /// rank when it comes up.
+    ///
+    /// The heap gets one entry per byte and at most two per merge, so 3n in all.
     fn merge_long(
         &self,
         piece: &[u8],
@@ -267,6 +286,7 @@ impl Bpe {
             }
             nodes.push(Node {
                 part,
+                // Of the first node this is NONE.
                 previous: at.wrapping_sub(1),
                 next: at + 1,
             });
@@ -283,7 +303,8 @@ impl Bpe {
             }
             let (rank, at) = ((top >> 32) as u32, top as u32);
             let node = nodes[at as usize];
-            // Left behind by a merge nearby; what replaced it is in the heap too.
+            // Left behind by a merge nearby; what replaced it is in the heap
+            // too. If the ranks are equal, the pair that is here now is due, whoever pushed it.
             if node.part.merge.rank != rank {
                 continue;
             }

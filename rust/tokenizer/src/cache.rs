@@ -1,4 +1,12 @@
 //! The pieces seen lately and their tokens: nine of ten pieces of a text have been seen before.
+//!
+//! A piece of at most 15 bytes and its length are one number of 16 bytes, the [`Key`]. So two
+//! pieces are compared without a loop. A slot holds the key and up to three ids. Each piece may
+//! lie in one of two neighbouring slots, and a third one overwrites the older of the two. So a
+//! lookup and an insertion both cost `O(1)`.
+//!
+//! The cache holds what the model would give, so it can change the speed but never a token. It
+//! needs no lock: each thread has its own.
 
 /// Pieces up to this length are cached; with the length they fill the 16 bytes of a key.
 pub(crate) const LONGEST: usize = 15;
@@ -7,12 +15,14 @@ pub(crate) const LONGEST: usize = 15;
 /// 250 instructions per token of text seen before that neither the scanner nor the look-up takes
 /// (callgrind, docs/log.md).
 const INLINE: usize = 3;
-/// Slots at first and at most: 64 KiB, cheap for a short text, and 4 MiB, which a core's share of
-/// the last-level cache holds.
+/// Slots at first: 64 KiB, cheap for a short text.
 const FIRST: usize = 1 << 11;
+/// Slots at most: 4 MiB, which a core's share of the last-level cache holds.
 const MOST: usize = 1 << 17;
 
 /// The low bytes of a number, by how many.
+///
+/// Every entry after the first keeps that many bytes; the first keeps none.
 const MASKS: [u128; 16] = {
     let mut masks = [0; 16];
     let mut len = 1;
@@ -26,9 +36,11 @@ const MASKS: [u128; 16] = {
 /// The bytes of a piece and its length in one number; 0 for no piece.
 pub(crate) type Key = u128;
 
+/// A piece and its tokens; a key of 0 marks a free slot.
 #[derive(Clone, Copy, Default)]
 struct Slot {
     key: Key,
+    // Only the first `len` are ids.
     ids: [u32; INLINE],
     len: u32,
 }
@@ -42,11 +54,15 @@ pub(crate) struct Cache {
 }
 
 /// The key of `text[start..end]`, a piece of 1 to [`LONGEST`] bytes.
+///
+/// The length is the highest byte, so "a" and "a\0" have different keys. A longer piece gets a
+/// wrong key, so callers compare its length with [`LONGEST`] first.
 #[inline]
 pub(crate) fn key(text: &[u8], start: usize, end: usize) -> Key {
     let len = end - start;
     // One load and a mask; only the last bytes of a text are copied.
     let bytes = if let Some(bytes) = text[start..].first_chunk::<16>() {
+        // `& 15` changes nothing, but with it the compiler needs no bounds check.
         u128::from_le_bytes(*bytes) & MASKS[len & 15]
     } else {
         let mut bytes = [0; 16];
@@ -58,6 +74,8 @@ pub(crate) fn key(text: &[u8], start: usize, end: usize) -> Key {
 }
 
 /// A multiply that folds all 128 bits into 64.
+///
+/// A bad hash costs speed alone, never a wrong token, so it need not resist chosen pieces.
 #[inline]
 pub(crate) fn hash(key: Key) -> u64 {
     let (low, high) = (key as u64, (key >> 64) as u64);
@@ -82,6 +100,7 @@ impl Cache {
             let slot = &self.slots[at];
             if slot.key == key {
                 // All lanes at once, then back to the length: no loop for one or two tokens.
+                // No underflow: INLINE ids have just been appended.
                 out.extend_from_slice(&slot.ids);
                 out.truncate(out.len() + slot.len as usize - INLINE);
                 return true;
@@ -91,11 +110,14 @@ impl Cache {
     }
 
     /// Remembers the tokens of a piece; of two others in its place the older one goes.
+    ///
+    /// The piece must not be here yet: a second copy would push out another piece.
     pub(crate) fn put(&mut self, key: Key, ids: &[u32]) {
         // What does not fit is merged again each time (see INLINE).
         if ids.len() > INLINE {
             return;
         }
+        // `used` counts overwritten pieces too: a table that overwrites much should grow as well.
         if self.used * 2 > self.slots.len() && self.slots.len() < MOST {
             self.grow();
         }

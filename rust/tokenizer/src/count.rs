@@ -1,4 +1,11 @@
 //! How often each piece stands in a corpus: all that training needs to know of it.
+//!
+//! A corpus has far fewer distinct pieces than pieces, so training on counts costs much less than
+//! training on the text. Pieces are cut here as encoding cuts them. Counting takes time linear in
+//! the text, and memory for the distinct pieces in each thread's table.
+//!
+//! Defined by `train` in `python/tinylm/reference/byte_bpe.py`, which counts equal pieces first;
+//! held to it by the rung `train many words` and those of the trainer.
 
 use rustc_hash::FxHashMap;
 
@@ -17,6 +24,17 @@ pub type Word = (Box<[u8]>, u64);
 /// The pieces of a corpus and how often each occurs: what training takes.
 ///
 /// Each thread counts into a table of its own, so the sums do not depend on the threads.
+///
+/// ```
+/// use tinylm_tokenizer::{WordCounts, no_interrupt};
+///
+/// let mut counts = WordCounts::new("word", &[], 1)?;
+/// counts.add(&[b"to be or not to be"], &mut no_interrupt)?;
+/// let words = counts.words()?;
+/// assert_eq!(words[0], ((*b" be").into(), 2));
+/// assert_eq!(words.len(), 5);
+/// # Ok::<(), tinylm_tokenizer::Error>(())
+/// ```
 pub struct WordCounts {
     /// The same as in encoding, so that training counts what encoding will see.
     normalizer: Normalizer,
@@ -29,6 +47,11 @@ pub struct WordCounts {
 impl WordCounts {
     /// Counts for a pattern; special tokens in the corpus are left out, and end a piece.
     /// 0 threads means all cores.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pattern`] for the pattern, [`Error::Vocabulary`] for a special token that is empty
+    /// or repeated.
     pub fn new(pattern: &str, special_tokens: &[String], threads: usize) -> Result<Self, Error> {
         let special = |(id, content): (u32, &String)| AddedToken {
             content: content.clone(),
@@ -48,6 +71,11 @@ impl WordCounts {
     }
 
     /// Adds the pieces of `texts`, each a document of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatternGaveUp`], or what `interrupt` returns. A part of the texts may then have
+    /// been counted, so the counts are of no use any more.
     pub fn add(&mut self, texts: &[&[u8]], interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
         let Self {
             normalizer,
@@ -80,6 +108,8 @@ impl WordCounts {
     }
 
     /// A place at which a text may be cut so that its parts count like the whole.
+    ///
+    /// None if there is no such place.
     pub fn cut(&self, text: &[u8]) -> Result<Option<usize>, Error> {
         self.special.cut(text, &self.pattern, &Policy::Allow)
     }
@@ -115,6 +145,7 @@ impl WordCounts {
     }
 }
 
+/// A slot of a [`Table`]: 32 bytes, two in a line of the processor's cache.
 #[derive(Clone, Copy, Default)]
 struct Count {
     key: Key,
@@ -133,6 +164,7 @@ struct Table {
 impl Table {
     fn new() -> Self {
         Self {
+            // 128 KiB: small texts must not pay for a large table.
             short: vec![Count::default(); 1 << 12],
             used: 0,
             long: FxHashMap::default(),
@@ -189,6 +221,7 @@ impl Table {
             self.used = 0;
             for old in std::mem::replace(&mut self.short, larger) {
                 if old.key != 0 {
+                    // Never deeper than one call: the larger table is at most a quarter full here.
                     self.add_short(old.key, old.count);
                 }
             }

@@ -1,4 +1,10 @@
 //! The tokenizer: normalise, cut at added tokens, split, and encode each piece with the model.
+//!
+//! A piece is looked up in the cache of its thread first, and goes to the model only if it is not
+//! there. The time is linear in the text but for long pieces, see [`crate::model`].
+//!
+//! Defined by `encode` in `python/tinylm/reference/byte_bpe.py`, held to it by the rungs `encode`,
+//! `encode array`, `encode batch`, `count` and `cut`.
 
 use std::borrow::Cow;
 use std::sync::Mutex;
@@ -13,8 +19,11 @@ use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
 /// Bytes of text between two calls of the interrupt: 3 to 7 ms at 39 to 78 MB/s (docs/log.md).
 const TICK: usize = 1 << 18;
-/// Pieces split before they are looked up: the look-ups of one batch wait for memory together,
-/// and not each for the branches of the splitter.
+/// Pieces split before they are looked up.
+///
+/// The look-ups of one batch wait for memory together, and not each for the branches of the
+/// splitter. Together with a cache of 4 MiB this took warm English text with the vocabulary
+/// cl100k from 75-110 to 95-118 MB/s on a busy machine. 128 pairs of offsets are 2 KiB.
 const SPANS: usize = 128;
 
 /// What makes a tokenizer.
@@ -54,6 +63,10 @@ struct Worker {
 
 impl Tokenizer {
     /// From its parts; fails if they contradict each other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`] or [`Error::Pattern`], which names the part.
     pub fn new(spec: Spec) -> Result<Self, Error> {
         let model = Model::new(&spec.tokens, spec.model)?;
         Self::with_model(&spec.tokens, model, &spec.pattern, spec.added)
@@ -105,6 +118,11 @@ impl Tokenizer {
     }
 
     /// The tokens of `text`, any bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SpecialToken`] by the policy, [`Error::TooLong`] or [`Error::PatternGaveUp`] for a
+    /// text that the model or the pattern cannot take, and what `interrupt` returns.
     pub fn encode(
         &self,
         text: &[u8],
@@ -129,6 +147,9 @@ impl Tokenizer {
 
     /// The tokens of many texts, one after the other, and where each text's tokens begin,
     /// with the number of all at the end.
+    ///
+    /// `threads` of 0 means one for each core. Neither the result nor the error depends
+    /// on the number. Errors are those of [`Tokenizer::encode`].
     pub fn encode_batch(
         &self,
         texts: &[&[u8]],
@@ -143,6 +164,7 @@ impl Tokenizer {
         let jobs = jobs(&normal, &self.pattern, &self.added, policy)?;
         let threads = parallel::resolve(threads).min(jobs.len());
         let mut workers: Vec<Worker> = (0..threads).map(|_| self.worker()).collect();
+        // The results are joined by copying: nobody knows where a job's ids will begin.
         let parts = parallel::map(&jobs, &mut workers, interrupt, |job, worker, interrupt| {
             self.encode_job(job, &normal, policy, worker, interrupt)
         });
@@ -155,6 +177,7 @@ impl Tokenizer {
         let mut offsets = vec![0i64; texts.len() + 1];
         for (job, (part, lengths)) in jobs.iter().zip(parts) {
             for (offset, length) in offsets[job.first_text() + 1..].iter_mut().zip(lengths) {
+                // Added, because several jobs may hold parts of one text.
                 *offset += length as i64;
             }
             ids.extend_from_slice(&part);
@@ -186,6 +209,7 @@ impl Tokenizer {
             }
             Job::Parts { text, ref parts } => {
                 for part in parts {
+                    // From the start of the text, so that offsets are those of the text.
                     let view = &texts[text][..part.end];
                     self.encode_pieces(view, part.start, worker, &mut out, interrupt)?;
                     out.extend(part.token.map(|(id, _)| id));
@@ -278,6 +302,10 @@ impl Tokenizer {
     }
 
     /// The bytes of all of `ids`, joined.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownId`] for an id that no token has.
     pub fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
         self.vocab.decode(ids)
     }

@@ -1,6 +1,18 @@
 //! Everything that can go wrong, said in one line each.
+//!
+//! A message names the value, the limit and the remedy. It uses the names of the Python arguments
+//! (`special`, `vocab_size`), because nearly everyone who reads it has called from Python.
 
 /// An error of this crate.
+///
+/// ```
+/// use tinylm_tokenizer::{Error, WordCounts};
+///
+/// let counts = WordCounts::new("gpt4", &["<|end|>".into()], 1)?;
+/// let error = counts.room(256).unwrap_err();
+/// assert!(matches!(error, Error::VocabularyTooSmall { needed: 257, .. }));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A special token stands in a text that was not allowed to hold it.

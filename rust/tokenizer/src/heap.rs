@@ -1,9 +1,15 @@
-//! A binary heap whose order is an argument: the trainer's ties compare the bytes of tokens,
-//! which the entries do not carry.
+//! A binary heap whose order is an argument of each call.
+//!
+//! The trainer's ties compare the bytes of tokens, which the entries do not carry. The heap of the
+//! standard library needs the order in the items themselves (`Ord`), so each entry would have to
+//! hold a copy of the bytes or a pointer to them.
+//!
+//! Making a heap of n items costs `O(n)`; `push` and `pop` cost `O(log n)`.
 
+/// Items as a tree in an array: the children of item i are items 2i + 1 and 2i + 2.
 ///
-/// `std::collections::BinaryHeap` needs the order in the items themselves. Every call must get the
-/// same order, or what comes out is in none.
+/// No child is better than its parent. Every call must get the same order, or items come out in
+/// none.
 pub(crate) struct Heap<T> {
     items: Vec<T>,
 }
@@ -34,6 +40,8 @@ impl<T: Copy> Heap<T> {
     }
 
     /// Takes the best item.
+    ///
+    /// None if the heap is empty.
     pub(crate) fn pop(&mut self, better: impl Fn(&T, &T) -> bool) -> Option<T> {
         if self.items.is_empty() {
             return None;

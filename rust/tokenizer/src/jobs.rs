@@ -1,4 +1,11 @@
 //! How a batch of texts is portioned for the threads of [`crate::parallel`].
+//!
+//! Texts differ in length by factors of a million, so a thread for each text would leave most
+//! threads waiting for the longest. Small texts are grouped and large ones are cut, at places where
+//! the pieces are those of the whole text ([`Pattern::cut`]). The portions depend on the texts
+//! alone and not on the number of threads, so neither do the tokens.
+//!
+//! The cost is a search for added tokens in the large texts, on the calling thread.
 
 use crate::added::{AddedTokens, Segment};
 use crate::{Error, Pattern, Policy};
@@ -30,6 +37,13 @@ impl Job {
 }
 
 /// Portions of `texts`: small ones in groups, large ones cut where no token can cross.
+///
+/// In the order of the texts, and each byte of them in one portion.
+///
+/// # Errors
+///
+/// [`crate::Error::SpecialToken`] if `policy` forbids a token that stands in a large text. In
+/// small ones it is found by the thread that encodes them.
 pub(crate) fn jobs<T: AsRef<[u8]>>(
     texts: &[T],
     pattern: &Pattern,
@@ -51,9 +65,11 @@ pub(crate) fn jobs<T: AsRef<[u8]>>(
             }
             continue;
         }
+        // The small texts before this one: portions keep the order of the texts.
         if first < at {
             jobs.push(Job::Texts { first, last: at });
         }
+        // Parts of a large text share no portion with other texts, so a portion has one kind.
         let (mut parts, mut size) = (Vec::new(), 0);
         let mut add = |part: Segment, last: bool| {
             // A token alone is work too.

@@ -6,6 +6,15 @@
 //! [`ModelSpec`], makes ids of the bytes of each piece. Every stage costs time linear in the text,
 //! or `n log n` for a single piece of n bytes, whatever the input.
 //!
+//! Each stage is a module. `normalizer`, `added`, `split` (with `scan` and `unicode`) and `model`
+//! (with `bpe` and `whole`) are the stages in their order. `encode` runs them, `cache` remembers
+//! their results, `jobs` and `parallel` spread them over threads. `count`, `train`, `heap` and
+//! `frequent` make vocabularies; `vocab` and `stream` decode.
+//!
+//! What is guaranteed: decoding gives back the bytes that were encoded, any bytes; the ids do not
+//! depend on the number of threads or on earlier calls.
+//! The slow definitions are in `python/tinylm/reference`, and the ladder's tests compare both.
+//!
 //! ```
 //! use tinylm_tokenizer::{
 //!     AddedToken, ModelSpec, Policy, Spec, Ties, Tokenizer, WordCounts, no_interrupt, train_bpe,
@@ -62,6 +71,9 @@ pub use stream::DecodeStream;
 pub use train::{Ties, Trained, bpe as train_bpe};
 
 /// Called now and then during long work; an error ends the work.
+///
+/// It decides itself how much to do: calls come every few milliseconds, so an expensive check
+/// should look at the clock first.
 pub type Interrupt<'a> = dyn FnMut() -> Result<(), Error> + 'a;
 
 /// The [`Interrupt`] that never interrupts.

@@ -18,6 +18,15 @@ use crate::cache::Key;
 use crate::{Error, Interrupt};
 
 /// How pieces become tokens.
+///
+/// ```
+/// use tinylm_tokenizer::ModelSpec;
+///
+/// // The rule of tiktoken's vocabularies, and one with a list of merges.
+/// let ranks = ModelSpec::Bpe { merges: None, whole_pieces: true };
+/// let listed = ModelSpec::Bpe { merges: Some(vec![(97, 98)]), whole_pieces: false };
+/// # let _ = (ranks, listed);
+/// ```
 #[derive(Debug, Clone)]
 pub enum ModelSpec {
     /// Byte-level BPE; all 256 bytes must be among the tokens.
@@ -32,6 +41,9 @@ pub enum ModelSpec {
 }
 
 /// A model made ready to encode.
+///
+/// An enum and not a trait object: the call for each piece is a branch that always goes the same
+/// way, and can be inlined.
 #[derive(Debug)]
 #[cfg_attr(
     test,
@@ -44,6 +56,8 @@ pub(crate) enum Model {
 }
 
 /// Memory that models reuse from piece to piece.
+///
+/// One for each thread, so a piece that fits what was allocated before allocates nothing.
 #[derive(Default)]
 pub(crate) struct Scratch {
     bpe: bpe::Scratch,
@@ -51,12 +65,17 @@ pub(crate) struct Scratch {
 
 impl Model {
     /// From the ordinary tokens and their ids; fails if they do not fit the model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`], which names the token or merge.
     pub(crate) fn new(tokens: &[(Vec<u8>, u32)], spec: ModelSpec) -> Result<Self, Error> {
         match spec {
             ModelSpec::Bpe {
                 merges,
                 whole_pieces,
             } => {
+                // By tiktoken's rule a piece that is a token always stays whole.
                 let whole_pieces = whole_pieces || merges.is_none();
                 Bpe::new(tokens, merges.as_deref(), whole_pieces).map(Self::Bpe)
             }
@@ -64,6 +83,10 @@ impl Model {
     }
 
     /// Appends the tokens of `piece`, whose [`crate::cache::key`] is `key` if it is short.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bpe::encode`]: a piece that is too long, or what `interrupt` returns.
     #[inline]
     pub(crate) fn encode(
         &self,

@@ -1,7 +1,11 @@
 //! Jobs over threads that live as long as one call.
 //!
-//! No pool outlives the call, so a process may fork between calls; the calling thread does
-//! no job itself and is free to ask for interrupts.
+//! The threads take jobs from a shared counter and send the results to the calling thread, which
+//! puts them in order. So neither the result nor the error depends on the number of threads.
+//!
+//! No pool outlives the call, so a process may fork between calls. The calling thread does no job
+//! itself and is free to ask for interrupts. How large a job should be is
+//! the matter of [`crate::jobs`].
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -23,6 +27,13 @@ pub(crate) fn resolve(threads: usize) -> usize {
 }
 
 /// `work(job, state, interrupt)` for each of `jobs`, in job order, over one thread per state.
+///
+/// A job gets one of the states to itself while it runs, so a state needs no lock. With one state
+/// or one job everything runs on the calling thread.
+///
+/// # Errors
+///
+/// The error of the failed job with the lowest number; before that, what `interrupt` returns.
 pub(crate) fn map<J: Sync, S: Send, R: Send>(
     jobs: &[J],
     states: &mut [S],
@@ -37,6 +48,7 @@ pub(crate) fn map<J: Sync, S: Send, R: Send>(
         };
         return jobs.iter().map(|job| work(job, state, interrupt)).collect();
     }
+    // Relaxed is enough for both: they carry no data, and the results go through the channel.
     let stop = AtomicBool::new(false);
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::channel();
@@ -44,6 +56,7 @@ pub(crate) fn map<J: Sync, S: Send, R: Send>(
         for state in &mut states[..workers] {
             let (sender, work, stop, next) = (sender.clone(), &work, &stop, &next);
             scope.spawn(move || {
+                // Workers never call the caller's interrupt: it may need the thread that called.
                 let mut stopped = || {
                     if stop.load(Ordering::Relaxed) {
                         Err(Error::Interrupted)
@@ -64,6 +77,7 @@ pub(crate) fn map<J: Sync, S: Send, R: Send>(
                 }
             });
         }
+        // With this one left, the channel would never close and `collect` never end.
         drop(sender);
         let outcome = collect(&receiver, jobs.len(), interrupt);
         // After an interrupt the others must end too, before the scope does.
@@ -74,6 +88,7 @@ pub(crate) fn map<J: Sync, S: Send, R: Send>(
 
 /// The next job and its number. Threads take one at a time, so a slow job delays only its own.
 fn take<'a, J>(jobs: &'a [J], next: &AtomicUsize) -> Option<(usize, &'a J)> {
+    // No overflow: each thread passes the end of the jobs once and then stops.
     let index = next.fetch_add(1, Ordering::Relaxed);
     jobs.get(index).map(|job| (index, job))
 }

@@ -1,7 +1,15 @@
-//! The four patterns as scanners: each function takes the start of a piece to its end.
+//! The patterns as scanners: each function takes the start of a piece to its end.
 //!
-//! Written by hand, a branch for each alternative of the regular expression, in its order; none
-//! looks back further than the run that it has just read, so each is linear.
+//! They are written by hand, with a branch for each alternative of the regular expression. Two
+//! branches may stand in another order than their alternatives if these cannot match at the same
+//! place: a letter, for example, begins no contraction.
+//!
+//! No scanner looks back further than the run of characters that it has just read, so each takes
+//! time linear in the text. A regular expression engine that backtracks does not promise that, and
+//! the splitter sees every byte of a corpus.
+//!
+//! Defined by `PATTERNS` in `python/tinylm/reference/patterns.py`, held to them by the rungs whose
+//! names begin with `split`. [`crate::split`] chooses the scanner.
 
 use crate::unicode::{Classes, LETTER, LOWER, MARK, NEWLINE, NUMBER, SPACE, UNCASED, UPPER};
 
@@ -19,6 +27,7 @@ fn contraction(text: &[u8], at: usize, folded: bool) -> usize {
         Some(byte) => *byte,
         None => 0,
     };
+    // The longest form is three bytes; `'ve` and `'re` share their second letter.
     match (letter(at + 1), letter(at + 2)) {
         (b's' | b't' | b'd' | b'm', _) => 2,
         (b'l', b'l') | (b'v' | b'r', b'e') => 3,
@@ -63,9 +72,11 @@ pub(crate) fn gpt2(c: &Classes, text: &[u8], at: usize) -> usize {
     // One space may belong to the word, whatever kind of word follows.
     let from = at + usize::from(text[at] == b' ');
     let (class, width) = c.at(text, from);
+    // A width of 0 is a single space at the end of the text.
     if width == 0 || class & SPACE != 0 {
         return white_space(c, text, at, false, true);
     }
+    // A letter begins no contraction and no number, so this comes first.
     if class & LETTER != 0 {
         return c.run(text, from + width, LETTER);
     }
@@ -85,10 +96,12 @@ pub(crate) fn gpt4(c: &Classes, text: &[u8], at: usize, tail: bool) -> usize {
     if class & NUMBER != 0 {
         return three_numbers(c, text, at);
     }
+    // Before words with a symbol in front: of `'so` the contraction `'s` is cut off.
     let contracted = contraction(text, at, true);
     if contracted > 0 {
         return at + contracted;
     }
+    // One symbol or space may stand before a word, but no line end.
     let (next, next_width) = c.at(text, at + width);
     if class & NEWLINE == 0 && next & LETTER != 0 {
         return c.run(text, at + width + next_width, LETTER);
@@ -110,6 +123,9 @@ fn three_numbers(c: &Classes, text: &[u8], mut at: usize) -> usize {
 }
 
 /// End of ` ?[^\s\p{L}\p{N}]+[\r\n]*` at `at` (with `slash`: `[\r\n/]*`), if it matches.
+///
+/// `class` and `width` are those of the character at `at`, `next` is the class of the one after
+/// it: the callers know them already. `tail` is the class of what may follow the symbols.
 #[inline]
 fn symbols(
     c: &Classes,
@@ -121,11 +137,13 @@ fn symbols(
     slash: bool,
 ) -> Option<usize> {
     const NOT: u8 = SPACE | LETTER | NUMBER | crate::unicode::END;
+    // Either the symbols begin here, or one space stands before them.
     if class & NOT != 0 && !(text[at] == b' ' && next & NOT == 0) {
         return None;
     }
     let mut end = c.run_without(text, at + width, SPACE | LETTER | NUMBER);
     loop {
+        // A class has no bit for the slash alone, so runs of line ends and slashes alternate.
         end = c.run(text, end, tail);
         if !(slash && text.get(end) == Some(&b'/')) {
             return Some(end);
@@ -165,6 +183,9 @@ pub(crate) fn o200k(c: &Classes, text: &[u8], at: usize) -> usize {
 }
 
 /// End of `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+` at `at`.
+///
+/// The two classes share the letters without case and the marks, so the first part may have to
+/// give some back. None if nothing is left for the second part.
 #[inline]
 fn lower_word(c: &Classes, text: &[u8], at: usize) -> Option<usize> {
     let upper_end = c.run(text, at, UPPER | UNCASED | MARK);
@@ -172,6 +193,8 @@ fn lower_word(c: &Classes, text: &[u8], at: usize) -> Option<usize> {
     if end > upper_end {
         return Some(end);
     }
+    // Still linear: what is given back after a match holds no character without case, so it is
+    // searched in vain once more and then taken whole by `upper_word`.
     // Give back characters until one without case can stand for the lower-case part.
     let mut end = upper_end;
     while end > at {
@@ -185,6 +208,8 @@ fn lower_word(c: &Classes, text: &[u8], at: usize) -> Option<usize> {
 }
 
 /// End of `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*` at `at`.
+///
+/// Tried after [`lower_word`], so nothing has to be given back here.
 #[inline]
 fn upper_word(c: &Classes, text: &[u8], at: usize) -> Option<usize> {
     let upper_end = c.run(text, at, UPPER | UNCASED | MARK);
@@ -199,5 +224,6 @@ pub(crate) fn word(c: &Classes, text: &[u8], at: usize) -> usize {
     if width > 0 && class & SPACE == 0 {
         return c.run_without(text, from + width, SPACE);
     }
+    // At least one byte, or the scan would never end.
     at + c.at(text, at).1.max(1)
 }

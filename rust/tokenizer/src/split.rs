@@ -1,10 +1,15 @@
 //! Splitting text into pieces, the units that no token crosses.
 //!
-//! The four patterns of the field (GPT-2, GPT-4, GPT-4o, Llama 3) are scanners written by
-//! hand: one pass, no backtracking beyond a single character, linear on any input. Pieces
-//! always cover the text without gaps. Bytes that are not UTF-8 count as symbols, one each.
+//! A pattern keeps the vocabulary from learning `dog.` and `dog!` as words of their own. It also
+//! bounds the work: pieces are short, many are equal, and they can be encoded in any order.
 //!
-//! Defined by `python/tinylm/reference/patterns.py`.
+//! The four patterns of the field (GPT-2, GPT-4, GPT-4o, Llama 3) are scanners written by hand, as
+//! are three simple ones: see [`crate::scan`]. Each is linear on any input. Other patterns are
+//! regular expressions. Pieces always cover the text without gaps. Bytes that are not UTF-8 count
+//! as symbols, one each.
+//!
+//! Defined by `split` in `python/tinylm/reference/patterns.py`, held to it by the rungs whose names
+//! begin with `split`, one for each pattern.
 
 use fancy_regex::Regex;
 
@@ -13,6 +18,18 @@ use crate::scan::{gpt2, gpt4, o200k, word};
 use crate::unicode::{Classes, LETTER, MARK, NUMBER, SPACE};
 
 /// How text is split into pieces.
+///
+/// ```
+/// use tinylm_tokenizer::Pattern;
+///
+/// assert!(matches!(Pattern::new("gpt2")?, Pattern::Gpt2));
+/// // A published expression gets its scanner and the scanner's name.
+/// assert_eq!(Pattern::new(r" ?\S+|\s")?.name(), "word");
+/// assert_eq!(Pattern::new(r"\d+|\D+")?.name(), r"\d+|\D+");
+/// // Words alone are names, and this is none.
+/// assert!(Pattern::new("gtp2").is_err());
+/// # Ok::<(), tinylm_tokenizer::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub enum Pattern {
     /// GPT-2: contractions, then letters, digits or symbols with the space before them.
@@ -35,7 +52,10 @@ pub enum Pattern {
     Custom(Box<Regex>),
 }
 
-/// Names and regular expressions that a scanner stands for.
+/// The scanners: the name of each, the regular expression it stands for, and itself.
+///
+/// The expressions are compared as text and never run. They are the forms in which the patterns
+/// were published, so that a tokenizer file from elsewhere gets the scanner too.
 const KNOWN: [(&str, &str, Pattern); 7] = [
     (
         "gpt2",
@@ -67,12 +87,18 @@ impl Pattern {
     ///
     /// An expression that equals the published form of a named pattern gets its scanner.
     /// Others run on `fancy-regex`: linear unless they use look-around or backreferences.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pattern`] for a word that is no known name, for an expression that does not
+    /// compile, and for one that matches the empty text.
     pub fn new(pattern: &str) -> Result<Self, Error> {
         // By its name or by its published expression: both get the scanner.
         if let Some((_, _, known)) = KNOWN.iter().find(|k| k.0 == pattern || k.1 == pattern) {
             return Ok(known.clone());
         }
         let fail = |reason: String| {
+            // The engine's message has several lines with a marker under the place; ours has one.
             let reason = reason.lines().map(str::trim).collect::<Vec<_>>().join(" ");
             let pattern = pattern.into();
             Error::Pattern { pattern, reason }
@@ -110,12 +136,19 @@ impl Pattern {
     }
 
     /// Calls `each(start, end)` for the pieces of `text` from `start` on, in order.
+    ///
+    /// What stands before `start` is not looked at, as if the text began there.
+    ///
+    /// # Errors
+    ///
+    /// What `each` returns, and [`Error::PatternGaveUp`] from a regular expression.
     pub(crate) fn pieces(
         &self,
         text: &[u8],
         start: usize,
         mut each: impl FnMut(usize, usize) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        // One match for each text: every scanner is compiled into a loop of its own.
         let (c, limit) = (Classes::get(), text.len());
         match self {
             Self::Gpt2 => scan(start, limit, each, |at| gpt2(c, text, at)),
@@ -139,6 +172,8 @@ impl Pattern {
     /// pieces of the two parts, each split by itself, are those of the whole.
     ///
     /// Needs the whole character at the place, so `text` must go on beyond it.
+    ///
+    /// A regular expression of the user's has no such place that we know of.
     pub(crate) fn cut(&self, text: &[u8], from: usize, to: usize) -> Option<usize> {
         let c = Classes::get();
         let cuts = |at: usize| {
@@ -165,6 +200,7 @@ impl Pattern {
             return None;
         }
         let to = to.min(text.len().checked_sub(1)?);
+        // From the end, so the first part is as long as possible. A text of one word costs `O(n)`.
         (from + 1..=to).rev().find(|&at| cuts(at))
     }
 }
@@ -196,6 +232,7 @@ fn custom(
     start: usize,
     mut each: impl FnMut(usize, usize) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    // Each valid stretch is searched by itself, so `^` and `$` match at its ends too.
     let mut base = start;
     for chunk in text[start..].utf8_chunks() {
         let valid = chunk.valid();

@@ -1,6 +1,23 @@
 //! Tokens to text one at a time: a character is handed out when all its bytes are there.
+//!
+//! A token may end inside a character, so decoding each token by itself could break characters
+//! that decoding all of them keeps. At most three bytes wait at any time, so `push` takes time
+//! linear in the bytes it gets.
+//!
+//! The rung `stream` compares it with a slow decoder in `tests/rungs/text.py`.
 
 /// The bytes of a character that is not complete yet.
+///
+/// ```
+/// use tinylm_tokenizer::DecodeStream;
+///
+/// let mut stream = DecodeStream::default();
+/// assert_eq!(stream.push(b"caf\xC3"), "caf");
+/// assert_eq!(stream.push(b"\xA9!"), "\u{e9}!");
+/// assert_eq!(stream.push(b"\xE2\x82"), "");
+/// // The text ends inside a character.
+/// assert_eq!(stream.finish(), "\u{fffd}");
+/// ```
 #[derive(Debug, Default, Clone)]
 pub struct DecodeStream {
     pending: Vec<u8>,
@@ -20,11 +37,13 @@ impl DecodeStream {
             match std::str::from_utf8(rest) {
                 Ok(valid) => {
                     text.push_str(valid);
+                    // Nothing waits: the bytes end with a whole character.
                     rest = &[];
                     break;
                 }
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
+                    // Valid already, so nothing is lost; the unchecked conversion is unsafe code.
                     text.push_str(&String::from_utf8_lossy(valid));
                     rest = after;
                     // No length: the text ends inside a character that may yet become whole.
@@ -41,6 +60,8 @@ impl DecodeStream {
     }
 
     /// What is left at the end: nothing, or U+FFFD for a character cut short.
+    ///
+    /// The stream is empty afterwards and can be used again.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();

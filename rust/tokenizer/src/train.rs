@@ -14,6 +14,12 @@
 //! stretch became a token in the same merge. Places therefore stay in the order of the text.
 //!
 //! Defined by `python/tinylm/reference/byte_bpe.py`.
+//! Held to it by the rungs `train ties=ids`, `train ties=bytes` and `train many words`.
+//!
+//! The cost, for n bytes of distinct words: the text has n places of pairs at first and each merged
+//! place adds two. A merged place also removes one token, so there are fewer than n of them. All
+//! merges together therefore visit at most 3n places. To these come the operations of the heap,
+//! `O(log n)` each.
 
 use rustc_hash::FxHashMap;
 
@@ -28,15 +34,19 @@ const BORDER: u32 = u32::MAX;
 const TICK: usize = 1 << 16;
 
 /// Which of the pairs with the highest count is merged first.
+///
+/// A rule is needed, because ties are common and each choice changes all later merges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ties {
-    /// The smaller (left id, right id).
+    /// The smaller (left id, right id): the pair of the older tokens.
     Ids,
-    /// The greater (left bytes, right bytes).
+    /// The greater (left bytes, right bytes): the order does not depend on ids.
     Bytes,
 }
 
 /// A vocabulary as learned: id `i` is `tokens[i]`.
+///
+/// Merge number m makes token 256 + m.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trained {
     /// The 256 bytes, then what was learned, in order.
@@ -55,6 +65,24 @@ impl Trained {
 /// Learns merges of the pieces in `words` until there are `target` tokens, special ones not
 /// included, or no pair occurs `min_frequency` times; `progress(tokens, target)` is an
 /// [`Interrupt`] too.
+///
+/// `words` are distinct pieces with their counts, in any order: the result depends on the pieces
+/// and their counts alone.
+///
+/// # Errors
+///
+/// [`Error::TooLong`] for 4 GiB and more of distinct text, and any error of `progress`.
+///
+/// ```
+/// use tinylm_tokenizer::{Ties, train_bpe};
+///
+/// let words = vec![((*b"abab").into(), 2), ((*b"ab").into(), 1)];
+/// let trained = train_bpe(words, 258, 1, Ties::Ids, &mut |_, _| Ok(()))?;
+/// // (a, b) occurs five times; then (ab, ab) twice.
+/// assert_eq!(trained.tokens[256..], [b"ab".to_vec(), b"abab".to_vec()]);
+/// assert_eq!(trained.merges, [(97, 98), (256, 256)]);
+/// # Ok::<(), tinylm_tokenizer::Error>(())
+/// ```
 pub fn bpe(
     words: Vec<Word>,
     target: usize,
@@ -143,6 +171,7 @@ impl Trainer {
         trainer.cells.reserve(length);
         trainer.word_at.reserve(length);
         for (number, (word, count)) in (0u32..).zip(words) {
+            // Signed, to notice a count below 0 as such. Counts of real text are far below 2^63.
             trainer.frequency.push(count as i64);
             trainer
                 .cells
@@ -166,6 +195,7 @@ impl Trainer {
                 self.raise(left, right, count, at);
             }
         }
+        // All of them have risen; the heap is made of all at once, which is linear.
         self.risen.clear();
         let mut candidates = Vec::with_capacity(self.pairs.len());
         #[expect(clippy::iter_over_hash_type, reason = "the heap's order is total")]
@@ -236,6 +266,7 @@ impl Trainer {
             }
             let end = middle + right_length;
             let count = self.frequency[self.word_at[start] as usize];
+            // Cells before and after always exist: a border is first and last.
             let (before, after) = (self.cells[start - 1], self.cells[end]);
             self.pairs[pair as usize].count -= count;
             if before != BORDER {
@@ -248,6 +279,7 @@ impl Trainer {
             }
             self.cells[start] = merged;
             // No border any more: what once began here must not be found again.
+            // The other cells of the token keep old ids, which nobody reads.
             self.cells[middle] = merged;
             self.cells[end - 1] = merged;
         }
@@ -312,6 +344,8 @@ impl Trainer {
 }
 
 /// Whether `a` is merged before `b`. The order is total: no two candidates are equal twice.
+///
+/// The bytes are compared only where counts tie.
 fn better(tokens: &[Vec<u8>], ties: Ties, a: &Candidate, b: &Candidate) -> bool {
     if a.count != b.count {
         return a.count > b.count;

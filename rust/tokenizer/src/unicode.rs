@@ -1,5 +1,9 @@
 //! What kind of character starts here: the Unicode classes that the split patterns ask about.
 //!
+//! A class is one byte with a bit for each property, so a scanner asks for several classes with
+//! one `&`. A character above ASCII costs a decode and two table lookups.
+//!
+//!
 //! The tables are those of `regex-syntax` (Unicode 16.0, 141,028 letters), which tiktoken
 //! compiles in and Hugging Face's Oniguruma agrees with; a test pins the counts, so that an
 //! update of the crate cannot move a token boundary unseen.
@@ -51,6 +55,7 @@ impl Classes {
     /// From the tables of `regex-syntax`, so that scanners and regular expressions agree on every
     /// character.
     fn build() -> Self {
+        // Flat first, because a class covers ranges of any length; it is dropped at the end.
         let mut flat = vec![SYMBOL; 0x11_0000];
         for (class, bit) in [
             (r"[\p{Lu}\p{Lt}]", UPPER),
@@ -75,6 +80,7 @@ impl Classes {
             .chunks_exact(256)
             .filter_map(|b| b.first_chunk::<256>())
         {
+            // Quadratic in the number of distinct blocks, but only once per process.
             let known = blocks.iter().position(|b| b == block);
             block_of.push(known.unwrap_or(blocks.len()) as u8);
             if known.is_none() {
@@ -156,10 +162,13 @@ impl Classes {
     }
 
     /// Class and start of the character that ends at `end`, which must be above 0.
+    ///
+    /// Looks back four bytes at most, the longest that a character can be.
     pub(crate) fn before(&self, text: &[u8], end: usize) -> (u8, usize) {
         let lowest = end.saturating_sub(4);
         for start in (lowest..end).rev() {
             let (class, width) = self.at(text, start);
+            // A byte above ASCII with a width of 1 is not UTF-8 from here: look further back first.
             if width == end - start && (width > 1 || text[start] < 128) {
                 return (class, start);
             }
@@ -168,6 +177,9 @@ impl Classes {
     }
 }
 
+/// The characters of a class, as ranges of first and last.
+///
+/// An expression that does not parse has none; the test of the counts would notice.
 fn ranges(class: &str) -> Vec<(usize, usize)> {
     match regex_syntax::parse(class).map(regex_syntax::hir::Hir::into_kind) {
         Ok(HirKind::Class(Class::Unicode(class))) => class
@@ -179,6 +191,9 @@ fn ranges(class: &str) -> Vec<(usize, usize)> {
 }
 
 /// The first character of `text` and its width, or None where the bytes are not UTF-8.
+///
+/// The standard library decodes whole strings only. Overlong forms, surrogates and numbers above
+/// U+10FFFF are not UTF-8, and the lead bytes C0, C1 and F5 to FF never are.
 #[inline]
 pub(crate) fn decode(text: &[u8]) -> Option<(u32, usize)> {
     let tail = |at: usize| match text.get(at) {

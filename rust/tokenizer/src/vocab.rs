@@ -1,4 +1,11 @@
 //! Ids to bytes: the vocabulary laid out for decoding at the speed of memory.
+//!
+//! A token of at most 15 bytes, as most are, lies in a slot of 16 bytes at the index
+//! of its id, with its length behind it. So one lookup gives both, and decoding copies whole slots
+//! one over the end of the other. Longer tokens lie in an array of their own.
+//!
+//! Defined by `decode` in `python/tinylm/reference/byte_bpe.py`, held to it by the rungs `decode`
+//! and `decode bytes`.
 
 use crate::Error;
 
@@ -26,6 +33,11 @@ pub(crate) struct Vocab {
 }
 
 impl Vocab {
+    /// From the bytes and ids of all tokens, added ones included, in any order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`] for an id above [`MAX_ID`], and for two tokens with one id.
     pub(crate) fn new<'a>(tokens: impl Iterator<Item = (&'a [u8], u32)>) -> Result<Self, Error> {
         let mut vocab = Self {
             slots: Vec::new(),
@@ -40,6 +52,7 @@ impl Vocab {
             }
             let at = id as usize;
             if at >= vocab.slots.len() {
+                // Ids may have holes, which stay marked as such.
                 vocab.slots.resize(at + 1, Self::slot(&[], HOLE));
             }
             if vocab.slots[at][INLINE] != HOLE {
@@ -89,6 +102,10 @@ impl Vocab {
     ///
     /// Whole slots are copied, 16 bytes whatever the token's length: a fixed size is a single
     /// load and store.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownId`] for an id that no token has.
     pub(crate) fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
         let mut out: Vec<u8> = Vec::new();
         let mut end = 0;
@@ -112,6 +129,7 @@ impl Vocab {
                     }
                     end += usize::from(length);
                 } else {
+                    // A long token, or none: the rare path.
                     let token = self.get(id).ok_or_else(|| self.unknown(id))?;
                     // Room for this token and for the full slots of the rest of the block.
                     out.resize(out.len().max(end + token.len() + 16 * BLOCK), 0);
@@ -120,6 +138,7 @@ impl Vocab {
                 }
             }
         }
+        // The rest is room and what slots wrote past their tokens.
         out.truncate(end);
         Ok(out)
     }

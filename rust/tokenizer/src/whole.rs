@@ -1,4 +1,11 @@
 //! Pieces that are tokens as they stand, whatever the merges would make of them.
+//!
+//! tiktoken's rule asks this before it merges, and so does `ignore_merges` in a `tokenizer.json`.
+//! A vocabulary of whole words has no other way to a token of more than one byte. A lookup hashes
+//! the piece once.
+//!
+//! Defined by `encode_ranks` in `python/tinylm/reference/byte_bpe.py`, held to it by the rung
+//! `encode ranks`.
 
 use rustc_hash::FxHashMap;
 
@@ -28,6 +35,8 @@ impl Whole {
     }
 
     /// The token that `piece` is; `key` is its [`cache::key`] if it is short.
+    ///
+    /// None if no token has exactly these bytes.
     pub(crate) fn get(&self, piece: &[u8], key: Option<Key>) -> Option<u32> {
         match key {
             Some(key) => self.short.get(&key).copied(),
