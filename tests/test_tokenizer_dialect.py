@@ -207,6 +207,14 @@ def test_any_expression_gives_equal_pieces_or_is_refused(regex: str, text: str) 
     check(regex, text)
 
 
+@pytest.mark.parametrize("name", sorted(dialect._PROPERTIES))
+@pytest.mark.parametrize("form", [r"\p{%s}+", r"\P{%s}{2}", r"\p{^%s}?x", r"[\p{%s}_]+|\p{%s}"])
+def test_a_named_property_is_one_item_in_and_outside_of_a_class(name, form):
+    regex = form.replace("%s", name)
+    for text in HOSTILE:
+        check(regex, text)
+
+
 OWN = [r"\w+|\s+|[^\w\s]+", r"\bfoo\b|.", r"(?s:.)", r"(?i)ab|.", r"[\W_]+|\w", r"\p{L}+\z|\s"]
 
 

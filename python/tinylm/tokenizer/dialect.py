@@ -87,6 +87,7 @@ _INTERVAL = re.compile(r"\{(\d*)(,?)(\d*)\}")
 _OPTIONS = re.compile(r"\(\?([im]*)(?:-([im]+))?([:)])")
 _NAMED = re.compile(r"\(\?<[A-Za-z_]\w*>")
 _CODE = re.compile(r"x\{([0-9A-Fa-f]{1,6})\}|x([0-9A-Fa-f]{1,2})|u([0-9A-Fa-f]{4})")
+_ONE_PROPERTY = re.compile(r"\\[pP]\{[^}]*\}")
 _PROPERTY = re.compile(r"[pP]\{(\^?)([A-Za-z][A-Za-z0-9 _-]*)\}")
 
 
@@ -282,7 +283,12 @@ class _Reader:
         found = self._property()
         if fold:
             self.refuse(found, "under (?i) is not supported")
-        return (found if found[:2] in (r"\p", r"\P") else f"[{found}]"), ""
+        # Oniguruma reads \p{Word} as \w: with the numbers of Latin-1, but in a class without.
+        if found in (_WORD, f"[^{_WORD}]"):
+            return (_THEIR_WORD if found == _WORD else _NO_THEIR_WORD), ""
+        # One property or class stands by itself; the inside of a class needs its brackets.
+        alone = found[0] == "[" or _ONE_PROPERTY.fullmatch(found)
+        return (found if alone else f"[{found}]"), ""
 
     def _character(self) -> tuple[str, int | None]:
         """The escape of a character and its code, or no code if it is another escape."""
