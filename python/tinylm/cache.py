@@ -1,4 +1,4 @@
-"""What decoding keeps of the tokens it has seen: the keys and values of every layer.
+"""The memory of decoding: the keys and values of the tokens so far, in every layer.
 
     held = build(model, batch_size=2, max_length=256)
     logits = model(prompts, cache=held)     # [B, T, V]; the next tokens follow these
@@ -20,9 +20,9 @@ from tinylm.context import Context, Decodes, DecodeState
 class Contiguous:
     """A buffer [B, K, max_length, head] of keys and one of values per layer, filled from the left.
 
-    `lengths` [B] int64 says how many tokens each row holds, and `longest` the most of them: the
-    host's own number, so that nothing waits for a device. Rows of equal length attend over what
-    is filled and need no mask. With `fixed`, attention runs over the whole buffer behind a mask:
+    `lengths` [B] int64 is the number of tokens in each row. `longest` is the largest of them, a
+    number of the host, so that nothing waits for a device. Rows of equal length attend over the
+    filled part and need no mask. With `fixed`, attention runs over the whole buffer behind a mask:
     no shape ever changes, which is what a compiled step of decoding needs.
     Memory: 2 L B K head max_length numbers. Appending past `max_length` raises `ValueError`.
     """
@@ -58,6 +58,7 @@ class Contiguous:
         """Store k and v [B, K, T, head] and let q [B, H, T, head] look at all: y as q."""
         keys, values, tokens = self.k[layer], self.v[layer], k.size(2)
         attend, mask = self.states[layer].attend, context.mask
+        # Plain slices by a number of the host: nothing waits for the device, and no mask is needed.
         if not (self.fixed or self.ragged):
             end = self.longest + tokens
             keys[:, :, self.longest : end] = k
@@ -66,6 +67,7 @@ class Contiguous:
         # Row b's token t goes to place lengths[b] + t, in all its heads.
         places = self.lengths[:, None] + torch.arange(tokens, device=k.device)
         index = places[:, None, :, None].expand_as(k)
+        # `scatter_` refuses another dtype, where the slices above convert in silence.
         keys.scatter_(2, index, k.to(keys.dtype))
         values.scatter_(2, index, v.to(values.dtype))
         end = self.max_length if self.fixed else self.longest + tokens
@@ -73,13 +75,15 @@ class Contiguous:
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more in every row."""
+        # A new tensor: one that was made in inference mode cannot be changed in place outside of
+        # it.
         self.lengths = self.lengths + tokens
         self.longest += tokens
 
     def truncate(self, lengths: Tensor) -> None:
         """Keep the first lengths[b] tokens of row b, at most as many as it has; lengths [B] int.
 
-        What a draft got wrong goes this way, and the padding of prompts of unequal length. Waits
+        Use it to take back wrong drafts, and the padding of prompts of unequal length. Waits
         for the device. Raises `ValueError` for another number of rows or a length below 0.
         """
         wanted = lengths.to(self.lengths)
@@ -88,7 +92,11 @@ class Contiguous:
                 f"lengths={wanted.tolist()}: must be {len(self.lengths)} numbers of at least 0, "
                 f"one per row"
             )
+        # The buffers keep the numbers beyond a row's end: the mask hides them, and the next tokens
+        # overwrite them.
         self.lengths = torch.minimum(wanted, self.lengths)
+        # The one place that asks the device, so that `attend`, which runs per layer and token, need
+        # not.
         found = self.lengths.tolist()
         self.longest, self.ragged = max(found, default=0), len(set(found)) > 1
 
@@ -100,8 +108,8 @@ class Contiguous:
     def select(self, rows: Tensor) -> "Contiguous":
         """A cache of the sequences `rows` [N] int64 of this one, in that order; a row may repeat.
 
-        Repeating gives one prompt to several continuations, leaving out drops the finished. Only
-        what is filled is copied.
+        Repeat a row to continue one prompt in several ways; leave out the rows that are finished.
+        Only the filled part is copied.
         """
         like = self.k[0]
         taken = Contiguous(
@@ -116,6 +124,7 @@ class Contiguous:
             theirs[:, :, : self.longest] = mine[rows, :, : self.longest]
         taken.lengths, taken.longest = self.lengths[rows], self.longest
         if self.ragged:
+            # Finds `longest` and `ragged` anew: the longest row, or all that differed, may be gone.
             taken.truncate(taken.lengths)
         return taken
 
@@ -141,6 +150,7 @@ def build(
     weight = model.weight
     dtype = weight.dtype
     if torch.is_autocast_enabled(weight.device.type):
+        # Under autocast keys and values come in its dtype, not in that of the weights.
         dtype = torch.get_autocast_dtype(weight.device.type)
     return Contiguous(
         model.decode_states(),

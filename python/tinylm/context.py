@@ -1,7 +1,7 @@
-"""What a block needs besides the stream: where its tokens stand, what they see, what is cached.
+"""What a block needs besides the hidden vectors: positions, mask and cache.
 
-The model makes one `Context` per forward pass and hands it through every block. A new need of
-some layer is a field here, not a keyword in every signature on the way.
+The model makes one `Context` per forward pass and hands it to every block. If a layer needs
+something else, add a field here instead of a keyword in every signature on the way.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +12,17 @@ from torch import Tensor
 
 from tinylm.mask import CAUSAL, Mask
 
+# q, k, v and the keywords of `ops.attention`; `Callable` has no way to name keywords.
 Attend = Callable[..., Tensor]
 
 
+# Protocols, not base classes: the model and the cache need not import each other, and a test can
+# bring a cache of its own.
 class Cache(Protocol):
     """What the model asks of a cache; `tinylm.cache` has one.
 
-    A cache attends: it takes the keys and values of the new tokens in and answers their queries,
-    so that how it stores them (in one buffer, in blocks, in fewer bits) is nobody else's concern.
+    A cache attends: it stores the keys and values of the new tokens and answers their queries.
+    So only the cache knows how they are stored (in one buffer, in blocks, in fewer bits).
     """
 
     # Tokens in each row [B] int64, and the most of them, which is the host's own number.
@@ -60,8 +63,8 @@ class DecodeState(NamedTuple):
 class Context:
     """One forward pass as its blocks see it.
 
-    `positions` [T] or [B, T] int64 are what the position module counts by; they may restart
-    inside a row, where `mask.documents` keeps its texts apart. `rotate` turns queries and keys
+    The position module counts by `positions` [T] or [B, T] int64. They may restart inside a
+    row if `mask.documents` keeps its texts apart. `rotate` turns queries and keys
     [B, H, T, head] by them. With a `cache` the tokens follow those in it. A layer that has a loss
     of its own (a router's balance, say) appends the scalar to `losses`; `Model.loss` adds them.
     """
@@ -70,6 +73,7 @@ class Context:
     rotate: Callable[[Tensor], Tensor]
     mask: Mask = CAUSAL
     cache: Cache | None = None
+    # The dataclass is frozen, the list is not: layers append to it during the pass.
     losses: list[Tensor] = field(default_factory=list)
 
 

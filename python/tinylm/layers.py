@@ -33,8 +33,13 @@ class Linear(nn.Linear):
     def __init__(
         self, inputs: int, outputs: int, *, bias: bool, role: Role = "matrix", branch: bool = False
     ) -> None:
+        # torch calls `reset_parameters` in here. Its own version would draw from the global
+        # generator and so move the caller's random numbers.
         super().__init__(inputs, outputs, bias=bias)
         self.roles: dict[str, Role] = {"weight": role, "bias": "gain"}
+        # Zero for the last product of a branch: every block begins as the identity. Zero for an
+        # untied head: the first loss is log(vocab_size), whatever the seed. A zero weight still
+        # gets a gradient, because its input is not zero.
         self.deviation = 0.0 if branch or role == "head" else 0.6 / math.sqrt(inputs)
 
     def reset_parameters(self) -> None:
@@ -55,6 +60,7 @@ class Linear(nn.Linear):
         return 6 * self.in_features * self.out_features
 
 
+# Declares no `flops`: looking up a row multiplies nothing.
 class Embedding(nn.Embedding):
     """Ids [...] to rows [..., D]."""
 
@@ -79,6 +85,7 @@ class TiedHead(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The embedding's weight [V, D]."""
+        # Read through the module each time: a move to another device may replace the parameter.
         return self._embedding[0].weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +93,7 @@ class TiedHead(nn.Module):
         return ops.linear(x, self.weight)
 
     def flops(self, context_length: int) -> int:
-        """Of the product; looking rows up costs none."""
+        """Operations of the product; looking up rows costs none."""
         return 6 * self.weight.numel()
 
 
@@ -136,6 +143,8 @@ class Rope(nn.Module):
             )
         angles = ops.rotary_angles(config.context_length, config.head_size, config.rope_theta)
         for name, tensor in zip(("cos", "sin"), angles, strict=True):
+            # They follow from the settings, so no checkpoint holds them. As buffers they still move
+            # with the model.
             self.register_buffer(name, tensor, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rope":
@@ -154,6 +163,7 @@ class Rope(nn.Module):
         """The function that turns x [B, H, T, head] at `positions` [T] or [B, T]."""
         # Looked up once for all layers, queries and keys.
         cos, sin = self.cos[positions], self.sin[positions]
+        # Positions per row need an axis that all heads share.
         if positions.dim() > 1:
             cos, sin = cos[:, None], sin[:, None]
         return partial(ops.rope, cos=cos, sin=sin)
@@ -169,6 +179,7 @@ class Learned(nn.Module):
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [B, T, D] plus the table's rows at `positions` [T] or [B, T]."""
         rows: Tensor = self.table(positions)
+        # Vectors of a caller that begins at `hidden` may have another dtype; the sum must keep it.
         return x + rows.to(x.dtype)
 
     def rotation(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
@@ -177,7 +188,7 @@ class Learned(nn.Module):
 
 
 class NoPosition(nn.Module):
-    """No position but what the causal mask tells (Kazemnejad et al. 2023)."""
+    """No positions: only the causal mask tells tokens apart (Kazemnejad et al. 2023)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -200,8 +211,8 @@ class Attention(nn.Module):
     """x [B, T, D] to the same shape: H query heads over K key and value heads.
 
     K = H is multi-head, K = 1 multi-query, between them grouped-query attention (Ainslie et
-    al. 2023). Its decode state is one key and one value of [K, head] per token. `layer` is its
-    number among the blocks, by which a cache knows it.
+    al. 2023). Its decode state is one key and one value of [K, head] per token. A cache knows
+    the layer by `layer`, its number among the blocks.
     """
 
     def __init__(
@@ -213,26 +224,35 @@ class Attention(nn.Module):
         self.head_size, self.dropout = config.head_size, config.dropout
         self.attend = attend
         outside, inside = self.heads * self.head_size, self.kv_heads * self.head_size
+        # Three matrices and not one: Muon orthogonalises each by itself, and Llama's files have
+        # three.
         self.q = Linear(config.d_model, outside, bias=bias)
         self.k = Linear(config.d_model, inside, bias=bias)
         self.v = Linear(config.d_model, inside, bias=bias)
         self.o = Linear(outside, config.d_model, bias=bias, branch=True)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """x [B, T, D] to the same shape; with a cache in `context` it looks at that as well."""
+        """x [B, T, D] to the same shape; it also looks at the cache in `context`, if any."""
         q = context.rotate(self._split(self.q(x), self.heads))
         k = context.rotate(self._split(self.k(x), self.kv_heads))
         v = self._split(self.v(x), self.kv_heads)
         if context.cache is not None:
             mixed = context.cache.attend(self.layer, q, k, v, context)
         else:
+            # Only without a cache: a cache is for decoding, and dropout there would change the
+            # text.
             dropout = self.dropout if self.training else 0.0
             mixed = self.attend(q, k, v, mask=context.mask, dropout=dropout)
         joined: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
         return joined
 
     def flops(self, context_length: int) -> int:
-        """Of the two products with keys and values, causality not discounted (as nanoGPT)."""
+        """Operations of the two products with keys and values.
+
+        The half that a causal mask hides is counted too, as nanoGPT does.
+        """
+        # Two products of 2 operations per number, and the backward pass does twice the work of the
+        # forward pass: 2 * 2 * 3.
         return 12 * self.heads * self.head_size * context_length
 
     def decode_state(self) -> DecodeState:
@@ -276,6 +296,8 @@ class MLP(nn.Module):
         return out
 
 
+# A module named in `imports` may add to these tables, so they are read when a model is built and
+# never copied.
 NORMS: dict[str, Any] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 POSITIONS: dict[str, Any] = {"rope": Rope, "learned": Learned, "none": NoPosition}
 FEEDFORWARDS: dict[str, Any] = {
@@ -303,6 +325,7 @@ class Block(nn.Module):
         self.attention = attention(config, layer=layer, bias=bias)
         self.feedforward_norm = norm(config.d_model, eps=config.norm_eps, bias=bias)
         self.feedforward = feedforward(config, bias=bias)
+        # One module for both branches: dropout has no state.
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:

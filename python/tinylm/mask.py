@@ -7,7 +7,7 @@
 
 A dense mask of B rows of T tokens takes B T T bytes: 2 GiB for 32 rows of 8,192. The fields say
 the same in B T numbers at most. `ops.attention` and the kernels read the fields; `dense` is for
-attention spelled out and for what no kernel covers. Defined by `tinylm.reference.masks`.
+`attention=manual` and for masks that no kernel covers. Defined by `tinylm.reference.masks`.
 """
 
 from dataclasses import dataclass
@@ -59,19 +59,26 @@ class Mask:
     ) -> Tensor:
         """Boolean [T, S], or [B, 1, T, S] where rows differ: true where the query may look.
 
-        The queries are the last T of the S tokens. With `past` [B] int, those of row b follow
-        past[b] keys, and what lies in the row after its last query is not seen.
+        The queries are the last T of the S tokens. With `past` [B] int, the queries of row b follow
+        past[b] keys, and no query sees a place of the row after its last query.
         """
         s = torch.arange(keys, device=device)
+        # Without `past` the queries are the last of the keys, not the first: a cache comes before
+        # them.
         p = torch.arange(keys - queries, keys, device=device)[:, None]
         if past is not None:
             p = past[:, None, None, None] + torch.arange(queries, device=device)[:, None]
         # [T or 1, 1] or [B, 1, 1, 1]: the place of each row's last token.
+        # Places after it hold what a truncated or a fixed cache left there, so no field may show
+        # them.
         present = s <= p[..., -1:, :]
+        # `p >= 0` is true everywhere: it gives the shape without hiding a key.
         seen = present & (s <= p if self.causal else p >= 0)
         if self.window is not None:
             seen = seen & ((p - s).abs() < self.window)
         if self.prefix is not None:
+            # Before `documents`, which may still hide a key of the prefix; after `window`, which
+            # may not.
             seen = seen | (present & (s < self.prefix[:, None, None, None]))
         if self.documents is not None:
             rows = self.documents.size(0)

@@ -46,9 +46,9 @@ class Origin:
 class Model(nn.Module):
     """A decoder-only transformer, GPT-2 or Llama or any mix of the registered parts.
 
-    `embed`, `hidden` and `head` are its three stages, and `forward` is all of them. Whoever has
-    other inputs than tokens begins at `hidden`; whoever needs the logits of some tokens alone
-    calls `head` on those.
+    `embed`, `hidden` and `head` are its three stages, and `forward` is all of them. A caller
+    with inputs other than tokens begins at `hidden`. A caller that needs the logits of a few
+    tokens calls `head` on those alone.
     """
 
     # Of a loaded model; empty for one that was built.
@@ -66,6 +66,7 @@ class Model(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.d_model)
         self.position = position(config)
         self.dropout = nn.Dropout(config.dropout)
+        # Typed as a sequence of blocks, because nn.ModuleList forgets the type of its members.
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(config, layer=i) for i in range(config.n_layers)
         )
@@ -94,6 +95,7 @@ class Model(nn.Module):
         context = self.context(tokens.size(1), cache=cache, documents=documents)
         x = self.hidden(self.embed(tokens), context)
         if cache is not None:
+            # After the last layer: every layer of a pass must see the same lengths.
             cache.advance(tokens.size(1))
         logits: Tensor = self.head(x)
         return logits
@@ -108,11 +110,13 @@ class Model(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy in nats (float32 scalar) over the targets [B, T] that are not -100.
 
-        The losses that layers have of their own are added. `positions` and `documents` are those
-        of `context`.
+        Losses that layers append to the context are added. `positions` and `documents` are as in
+        `context`.
         """
         context = self.context(tokens.size(1), positions=positions, documents=documents)
         x = self.hidden(self.embed(tokens), context)
+        # By the head's weight and not by its output: the logits of all tokens need not exist at
+        # once.
         loss = ops.linear_cross_entropy(x, self.head.weight, targets)
         for own in context.losses:
             loss = loss + own
@@ -133,6 +137,7 @@ class Model(nn.Module):
         each token. Raises `ValueError` for what does not fit.
         """
         limit, device = self.config.context_length, self.embedding.weight.device
+        # The host's number: the maximum of `cache.lengths` would wait for the device.
         start = 0 if cache is None else cache.longest
         if start + length > limit:
             raise ValueError(f"{start + length} tokens pass the context length, {limit}")
@@ -144,6 +149,7 @@ class Model(nn.Module):
                 "documents= and cache= exclude each other: decode one document at a time"
             )
         if cache is not None:
+            # Before any layer stores a key: a refusal must leave the cache as it was.
             cache.reserve(length)
         if positions is None:
             positions = torch.arange(length, device=device)
@@ -166,8 +172,8 @@ class Model(nn.Module):
     def hidden(self, x: Tensor, context: Context) -> Tensor:
         """Vectors [B, T, D] through all blocks to what the head reads [B, T, D].
 
-        A cache in `context` is filled and not advanced: that is the caller's, once per pass.
-        Nothing here depends on numbers of the host, so that a compiled pass stays one graph.
+        A cache in `context` is filled but not advanced: the caller advances it, once per pass.
+        Nothing here depends on numbers of the host, so a compiled pass stays one graph.
         """
         x = self.dropout(self.position.embed(x, context.positions))
         for block in self.blocks:
@@ -234,6 +240,7 @@ def build(
     """A model with its starting weights, the same for the same seed on every device."""
     # A registered part may draw its weights when it is made, from torch's own generator: then by
     # this seed, and the caller's next number is what it would have been.
+    # On the CPU whatever the device: other devices draw other numbers from the same seed.
     with torch.device("cpu"), torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         model = Model(config)
@@ -245,6 +252,8 @@ def build(
 def initialise(model: Model, seed: int) -> None:
     """Give every parameter its starting value (see the table above), in place."""
     generator = torch.Generator().manual_seed(seed)
+    # One generator for all parts, in order: a part that draws more moves the weights of all parts
+    # after it.
     for module in model.modules():
         start = getattr(module, "start", None)
         if start is not None:
@@ -253,7 +262,9 @@ def initialise(model: Model, seed: int) -> None:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Inside, no dropout and no gradients; afterwards each module trains again if it did."""
+    """Inside, no dropout and no gradients; afterwards each module is in its former mode."""
+    # Not `eval()` and `train()`: the latter would also wake modules that the caller keeps in eval
+    # mode.
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from tinylm.mask import CAUSAL, Mask
 
+# torch's own default for a target that does not count; the loader pads with the same number.
 IGNORED = -100
 # Dense masks of more cells than this are made for a few rows at a time: 64 MiB of bools, and
 # four times that where torch turns them into float32.
 MASK_CELLS = 2**26
 
 
+# Cached so that a missing kernel is looked for, and warned of, once per process.
 @functools.cache
 def _kernels() -> ModuleType | None:
     """`tinylm.kernels`; None, with one warning, if triton or the link to its folder is missing."""
@@ -50,15 +52,18 @@ def kernel_for(
     dtypes = tuple(tensor.dtype for tensor in tensors)
     if not _covered(operation, size, dtypes, tensors[0].device):
         return None
+    # The registered operator and not the Python function behind it: the compiler can put only the
+    # operator into a graph.
     kernel: Callable[..., Tensor] = getattr(torch.ops.tinylm, operation)
     return kernel
 
 
+# Without this decorator the compiler would trace into the import and the tables of the kernels.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _covered(
     operation: str, size: int, dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> bool:
-    """Whether there is a kernel for these; asked once per graph, when the compiler traces it."""
+    """Whether a kernel covers these; a compiled graph asks once, when it is traced."""
     kernels = _kernels()
     return kernels is not None and bool(kernels.covers(operation, size, dtypes, device))
 
@@ -71,8 +76,8 @@ def _wide(x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b: x [..., in], weight [out, in], bias [out] to [..., out].
 
-    Every product with a weight goes through here, the head's included: this is where a weight of
-    fewer bits is told apart.
+    Every product with a weight goes through here, including that of the head. A format of
+    weights with fewer bits needs a branch only here.
     """
     return F.linear(x, weight, bias)
 
@@ -87,6 +92,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return kernel(x, weight, eps)
     wide = _wide(x)
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    # Rounded before the product with the weight, as transformers' Llama does. A float32 weight must
+    # not widen the result, which is bfloat16 under autocast.
     return scaled.to(x.dtype) * weight.to(x.dtype)
 
 
@@ -131,7 +138,7 @@ def attention(
 ) -> Tensor:
     """softmax(q k^T / sqrt(head)) v with a mask; q [B, H, T, head], k and v [B, K, S, head].
 
-    The last query stands at the last key, or, with `past` [B] int, the first query of row b after
+    The last query is at the last key. With `past` [B] int, the first query of row b follows
     past[b] keys. `mask` is a `Mask`, or a boolean tensor that broadcasts to [B, H, T, S], true
     where the query may look. No boolean tensor is made where torch needs none.
     Source: Vaswani et al. 2017, equation 1.
@@ -144,11 +151,15 @@ def attention(
     dense, causal = None, False
     if isinstance(mask, Tensor):
         dense = mask
+    # A single last query sees every key, so it needs no mask either.
     elif past is None and mask.simple(keys) and (queries in (1, keys) or not mask.causal):
         # torch's `is_causal` puts the first query at the first key: right only without a cache.
         causal = mask.causal and queries == keys
     else:
+        # One row at least, even if its mask passes the limit: a row cannot be cut further.
         rows = max(1, MASK_CELLS // (queries * keys))
+        # A mask that all rows share is made once, however many rows there are: cutting would save
+        # nothing.
         if q.size(0) > rows and (mask.per_row or past is not None):
             return _attention_by_rows(q, k, v, mask, past, dropout, rows)
         dense = mask.dense(queries, keys, past=past, device=q.device)
@@ -186,12 +197,15 @@ def manual_attention(
     past: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """`attention` spelled out: all B H T S weights stand in memory, to be read and changed."""
+    """`attention` written out: all B H T S weights are in memory, to be read and changed."""
     if isinstance(mask, Mask):
         mask = mask.dense(q.size(2), k.size(2), past=past, device=q.device)
     group = q.size(1) // k.size(1)
+    # Real copies, where torch's own attention only indexes: this form is for reading, not for
+    # speed.
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    # A `Mask` always shows a query its own key, so no row is all -inf, which would give nan.
     weights = torch.softmax(_wide(scores).masked_fill(~mask, -math.inf), -1)
     return F.dropout(weights.to(q.dtype), dropout) @ v
 
@@ -216,6 +230,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     logits [..., V] of any float dtype, targets [...] int64; a scalar, float32 at least.
     """
+    # bfloat16 keeps 8 significant bits, too few for a sum over a vocabulary.
     flat = _wide(logits.reshape(-1, logits.size(-1)))
     return F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED)
 
@@ -225,4 +240,6 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     x [..., D], weight [V, D], targets [...] int64; a scalar, float32 at least.
     """
+    # A function of its own although it has one line: a kernel that fuses head and loss belongs here
+    # (docs/design.md, Planned).
     return cross_entropy(linear(x, weight), targets)

@@ -1,4 +1,4 @@
-"""Gradients to updates: the optimizers, their groups by role, and the course of the rate.
+"""Gradients to updates: the optimizers, their groups by role, and the schedule of the rate.
 
 optimizer = build(model, OptimConfig())
 optimizer.step(rate=schedule(step, steps, config))
@@ -18,15 +18,21 @@ DECAYED: frozenset[Role] = frozenset({"matrix"})
 
 
 def orthogonalise(updates: Tensor, steps: int = 5) -> Tensor:
-    """Near the nearest semi-orthogonal matrix to each matrix of `updates` [N, rows, columns].
+    """Approximately the nearest semi-orthogonal matrix to each of `updates` [N, rows, columns].
 
     Five Newton-Schulz steps of the quintic a x + b x^3 + c x^5 on the singular values, in
     bfloat16; they end between 0.7 and 1.2. Source: Jordan et al. 2024, "Muon".
     """
+    # Chosen there for a steep start: small singular values grow fast, at the price that none
+    # converges to exactly 1.
     a, b, c = 3.4445, -4.7750, 2.0315
     x = updates.bfloat16()
+    # The Frobenius norm is at least the largest singular value, so all of them start between 0 and
+    # 1, where the polynomial stays bounded. The small term keeps a gradient of zeros from giving
+    # nan.
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.size(-2) > x.size(-1)
+    # The Gram matrix then has the size of the shorter side.
     if tall:
         x = x.mT
     for _ in range(steps):
@@ -58,6 +64,8 @@ class Muon(torch.optim.Optimizer):
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
+                    # A parameter without a gradient took no part in the step: it must not decay
+                    # either.
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for parameters in shapes.values():
                 self._step_together(parameters, group)
@@ -69,12 +77,17 @@ class Muon(torch.optim.Optimizer):
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         beta, lr = group["momentum"], group["lr"]
+        # torch's private list functions: one call per step instead of one per parameter, as in its
+        # own optimizers.
         torch._foreach_lerp_(momenta, gradients, 1 - beta)
         ahead = torch._foreach_lerp(gradients, momenta, beta)
         rows, columns = parameters[0].shape[-2:]
         stacked = torch.stack(ahead)
         moves = orthogonalise(stacked.view(-1, rows, columns)).view_as(stacked)
+        # Decay before the move, as AdamW does: the move itself must not shrink.
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        # An orthogonal matrix with more rows than columns makes a smaller step per row; this evens
+        # it out.
         scale = lr * math.sqrt(max(1.0, rows / columns))
         torch._foreach_add_(parameters, list(moves.unbind()), alpha=-scale)
 
@@ -82,7 +95,7 @@ class Muon(torch.optim.Optimizer):
 class Optimizer:
     """One or more torch optimizers that move a model together, their state under clear names.
 
-    A group's "peak" is its rate where the schedule stands at 1. `clip` bounds the norm of the
+    A group's "peak" is its rate when the schedule is 1. `clip` bounds the norm of the
     gradients that AdamW and SGD see; Muon's step does not depend on its gradient's size.
     """
 
@@ -91,6 +104,8 @@ class Optimizer:
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         for part in parts:
             for group in part.param_groups:
+                # `step` overwrites "lr" with the scheduled rate, so the peak needs a key of its
+                # own.
                 group["peak"] = group["lr"]
 
     def step(self, rate: float) -> None:
@@ -98,6 +113,8 @@ class Optimizer:
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate * group["peak"]
+            # Norms are taken per optimizer: matrices that Muon moves must not shrink what AdamW
+            # gets.
             if self.clip and not isinstance(part, Muon):
                 parameters = [p for group in part.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.clip)
@@ -139,6 +156,7 @@ class Optimizer:
                         f"{list(parameter.shape)}: the checkpoint is of another model"
                     )
                 # torch keeps the step count of a fused optimizer where it made it.
+                # Scalars, such as a step count, have no shape to compare.
                 part.state[parameter][quantity] = value.to(parameter.device)
         if rest:
             raise ValueError(f"optimizer state for unknown parameters: {', '.join(sorted(rest))}")
@@ -162,6 +180,7 @@ def _all_adamw(matrices: Groups, rest: Groups, config: OptimConfig) -> list[torc
 
 
 def _sgd(matrices: Groups, rest: Groups, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    # SGD has one momentum; the first beta is the nearest setting.
     return [torch.optim.SGD(matrices + rest, lr=config.lr, momentum=config.betas[0])]
 
 
@@ -183,6 +202,8 @@ def build(model: Any, config: OptimConfig) -> Optimizer:
     for _, parameter, role in model.named_roles():
         if parameter.requires_grad:
             (matrices if role in DECAYED else rest).append(parameter)
+    # Both groups are passed even if one is empty: torch refuses an empty list of groups, not an
+    # empty group.
     decayed = {"params": matrices, "weight_decay": config.weight_decay}
     plain = {"params": rest, "weight_decay": 0.0}
     make = choose(OPTIMIZERS, "optim.name", config.name)
@@ -193,6 +214,7 @@ def wsd(progress: float, config: OptimConfig) -> float:
     """Warm-up, stable, decay: 1, then a straight fall to min_lr in the last `decay` of the run."""
     left = 1 - progress
     fall = 1 - config.min_lr
+    # With decay=0 the first branch always holds, so nothing is divided by 0.
     return 1.0 if left >= config.decay else config.min_lr + fall * left / config.decay
 
 
@@ -233,6 +255,7 @@ def schedule(step: int, steps: int, config: OptimConfig) -> float:
     """The rate of step `step` (0 to steps - 1) as a share of its peak: warm-up, then the course."""
     warmup = round(config.warmup * steps)
     if step < warmup:
+        # Begins at 1 / warmup: a step at rate 0 would change nothing.
         return (step + 1) / warmup
     course = choose(SCHEDULES, "optim.schedule", config.schedule)
     return float(course(step / steps, config))
