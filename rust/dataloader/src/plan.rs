@@ -20,8 +20,9 @@
 //! - `length` counts inputs. The pieces of a row follow each other in it without gaps and have at
 //!   most [`Plan::row_length`] inputs together; the rest of the row is padding.
 //! - The target of every input is the token after it *in its source*, also for the last input of
-//!   a piece. It is [`IGNORED`](crate::batch::IGNORED) where the source ends, so reading a piece takes `length + 1`
-//!   tokens, or `length` at the end. A target is never the first token of the next piece.
+//!   a piece. It is [`IGNORED`](crate::batch::IGNORED) where the source ends, so reading a piece
+//!   takes `length + 1` tokens, or `length` at the end. A target is never the first token of the
+//!   next piece.
 //! - Documents end with eos, so a piece that stops one token before its document does has eos as
 //!   its last target, and no target crosses into another document. A plan that lets a piece run
 //!   on over the end of a document, as windows do, says so with its length.
@@ -33,6 +34,7 @@
 //! A plan is a pure function of (epoch, row), or resuming would not give the same rows. Each
 //! thread works with a clone, so a plan may keep what the next row needs, such as a permutation.
 //! Defined by `fill` in `python/tinylm/reference/order.py`.
+//! It is held to that definition by the rungs `row` and `epoch`.
 
 use std::fmt::Debug;
 
@@ -41,6 +43,8 @@ use crate::order::{BLOCK_TOKENS, Order, Shuffle, WINDOW_BLOCKS, anywhere};
 use crate::{Error, Result, within};
 
 /// The longest row, and the longest stride.
+///
+/// The product of a row and the stride cannot overflow: it is a place in the dataset.
 pub const MAX_CONTEXT_LENGTH: u64 = 1 << 31;
 
 /// Inputs of a row that follow each other in a source.
@@ -68,25 +72,39 @@ pub struct Span {
 }
 
 /// From the number of a row to its pieces; the module's page has the contract.
+///
+/// A `Clone` goes to each thread, hence `Send` and `'static`.
 pub trait Plan: Clone + Debug + Send + 'static {
     /// Rows of one epoch; at least 1.
+    ///
+    /// The same in every epoch: the stream finds epoch and row by division.
     fn n_rows(&self) -> u64;
 
     /// Inputs of one row, padding included.
     fn row_length(&self) -> usize;
 
     /// Appends the pieces of row `i < n_rows` of `epoch`.
+    ///
+    /// It takes `&mut self` for what it keeps from row to row, and `pieces` so that nothing is
+    /// allocated.
     fn row(&mut self, epoch: u64, i: u64, pieces: &mut Vec<Piece>);
 
     /// Whether a row may have several pieces, so that batches carry positions and documents.
     fn packed(&self) -> bool;
 
     /// Whether consecutive rows are far apart, so that reading whole blocks for them is a waste.
+    ///
+    /// Such rows are read alone once their block has been hashed: see
+    /// [`Reading::Far`](crate::read::Reading::Far).
     fn scattered(&self) -> bool {
         false
     }
 
     /// Returns an error unless an epoch has a row `i`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`], with the number of rows.
     fn check_row(&self, i: u64) -> Result<()> {
         let n_rows = self.n_rows();
         if i < n_rows {
@@ -97,6 +115,8 @@ pub trait Plan: Clone + Debug + Send + 'static {
     }
 
     /// The tokens to read into the cache while rows `i..i + n` of `epoch` are served.
+    ///
+    /// Only a hint: rows are the same without it. It must be cheap, as it is asked for each batch.
     fn ahead(&mut self, _epoch: u64, _i: u64, _n: u64) -> Vec<Span> {
         Vec::new()
     }
@@ -104,6 +124,16 @@ pub trait Plan: Clone + Debug + Send + 'static {
 
 /// The plan of rows that are cut from one source without regard to documents: row `k` begins at
 /// token `k * stride` and is one piece.
+///
+/// ```
+/// use tinylm_dataloader::{Order, Plan, Windows};
+///
+/// // Ten tokens, rows of four, one each two tokens: rows begin at 0, 2, 4 and 6.
+/// let mut rows = Windows::new(Order::Sequential, 0, 10, 4, 2)?;
+/// assert_eq!(rows.n_rows(), 4);
+/// assert_eq!(rows.start(0, 3), 6);
+/// # Ok::<(), tinylm_dataloader::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Windows {
     order: Order,
@@ -120,6 +150,10 @@ impl Windows {
     ///
     /// The last row is the first to reach the end of the dataset: shuffled, it begins early enough
     /// to be whole; sequential, it is padded, so that no target is scored twice.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a number out of its range, and for a dataset too short for a row.
     pub fn new(
         order: Order,
         seed: u64,
@@ -142,6 +176,7 @@ impl Windows {
                 "the dataset has {n_tokens} tokens and a row needs {least}: prepare more text or lower context_length = {context_length}"
             )));
         }
+        // The last token is only a target, hence the 1 less.
         let n_rows = 1
             + (n_tokens - 1)
                 .saturating_sub(context_length)
@@ -164,7 +199,7 @@ impl Windows {
         match self.order {
             Order::Sequential => i * self.stride,
             Order::Random => anywhere(self.seed, epoch, i, last + 1),
-            // The last row begins early and repeats targets, where padding would waste part of a step.
+            // The last row begins early and repeats targets; padding would waste a part of a step.
             Order::Shuffle => last.min(self.shuffle.row(epoch, i) * self.stride),
         }
     }
@@ -182,6 +217,7 @@ impl Plan for Windows {
     #[inline]
     fn row(&mut self, epoch: u64, i: u64, pieces: &mut Vec<Piece>) {
         let start = self.start(epoch, i);
+        // Only the last row of a sequential epoch has fewer than a context.
         let left = self.n_tokens.saturating_sub(start);
         pieces.push(Piece {
             source: 0,
@@ -205,6 +241,7 @@ impl Plan for Windows {
         }
         // As in `start`: `new` has refused a shuffled dataset that is shorter than a row.
         let last = self.n_tokens - self.context_length - 1;
+        // In tokens.
         let block = self.shuffle.block_rows() * self.stride;
         let rows = self.shuffle.ahead(epoch, i, n);
         rows.into_iter()
@@ -222,6 +259,8 @@ impl Plan for Windows {
 
 /// How many blocks of a source to keep in memory: those of two windows of the shuffle, the one
 /// that is served and the next, which is read ahead. 128 MiB of `uint16`, 192 MiB of `uint32`.
+///
+/// With less room, blocks that are read ahead would push out blocks that are still in use.
 pub fn cached_blocks(width: Width) -> usize {
     // A block of rows touches one block of bytes more than it fills.
     let touched = BLOCK_TOKENS as usize * width.bytes() / BLOCK_BYTES + 1;

@@ -4,6 +4,10 @@
 //! 67 us from the page cache and far longer from a disk. How it is read after that depends on what
 //! is wanted next, which only the caller knows: [`Reading`]. What a block is, and when it counts
 //! as checked, is the matter of [`crate::shard`].
+//!
+//! Positions count through all shards: token 0 is the first of the first shard. Finding a position
+//! costs a bisection of the shards. Held to `python/tinylm/reference/shards.py` by the rungs
+//! `tokens`, `tokens of other files` and `damage`.
 
 use std::sync::Arc;
 
@@ -18,6 +22,8 @@ use crate::{Error, Result};
 const SPILL_BYTES: usize = 64;
 
 /// The tokens of a dataset.
+///
+/// It never changes but for its cache, and any number of threads may read from it at once.
 #[derive(Debug)]
 pub struct Tokens {
     /// The shards, each with the position of its first token in the dataset.
@@ -46,8 +52,12 @@ impl Tokens {
     ///
     /// At most `cached` blocks of 1 MiB are kept in memory. How many are worth it depends on the
     /// order in which the tokens are wanted: see [`crate::plan::cached_blocks`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Corrupt`] for the first file that cannot be opened or differs.
     pub fn open(entries: Vec<ShardEntry>, width: Width, cached: usize) -> Result<Self> {
-        // All are opened now: a missing file must fail at the start and not in the middle of an epoch.
+        // All are opened now: a missing file must fail at the start, not in the middle of an epoch.
         let mut shards = Vec::with_capacity(entries.len());
         let mut total = 0_u64;
         for entry in entries {
@@ -86,6 +96,10 @@ impl Tokens {
     }
 
     /// The end of the `n` tokens from `start` on, or an error if they are not all there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`], with the number of tokens that there are.
     pub fn end(&self, start: u64, n: usize) -> Result<u64> {
         let end = start.checked_add(n as u64).filter(|&end| end <= self.total);
         end.ok_or_else(|| {
@@ -97,6 +111,10 @@ impl Tokens {
     }
 
     /// Appends tokens `start..start + n` to `out`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokens::visit`]. `out` may then hold a part of the tokens.
     pub fn read<E: Element>(
         &self,
         start: u64,
@@ -111,6 +129,11 @@ impl Tokens {
 
     /// Calls `use_bytes` with tokens `start..start + n` as they lie on disk, one run of bytes for
     /// each block that they are in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for tokens past the end, before anything is read; [`Error::Corrupt`] for
+    /// a block that differs from its hash; [`Error::Io`] if reading fails.
     pub fn visit(
         &self,
         start: u64,
@@ -125,6 +148,10 @@ impl Tokens {
     }
 
     /// Loads the blocks of tokens `start..start + n` into the cache.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokens::visit`], but tokens past the end are none.
     pub fn warm(&self, start: u64, n: u64) -> Result<()> {
         // Reading ahead past the end is no error: the last block of an epoch is often shorter.
         let end = start.saturating_add(n).min(self.total);
@@ -134,6 +161,10 @@ impl Tokens {
     }
 
     /// Reads and hashes block `block` of shard `shard`, whatever was checked before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] with the byte, or [`Error::Invalid`] if there is no such block.
     pub fn verify(&self, shard: usize, block: usize) -> Result<()> {
         let missing =
             || Error::Invalid(format!("the dataset has no block {block} in shard {shard}"));
@@ -145,6 +176,9 @@ impl Tokens {
     }
 
     /// Calls `visit(shard, block, from, to)` for each run of bytes in one block.
+    ///
+    /// `from` and `to` count bytes from the start of the block. A token never lies in two blocks,
+    /// because both widths divide the size of a block.
     fn runs(
         &self,
         start: u64,
@@ -154,7 +188,7 @@ impl Tokens {
         let width = self.width.bytes() as u64;
         let mut number = self
             .shards
-            // An empty shard begins where the next one does: the last of them is the one with tokens.
+            // An empty shard begins where the next one does; the last of them has the tokens.
             .partition_point(|(first, _)| *first <= start)
             .saturating_sub(1);
         let mut at = start;
@@ -181,8 +215,8 @@ impl Tokens {
         Ok(())
     }
 
-    /// Calls `use_bytes` with bytes `from..to` of a block: from the cache, from the file if the block
-    /// was hashed before, or from the block read whole and hashed.
+    /// Calls `use_bytes` with bytes `from..to` of a block: from the cache, from the file if the
+    /// block was hashed before, or from the block read whole and hashed.
     fn with_run(
         &self,
         number: usize,

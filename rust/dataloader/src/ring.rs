@@ -13,6 +13,10 @@
 //! The ring knows no shards and no order: it gives each thread a clone of a [`Filler`]. An error
 //! takes the place of its batch, so it reaches the consumer where the batch would have, after the
 //! batches before it.
+//!
+//! One lock guards the shelf. It is held to claim a number and to put or take a batch, never while
+//! one is made, so threads seldom wait for each other. The rungs `batches` and
+//! `batches resumed` compare what comes out with `python/tinylm/reference/order.py`.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,9 +32,13 @@ use crate::{Error, Result, within};
 /// Far more than help on any machine, and few enough to start.
 const MAX_THREADS: u64 = 1024;
 /// Batches made ahead.
+///
+/// Each of them is a batch in memory.
 const MAX_PREFETCH: u64 = 1024;
 
 /// What [`Stream::next`] found.
+///
+/// An enum and not an `Option`, because the caller must look for Ctrl-C while it waits.
 #[derive(Debug)]
 pub enum Next<E> {
     /// The next batch.
@@ -55,22 +63,31 @@ struct Shelf<E> {
 #[derive(Debug)]
 struct Shared<E> {
     shelf: Mutex<Shelf<E>>,
+    // Two conditions, so that a finished batch wakes the consumer and not the other threads.
     made: Condvar,
+    // Signalled when a batch is taken, and for all threads at the end.
     room: Condvar,
     slice: Slice,
     prefetch: u64,
 }
 
 /// A running stream of batches.
+///
+/// Dropping it ends its threads.
 #[derive(Debug)]
 pub struct Stream<E: Element> {
     shared: Arc<Shared<E>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    // A forked child has none of the threads: waiting for them would never end.
     process: u32,
 }
 
 impl<E: Element> Stream<E> {
     /// Starts `threads` threads that keep `prefetch` batches ready.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a number out of its range, or if the system starts no more threads.
     pub fn start<P: Plan>(
         filler: &Filler<P>,
         slice: Slice,
@@ -117,11 +134,16 @@ impl<E: Element> Stream<E> {
     }
 
     /// The next batch, waiting at most `patience` for it.
+    ///
+    /// # Errors
+    ///
+    /// The error that stands in the place of this batch. The call after it gives the next batch.
     pub fn next(&self, patience: Duration) -> Result<Next<E>> {
         // The threads of a stream live in the process that started it.
         if self.process != std::process::id() {
             return Ok(Next::End);
         }
+        // A deadline, because a wait may end early or for a batch that is not the next one.
         let deadline = Instant::now() + patience;
         let shared = &*self.shared;
         let mut shelf = lock(&shared.shelf);
@@ -147,6 +169,8 @@ impl<E: Element> Stream<E> {
     }
 
     /// Ends the threads and waits for them: no longer than one batch takes.
+    ///
+    /// Batches that are ready are lost. A second call does nothing.
     pub fn close(&self) {
         if self.process != std::process::id() {
             return;
@@ -178,12 +202,15 @@ impl<E: Element> Shared<E> {
                     "a loader thread failed at batch {number}: a bug in tinylm"
                 )))
             });
+            // By number: the consumer waits for this one or for one before it.
             lock(&self.shelf).ready.insert(number, batch);
             self.made.notify_all();
         }
     }
 
     /// The number of the batch to make next, when there is room for it.
+    ///
+    /// None when the stream is over or closed.
     fn claim(&self) -> Option<u64> {
         let mut shelf = lock(&self.shelf);
         loop {

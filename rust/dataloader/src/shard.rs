@@ -16,6 +16,9 @@
 //!
 //! Files are read with `pread`, never mapped: a file that shrinks under a mapping kills the
 //! process, and fresh pages of a mapping cost more than copies.
+//!
+//! Defined by `python/tinylm/reference/shards.py`, held to it by the rungs `shards read`,
+//! `tokens of other files` and `damage`.
 
 use std::fs::File;
 use std::io;
@@ -27,6 +30,8 @@ use crate::format::{self, BLOCK_BYTES, HEADER_BYTES, Header, Width};
 use crate::{Error, Result};
 
 /// What is known of one file before it is opened.
+///
+/// For a shard of ours this comes from the manifest.
 #[derive(Clone, Debug)]
 pub struct ShardEntry {
     /// The file.
@@ -45,16 +50,24 @@ pub struct ShardEntry {
 #[derive(Debug)]
 pub(crate) struct Shard {
     entry: ShardEntry,
+    // From the manifest, like the entry: every file of a dataset has the same.
     width: Width,
     file: File,
     /// The byte after the last token.
     end: u64,
     /// Blocks that need no hashing any more.
+    ///
+    /// A flag for each block; it is set once and never taken back.
     checked: Vec<AtomicBool>,
 }
 
 impl Shard {
     /// Opens the file and checks its size and header.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::Invalid`] for a count that no file can have, and [`Error::Corrupt`]
+    /// for a wrong size or header, or another number of hashes than blocks.
     pub(crate) fn open(entry: ShardEntry, width: Width) -> Result<Self> {
         let file = File::open(&entry.path).map_err(|error| Error::io(&entry.path, error))?;
         // A manifest may hold any number: a product that wraps would pass as a small file.
@@ -94,6 +107,10 @@ impl Shard {
     }
 
     /// Checks the size of the file, and the header if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] at the first byte that is missing, too much or different.
     pub(crate) fn check(&self) -> Result<()> {
         let size = self.file.metadata();
         let size = size
@@ -114,6 +131,7 @@ impl Shard {
             .map_or(Ok(()), |hash| self.check_header(hash))
     }
 
+    /// Reads the header and checks it against what the entry says.
     fn check_header(&self, expected: u64) -> Result<()> {
         let mut bytes = [0; HEADER_BYTES];
         self.pread(0, &mut bytes)?;
@@ -145,11 +163,16 @@ impl Shard {
     }
 
     /// Reads bytes of `block`, from its byte `from` on.
+    ///
+    /// Nothing is hashed: callers ask [`Shard::is_checked`] first.
     pub(crate) fn read(&self, block: usize, from: usize, bytes: &mut [u8]) -> Result<()> {
         self.pread(self.offset(block) + from as u64, bytes)
     }
 
     /// Reads a whole block and checks its hash, if it has one.
+    ///
+    /// The last block may be short. The hash is checked every time, because the file may have
+    /// changed since the last.
     pub(crate) fn load(&self, block: usize) -> Result<Vec<u8>> {
         let offset = self.offset(block);
         let size = self.end.saturating_sub(offset).min(BLOCK_BYTES as u64);
@@ -179,10 +202,12 @@ impl Shard {
         block < self.checked.len()
     }
 
+    /// The byte of the file at which a block begins.
     fn offset(&self, block: usize) -> u64 {
         self.entry.payload + block as u64 * BLOCK_BYTES as u64
     }
 
+    /// Fills `bytes` from byte `offset` of the file on.
     fn pread(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         // `pread` moves no shared position, so threads need no lock around the file.
         self.file.read_exact_at(bytes, offset).map_err(|error| {

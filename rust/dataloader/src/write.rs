@@ -3,6 +3,12 @@
 //! A shard is written under a temporary name, synced, renamed, and its folder synced; what the
 //! caller writes last, the manifest, is what makes the folder a dataset. So a crash at any point
 //! leaves files that nothing refers to.
+//!
+//! Tokens are hashed on the way to the disk, block by block, so nothing is read back. Memory: one
+//! block for each of the two open files.
+//!
+//! Defined by `cut` in `python/tinylm/reference/shards.py`, held to it by the rung
+//! `shards written`.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -46,6 +52,9 @@ pub struct Layout {
 }
 
 /// Writes documents one after another into `{split}-00000.bin`, `{split}-00001.bin`, ...
+///
+/// A writer that is dropped without [`ShardWriter::finish`] leaves its last shard under temporary
+/// names. [The example of the crate](crate#example) writes and reads a dataset.
 #[derive(Debug)]
 pub struct ShardWriter {
     layout: Layout,
@@ -67,6 +76,7 @@ struct Hashed {
 }
 
 impl Hashed {
+    /// Creates the file, or empties the one that is there.
     fn create(path: PathBuf) -> Result<Self> {
         let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
         Ok(Self {
@@ -77,9 +87,10 @@ impl Hashed {
         })
     }
 
+    /// Appends bytes.
     fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
-            // Blocks are counted from the first token of the file, whatever the sizes of the writes.
+            // Blocks are counted from the first token of the file, whatever the sizes of writes.
             let (now, later) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block.len()));
             self.block.extend_from_slice(now);
             if self.block.len() == BLOCK_BYTES {
@@ -90,6 +101,7 @@ impl Hashed {
         Ok(())
     }
 
+    /// Hashes and writes the bytes that wait, a whole block or the last one.
     fn flush_block(&mut self) -> Result<()> {
         if !self.block.is_empty() {
             self.hashes.push(format::hash(&self.block));
@@ -102,6 +114,8 @@ impl Hashed {
     }
 
     /// Writes `header` over the first bytes, syncs, and gives the file its real name.
+    ///
+    /// The header is not part of a block: it has a hash of its own.
     fn finish(mut self, header: Option<&[u8]>, name: &Path) -> Result<Vec<u64>> {
         self.flush_block()?;
         let mut end = || {
@@ -132,6 +146,10 @@ struct Open {
 
 impl ShardWriter {
     /// A writer into `layout.folder`, which must exist.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a number of the layout that is out of its range. No file is made yet.
     pub fn new(layout: Layout) -> Result<Self> {
         within("vocab_size", layout.vocab_size, 1, MAX_SHARD_TOKENS)?;
         within("eos_id", layout.eos_id.into(), 0, layout.vocab_size - 1)?;
@@ -147,6 +165,11 @@ impl ShardWriter {
     }
 
     /// Appends one document and the id that ends it. Refuses the whole document for one bad id.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for an id that is not below `vocab_size` and for a document of 2^32 - 1
+    /// ids and more; [`Error::Io`] if writing fails, after which the writer is of no use.
     pub fn add(&mut self, ids: &[u32]) -> Result<()> {
         let vocab_size = self.layout.vocab_size;
         // Before the first byte is written: what a refused document left would be half of one.
@@ -165,12 +188,15 @@ impl ShardWriter {
         // A document begins where its first token goes, so a full shard is closed first.
         let open = self.room()?;
         open.documents += 1;
+        // The length counts eos, as in the reference.
         open.doc.write(&length.to_le_bytes())?;
         self.append(ids, false)?;
         self.append(&[self.layout.eos_id], !ids.is_empty())
     }
 
-    /// `middle` says that the tokens continue a document, here for the first of them.
+    /// Appends ids over as many shards as they need.
+    ///
+    /// `middle` says whether the first of them continues a document.
     fn append(&mut self, mut ids: &[u32], mut middle: bool) -> Result<()> {
         let width = self.width;
         let limit = self.layout.shard_tokens;
@@ -182,11 +208,12 @@ impl ShardWriter {
             let (now, later) = ids.split_at(take);
             bytes.clear();
             match width {
+                // The cast loses nothing: the width holds every id below vocab_size.
                 Width::Two => bytes.extend(now.iter().flat_map(|&id| (id as u16).to_le_bytes())),
                 Width::Four => bytes.extend(now.iter().flat_map(|&id| id.to_le_bytes())),
             }
             open.bin.write(&bytes)?;
-            // As long as all tokens of this shard are carried, the document before is still going on.
+            // While all tokens of this shard are carried, the document before is still going on.
             if middle && open.tokens == open.carried {
                 open.carried += take as u64;
             }
@@ -198,12 +225,14 @@ impl ShardWriter {
     }
 
     /// The shard that takes the next token.
+    ///
+    /// Finishes a full shard and begins a new one.
     fn room(&mut self) -> Result<&mut Open> {
         if self
             .shard
             .as_ref()
-            // A full shard is closed by the next token and not by its last: a dataset that ends just there
-            // has no empty shard.
+            // A full shard is closed by the next token and not by its last: a dataset that ends
+            // just there has no empty shard.
             .is_some_and(|open| open.tokens == self.layout.shard_tokens)
         {
             self.finish_shard()?;
@@ -227,11 +256,13 @@ impl ShardWriter {
         self.shard.as_mut().ok_or_else(missing)
     }
 
+    /// The name of the shard in work, with this extension.
     fn path(&self, extension: &str) -> PathBuf {
         let name = format!("{}-{:05}.{extension}", self.layout.split, self.done.len());
         self.layout.folder.join(name)
     }
 
+    /// Closes the shard in work, if there is one, and records it.
     fn finish_shard(&mut self) -> Result<()> {
         let Some(open) = self.shard.take() else {
             return Ok(());
@@ -249,6 +280,7 @@ impl ShardWriter {
         // The sidecar first: a `.bin` under its real name always has its lengths beside it.
         let lengths = open.doc.finish(None, &self.path("doc"))?;
         let blocks = open.bin.finish(Some(&header), &self.path("bin"))?;
+        // A rename survives a crash only once the folder is synced.
         sync_folder(&self.layout.folder)?;
         let name = format!("{}-{:05}.bin", self.layout.split, self.done.len());
         self.done.push(ShardRecord {
@@ -263,6 +295,8 @@ impl ShardWriter {
     }
 
     /// Finishes the last shard and returns all of them.
+    ///
+    /// No documents give no shards. The caller writes the records into the manifest.
     pub fn finish(mut self) -> Result<Vec<ShardRecord>> {
         self.finish_shard()?;
         Ok(self.done)
