@@ -29,6 +29,7 @@ class Row(NamedTuple):
     reference: tuple[str, ...] = ()
 
 
+# README.md shows this map, and a test compares the two.
 MAP = (
     Row("settings", "config"),
     Row("text", "corpus"),
@@ -106,6 +107,7 @@ def is_command(module: str) -> bool:
         path = path.with_name("__main__.py")
     if path is None or not path.is_file():
         return False
+    # The file is parsed and never imported: a map must not wait for torch.
     return any(
         isinstance(node, ast.FunctionDef) and node.name == "main"
         for node in ast.parse(path.read_text(encoding="utf-8")).body

@@ -36,7 +36,7 @@ def find(name: str) -> torch.device:
 
 
 def find_or_best(name: str) -> torch.device:
-    """The device of a setting, or the best there is where this machine has none of that kind."""
+    """The device of a setting, or the best of this machine if it has none of that kind."""
     try:
         return find(name)
     except ValueError:
@@ -79,6 +79,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         start = time.perf_counter()
         # Reading one number waits for an asynchronous device.
         (a @ a)[0, 0].item()
+        # The best and not the mean: other work on the machine can only make a product slower.
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
@@ -87,6 +88,7 @@ def memory_bytes(device: torch.device) -> int:
     """Peak so far: of the device's allocator on CUDA, of the whole process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # In bytes on macOS, in KiB on Linux.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -110,6 +112,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
         # To set it again would turn the caller's `warn_only=True` into errors.
         yield
         return
+    # Not on a GPU, where operations without a repeatable form would raise.
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -120,6 +123,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies matrices in bfloat16 faster than in float32."""
     if device.type == "cuda":
+        # Without this keyword torch also says yes for GPUs that only emulate bfloat16, slowly.
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capabilities = (
@@ -137,6 +141,7 @@ def not_finite(what: str, value: float, dtype: torch.dtype, model: nn.Module) ->
     name = str(dtype).removeprefix("torch.")
     problem = f"{what} is {value} in {name}"
     weights = model.named_parameters()
+    # The weights first: if one is not finite, the dtype of the computation is not the cause.
     bad = next((key for key, weight in weights if not weight.isfinite().all()), None)
     if bad is not None:
         return f"{problem}: its weights are not finite ({bad}): take another checkpoint"

@@ -8,8 +8,8 @@ A draft is written beside the folder, `.NAME.tinylm-draft-*`: every file, and th
 MANIFEST.json, which holds their sizes and hashes, is written and fsynced; then the draft itself
 is fsynced, renamed to its final name, and the parent fsynced. A folder in the way is renamed to
 `.NAME.tinylm-aside-*` and removed last, so that at every instant the old or the new one is
-there, whole. The writer holds a lock on both, which ends with its process however that dies:
-what is not locked is left over from a dead writer, and `recover` clears it away.
+there, whole. The writer holds a lock on both, which ends with its process, however it ends:
+a folder without a lock is left over from a dead writer, and `recover` clears it away.
 
 The hash is SHA-256: it is in the standard library, processors have instructions for it (1 to
 2 GB/s per core), and the Hugging Face Hub shows the same number for each file.
@@ -31,6 +31,7 @@ from typing import Any
 from tinylm import disk
 
 MANIFEST = "MANIFEST.json"
+# Both names begin with a dot, so no listing of checkpoints takes them for one.
 DRAFT, ASIDE = ".tinylm-draft-", ".tinylm-aside-"
 # Bytes handed to the system at once: small enough that Ctrl-C is answered soon.
 CHUNK = 16 << 20
@@ -55,6 +56,7 @@ class Draft:
         path = self.folder / name
         write(path)
         disk.sync(path)
+        # Hashed from the disk, unlike `add`: this writer hands out no pieces.
         self.files[name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
 
 
@@ -62,6 +64,7 @@ class Draft:
 def whole(folder: Path) -> Iterator[Draft]:
     """A draft that becomes `folder`, or takes its place, when the block ends without an error."""
     _make(folder.parent)
+    # Leftovers go first: they may hold the space that this write needs.
     recover(folder.parent)
     with ExitStack() as stack:
         path, handle = _draft(folder, stack)
@@ -70,6 +73,8 @@ def whole(folder: Path) -> Iterator[Draft]:
             yield draft
             _write(path / MANIFEST, [_manifest(draft.files)])
             with disk.naming(path):
+                # The folder's own entries: without this the files may be whole and their names
+                # lost.
                 os.fsync(handle)
             _swap(path, folder)
         except BaseException:
@@ -92,6 +97,7 @@ def check(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     """`verify` for some of the files, given with their sizes and hashes."""
     # Hashing leaves the interpreter's lock: the two large files go side by side.
     with ThreadPoolExecutor(max_workers=4) as pool:
+        # Without `list` an error inside a thread would go unseen.
         list(pool.map(lambda name: _check(folder / name, files[name]), files))
 
 
@@ -109,6 +115,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         ) from None
     try:
         files: dict[str, dict[str, Any]] = json.loads(found)["files"]
+        # A name with a slash would read outside the folder.
         whole = _manifest(files) == found and all(Path(name).name == name for name in files)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
@@ -125,6 +132,7 @@ def restore(folder: Path) -> None:
     if folder.exists():
         return
     for aside in sorted(folder.parent.glob(f".{folder.name}{ASIDE}*")):
+        # If the writer lives, it holds this lock and is about to rename: hands off.
         with suppress(OSError), _locked(aside):
             os.rename(aside, folder)
             return
@@ -134,6 +142,7 @@ def recover(parent: Path) -> None:
     """Clear away what dead writers left in `parent`; folders that live ones hold stay."""
     for path in sorted(parent.glob(f".*{ASIDE}*")):
         restore(parent / path.name[1:].rpartition(ASIDE)[0])
+    # Only after all that can be put back is back.
     for mark in (ASIDE, DRAFT):
         for path in sorted(parent.glob(f".*{mark}*")):
             # What cannot be removed, held or not, is no reason to fail: it is only in the way.
@@ -150,6 +159,8 @@ def remove(folder: Path) -> None:
     with _locked(folder):
         doomed = folder.parent / f".{folder.name}{DRAFT}{secrets.token_hex(4)}"
         os.rename(folder, doomed)
+        # The rename must be on disk before the first file goes: a loss of power then leaves a whole
+        # checkpoint or a draft, never half a checkpoint.
         disk.sync(folder.parent)
         shutil.rmtree(doomed)
 
@@ -173,6 +184,7 @@ def _swap(draft: Path, folder: Path) -> None:
         if folder.exists():
             stack.enter_context(_locked(folder))
             aside = folder.parent / f".{folder.name}{ASIDE}{secrets.token_hex(4)}"
+            # Set aside first: a rename cannot replace a folder that holds files.
             os.rename(folder, aside)
         try:
             os.rename(draft, folder)
@@ -190,6 +202,7 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write and fsync a new file; returns its entry for the manifest."""
     size, digest = 0, hashlib.sha256()
     with disk.naming(path):
+        # O_EXCL: a name that is written twice in one draft is an error of the caller.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             for piece in pieces:
@@ -206,6 +219,7 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
 
 def _check(path: Path, expected: dict[str, Any]) -> None:
     try:
+        # The size first: it costs nothing, and it says more of a torn file than a hash does.
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise ValueError(
@@ -245,6 +259,7 @@ def _make(folder: Path) -> None:
     if folder.is_dir():
         return
     _make(folder.parent)
+    # Another process may have made it a moment ago.
     with suppress(FileExistsError):
         os.mkdir(folder)
     disk.sync(folder.parent)
@@ -253,6 +268,8 @@ def _make(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[int]:
     """Hold `folder` and yield its handle; `BlockingIOError` where another writer holds it."""
+    # The lock is on the folder itself: it follows a rename, and there is no lock file to clear
+    # away.
     handle = os.open(folder, os.O_RDONLY)
     try:
         with disk.naming(folder):

@@ -37,7 +37,7 @@ OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class Training:
-    """What it takes to go on training: the optimizer's `state()`, and what else JSON can hold."""
+    """What a run needs to resume: the optimizer's `state()`, and the rest as JSON."""
 
     step: int
     tokens: int
@@ -63,6 +63,7 @@ def save(
     contents = origin.contents(model, tokenizer)
     tensors = convert.export_tensors(contents[CONFIG]["model_type"], model.state_dict())
     with files.whole(folder) as draft:
+        # Some versions of transformers refuse a file that does not name its framework.
         draft.add(WEIGHTS, pieces(tensors, {"format": "pt"}))
         if tokenizer is not None:
             draft.add_written(origin.TOKENIZER, tokenizer.save)
@@ -72,6 +73,7 @@ def save(
             draft.add(name, [content] if isinstance(content, bytes) else _json(content))
         if training is not None:
             state = {"step": training.step, "tokens": training.tokens, "state": training.state}
+            # In files of their own: a reader of the model alone need not load them.
             draft.add(OPTIMIZER, pieces(training.optimizer))
             draft.add(STATE, _json(state))
     return folder
@@ -104,6 +106,7 @@ def load(
         tensors = convert.tidy(kind, tensors, tied=config.tied)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    # Names and shapes without memory: the model itself is made only if the tensors fit.
     with torch.device("meta"):
         expected = convert.export_tensors(kind, Model(config).state_dict())
     check_tensors(folder, expected, tensors)
@@ -140,6 +143,7 @@ def _find(path: Path, *names: str, verify: bool) -> Path:
     A run's checkpoint without a manifest counts as unfinished wherever TinyLM chooses, but not
     for the model (no `names`) of one that is named: people edit config.json and then remove it.
     """
+    # A writer that died between its two renames has left this folder under another name.
     files.restore(path)
     if (path / steps.FOLDER).is_dir() and not (path / CONFIG).exists():
         return steps.latest(path)
@@ -157,6 +161,7 @@ def _find(path: Path, *names: str, verify: bool) -> Path:
 
 
 def _check_fit(tokenizer: "Tokenizer | None", model: Model, folder: Path) -> None:
+    # Fewer tokens than rows are no error: published models round their tables up.
     rows = model.embedding.num_embeddings
     if tokenizer is not None and tokenizer.vocab_size > rows:
         raise ValueError(

@@ -34,6 +34,7 @@ def read(folder: Path, content: Mapping[str, Any], tokenizer: "Tokenizer | None"
     kept = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     for name in (GENERATION, TOKENIZER_CONFIG):
         if name in kept:
+            # Read only to refuse a broken file now, by its name, and not when the model is saved.
             read_json(folder / name)
     generation = json.loads(kept[GENERATION]) if GENERATION in kept else None
     try:
@@ -52,11 +53,13 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
         source = folder
     else:
         return None
+    # Imported late: a folder without a tokenizer needs none of it.
     from tinylm.tokenizer import Tokenizer
 
     try:
         return Tokenizer.load(source)
     except ValueError as error:
+        # A manifest shows that TinyLM wrote this tokenizer, so an error is damage and no warning.
         if (folder / files.MANIFEST).exists():
             raise
         message = f"{source}: TinyLM cannot read this tokenizer, you get None: {error}"

@@ -14,6 +14,8 @@ _STEP = re.compile(r"step-(\d+)")
 
 def path_of(run: str | Path, step: int) -> Path:
     """Where a run keeps the checkpoint of a step: RUN/checkpoints/step-00000100."""
+    # Eight digits, so that listings sort by step. Longer numbers work too, because `_newest_first`
+    # compares numbers.
     return Path(run) / FOLDER / f"step-{step:08d}"
 
 
@@ -39,6 +41,7 @@ def latest(run: str | Path) -> Path:
     problems = []
     for checkpoint in _newest_first(Path(run)):
         try:
+            # The manifest alone proves nothing of the bytes, so every file is read, each time.
             files.verify(checkpoint)
         except (ValueError, OSError) as error:
             problems.append(str(error))
@@ -66,6 +69,8 @@ def purge(run: str | Path, keep: int, *, also_keep: Collection[int] = ()) -> lis
     files.recover(Path(run) / FOLDER)
     valid, deleted = 0, []
     for checkpoint in _newest_first(Path(run)):
+        # Older than enough good ones: need not be read to be deleted. A damaged one that is newer
+        # stays, for its owner to look at.
         if valid >= keep:
             if step_of(checkpoint) not in also_keep:
                 files.remove(checkpoint)

@@ -1,9 +1,9 @@
 """Named tensors to the pieces of a safetensors file, one tensor in memory at a time.
 
-The library reads these files and could write them, but only by holding a second and third
-copy of all tensors in memory, or past the hands of those who hash, fsync and report a full
-disk. The format: the header's length (8 bytes, little-endian), the header (JSON, padded with
-spaces to a multiple of 8: {name: {"dtype", "shape", "data_offsets": [start, end]}}), then the
+The library reads these files. It could also write them, but then it holds one or two more copies
+of all tensors in memory, or it leaves out the hash, the fsync and the report of a full disk that
+`files` needs. The format: the header's length (8 bytes, little-endian), the header (JSON, padded
+with spaces to a multiple of 8: {name: {"dtype", "shape", "data_offsets": [start, end]}}), then the
 numbers, without holes. Source: https://github.com/huggingface/safetensors#format.
 """
 
@@ -55,5 +55,8 @@ def pieces(
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in names:
+        # One at a time: a copy of all tensors on the host would need the model's size once more.
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        # As bytes before NumPy, which has no bfloat16. Flat before that: torch cannot view a scalar
+        # in a dtype of another size.
         yield flat.view(torch.uint8).numpy().data

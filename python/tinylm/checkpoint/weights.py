@@ -25,6 +25,7 @@ NAMED = 3
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder by their names in the files; every number is finite."""
+    # Before the weights: a folder may hold both, and the base model alone would give wrong text.
     if (folder / ADAPTER).exists():
         raise ValueError(
             f"{folder / ADAPTER}: TinyLM reads no adapters: merge it into the weights "
@@ -50,6 +51,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 f"{folder}: {name} has dtype {tensor.dtype}: expected floating point of 16, 32 "
                 f"or 64 bits; TinyLM reads no quantised weights"
             )
+        # Every number is read once: a nan in a weight would show only as bad text.
         finite = tensor.isfinite()
         if not finite.all():
             raise ValueError(
@@ -106,6 +108,7 @@ def widest(tensors: Mapping[str, Tensor]) -> torch.dtype:
     dtypes = iter({tensor.dtype for tensor in tensors.values()})
     found = next(dtypes)
     for dtype in dtypes:
+        # float16 and bfloat16 give float32: neither holds the numbers of the other.
         found = torch.promote_types(found, dtype)
     return found
 
@@ -125,6 +128,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         for key in part:
             if key in tensors:
                 raise ValueError(f"{folder / name}: {key} is in another shard as well")
+            # A tensor that the index does not list may be a leftover of another model.
             if shards.get(key) != name:
                 raise ValueError(f"{folder / name}: {index.name} lists no {key} in this shard")
         tensors |= part

@@ -23,6 +23,7 @@ class Corpus:
     fingerprint: str
     val_fraction: float
     separator: str
+    # A function and not an iterator: a run reads a split several times.
     documents: Callable[[bool], Iterator[str]]
     notes: tuple[str, ...] = ()
 
@@ -53,7 +54,9 @@ def in_validation(label: bytes, val_fraction: float) -> bool:
     The high bits would serve as well, but among the files of the standard library that they hold
     out, one generated file of English prose is 70% of the text.
     """
+    # SHA-256, because Python's own `hash` of bytes changes from process to process.
     number = int.from_bytes(hashlib.sha256(label).digest()[-8:], "big")
+    # The fraction 1 becomes 2**64 exactly, which is above every number: all is validation.
     return number < val_fraction * 2**64
 
 

@@ -37,6 +37,7 @@ def file(
 def _cut_in_two(text: Text, source: str, val_fraction: float) -> Documents:
     """The first part of a text to train on, the last to validate on."""
     size, path = text.size, text.path
+    # By bytes and not by characters: the file need not be read to find the place.
     cut = _cut(path, int((1 - val_fraction) * size))
     if val_fraction < 1 and cut in (0, size):
         raise ValueError(
@@ -64,6 +65,7 @@ def _cut(path: Path, at: int) -> int:
         first = max(0, at - 3)
         file.seek(first)
         data = file.read(at - first + 1)
+    # Bytes of the form 10xxxxxx continue a character.
     while at > first and data[at - first] & 0xC0 == 0x80:
         at -= 1
     return at

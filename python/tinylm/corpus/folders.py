@@ -81,6 +81,7 @@ def _walk(root: Path, left: Left, skipped: Collection[str] = ()) -> list[Path]:
     def failed(error: OSError) -> None:
         left.add(Path(str(error.filename)), "unreadable folders")
 
+    # By default `os.walk` skips a folder that it cannot list, in silence: `failed` counts it.
     for place, folders, names in os.walk(root, onerror=failed):
         home = Path(place)
         for name in [name for name in folders if name not in skipped]:
@@ -131,6 +132,7 @@ def _of_texts(
 ) -> Corpus:
     digest = hashlib.sha256()
     for text in texts:
+        # A zero byte ends the name, because no name holds one: two folders cannot give equal bytes.
         digest.update(text.label + b"\0" + bytes.fromhex(text.digest))
     documents, note = split(texts, val_fraction, source)
     notes = [*_first_of_each(texts), *([note] if note else [])]

@@ -46,6 +46,7 @@ class Marks:
             self.blank += self.count > 0 and self._is_blank and _is_blank(part)
             self._is_blank = True
             self.count += 1
+        # The rest may begin a mark that ends in the next block, so it is not yet blank or text.
         done, self._rest = _cut(last, mark)
         self._is_blank = self._is_blank and _is_blank(done)
 

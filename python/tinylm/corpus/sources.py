@@ -24,6 +24,7 @@ def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path
         raise ValueError(f"data.val_fraction={val_fraction} must be above 0 and at most 1")
     if not separator:
         raise ValueError("data.separator='': must be auto, off or a text between documents")
+    # Names come before paths: a folder of the same name is reached as ./stdlib.
     if source == "stdlib":
         return standard_library(val_fraction, separator)
     if source in DATASETS:

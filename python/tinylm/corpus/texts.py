@@ -13,6 +13,7 @@ from tinylm.corpus.kinds import HEAD, NoTextError, has_rows, refuse_foreign
 from tinylm.corpus.rows import rows
 from tinylm.corpus.separators import USUAL, Marks, separated
 
+# Files may be larger than memory: only a document is ever held whole.
 BLOCK = 1 << 20
 
 # What decides the split of a document: bytes of its content, or the name of its file.
@@ -108,6 +109,7 @@ def inspect(path: Path, label: bytes, separator: str, sha256: str | None = None)
     is_rows = has_rows(path)
     mark = None if separator == "off" or is_rows else USUAL if separator == "auto" else separator
     digest = hashlib.sha256()
+    # Incremental: a character may lie on the border of two blocks.
     utf8 = codecs.getincrementaldecoder("utf-8")()
     marks = None if mark is None else Marks(mark.encode())
     at = 0

@@ -1,4 +1,4 @@
-"""Which folder of shards belongs to a text: named by content, found again by its manifest."""
+"""The folder of shards that belongs to a text: its name comes from a hash of the content."""
 
 import hashlib
 import json
@@ -24,6 +24,8 @@ def default_folder(corpus: Corpus, tokenizer_sha256: str) -> Path:
         return old
     content = [corpus.fingerprint, corpus.val_fraction, tokenizer_sha256]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    # Eight digits keep the name short. Two contents with the same digits share no shards: `prepare`
+    # compares the full hashes.
     return PROCESSED / f"{name}-{digest[:8]}"
 
 
@@ -58,6 +60,7 @@ def find(
         fits = _fits(manifest, source, val_fraction, separator, tokenizer_sha256)
         if fits if fingerprint is None else manifest.fingerprint("train") == fingerprint:
             found.append(((folder / NAME).stat().st_mtime_ns, folder))
+    # The name breaks ties of time, so that the answer does not depend on the disk's order.
     return max(found)[1] if found else None
 
 
@@ -71,6 +74,7 @@ def _folders(source: str) -> Iterator[Path]:
 def _manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder; None where there is none that can be read."""
     try:
+        # A damaged folder is passed over here: it is only one of several that might fit.
         return Manifest.load(folder)
     except (ValueError, OSError):
         return None

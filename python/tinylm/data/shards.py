@@ -34,6 +34,7 @@ class SplitWriter:
     def __init__(
         self, folder: Path, manifest: Manifest, split: str, shard_tokens: int = SHARD_TOKENS
     ) -> None:
+        # It becomes part of file names, which a manifest checks when it is read.
         if not re.fullmatch(r"[A-Za-z0-9_]+", split):
             raise ValueError(f"split {split!r} must consist of letters, digits and _")
         # Of this split alone: another may be finished, and the manifest names its files.
@@ -138,6 +139,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             split = self._writer.finish(self._bytes)
             splits = {**self._manifest.splits, self._split: split}
             self._closed = replace(self._manifest, splits=splits)
+            # Saved before the lock is released: the next writer must find this split.
             self._closed.save(self._folder)
             self._lock.release()
         return self._closed
@@ -213,6 +215,7 @@ class Dataset:
         return cls(Path(path), Manifest.load(path), split)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Handles and mapped files belong to this process.
         return Dataset, (self.folder, self.manifest, self.split)
 
     def read(self, start: int, n: int) -> NDArray[np.uint16] | NDArray[np.uint32]:
@@ -224,6 +227,7 @@ class Dataset:
     def lengths(self) -> NDArray[np.uint32]:
         """Tokens of each document, eos included -> array[n_documents], checked."""
         # Four bytes for each document: small beside the tokens, so it is read whole.
+        # An empty part first, so that a split without shards gives an array of the right dtype.
         parts = [np.frombuffer(self._doc(shard), dtype="<u4") for shard in self.shards]
         return np.concatenate([np.empty(0, np.uint32), *parts])
 
@@ -250,6 +254,7 @@ class Dataset:
         """Each document's ids, without eos."""
         start = 0
         for length in self.lengths().tolist():
+            # Every document ends with eos, so its last token is left out.
             yield self.read(start, length - 1)
             start += length
 
@@ -269,6 +274,7 @@ class Dataset:
 
 
 def _hex(number: int) -> str:
+    # Text, because many readers of JSON round numbers of 64 bits.
     return f"{number:016x}"
 
 
