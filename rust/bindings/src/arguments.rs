@@ -1,4 +1,7 @@
 //! What Python hands over, and how work goes on without the GIL.
+//!
+//! Texts are borrowed from Python's strings, never copied. Ids are copied once, from whatever holds
+//! them, because another thread might change an array while the GIL is released.
 
 use std::time::{Duration, Instant};
 
@@ -14,9 +17,15 @@ use tinylm_tokenizer::Interrupt;
 use crate::error::tokenizer_error;
 
 /// Signals are looked at this often, and a progress callback called a fifth as often.
+///
+/// A Ctrl-C should be answered within 100 ms. A look needs the GIL, which another thread may hold.
 pub(crate) const SIGNALS: Duration = Duration::from_millis(20);
 
 /// Runs `work` without the GIL; the interrupt it gets raises what a signal handler raises.
+///
+/// # Errors
+///
+/// What a signal handler or callback raised, or else the exception for the core's error.
 #[expect(
     clippy::redundant_closure_for_method_calls,
     reason = "the method fits one lifetime only"
@@ -27,12 +36,14 @@ pub(crate) fn detached<T: Send>(
 ) -> PyResult<T> {
     let mut raised = None;
     let done = py.detach(|| {
+        // The clock first: it costs far less than to ask for the GIL.
         let mut last = Instant::now();
         work(&mut || {
             if last.elapsed() < SIGNALS {
                 return Ok(());
             }
             last = Instant::now();
+            // The core cannot carry a Python exception, so it waits here until the work has ended.
             Python::attach(|py| py.check_signals()).map_err(|error| {
                 raised = Some(error);
                 core::Error::Interrupted
@@ -45,6 +56,7 @@ pub(crate) fn detached<T: Send>(
 /// Imports numpy, or raises what stops that. The numpy crate imports it on first use and
 /// panics where it cannot, which a Ctrl-C in the middle of the import is enough for.
 pub(crate) fn import_numpy(py: Python<'_>) -> PyResult<()> {
+    // Remembered only if it succeeds, so a later call tries again.
     static IMPORTED: PyOnceLock<()> = PyOnceLock::new();
     let import = || {
         py.import("numpy._core.multiarray")?;
@@ -58,11 +70,14 @@ pub(crate) fn import_numpy(py: Python<'_>) -> PyResult<()> {
 
 /// A text as Python gives it, borrowed.
 pub(crate) enum Text {
+    /// The UTF-8 that Python keeps beside a string.
     Str(PyBackedStr),
+    /// Any bytes, not only UTF-8.
     Bytes(PyBackedBytes),
 }
 
 impl Text {
+    /// The text as the core takes it.
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Str(text) => text.as_bytes(),
@@ -80,6 +95,7 @@ impl<'py> FromPyObject<'_, 'py> for Text {
                 .map(Self::Str)
                 .map_err(|error| {
                     let value = error.value(object.py());
+                    // Python's error names codec and position; ours also says what helps.
                     match value
                         .getattr("start")
                         .and_then(|start| start.extract::<usize>())
@@ -95,6 +111,7 @@ impl<'py> FromPyObject<'_, 'py> for Text {
         if let Ok(text) = object.cast::<PyBytes>() {
             return Ok(Self::Bytes(text.to_owned().into()));
         }
+        // A bytearray is refused too: it may change while the GIL is released.
         let given = object.get_type().name()?;
         Err(PyTypeError::new_err(format!(
             "text must be str or bytes, not {given}"
@@ -102,7 +119,8 @@ impl<'py> FromPyObject<'_, 'py> for Text {
     }
 }
 
-/// Token ids as Python gives them: a list, an array, a tensor, anything that iterates over integers.
+/// Token ids as Python gives them: a list, an array, a tensor, or anything that iterates over
+/// integers.
 pub(crate) fn ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     // Before the arrays: asking for those imports numpy.
     if let Ok(list) = ids.cast::<PyList>() {
@@ -130,21 +148,28 @@ fn ids_of_array(array: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
     macro_rules! checked {
         ($($kind:ty)*) => { $(
             if let Ok(array) = array.extract::<PyReadonlyArray1<'_, $kind>>() {
+                // As an array of any stride: a slice with a step is an array too.
                 let ids = array.as_array();
                 let ids = ids.iter().map(|&id| u32::try_from(id).map_err(|_| unknown(id)));
                 return ids.collect::<PyResult<_>>().map(Some);
             }
         )* };
     }
+    // The types that people have first: int64 is what torch and NumPy give.
     checked!(i64 i32 u16 u64 i16 u8 i8);
     Ok(None)
 }
 
+/// The error for an id that is negative or too large for any vocabulary.
 fn unknown(id: impl std::fmt::Display) -> PyErr {
     PyKeyError::new_err(format!("token id {id} is not in the vocabulary"))
 }
 
 /// One token id.
+///
+/// # Errors
+///
+/// `TypeError` for what is no integer, `KeyError` for an integer that is no id.
 pub(crate) fn id_of(id: &Bound<'_, PyAny>) -> PyResult<u32> {
     id.extract::<u32>().map_err(|error| {
         if error.is_instance_of::<PyTypeError>(id.py()) {

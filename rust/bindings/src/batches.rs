@@ -1,4 +1,10 @@
 //! Rows and batches as Python sees them.
+//!
+//! The classes hold a core object and convert at the border. The arrays that Python gets are the
+//! memory that the core filled, so a batch is not copied.
+//!
+//! Held to `python/tinylm/reference/order.py` by the rungs `row`, `batches`, `batches resumed` and
+//! `epoch`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +28,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
 
 /// The rows of a dataset in their order.
+///
+/// Frozen: it never changes, so threads of Python may share it without a lock.
 #[pyclass(frozen, module = "tinylm._rust")]
 struct Rows {
     tokens: Arc<core::Tokens>,
@@ -31,6 +39,10 @@ struct Rows {
 
 #[pymethods]
 impl Rows {
+    /// Rows of `context_length` inputs, one each `stride` tokens. `order` is "shuffle",
+    /// "sequential" or "random". Targets after the first id `mask_after` of a row are left out.
+    ///
+    /// Raises `ValueError` for a number out of its range and a dataset too short for a row.
     #[new]
     #[pyo3(signature = (tokens, *, order, seed, context_length, stride, mask_after))]
     fn new(
@@ -63,12 +75,15 @@ impl Rows {
         })
     }
 
+    /// Rows of one epoch.
     #[getter]
     fn n_rows(&self) -> u64 {
         self.plan.n_rows()
     }
 
     /// The token at which row `i` of `epoch` begins.
+    ///
+    /// Raises `ValueError` if an epoch has no row `i`.
     fn start(&self, epoch: u64, i: u64) -> PyResult<u64> {
         self.plan.check_row(i).map_err(dataloader_error)?;
         // A clone, because a plan keeps the permutation it is at and `self` is frozen.
@@ -76,8 +91,11 @@ impl Rows {
     }
 
     /// Row `i` of `epoch`, as int64.
+    ///
+    /// For looking at single rows: each call computes the permutation again.
     fn row<'py>(&self, py: Python<'py>, epoch: u64, i: u64) -> PyResult<Arrays<'py>> {
         self.plan.check_row(i).map_err(dataloader_error)?;
+        // int64, because that is what torch's losses take without a cast.
         let mut batch = Batch::<i64>::default();
         py.detach(|| self.filler().row(epoch, i, &mut batch))
             .map_err(dataloader_error)?;
@@ -86,6 +104,9 @@ impl Rows {
     }
 
     /// Start the threads that make the batches from row `first_row` on.
+    ///
+    /// Batch k has rows `first_row + k * batch_size` and so on; this rank gets each `world_size`-th
+    /// of them from `rank` on. `dtype` is "int64" or "int32".
     #[pyo3(signature = (*, batch_size, rank, world_size, first_row, end_row, threads, prefetch, dtype))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn stream(
@@ -99,6 +120,7 @@ impl Rows {
         prefetch: usize,
         dtype: &str,
     ) -> PyResult<Stream> {
+        // Checked by the core: the limits and their messages are the same for every caller.
         let slice = Slice {
             batch_size,
             rank,
@@ -125,6 +147,7 @@ impl Rows {
 }
 
 impl Rows {
+    /// What makes rows, for one thread or for many to clone.
     fn filler(&self) -> Filler<Windows> {
         Filler::new(
             vec![Arc::clone(&self.tokens)],
@@ -134,6 +157,7 @@ impl Rows {
     }
 }
 
+/// A stream of one of the two types that torch takes as indices.
 enum Running {
     Int64(core::Stream<i64>),
     Int32(core::Stream<i32>),
@@ -149,7 +173,10 @@ struct Stream {
 #[pymethods]
 impl Stream {
     /// The next batch, or None at the end.
+    ///
+    /// Raises the error of the batch that would be next, and what a signal handler raises.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Arrays<'py>>> {
+        // A branch for each batch, not for each token.
         match &self.running {
             Running::Int64(stream) => self.wait(py, stream),
             Running::Int32(stream) => self.wait(py, stream),
@@ -157,6 +184,8 @@ impl Stream {
     }
 
     /// End the threads.
+    ///
+    /// Ready batches are lost, and `next` gives None from then on.
     fn close(&self, py: Python<'_>) {
         // Closing waits for the batch in work, and other Python threads must run meanwhile.
         py.detach(|| match &self.running {
@@ -167,6 +196,7 @@ impl Stream {
 }
 
 impl Stream {
+    /// Waits for the next batch in short turns, with a look at the signals between them.
     fn wait<'py, E: Element + numpy::Element>(
         &self,
         py: Python<'py>,
@@ -197,6 +227,7 @@ fn array<E: numpy::Element>(
     row_length: usize,
 ) -> PyResult<Bound<'_, PyAny>> {
     let shape = (values.len() / row_length, row_length);
+    // Fails only if a batch is no whole number of rows, which the core rules out.
     let values = Array2::from_shape_vec(shape, values)
         .map_err(|error| PyValueError::new_err(error.to_string()))?;
     Ok(PyArray2::from_owned_array(py, values).into_any())

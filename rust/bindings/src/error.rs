@@ -1,4 +1,7 @@
 //! From the errors of the two cores to Python's exceptions, each in one exhaustive `match`.
+//!
+//! Without a wildcard, a new kind of error does not compile until its exception is chosen here. The
+//! messages are the cores' own, and no caller rewrites them.
 
 use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError};
 use pyo3::prelude::*;
@@ -15,6 +18,7 @@ pub(crate) fn tokenizer_error(error: tinylm_tokenizer::Error) -> PyErr {
     let message = error.to_string();
     let remedy = error.remedy();
     let exception = match error {
+        // What Python itself raises for a key that is not in a dict.
         Error::UnknownId { .. } | Error::UnknownSpecial(_) => PyKeyError::new_err(message),
         Error::SpecialToken { .. }
         | Error::Vocabulary(_)
@@ -23,16 +27,19 @@ pub(crate) fn tokenizer_error(error: tinylm_tokenizer::Error) -> PyErr {
         | Error::VocabularyTooSmall { .. }
         | Error::EmptyCorpus
         | Error::TooLong { .. } => PyValueError::new_err(message),
+        // Seldom seen: where a signal handler raised something, `detached` raises that instead.
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
     };
     let Some((problem, remedy)) = remedy else {
         return exception;
     };
+    // Attributes and not a class of our own: callers catch ValueError, as for any bad value.
     let named = Python::attach(|py| {
         let value = exception.value(py);
         value.setattr("problem", problem)?;
         value.setattr("remedy", remedy)
     });
+    // If setting them fails, that error is the better one to see.
     named.err().unwrap_or(exception)
 }
 
@@ -40,6 +47,7 @@ pub(crate) fn tokenizer_error(error: tinylm_tokenizer::Error) -> PyErr {
 pub(crate) fn dataloader_error(error: dataloader::Error) -> PyErr {
     match error {
         dataloader::Error::Io { path, source } => match source.raw_os_error() {
+            // With the number, Python makes it a FileNotFoundError, a PermissionError and so on.
             Some(number) => {
                 PyOSError::new_err((number, message(number, &source), path.into_os_string()))
             }

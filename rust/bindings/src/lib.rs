@@ -1,4 +1,7 @@
 //! `tinylm._rust`: the two Rust cores as seen from Python. Conversion only, no algorithm.
+//!
+//! One rule holds in every file: work that may take long runs without the GIL and looks for Ctrl-C
+//! every few milliseconds. Types and docstrings for Python are in `python/tinylm/_rust.pyi`.
 
 use pyo3::prelude::*;
 
@@ -13,6 +16,7 @@ mod tokenizer;
 mod rust {
     use pyo3::prelude::*;
 
+    /// Adds everything that Python sees, each file its own part.
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -25,6 +29,7 @@ mod rust {
                 "release"
             },
         )?;
+        // Each file registers its classes, so that a new class changes one file.
         super::tokenizer::register(module)?;
         super::shards::register(module)?;
         super::batches::register(module)

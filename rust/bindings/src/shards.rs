@@ -1,4 +1,8 @@
 //! Shards as Python sees them: written, read as one array, hashed.
+//!
+//! The manifest is Python's part: it gives its entries as tuples and gets records back as tuples.
+//! Held to `python/tinylm/reference/shards.py` by the rungs `shards written`, `shards read`,
+//! `tokens` and `damage`.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +18,7 @@ use tinylm_dataloader::{self as core, Element, ShardEntry};
 
 use crate::error::dataloader_error;
 
-/// Tokens read between two looks for Ctrl-C.
+/// Tokens read between two looks for Ctrl-C: 8 or 16 MiB.
 const READ_CHUNK: usize = 1 << 22;
 
 /// (name, tokens, documents, header hash, block hashes, hashes of the lengths)
@@ -23,11 +27,16 @@ type Record = (String, u64, u64, u64, Vec<u64>, Vec<u64>);
 type Entry = (PathBuf, u64, u64, Option<u64>, Option<Vec<u64>>);
 
 /// Documents to shards.
+///
+/// The mutex makes it safe for threads of Python; None inside means that it is finished.
 #[pyclass(frozen, module = "tinylm._rust")]
 struct ShardWriter(Mutex<Option<core::ShardWriter>>);
 
 #[pymethods]
 impl ShardWriter {
+    /// A writer into `folder`, which must exist. No file is made before the first document.
+    ///
+    /// Raises `ValueError` for a number out of its range.
     #[new]
     #[pyo3(signature = (folder, *, split, vocab_size, eos_id, shard_tokens, tokenizer_sha256))]
     fn new(
@@ -51,6 +60,9 @@ impl ShardWriter {
     }
 
     /// Append the documents `ids[offsets[k]:offsets[k + 1]]`, each ended by eos.
+    ///
+    /// Raises `ValueError` for an id that is not below the size of the vocabulary, and `OSError` if
+    /// writing fails. Documents before the refused one stay.
     fn add(
         &self,
         py: Python<'_>,
@@ -73,6 +85,7 @@ impl ShardWriter {
                         ids.len()
                     ))
                 })?;
+            // For each document: the disk may be slow, and other threads should run meanwhile.
             py.detach(|| match &mut *lock(&self.0) {
                 Some(writer) => writer.add(document),
                 None => Err(core::Error::Invalid("the writer is closed".to_owned())),
@@ -83,6 +96,8 @@ impl ShardWriter {
     }
 
     /// Finish the last shard; one record per shard.
+    ///
+    /// A second call returns no records.
     fn finish(&self, py: Python<'_>) -> PyResult<Vec<Record>> {
         let records = py
             .detach(|| {
@@ -92,6 +107,7 @@ impl ShardWriter {
                     .map_or_else(|| Ok(Vec::new()), core::ShardWriter::finish)
             })
             .map_err(dataloader_error)?;
+        // A tuple, because a class with six fields would be one more type to keep in two places.
         let record = |r: core::write::ShardRecord| {
             (r.name, r.tokens, r.documents, r.header, r.blocks, r.lengths)
         };
@@ -100,11 +116,17 @@ impl ShardWriter {
 }
 
 /// Shards as one array.
+///
+/// Frozen and shared with [`crate::batches`]: both use one cache of blocks.
 #[pyclass(frozen, module = "tinylm._rust")]
 pub(crate) struct Tokens(pub(crate) Arc<core::Tokens>);
 
 #[pymethods]
 impl Tokens {
+    /// Opens shards of `itemsize` bytes per token, 2 or 4, and checks their sizes and headers.
+    ///
+    /// Raises `OSError` for a file that cannot be read, `ValueError` for one that differs from its
+    /// entry.
     #[new]
     fn new(shards: Vec<Entry>, itemsize: usize) -> PyResult<Self> {
         let width = match itemsize {
@@ -116,6 +138,7 @@ impl Tokens {
                 )));
             }
         };
+        // Moved, not copied: a large dataset has a hash for each MiB.
         let entries = shards
             .into_iter()
             .map(|(path, tokens, payload, header, blocks)| ShardEntry {
@@ -131,13 +154,17 @@ impl Tokens {
         Ok(Self(Arc::new(tokens)))
     }
 
+    /// Tokens in all shards.
     #[getter]
     fn n_tokens(&self) -> u64 {
         self.0.n_tokens()
     }
 
     /// Tokens `start..start + n` as they lie on disk: uint16 or uint32.
+    ///
+    /// Raises `ValueError` for tokens past the end and for a damaged block.
     fn read<'py>(&self, py: Python<'py>, start: u64, n: usize) -> PyResult<Bound<'py, PyAny>> {
+        // The type of the array follows the file: nothing is widened that the caller may not want.
         match self.0.width() {
             Width::Two => Ok(self.read_as::<u16>(py, start, n)?.into_any()),
             Width::Four => Ok(self.read_as::<u32>(py, start, n)?.into_any()),
@@ -145,6 +172,8 @@ impl Tokens {
     }
 
     /// Read and hash one block.
+    ///
+    /// Raises `ValueError` with the file and the byte if it is damaged.
     fn verify(&self, py: Python<'_>, shard: usize, block: usize) -> PyResult<()> {
         py.detach(|| self.0.verify(shard, block))
             .map_err(dataloader_error)
@@ -152,6 +181,7 @@ impl Tokens {
 }
 
 impl Tokens {
+    /// Reads in chunks, with a look at the signals after each.
     fn read_as<'py, E: Element + numpy::Element>(
         &self,
         py: Python<'py>,
@@ -173,6 +203,7 @@ impl Tokens {
     }
 }
 
+/// The lock, also after a panic in another thread: otherwise every later call would panic too.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,7 @@
 //! The tokenizer as Python sees it.
+//!
+//! Held to `python/tinylm/reference/byte_bpe.py` by the rungs of `tests/rungs/text.py` and
+//! `tests/rungs/vocabulary.py`: each public method has one.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -31,14 +34,19 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 }
 
 /// A vocabulary with its merges, pattern and added tokens; immutable.
+///
+/// Frozen: any number of Python threads may use it at once.
 #[pyclass(frozen, module = "tinylm._rust")]
 struct Tokenizer {
     core: core::Tokenizer,
+    /// A Python integer for each id, made for the first long list.
     integers: PyOnceLock<Vec<Py<PyInt>>>,
 }
 
 impl Tokenizer {
+    /// The core's policy for `special`: a name, or a set of special tokens to allow.
     fn policy(&self, special: &Bound<'_, PyAny>) -> PyResult<Policy> {
+        // First: a string iterates too, and must not be taken for a set of characters.
         if let Ok(name) = special.cast::<PyString>() {
             return match name.to_str()? {
                 "raise" => Ok(Policy::Raise),
@@ -57,10 +65,14 @@ impl Tokenizer {
         self.core.only(&tokens).map_err(tokenizer_error)
     }
 
+    /// A Python list of ids.
+    ///
+    /// Every id is below `vocab_size`, since the core made it, so the index is never out of range.
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
         if ids.len() < READY_INTEGERS && self.integers.get(py).is_none() {
             return PyList::new(py, ids);
         }
+        // A new integer is an allocation; a ready one only gets one more reference.
         let integers = self.integers.get_or_try_init(py, || {
             (0..self.core.vocab_size())
                 .map(|id| Ok(id.into_pyobject(py)?.unbind()))
@@ -76,6 +88,10 @@ impl Tokenizer {
     reason = "pyo3 hands arguments over by value"
 )]
 impl Tokenizer {
+    /// From ordinary tokens and their ids, merges or None for tiktoken's rule, and added tokens as
+    /// (content, id, special, late).
+    ///
+    /// Raises `ValueError` if the parts contradict each other.
     #[new]
     #[pyo3(signature = (tokens, merges, whole_pieces, pattern, added_tokens))]
     fn new(
@@ -85,6 +101,7 @@ impl Tokenizer {
         pattern: String,
         added_tokens: Vec<(String, u32, bool, bool)>,
     ) -> PyResult<Self> {
+        // Copied: the core keeps no objects of Python.
         let mut ordinary = Vec::with_capacity(tokens.len());
         for (token, id) in tokens {
             ordinary.push((token.extract::<PyBackedBytes>()?.to_vec(), id.extract()?));
@@ -111,16 +128,22 @@ impl Tokenizer {
         })
     }
 
+    /// One more than the largest id.
     #[getter]
     fn vocab_size(&self) -> usize {
         self.core.vocab_size()
     }
 
+    /// The name of the pattern, or its regular expression.
     #[getter]
     fn pattern(&self) -> &str {
         self.core.pattern().name()
     }
 
+    /// The ids of `text` as a list. `special` is "raise", "allow", "text" or a set of special
+    /// tokens.
+    ///
+    /// Raises `ValueError` for a special token that is not allowed.
     fn encode<'py>(
         &self,
         py: Python<'py>,
@@ -132,18 +155,21 @@ impl Tokenizer {
         self.list(py, &ids)
     }
 
+    /// The ids of `text` as an array: quicker than the list, as nothing is made for each id.
     fn encode_array<'py>(
         &self,
         py: Python<'py>,
         text: Text,
         special: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        // Before the work, because it may fail or be interrupted.
         import_numpy(py)?;
         let policy = self.policy(special)?;
         let ids = detached(py, |stop| self.core.encode(text.bytes(), &policy, stop))?;
         Ok(ids.into_pyarray(py))
     }
 
+    /// The ids of all texts in one array, and where those of each begin, with the end at last.
     fn encode_batch<'py>(
         &self,
         py: Python<'py>,
@@ -153,6 +179,7 @@ impl Tokenizer {
         import_numpy(py)?;
         let policy = self.policy(special)?;
         let texts: Vec<&[u8]> = texts.iter().map(Text::bytes).collect();
+        // 0 threads: one for each core.
         let (ids, offsets) = detached(py, |stop| self.core.encode_batch(&texts, &policy, 0, stop))?;
         Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
     }
@@ -164,11 +191,14 @@ impl Tokenizer {
             .map_err(tokenizer_error)
     }
 
+    /// How many ids `text` has.
     fn count(&self, py: Python<'_>, text: Text, special: &Bound<'_, PyAny>) -> PyResult<usize> {
         let policy = self.policy(special)?;
+        // Nothing cheaper than encoding knows the number.
         Ok(detached(py, |stop| self.core.encode(text.bytes(), &policy, stop))?.len())
     }
 
+    /// The bytes of `ids`, joined. Raises `KeyError` for an id that no token has.
     fn decode_bytes<'py>(
         &self,
         py: Python<'py>,
@@ -179,18 +209,21 @@ impl Tokenizer {
         Ok(PyBytes::new(py, &bytes))
     }
 
+    /// The text of `ids`. Bytes that are not UTF-8 become U+FFFD, or an error with errors="strict".
     fn decode<'py>(
         &self,
         py: Python<'py>,
         ids: &Bound<'py, PyAny>,
         errors: &str,
     ) -> PyResult<Bound<'py, PyString>> {
+        // Before the work: a wrong word must fail for every text, not only for invalid ones.
         if !matches!(errors, "replace" | "strict") {
             let message = format!("errors={errors:?}: expected \"replace\" or \"strict\"");
             return Err(PyValueError::new_err(message));
         }
         let ids = ids_of(ids)?;
         let bytes = detached(py, |_| self.core.decode(&ids))?;
+        // Valid text, nearly always, is checked once and copied once.
         match std::str::from_utf8(&bytes) {
             Ok(text) => Ok(PyString::new(py, text)),
             Err(error) if errors == "strict" => Err(PyValueError::new_err(format!(
@@ -218,6 +251,7 @@ struct DecodeStream {
 
 #[pymethods]
 impl DecodeStream {
+    /// A stream for the tokens of `tokenizer`, empty at first.
     #[new]
     fn new(tokenizer: Py<Tokenizer>) -> Self {
         Self {
@@ -226,9 +260,11 @@ impl DecodeStream {
         }
     }
 
+    /// The text that this id completes: perhaps none, perhaps several characters.
     fn push(&self, id: &Bound<'_, PyAny>) -> PyResult<String> {
         let tokenizer = &self.tokenizer.get().core;
         let id = id_of(id)?;
+        // Looked up here: the core's stream takes bytes and knows no ids.
         let token = tokenizer.token(id).ok_or_else(|| {
             let vocab_size = tokenizer.vocab_size();
             tokenizer_error(core::Error::UnknownId {
@@ -243,6 +279,7 @@ impl DecodeStream {
             .push(token))
     }
 
+    /// What is left: nothing, or U+FFFD for a character cut short.
     fn finish(&self) -> String {
         self.core
             .lock()
@@ -263,6 +300,7 @@ struct WordCounts {
     reason = "pyo3 hands arguments over by value"
 )]
 impl WordCounts {
+    /// Counts for a pattern and the special tokens that divide the text; 0 threads for all cores.
     #[new]
     fn new(pattern: &str, special_tokens: Vec<String>, threads: usize) -> PyResult<Self> {
         let core =
@@ -312,6 +350,7 @@ impl WordCounts {
             if !bpe {
                 return Ok(core::most_frequent(words, target, min_frequency, ties));
             }
+            // The first and the last number are always told; between them one each 100 ms.
             let mut last: Option<Instant> = None;
             core::train_bpe(words, target, min_frequency, ties, &mut |done, target| {
                 stop()?;
@@ -326,6 +365,7 @@ impl WordCounts {
                 Ok(())
             })
         });
+        // The callback's own exception, which the core knows only as an interrupt.
         if let Some(error) = raised {
             return Err(error);
         }
@@ -347,6 +387,7 @@ impl WordCounts {
         Ok((counts.words()?, target))
     }
 
+    /// The lock, also after a panic in another thread: otherwise every later call would panic too.
     fn lock(&self) -> std::sync::MutexGuard<'_, core::WordCounts> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
