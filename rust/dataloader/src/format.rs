@@ -106,6 +106,7 @@ impl Header {
     pub fn to_bytes(&self) -> Vec<u8> {
         let (magic, version) = self.width.magic();
         let mut slots = vec![
+            // In the order of the table at the top of this file.
             magic,
             version,
             // No cast loses anything: `MAX_SHARD_TOKENS` bounds counts and ids.
@@ -117,6 +118,7 @@ impl Header {
             self.vocab_size as i32,
             self.eos_id as i32,
         ];
+        // 32 bytes are eight slots, kept in their order.
         slots.extend(self.tokenizer_sha256.chunks_exact(4).map(le_i32));
         slots.resize(HEADER_BYTES / 4, 0);
         slots.iter().flat_map(|slot| slot.to_le_bytes()).collect()

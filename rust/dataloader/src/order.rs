@@ -262,6 +262,7 @@ impl Shuffle {
     pub fn ahead(&mut self, epoch: u64, i: u64, n: u64) -> Vec<u64> {
         let (block_rows, n_rows) = (self.block_rows, self.n_rows);
         let window_rows = block_rows * WINDOW_BLOCKS;
+        // In slots of blocks; blocks of the next window are spread over the rows of this one.
         let next = (i / window_rows + 1) * WINDOW_BLOCKS;
         let place = i % window_rows;
         let from = place.div_ceil(block_rows);

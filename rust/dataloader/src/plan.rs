@@ -219,6 +219,7 @@ impl Plan for Windows {
         let start = self.start(epoch, i);
         // Only the last row of a sequential epoch has fewer than a context.
         let left = self.n_tokens.saturating_sub(start);
+        // One source and one document, as the batch has no mask.
         pieces.push(Piece {
             source: 0,
             start,

@@ -200,6 +200,7 @@ impl Tokens {
             while at < stop {
                 let byte = (at - first) * width;
                 let block = byte / BLOCK_BYTES as u64;
+                // The end of the tokens or of the block, whichever comes first.
                 let last = ((stop - first) * width).min((block + 1) * BLOCK_BYTES as u64);
                 let base = block * BLOCK_BYTES as u64;
                 visit(
@@ -240,6 +241,7 @@ impl Tokens {
         // A block that was never hashed is read whole even for one token: no byte is trusted.
         let few = reading != Reading::Near || to - from <= SPILL_BYTES;
         if few && shard.is_checked(block) {
+            // Hashed before, and not kept: these tokens are seldom asked for twice.
             let mut bytes = vec![0; to - from];
             shard.read(block, from, &mut bytes)?;
             use_bytes(&bytes);

@@ -96,6 +96,7 @@ impl Shard {
             let problem = format!("the manifest has {} hashes for it", hashes.len());
             return Err(shard.corrupt(shard.entry.payload, problem));
         }
+        // A file without hashes has nothing to be checked against.
         let unhashed = hashes.is_none();
         let checked = (0..n_blocks).map(|_| AtomicBool::new(unhashed)).collect();
         Ok(Self { checked, ..shard })
@@ -175,6 +176,7 @@ impl Shard {
     /// changed since the last.
     pub(crate) fn load(&self, block: usize) -> Result<Vec<u8>> {
         let offset = self.offset(block);
+        // The last block ends with the tokens, and not with the file.
         let size = self.end.saturating_sub(offset).min(BLOCK_BYTES as u64);
         let mut bytes = vec![0; size as usize];
         self.pread(offset, &mut bytes)?;

@@ -121,6 +121,7 @@ impl AddedTokens {
     /// is checked by the vocabulary, which knows all of them.
     pub(crate) fn new(mut tokens: Vec<AddedToken>) -> Result<Self, Error> {
         let fail = |message: String| Err(Error::Vocabulary(message));
+        // Equal contents are then neighbours.
         tokens.sort_by(|a, b| a.content.cmp(&b.content));
         if let Some(pair) = tokens.windows(2).find(|p| p[0].content == p[1].content) {
             // The word that the caller used for it.
@@ -138,6 +139,7 @@ impl AddedTokens {
         let lengths = tokens.iter().map(|token| token.content.len());
         let longest = lengths.max().unwrap_or(0);
         let searches = |special: bool| -> Result<Vec<Search>, Error> {
+            // Late tokens must not match across an early one, so they have a search of their own.
             let early = Search::new(&tokens, |t| !t.late && (special || !t.special))?;
             let late = Search::new(&tokens, |t| t.late && (special || !t.special))?;
             Ok(early.into_iter().chain(late).collect())
@@ -214,6 +216,7 @@ impl AddedTokens {
             Policy::Text => &self.plain,
             Policy::Raise | Policy::Allow | Policy::Only(_) => &self.all,
         };
+        // The stretch to begin with; each search divides what the one before it left.
         let whole = Segment {
             start: 0,
             end: text.len(),
@@ -244,6 +247,7 @@ impl AddedTokens {
         let range = Input::new(text).range(start..stretch.end);
         for found in search.finder.find_iter(range) {
             let token = &self.tokens[search.tokens[found.pattern().as_usize()]];
+            // In `Text` the search has no special token to find.
             let allowed = match policy {
                 Policy::Allow | Policy::Text => true,
                 Policy::Raise => !token.special,

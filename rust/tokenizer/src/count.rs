@@ -117,6 +117,7 @@ impl WordCounts {
     /// How many of `vocab_size` tokens are not special; an error if the 256 bytes do not fit.
     pub fn room(&self, vocab_size: usize) -> Result<usize, Error> {
         let special_tokens = self.special.len();
+        // All 256 bytes are always tokens, or some text could not be encoded.
         let needed = 256 + special_tokens;
         if vocab_size < needed {
             return Err(Error::VocabularyTooSmall {
@@ -132,6 +133,7 @@ impl WordCounts {
     /// error if there are none.
     pub fn words(&self) -> Result<Vec<Word>, Error> {
         let mut total: FxHashMap<Box<[u8]>, u64> = FxHashMap::default();
+        // Sums do not depend on which thread counted what.
         for table in &self.tables {
             table.pour_into(&mut total);
         }

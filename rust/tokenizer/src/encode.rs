@@ -162,6 +162,7 @@ impl Tokenizer {
             .map(|text| self.normalizer.normalise(text))
             .collect();
         let jobs = jobs(&normal, &self.pattern, &self.added, policy)?;
+        // No more workers than jobs: each has memory of its own.
         let threads = parallel::resolve(threads).min(jobs.len());
         let mut workers: Vec<Worker> = (0..threads).map(|_| self.worker()).collect();
         // The results are joined by copying: nobody knows where a job's ids will begin.

@@ -96,6 +96,7 @@ impl Error {
     pub fn remedy(&self) -> Option<(String, &'static str)> {
         match self {
             Self::SpecialToken { token, position } => Some((found(token, *position), "special")),
+            // Written out: a new kind of error must be decided here too.
             Self::UnknownId { .. }
             | Self::UnknownSpecial(_)
             | Self::Vocabulary(_)
@@ -109,6 +110,7 @@ impl Error {
     }
 }
 
+/// The same words in the message and in the remedy's problem. The position counts bytes.
 fn found(token: &str, position: usize) -> String {
     format!("the text holds the special token {token:?} at byte {position}")
 }

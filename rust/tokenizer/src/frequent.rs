@@ -36,6 +36,7 @@ pub fn most_frequent(
     let frequent = words
         .into_iter()
         .filter(|(word, n)| word.len() > 1 && *n >= min_frequency);
+    // No underflow: a target below 256 still gives the bytes, and nothing else.
     let room = target.saturating_sub(tokens.len());
     tokens.extend(frequent.map(|(word, _)| word.into_vec()).take(room));
     Trained {

@@ -40,6 +40,7 @@
 //! at least every few milliseconds; an error from it ends the work and is handed on.
 #![forbid(unsafe_code)]
 
+// No two modules import each other.
 mod added;
 mod bpe;
 mod cache;

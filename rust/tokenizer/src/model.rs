@@ -51,6 +51,7 @@ pub enum ModelSpec {
 )]
 pub(crate) enum Model {
     Bpe(Bpe),
+    // Only in tests: it shows that the enum is the one place that a new model changes.
     #[cfg(test)]
     Longest(tests::Longest),
 }
@@ -60,6 +61,7 @@ pub(crate) enum Model {
 /// One for each thread, so a piece that fits what was allocated before allocates nothing.
 #[derive(Default)]
 pub(crate) struct Scratch {
+    // A field for each model, which costs nothing while it is empty.
     bpe: bpe::Scratch,
 }
 

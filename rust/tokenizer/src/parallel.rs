@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// The number of threads that `threads` means: 0 is one for each core.
 pub(crate) fn resolve(threads: usize) -> usize {
     match threads {
+        // One thread if the system does not say how many cores there are.
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     }
@@ -114,6 +115,7 @@ fn collect<R>(
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
         }
+        // Also after a result: results that come quickly must not keep an interrupt waiting.
         interrupt()?;
     }
     match failure {

@@ -176,6 +176,7 @@ impl Pattern {
     /// A regular expression of the user's has no such place that we know of.
     pub(crate) fn cut(&self, text: &[u8], from: usize, to: usize) -> Option<usize> {
         let c = Classes::get();
+        // Judged by the two characters at the place alone, so a search of the text is linear.
         let cuts = |at: usize| {
             // Not inside a character, and not before one that the buffer may cut short.
             if text[at] & 0xC0 == 0x80 || (text[at] >= 128 && at + 4 > text.len()) {

@@ -55,6 +55,7 @@ impl DecodeStream {
                 }
             }
         }
+        // A copy of three bytes at most.
         self.pending = rest.to_vec();
         text
     }

@@ -168,6 +168,7 @@ impl Trainer {
             heap: Heap::new(Vec::new(), |_, _| false),
             risen: Vec::new(),
         };
+        // Two arrays of 32 bits, so 8 bytes for each byte and border.
         trainer.cells.reserve(length);
         trainer.word_at.reserve(length);
         for (number, (word, count)) in (0u32..).zip(words) {
@@ -190,6 +191,7 @@ impl Trainer {
                 interrupt()?;
             }
             let (left, right) = (self.cells[at], self.cells[at + 1]);
+            // A pair never crosses a border: training learns inside of pieces only.
             if left != BORDER && right != BORDER {
                 let count = self.frequency[self.word_at[at] as usize];
                 self.raise(left, right, count, at);
@@ -268,6 +270,7 @@ impl Trainer {
             let count = self.frequency[self.word_at[start] as usize];
             // Cells before and after always exist: a border is first and last.
             let (before, after) = (self.cells[start - 1], self.cells[end]);
+            // Counts change for the pair itself and for the two neighbours, and nowhere else.
             self.pairs[pair as usize].count -= count;
             if before != BORDER {
                 self.lower(before, left, count);

@@ -44,6 +44,7 @@ pub(crate) struct Classes {
     blocks: Vec<[u8; 256]>,
 }
 
+// Built once per process: the tables never change and every tokenizer shares them.
 static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::build);
 
 impl Classes {
@@ -74,6 +75,7 @@ impl Classes {
         }
         let mut ascii = [SYMBOL; 128];
         ascii.copy_from_slice(&flat[..128]);
+        // Most blocks of one script are equal, so fewer than 256 differ and a byte numbers them.
         let mut blocks: Vec<[u8; 256]> = Vec::new();
         let mut block_of = Vec::new();
         for block in flat
@@ -154,6 +156,7 @@ impl Classes {
     pub(crate) fn run_without(&self, text: &[u8], mut at: usize, mask: u8) -> usize {
         loop {
             let (class, width) = self.at(text, at);
+            // An end has no bit of a usual mask, so its width of 0 must be looked at too.
             if width == 0 || class & mask != 0 {
                 return at;
             }
@@ -197,6 +200,7 @@ fn ranges(class: &str) -> Vec<(usize, usize)> {
 #[inline]
 pub(crate) fn decode(text: &[u8]) -> Option<(u32, usize)> {
     let tail = |at: usize| match text.get(at) {
+        // A byte that continues a character: 10xxxxxx.
         Some(&byte) if byte & 0xC0 == 0x80 => Some(u32::from(byte & 0x3F)),
         _ => None,
     };

@@ -55,6 +55,7 @@ impl Vocab {
                 // Ids may have holes, which stay marked as such.
                 vocab.slots.resize(at + 1, Self::slot(&[], HOLE));
             }
+            // Checked here, because ordinary and added tokens meet here first.
             if vocab.slots[at][INLINE] != HOLE {
                 return Err(Error::Vocabulary(format!("two tokens have the id {id}")));
             }
@@ -129,7 +130,7 @@ impl Vocab {
                     }
                     end += usize::from(length);
                 } else {
-                    // A long token, or none: the rare path.
+                    // A long token, or none. Both are rare, so a search of `O(log n)` will do.
                     let token = self.get(id).ok_or_else(|| self.unknown(id))?;
                     // Room for this token and for the full slots of the rest of the block.
                     out.resize(out.len().max(end + token.len() + 16 * BLOCK), 0);

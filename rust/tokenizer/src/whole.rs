@@ -38,6 +38,7 @@ impl Whole {
     ///
     /// None if no token has exactly these bytes.
     pub(crate) fn get(&self, piece: &[u8], key: Option<Key>) -> Option<u32> {
+        // The caller has made the key for the cache already; it is not computed twice.
         match key {
             Some(key) => self.short.get(&key).copied(),
             None => self.long.get(piece).copied(),
