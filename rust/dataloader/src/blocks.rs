@@ -23,6 +23,7 @@ pub(crate) struct Blocks {
     capacity: usize,
 }
 
+/// What the lock guards.
 #[derive(Debug, Default)]
 struct Latest {
     // A map and not a list: lookups are frequent, and evictions come once per block read.

@@ -49,6 +49,9 @@ pub enum Next<E> {
     Pending,
 }
 
+/// The batches that are made and not yet taken, and the numbers that decide who makes which.
+///
+/// `taken <= claimed <= taken + prefetch` at all times.
 #[derive(Debug)]
 struct Shelf<E> {
     /// By number, because threads finish in any order.
@@ -60,6 +63,7 @@ struct Shelf<E> {
     closed: bool,
 }
 
+/// What the consumer and the threads have in common.
 #[derive(Debug)]
 struct Shared<E> {
     shelf: Mutex<Shelf<E>>,
@@ -193,6 +197,7 @@ impl<E: Element> Drop for Stream<E> {
 }
 
 impl<E: Element> Shared<E> {
+    /// What each thread does: makes batches until there are none left to claim.
     fn work<P: Plan>(&self, mut filler: Filler<P>) {
         while let Some(number) = self.claim() {
             // Without this, a panic would leave the consumer waiting for a batch that never comes.

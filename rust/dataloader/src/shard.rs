@@ -222,6 +222,7 @@ impl Shard {
         })
     }
 
+    /// An error that names this file and the byte at which it is wrong.
     fn corrupt(&self, offset: u64, problem: String) -> Error {
         Error::corrupt(&self.entry.path, offset, problem)
     }

@@ -28,11 +28,11 @@ use crate::{Error, Interrupt};
 const HEAP_FROM: usize = 100;
 /// Merges between two calls of the interrupt: at the heap's 7 MB/s, about 5 ms.
 const TICK: usize = 1 << 15;
-/// The rank of a pair that does not merge.
-/// Above every rank, so that a search for the lowest needs no case of its own.
+/// The rank of a pair that does not merge: above every rank, so that a search for the lowest needs
+/// no case of its own.
 const NEVER: u32 = u32::MAX;
-/// No neighbour.
-/// No index of a node: `nodes.get` gives None for it, which ends the list at both sides.
+/// No neighbour. It is no index of a node: `nodes.get` gives None for it, which ends the list at
+/// both sides.
 const NONE: u32 = u32::MAX;
 
 /// When a pair merges, and into what.

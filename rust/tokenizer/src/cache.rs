@@ -20,9 +20,7 @@ const FIRST: usize = 1 << 11;
 /// Slots at most: 4 MiB, which a core's share of the last-level cache holds.
 const MOST: usize = 1 << 17;
 
-/// The low bytes of a number, by how many.
-///
-/// Every entry after the first keeps that many bytes; the first keeps none.
+/// `MASKS[n]` keeps the n lowest bytes of a number.
 const MASKS: [u128; 16] = {
     let mut masks = [0; 16];
     let mut len = 1;

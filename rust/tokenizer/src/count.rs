@@ -164,6 +164,7 @@ struct Table {
 }
 
 impl Table {
+    /// An empty table, which grows as pieces come.
     fn new() -> Self {
         Self {
             // 128 KiB: small texts must not pay for a large table.
@@ -173,6 +174,7 @@ impl Table {
         }
     }
 
+    /// Counts the pieces of `text[start..]`.
     fn add(
         &mut self,
         pattern: &Pattern,

@@ -72,6 +72,7 @@ impl Tokenizer {
         Self::with_model(&spec.tokens, model, &spec.pattern, spec.added)
     }
 
+    /// From parts with a model made before: the tests bring a model of their own.
     fn with_model(
         tokens: &[(Vec<u8>, u32)],
         model: Model,

@@ -12,8 +12,8 @@
 //! `frequent` make vocabularies; `vocab` and `stream` decode.
 //!
 //! What is guaranteed: decoding gives back the bytes that were encoded, any bytes; the ids do not
-//! depend on the number of threads or on earlier calls.
-//! The slow definitions are in `python/tinylm/reference`, and the ladder's tests compare both.
+//! depend on the number of threads or on earlier calls. The slow definitions are in
+//! `python/tinylm/reference`, and the ladder's tests compare both.
 //!
 //! ```
 //! use tinylm_tokenizer::{

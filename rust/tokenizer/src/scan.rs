@@ -76,7 +76,6 @@ pub(crate) fn gpt2(c: &Classes, text: &[u8], at: usize) -> usize {
     if width == 0 || class & SPACE != 0 {
         return white_space(c, text, at, false, true);
     }
-    // A letter begins no contraction and no number, so this comes first.
     if class & LETTER != 0 {
         return c.run(text, from + width, LETTER);
     }
@@ -90,6 +89,7 @@ pub(crate) fn gpt2(c: &Classes, text: &[u8], at: usize) -> usize {
 #[inline]
 pub(crate) fn gpt4(c: &Classes, text: &[u8], at: usize, tail: bool) -> usize {
     let (class, width) = c.at(text, at);
+    // A letter begins no contraction and no number, so this test may come before theirs.
     if class & LETTER != 0 {
         return c.run(text, at + width, LETTER);
     }

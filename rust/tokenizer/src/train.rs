@@ -147,6 +147,7 @@ struct Trainer {
 }
 
 impl Trainer {
+    /// Lays the words out as cells and counts their pairs.
     fn new(words: Vec<Word>, ties: Ties, interrupt: &mut Interrupt<'_>) -> Result<Self, Error> {
         // A border before the first word and one after each.
         let length = words.iter().map(|(word, _)| word.len() + 1).sum::<usize>() + 1;
@@ -239,6 +240,7 @@ impl Trainer {
         }
     }
 
+    /// Makes a token of a pair and writes it wherever the pair stands, from the left.
     fn merge(&mut self, best: Candidate, interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
         let Candidate {
             left, right, pair, ..
