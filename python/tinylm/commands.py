@@ -16,6 +16,7 @@ from typing import NoReturn, TextIO, cast
 from tinylm import disk
 from tinylm.config import ConfigError
 
+# 75 is EX_TEMPFAIL of sysexits.h: try again. 130 is what a shell reports after Ctrl-C: 128 + 2.
 USAGE, TERMINATED, INTERRUPTED = 2, 75, 130
 EXIT_CODES = (
     f"0 done, 1 failed, {USAGE} usage, {TERMINATED} terminated and saved, "
@@ -41,6 +42,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         code = main(sys.argv[1:]) or 0
         with disk.naming("standard output"):
             sys.stdout.flush()
+    # Before ValueError, of which it is a kind.
     except ConfigError as error:
         code = _fail(error, USAGE)
     except BrokenPipeError:

@@ -38,8 +38,8 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=bias)
         self.roles: dict[str, Role] = {"weight": role, "bias": "gain"}
         # Zero for the last product of a branch: every block begins as the identity. Zero for an
-        # untied head: the first loss is log(vocab_size), whatever the seed. A zero weight still
-        # gets a gradient, because its input is not zero.
+        # untied head: the first loss is log(vocab_size), whatever the seed. Both can leave zero,
+        # because the gradient of a matrix depends on its input and not on its value.
         self.deviation = 0.0 if branch or role == "head" else 0.6 / math.sqrt(inputs)
 
     def reset_parameters(self) -> None:

@@ -64,6 +64,7 @@ class Console:
         line = status(record, self.steps, self._pace(record))
         now = time.monotonic()
         if self.live:
+            # One column less: a line that fills the last column wraps on some terminals.
             width = shutil.get_terminal_size().columns - 1
             self._write(f"\r\x1b[K{line[:width]}")
         elif now - self.printed >= self.SECONDS_BETWEEN_LINES:
@@ -110,12 +111,14 @@ class Jsonl:
     """metrics.jsonl: one line of JSON per record, flushed at once."""
 
     def __init__(self, folder: Path, steps: int) -> None:
+        # Appended to, because a resumed run goes on in the same file.
         self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
 
     def log(self, record: Record) -> None:
         """Append the record."""
         kept = {key: value for key, value in record.items() if key != "seconds_per_step"}
         self.file.write(json.dumps(kept) + "\n")
+        # A run that is killed keeps its records.
         self.file.flush()
 
     def say(self, text: str) -> None:
@@ -270,6 +273,7 @@ def plot(folder: Path) -> None:
     if not train:
         return
     figure = Figure(figsize=(9, 6), dpi=130, layout="constrained")
+    # Not pyplot: it keeps figures in a global list and may want a display.
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     steps = [r["step"] for r in train]

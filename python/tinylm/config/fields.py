@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from tinylm.config.limits import Limits
 
+# Names and not the classes behind them: help and errors must not import torch.
 Kind = Literal["bpe", "byte", "char", "whitespace"]
 Order = Literal["shuffle", "sequential", "random"]
 Architecture = Literal["llama3", "gpt2"]
@@ -50,6 +51,7 @@ def expand_home(config: Any, *names: str) -> None:
     A shell replaces `~` only at the beginning of a word, and so not in `data.folder=~/shards`.
     """
     for name in names:
+        # Only a new section is changed: a frozen one that others hold must stay as it is.
         value = getattr(config, name)
         if value is not None:
             object.__setattr__(config, name, os.path.expanduser(value))

@@ -59,12 +59,14 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        # First: the divisions below need numbers of at least 1.
         require_limits("model", self)
         heads = self.n_heads
         fits = self.d_model % heads == 0
         require(fits, "model.d_model", self.d_model, f"must be a multiple of n_heads={heads}")
         fits = heads % self.kv_heads == 0
         require(fits, "model.n_kv_heads", self.n_kv_heads, f"must divide n_heads={heads}")
+        # An unknown architecture passes here: `choose` refuses it, with the names of the registry.
         preset = ARCHITECTURES.get(self.architecture, {})
         rope = (self.position or preset.get("position")) == "rope"
         even = not rope or self.head_size % 2 == 0

@@ -30,7 +30,8 @@ LOGITS = 2**25
 class Scores:
     """What a model makes of a text: `tokens` targets that stand for `bytes` of text."""
 
-    loss: float  # mean nats a target
+    # Mean nats per target.
+    loss: float
     perplexity: float
     bits_per_byte: float
     tokens: int
@@ -77,6 +78,7 @@ def evaluate(
             )
         inputs, wanted = (torch.from_numpy(a).to(device) for a in (tokens, targets))
         with inference(model), autocast:
+            # No cache: each window starts with an empty context.
             losses, computed_in = _losses(model, inputs, wanted.flatten())
         if not losses.isfinite().all():
             place = int((~losses.isfinite()).nonzero()[0])
@@ -152,6 +154,7 @@ def _batches(
     for first in range(0, total, batch_size * length):
         count = min(batch_size * length, total - first)
         rows = -(-count // length)
+        # One token more than targets: the last token of a window is only a target.
         read = np.asarray(dataset.read(first, count + 1)).astype(np.int64)
         tokens = np.zeros(rows * length, np.int64)
         targets = np.full(rows * length, IGNORED)

@@ -55,6 +55,8 @@ class Decoder:
 
     def step(self) -> list[int]:
         """The next id of each row; `ValueError` where the model's logits are not numbers."""
+        # Tokens are read only when the next ones are wanted: the last tokens of a text need no
+        # pass.
         if self.drawn:
             self.reader.read([[token] for token in self.drawn])
         self.drawn = self.drawer.draw(self.reader.last)
@@ -97,6 +99,7 @@ def generate(
         stops |= _ends(model, tokenizer)
     found: dict[tuple[int, int], list[int]] = {}
     # Rows of one length need no padding, which would change the last bits of their results.
+    # A dict and not a set, because it keeps the order of the prompts.
     for length in {len(prompt): None for prompt in prompts}:
         alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         rows = [(i, sample) for i in alike for sample in range(config.samples)]
@@ -120,6 +123,7 @@ def _decode(
     # A prompt is read once, whatever number of rows continue it.
     used = sorted({prompt for prompt, _ in rows})
     reader = _reader(model, [prompts[i] for i in used], config.max_tokens, tokenizer)
+    # The cache of a prompt is copied for each sample, which costs less than reading it again.
     reader.keep([used.index(prompt) for prompt, _ in rows])
     decoder = Decoder(reader, [prompts[prompt] for prompt, _ in rows], rows, config)
     texts: list[list[int]] = [[] for _ in rows]
@@ -143,8 +147,8 @@ def stream(
 ) -> Iterator[str]:
     """A prompt to the pieces of its continuation number `sample`, as the model writes them.
 
-    The pieces hold whole characters; joined, they are the text from the end of the prompt to the
-    end-of-text token, to the first stop, or of `max_tokens`. An empty prompt starts from the
+    The pieces hold whole characters. Joined, they are the text after the prompt, up to the
+    end-of-text token, the first stop or `max_tokens`. An empty prompt starts from the
     end-of-text token. `ValueError` for a special token in the prompt.
 
     With `config.heal` the prompt's last tokens may give way to one that spells them and more; it
@@ -221,6 +225,7 @@ def _reader(
     if tokenizer is None:
         return Reader(model, texts, room, vocab_size=model.embedding.num_embeddings)
     size = _vocab_size(model, tokenizer)
+    # A drawn id without a token could not be decoded.
     missing = [id for id in tokenizer.missing_ids if id < size]
     return Reader(model, texts, room, vocab_size=size, missing=missing)
 
@@ -279,6 +284,7 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
 
     Of several stops the one that ends first counts, as if the text came letter by letter.
     """
+    # Of those that end at one place the longest begins first: the negative length prefers it.
     ends = [(text.find(stop) + len(stop), -len(stop)) for stop in stops if stop in text]
     if ends:
         end, length = min(ends)

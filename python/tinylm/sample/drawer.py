@@ -55,6 +55,7 @@ class Drawer:
         if self._counting:
             self.seen.scatter_(1, ids[:, None], True)
             self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
+        # One transfer from the device for all rows, not one per row.
         found: list[int] = ids.tolist()
         for drawn, token in zip(self.drawn, found, strict=True):
             drawn.append(token)
@@ -79,6 +80,7 @@ class Drawer:
         self.drawn = [
             drawn[:position] for drawn, position in zip(self.drawn, positions, strict=True)
         ]
+        # Counted anew, not subtracted: a token that is taken back may also be in the prompt.
         self._count(row for row, most in enumerate(reached) if positions[row] < most)
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -87,6 +89,7 @@ class Drawer:
         self.seen, self.counts = self.seen[index], self.counts[index]
         self.places = [self.places[row] for row in rows]
         self.prompts = [self.prompts[row] for row in rows]
+        # Copies: a row may come several times, and each then grows by itself.
         self.drawn = [[*self.drawn[row]] for row in rows]
         self._numbers = self._numbers[[*rows]]
         self._blocks = [self._blocks[row] for row in rows]

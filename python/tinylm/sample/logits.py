@@ -64,6 +64,7 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     Either way it falls for penalty > 1. Source: Keskar et al. 2019 (CTRL), section 4.1, with
     the case of negative logits that transformers and llama.cpp add.
     """
+    # Dividing a negative logit would make its token more likely.
     weakened = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, weakened, logits)
 
@@ -128,6 +129,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     # Not normalised: scaling the number by the sum saves a division of the whole row.
     cumulative = (logits - logits.amax(-1, keepdim=True)).exp().cumsum(-1)
     target = uniforms[:, None] * cumulative[:, -1:]
+    # `right` never stops at a token of probability 0, not even for the number 0.
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 
@@ -147,4 +149,5 @@ def uniforms(seed: int, prompt: int, sample: int, first: int, count: int) -> NDA
     counter = np.array([first // 4, 0, sample, prompt], dtype=np.uint64)
     bits = np.random.Philox(key=np.array([seed, STREAM], dtype=np.uint64), counter=counter)
     raw = bits.random_raw(first % 4 + count)[first % 4 :]
+    # The upper 53 bits, as many as a float64 holds exactly: no number rounds up to 1.
     return np.ldexp((raw >> np.uint64(11)).astype(np.float64), -53)

@@ -24,6 +24,7 @@ def visible(length: int, context_length: int) -> int:
     if length <= context_length:
         return length
     half = max(1, context_length // 2)
+    # A function of the length alone, so that a text read at once and one read in steps agree.
     return half + (length - context_length - 1) % (context_length - half + 1)
 
 

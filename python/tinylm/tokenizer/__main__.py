@@ -25,6 +25,7 @@ def train(args: argparse.Namespace) -> None:
         vocab_size=args.vocab_size,
         kind=args.kind,
         pattern=args.pattern,
+        # No default in the parser: the action `append` would add to it instead of replacing it.
         special_tokens=args.special or ["<|endoftext|>"],
         min_frequency=args.min_frequency,
         ties=args.ties,
@@ -39,6 +40,7 @@ def train(args: argparse.Namespace) -> None:
 def encode(args: argparse.Namespace) -> None:
     """Text to ids, on one line."""
     tokenizer = _load(args)
+    # Bytes, because the input need not be UTF-8.
     text = sys.stdin.buffer.read() if args.text == "-" else args.text
     words = (
         "pass --special allow to encode it as one id, --special text to encode it as ordinary text"
@@ -53,18 +55,20 @@ def decode(args: argparse.Namespace) -> None:
     tokenizer = _load(args)
     ids = sys.stdin.read().split() if args.ids in ([], ["-"]) else args.ids
     text = tokenizer.decode_bytes([_id(word) for word in ids])
+    # Bytes, because ids may end inside a character.
     sys.stdout.buffer.write(text + b"\n" * sys.stdout.isatty())
 
 
 def _id(word: str) -> int:
     try:
+        # Commas are allowed, so that the ids of a printed list can be pasted.
         return int(word.strip(","))
     except ValueError:
         raise ValueError(f"{word!r} is not a token id; write ids as numbers") from None
 
 
 def stats(args: argparse.Namespace) -> None:
-    """What a tokenizer makes of files: bytes per token, tokens per word, vocabulary in use."""
+    """Measure a tokenizer on files: bytes per token, tokens per word, vocabulary in use."""
     tokenizer = _load(args)
     rows = [_measure(tokenizer, path) for path in args.files]
     _table(("file", "bytes", "tokens", "bytes/token", "tokens/word", "tokens used"), rows)
@@ -72,6 +76,7 @@ def stats(args: argparse.Namespace) -> None:
 
 def _measure(tokenizer: Tokenizer, path: str) -> tuple[str, ...]:
     data = Path(path).read_bytes()
+    # Any file can be measured: a special token in it counts as text.
     ids = tokenizer.encode_array(data, special="text")
     words = len(data.split())
     return (
@@ -93,6 +98,7 @@ def compare(args: argparse.Namespace) -> None:
         a = first.encode_array(data, special="text")
         b = second.encode_array(data, special="text")
         ratios = [f"{len(data) / max(1, len(ids)):.3f}" for ids in (a, b)]
+        # Both arrays are uint32, so equal bytes are equal ids.
         equal = "equal" if a.tobytes() == b.tobytes() else f"{len(b) / max(1, len(a)):.3f}x"
         rows.append((path, str(len(a)), str(len(b)), *ratios, equal))
     _table(("file", "A tokens", "B tokens", "A bytes/token", "B bytes/token", "B / A"), rows)

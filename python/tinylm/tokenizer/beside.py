@@ -40,6 +40,8 @@ def read(folder: Path, contents: Contents, *, source: str) -> Contents:
         found[TEMPLATE] = (folder / TEMPLATE).read_text(encoding="utf-8")
     config = found.get(CONFIG, {})
     for key in ("add_prefix_space", "do_lower_case"):
+        # Refused and not kept: transformers would apply them and give other ids for the same
+        # folder.
         if config.get(key):
             raise ValueError(f"{folder / CONFIG}: {key} = true is not supported: it changes ids")
     for name, tokens in _named_ids(folder, config):

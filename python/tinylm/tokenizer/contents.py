@@ -177,6 +177,7 @@ _TO_BYTES = {ord(char): byte for char, byte in CHAR_TO_BYTE.items()}
 
 def to_chars(token: bytes) -> str:
     """A token as `tokenizer.json` and vocab.json write it."""
+    # Latin-1 gives each byte the character of its number.
     return token.decode("latin-1").translate(_TO_CHARS)
 
 
@@ -216,6 +217,7 @@ def _merged_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[byt
     """The parts of `token` after all merges of a rank below `limit`."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:
+        # Of equal ranks the leftmost, as tiktoken merges.
         rank, i = min((ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1))
         if rank >= limit:
             break
@@ -244,6 +246,7 @@ def contents_of(
 
     Without `special_tokens`, the tokens that are no byte and no merge makes are special.
     """
+    # The two files do not say which tokens are special.
     if special_tokens is None:
         made = {left + right for left, right in merges}
         special_tokens = {
@@ -275,6 +278,7 @@ def digest(contents: Contents, more: Mapping[str, object]) -> str:
         head["late_tokens"] = sorted(late)
     found = hashlib.sha256(json.dumps(head | dict(more), sort_keys=True).encode())
     for token, id in sorted(contents.tokens.items(), key=lambda item: item[1]):
+        # The length comes before the bytes, so that two vocabularies cannot give equal input.
         found.update(b"\n%d %d " % (id, len(token)) + token)
     found.update(b"".join(b"\n%d %d" % pair for pair in merges or ()))
     return found.hexdigest()

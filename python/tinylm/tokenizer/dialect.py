@@ -128,6 +128,7 @@ def write(pattern: str) -> str:
             depth += (part == "[") - (part == "]" and depth > 0)
         at += len(part)
     regex = "".join(found)
+    # Read back instead of a second set of rules: whatever would be misread is refused.
     if read(regex) != pattern:
         raise ValueError(
             f"regular expression {pattern!r}: a tokenizer.json would read it as {read(regex)!r}; "

@@ -25,6 +25,7 @@ def read(folder: Path, pattern: str, special_tokens: dict[str, int] | None) -> C
     vocab = read_json(vocab_path)
     merges: list[tuple[str, str]] = []
     for number, line in enumerate(merges_path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        # Only the first line: further down, a line that begins so is a merge.
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
         match line.split(" "):

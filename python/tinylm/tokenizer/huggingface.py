@@ -106,6 +106,8 @@ def _document(contents: Contents) -> dict[str, Any]:
     for token in contents.added_tokens:
         refuse_written_alike(token.content, contents.tokens)
     vocab = {to_chars(token): id for token, id in contents.tokens.items()}
+    # Only those that the file had there: a longer vocabulary would move the ids that `tokenizers`
+    # gives to the others.
     vocab |= {token.content: token.id for token in contents.added_tokens if token.listed}
     merges = contents.model.merges
     pairs = every_split(contents.tokens) if merges is None else merges
@@ -137,6 +139,7 @@ def _document(contents: Contents) -> dict[str, Any]:
                 "normalized": token.normalized,
                 "special": token.special,
             }
+            # By id: `tokenizers` gives each one the next free id, in this order.
             for token in sorted(contents.added_tokens, key=lambda token: token.id)
         ],
         "normalizer": None,
@@ -145,6 +148,7 @@ def _document(contents: Contents) -> dict[str, Any]:
         "decoder": {**pre_tokenizer.BYTE_LEVEL, "use_regex": True},
         "model": model | kept.pop("model", {}),
     }
+    # Last, so that what was read stands as it was.
     return document | kept
 
 
@@ -201,6 +205,7 @@ def _contents(document: dict[str, Any]) -> Contents:
         checked(id, int, f"model.vocab {token!r}")
     added = _added_tokens(document.get("added_tokens", []), vocab)
     merges = [_merge(merge) for merge in checked(model["merges"], list, "model.merges")]
+    # These have an id of their own in the vocabulary and are no tokens of the BPE.
     listed = {token.content for token in added if token.listed}
     for left, right in merges:
         for content in (left, right, left + right):

@@ -60,6 +60,8 @@ def read(path: Path, pattern: str | None, special_tokens: dict[str, int] | None)
             continue
         try:
             token, rank = line.split()
+            # By default b64decode drops other characters in silence: a damaged line would be
+            # another token.
             token, id = base64.b64decode(token, validate=True), int(rank)
         except (ValueError, binascii.Error):
             raise ValueError(

@@ -160,14 +160,14 @@ class Tokenizer:
         """The tokenizer in a file: a `tokenizer.json`, tiktoken ranks (also .gz), or the folder
         with GPT-2's vocab.json and merges.txt (or with a tokenizer.json).
 
-        `format` None is told from the name. Rank files say neither their pattern nor their
+        If `format` is None, the name decides. Rank files say neither their pattern nor their
         special tokens: those of cl100k_base and o200k_base are known by their content, for
-        others pass both. ValueError names what a file has that TinyLM does not do.
+        others pass both. ValueError names the part of a file that TinyLM does not support.
 
-        What in a `tokenizer.json` changes no id of `encode` is kept, and `save` writes it back: a
-        post-processor (the template that puts Llama 3's `<|begin_of_text|>` before a text is one;
-        `encode` does not apply it), truncation and padding. Its added tokens that are not special
-        always match in a text.
+        Parts of a `tokenizer.json` that change no id of `encode` are kept, and `save` writes them
+        back: truncation, padding, and a post-processor, such as the template that puts Llama 3's
+        `<|begin_of_text|>` before a text (`encode` does not apply it). Added tokens that are not
+        special always match in a text.
         """
         contents = files.load(path, format, pattern, special_tokens)
         try:

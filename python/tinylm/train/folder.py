@@ -55,6 +55,7 @@ def _plan_path(run: Run, source: Path) -> tuple[Path, Path]:
         raise ConfigError(
             f"train.resume={source}: no such run or checkpoint; never, auto or a path"
         )
+    # A checkpoint is RUN/checkpoints/step-N: its run is two folders up.
     home = source if _is_run(source) else source.resolve().parent.parent
     if _is_run(home):
         _refuse_unfit(run, home)
@@ -98,6 +99,7 @@ class Home(AbstractContextManager["Home"]):
         """
         if self._lock is None:
             self._make()
+            # Another process may have made it a run between the plan and this lock.
             self._lock = _lock(self.folder)
             if _is_run(self.folder):
                 raise ConfigError(
@@ -105,6 +107,7 @@ class Home(AbstractContextManager["Home"]):
                     f"the command again, or choose another out="
                 )
         disk.remove_parts(self.folder)
+        # The settings do not name their own folder, so that it may be moved.
         settings = config.to_yaml(replace(self._run, out=None))
         disk.replace(self.folder / CONFIG, settings.encode())
         return self.folder
@@ -112,6 +115,7 @@ class Home(AbstractContextManager["Home"]):
     def _make(self) -> None:
         while True:
             try:
+                # Without `out` the folder must be new: two runs that start at once get two numbers.
                 self.folder.mkdir(parents=True, exist_ok=self._run.out is not None)
             except FileExistsError:
                 if self._run.out is not None:
@@ -127,8 +131,9 @@ def _lock(folder: Path) -> disk.Lock:
 
 
 def _refuse_unfit(run: Run, home: Path) -> None:
-    """A new run may not change model or tokenizer of the checkpoint that it goes on from."""
+    """Raise `ConfigError` if the run changes the model, tokenizer or optimizer it resumes from."""
     for key in _differences(run, home):
+        # The state of one optimizer does not fit another. Rates and lengths may change.
         if key.startswith(("model.", "tokenizer.")) or key == "optim.name":
             raise ConfigError(
                 f"train.resume={run.train.resume}: {key} differs from the run's ({home}); repeat "
@@ -137,7 +142,7 @@ def _refuse_unfit(run: Run, home: Path) -> None:
 
 
 def _refuse_full(folder: Path) -> None:
-    """Only a folder that is new or empty becomes a run."""
+    """Raise `ConfigError` unless the folder is new or empty: only such a folder becomes a run."""
     if folder.is_symlink() and not folder.exists():
         raise ConfigError(f"out={folder}: a link to {os.readlink(folder)}, which is not there")
     if folder.exists() and (
@@ -154,7 +159,7 @@ def _next_number(run: Run) -> Path:
 
 
 def _numbered(run: Run) -> list[Path]:
-    """The runs/<name>[-N] there are, the newest last."""
+    """The folders runs/<name>[-N] that exist, the newest last."""
     pattern = re.compile(re.escape(str(run.name)) + r"(-\d+)?$")
     found = [path for path in Path("runs").glob("*") if pattern.match(path.name)]
     return sorted(found, key=_number)
@@ -259,6 +264,7 @@ def provenance() -> dict[str, Any]:
 def _git() -> dict[str, Any] | None:
     """Commit of the working directory and whether it has changes; None outside a checkout."""
     try:
+        # With a time limit: a slow disk must not hold up the run for a note in run.json.
         ask = ["git", "rev-parse", "HEAD"]
         commit = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=5)
         ask = ["git", "status", "--porcelain", "--untracked-files=no"]

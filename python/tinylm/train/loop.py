@@ -85,6 +85,7 @@ class Trainer:
         """One optimizer step over one global batch; its mean loss and gradient norm."""
         settings, progress = self.run.train, self.progress
         batch = next(self.loader)
+        # A batch without a target must divide by 1, not by 0.
         counted = (batch.targets != IGNORED).sum().clamp(min=1)
         total = torch.zeros((), device=self.session.device)
         for micro in range(settings.batch_size // settings.micro_batch):
@@ -105,6 +106,7 @@ class Trainer:
             progress.skipped = 0
         else:
             self._refuse(total)
+        # A skipped batch counts as a step: the schedule and the order of the data go on.
         progress.step += 1
         progress.tokens += batch.tokens.numel()
         return total, norm
@@ -219,6 +221,7 @@ class Trainer:
         )
         checkpoint.save(path, self.model, self.tokenizer, training=training)
         best = {self.progress.best_step}
+        # Noted before the purge: if that fails, this checkpoint is saved all the same.
         self.saved = self.progress.step
         checkpoint.purge(self.folder, keep=self.run.checkpoint.keep, also_keep=best)
         return path

@@ -33,6 +33,8 @@ def train(run: Run) -> Path:
         resumed = stages.resume(home.source, session.say)
         if resumed is not None and stages.is_finished(run, home.folder, resumed, session.say):
             return home.folder
+        # Opened once at most, and only if a stage asks: a resumed run that has its shards reads no
+        # text.
         text = cache(lambda: stages.open_text(run, session.say))
         net, tokenizer = stages.start(run, resumed, text, session)
         shards = stages.shards(run, resumed, text, tokenizer, session)
@@ -41,6 +43,7 @@ def train(run: Run) -> Path:
         prompt = stages.first_words(run, validation, net, tokenizer)
         trainer = Trainer(
             run=run,
+            # Only now is the folder made: whatever can be refused has been checked before.
             folder=home.claim(),
             model=net,
             tokenizer=tokenizer,

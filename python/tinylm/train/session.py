@@ -8,12 +8,14 @@ import torch
 
 from tinylm import device
 
+# Python's integers do not wrap at 64 bits by themselves.
 _MASK = 0xFFFFFFFFFFFFFFFF
 
 
 class Stream(IntEnum):
     """The uses of randomness during a run; the numbers of one say nothing about another's."""
 
+    # A number is part of the seeds of every run: never change one.
     DROPOUT = 0
 
 
@@ -63,6 +65,7 @@ def mix(seed: int, stream: Stream, step: int, micro: int, rank: int) -> int:
 
 def _chain(state: int, *numbers: int) -> int:
     for number in numbers:
+        # The constants of splitmix64. Source: Steele et al. 2014.
         state = (state + number + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -1,4 +1,4 @@
-"""Where a run stands, and the record that every few steps make: their mean loss and speed."""
+"""The progress of a run, and the record of every few steps: their mean loss and speed."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from tinylm.track import Record
 
 @dataclass
 class Progress:
-    """Where a run stands; with the weights and the optimizer's state, all that it is."""
+    """The counters of a run; with weights, optimizer and loader, they are its whole state."""
 
     step: int = 0
     tokens: int = 0
@@ -79,12 +79,15 @@ class Window:
         """Count one step; log a record at every `track.every`th and at the end."""
         run, progress = self.run, self.progress
         if not progress.skipped:
+            # Added up on the device: reading each loss would wait for it at every step.
             self.losses = loss if self.losses is None else self.losses + loss
             self.counted += 1
             self.norm = norm
         self.steps += 1
         at_end = progress.step == run.train.steps
+        # The first step is reported at once: a run that starts wrong shows it early.
         due = progress.step % run.track.every == 0 or at_end or self.first
+        # Without a loss all steps so far were skipped, and there is nothing to report.
         if not due or self.losses is None:
             return
         mean = (self.losses / self.counted).item()
