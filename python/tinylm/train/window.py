@@ -79,7 +79,7 @@ class Window:
         """Count one step; log a record at every `track.every`th and at the end."""
         run, progress = self.run, self.progress
         if not progress.skipped:
-            # Added up on the device: reading each loss would wait for it at every step.
+            # Added up on the device: only a record reads the sum.
             self.losses = loss if self.losses is None else self.losses + loss
             self.counted += 1
             self.norm = norm
