@@ -98,7 +98,7 @@ class Console:
 
 
 def status(record: Record, steps: int, pace: float) -> str:
-    """The live line: where the run is, how it learns, how fast, how long still at `pace`."""
+    """The live line: step, loss, rates, and the time left at `pace` seconds per step."""
     left = f"{_clock((steps - record['step']) * pace)} left" if pace else ""
     return (
         f"step {record['step']:.0f}/{steps}  loss {record['loss']:.3f}  lr {record['lr']:.1e}  "

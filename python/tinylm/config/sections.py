@@ -180,6 +180,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require_limits("optim", self)
+        # wsd does not know of the warm-up: if the two overlapped, the rate would jump.
         fits = self.schedule != "wsd" or self.warmup + self.decay <= 1
         limit = f"with warmup={self.warmup} it passes the whole run; their sum must be at most 1"
         require(fits, "optim.decay", self.decay, limit)
@@ -189,7 +190,11 @@ class OptimConfig:
 class TrainConfig:
     """The training loop: its length, batch size, device, starting point and failures."""
 
+    # About three minutes on two cores with AMX and five on two without (docs/log.md, 2026-11-21 and
+    # 2026-11-27).
     steps: int = setting(1600, "Number of optimizer steps.", COUNT)
+    # 4 rows with more steps, or with twice the context, gave more bits per byte (docs/log.md,
+    # 2026-11-21).
     batch_size: int = setting(8, "Rows of context_length tokens per step (B).", COUNT)
     micro_batch_size: int | None = setting(
         None,
@@ -375,6 +380,7 @@ class Run:
         fits = self.name is None or is_folder_name(self.name)
         require(fits, "name", self.name, "must be the name of a folder in runs, without a slash")
         stride, length = self.data.stride, self.model.context_length
+        # A larger stride would leave tokens between two rows that are never read.
         fits = stride is None or stride <= length
         require(fits, "data.stride", stride, f"must be at most model.context_length={length}")
 

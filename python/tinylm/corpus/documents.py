@@ -13,7 +13,7 @@ class Corpus:
 
     `fingerprint` is a hash of their content and of how it is divided into documents: equal for
     equal text, wherever it lies. `separator` is the setting. `notes` are lines for the user: what
-    was left out, and how documents end. Whoever opens a corpus says them.
+    was left out, and how documents end. The code that opens a corpus must print them.
     """
 
     name: str

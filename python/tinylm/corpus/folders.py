@@ -20,7 +20,7 @@ from tinylm.corpus.texts import Text, inspect, shown
 
 
 class Left:
-    """Files that are not taken: by reason how many, and the first of them."""
+    """The files that are left out: their number per reason, and one example of each."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -102,7 +102,7 @@ def _walk(root: Path, left: Left, skipped: Collection[str] = ()) -> list[Path]:
 
 
 def _problem(path: Path) -> str | None:
-    """Why there is nothing to read at `path`, if there is not."""
+    """Why `path` cannot be read as text; None if it can."""
     try:
         entry = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a file holds, told from its ending and its first bytes: text, rows of JSON, or neither.
+"""Whether a file holds text, rows of JSON or neither, by its ending and its first bytes.
 
 The ending decides in any spelling (`A.JSONL`), the first bytes have the last word: a gzip that is
 named `a.txt` is no text.

@@ -1,4 +1,4 @@
-"""Which documents of some files are held out."""
+"""The documents of files, split into training and validation."""
 
 from collections.abc import Callable, Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""One file of text: looked through once, then read as documents as often as they are wanted."""
+"""One file of text: inspected once, then read as documents any number of times."""
 
 import codecs
 import hashlib

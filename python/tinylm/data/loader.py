@@ -51,7 +51,7 @@ class Batch:
 
 
 class Stats(TypedDict):
-    """Where a loader is, and how long its consumer waited."""
+    """The position of a loader, and how long its consumer waited."""
 
     epoch: int
     rows: int
@@ -223,7 +223,7 @@ class Loader(AbstractContextManager["Loader"]):
         return self._from_numpy(tokens), self._from_numpy(targets)
 
     def state(self) -> dict[str, Any]:
-        """Where the run is, for `restore`: JSON of less than 256 bytes.
+        """The position of the run, for `restore`: JSON of less than 256 bytes.
 
         Counts batches handed out, not those read ahead. Holds nothing of ranks, threads or
         batch size, so that a run may go on with others.

@@ -1,4 +1,4 @@
-"""What a folder of shards holds, as `manifest.json` says it.
+"""The contents of a folder of shards, as recorded in `manifest.json`.
 
 The manifest is written last: a folder without one is the remains of an interrupted run. It
 holds a hash of every header and of every 1 MiB of every file, and a checksum of itself.
@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """All of a folder: its vocabulary, its splits, and where they came from."""
+    """A whole folder: its vocabulary, its splits, and where they came from."""
 
     tokenizer_sha256: str
     vocab_size: int

@@ -28,7 +28,7 @@ LOGITS = 2**25
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model makes of a text: `tokens` targets that stand for `bytes` of text."""
+    """The scores of a model on a text of `bytes` bytes, over `tokens` targets."""
 
     # Mean nats per target.
     loss: float

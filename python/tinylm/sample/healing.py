@@ -60,7 +60,7 @@ def choices(reader: Reader, prompt: Prompt) -> tuple[Tensor, Tensor]:
 
 
 def _take(reader: Reader, prompt: Prompt, index: int) -> Healed:
-    """What stands at `index` of the prompt itself and then the tokens of its ways."""
+    """The choice at `index`: 0 is the prompt itself, the tokens of its ways follow."""
     healed = Healed(prompt.ids, None)
     if index:
         choices = ((way, token) for way in prompt.ways for token in way.tokens)

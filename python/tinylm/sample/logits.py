@@ -23,7 +23,7 @@ def process(logits: Tensor, seen: Tensor, counts: Tensor, config: SampleConfig) 
     """Raw logits [R, V] to the logits that a token is drawn from; a step at its default is skipped.
 
     `seen` [R, V] bool marks the tokens of prompt and continuation, `counts` [R, V] tells how
-    often the continuation has each. `ValueError` where no largest logit of a row is finite.
+    often the continuation has each. `ValueError` if the largest logit of a row is not finite.
     """
     if config.repetition_penalty != 1:
         logits = repetition_penalty(logits, seen, config.repetition_penalty)

@@ -1,4 +1,4 @@
-"""What a model makes of texts that grow: tokens in, the logits that follow them out."""
+"""A model that reads growing texts: tokens in, the logits that follow them out."""
 
 import math
 from collections.abc import Callable, Sequence

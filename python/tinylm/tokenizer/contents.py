@@ -1,7 +1,7 @@
-"""What makes a tokenizer, whatever its file; and the alphabet in which files write bytes.
+"""The contents of a tokenizer in any file format, and the alphabet in which files write bytes.
 
-The formats (`huggingface`, `tiktoken`, `gpt2`) read and write `Contents`, of which a `Tokenizer` is
-made.
+The formats (`huggingface`, `tiktoken`, `gpt2`) read and write `Contents`. A `Tokenizer` is made
+from them.
 """
 
 import hashlib
@@ -40,13 +40,13 @@ class AddedToken(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """All that makes a tokenizer.
+    """Everything that a tokenizer is made from.
 
-    `model` says how the bytes of a piece become ordinary tokens; a second kind of model makes its
-    type a union, and only who reads merges has to tell the kinds apart. `kept` is what a
-    tokenizer.json says that no id depends on, by key, to be written back as it stood, and `beside`
-    the files that stood beside it, by name. `roles` are the tokens that those files name as
-    eos_token, bos_token and pad_token.
+    `model` says how the bytes of a piece become ordinary tokens. A second kind of model would make
+    its type a union; only code that reads merges would have to tell the kinds apart. `kept` holds
+    the keys of a tokenizer.json that no id depends on; they are written back unchanged. `beside`
+    holds the files beside it, by name. `roles` are the tokens that those files name as eos_token,
+    bos_token and pad_token.
     """
 
     tokens: dict[bytes, int]
@@ -112,7 +112,7 @@ def refuse_plain(contents: Contents, where: str) -> None:
 
 
 def refuse_special(token: str) -> None:
-    """ValueError for a string that can be no special token of a file."""
+    """Raise ValueError for a string that cannot be a special token in a file."""
     if not token:
         raise ValueError("a special token is the empty string")
     try:
@@ -263,7 +263,7 @@ def contents_of(
 
 
 def digest(contents: Contents, more: Mapping[str, object]) -> str:
-    """The SHA-256 of all that decides the ids of a text, and of `more`."""
+    """The SHA-256 of everything that decides the ids of a text, and of `more`."""
     merges = contents.model.merges
     head: dict[str, object] = {
         "pattern": contents.pattern,

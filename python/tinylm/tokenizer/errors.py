@@ -1,4 +1,4 @@
-"""The error of a tokenizer file that has to be told more."""
+"""The error for a tokenizer file that needs more information from the caller."""
 
 
 class LoadError(ValueError):

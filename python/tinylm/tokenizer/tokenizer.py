@@ -1,4 +1,4 @@
-"""`Tokenizer` and its `Stream`: what a user holds of the compiled tokenizer."""
+"""`Tokenizer` and its `Stream`, the Python side of the compiled tokenizer."""
 
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
@@ -47,7 +47,7 @@ class Tokenizer:
     __slots__ = ("_contents", "_core", "_missing_ids", "_sha256")
 
     def __init__(self, contents: Contents) -> None:
-        """From what a tokenizer file holds; use `train`, `load` or the `from_` methods."""
+        """From the contents of a file; use `train`, `load` or the `from_` methods instead."""
         self._contents = contents
         late = parts.late_tokens(contents.added_tokens)
         self._core = _rust.Tokenizer(

@@ -159,6 +159,7 @@ class Trainer:
         If scoring fails, the run goes on without this score. With `evaluate.patience` the scores
         decide when it ends: then it is saved, and the error is raised.
         """
+        # Without patience a score decides nothing, so a failure of it must not end the run.
         if self.run.evaluate.patience is None:
             with self.trackers.guard("validation"):
                 self.keep_best(self.score(max_tokens=WATCHED_TOKENS, dtype=self.session.dtype))

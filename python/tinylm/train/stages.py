@@ -42,9 +42,10 @@ class Resumed:
 
 
 def resume(source: Path | None, say: Say) -> Resumed | None:
-    """The state to go on from, of a checkpoint or of a run's newest; None to begin anew.
+    """The state that a run resumes from; None for a new run.
 
-    An explicit checkpoint must verify (`ValueError`); of a run it is the newest that does.
+    If `source` is a checkpoint, it must verify (`ValueError`). If it is a run, the newest
+    checkpoint that verifies is taken.
     """
     found = None if source is None else _resume_point(source, say)
     return None if found is None else Resumed(found, checkpoint.load_training(found, verify=False))
@@ -89,7 +90,7 @@ def is_finished(run: Run, folder: Path, resumed: Resumed, say: Say) -> bool:
 
 
 def open_text(run: Run, say: Say) -> Corpus:
-    """The text of the run; says what of it is left out, and how its documents end."""
+    """The text of the run; says what is left out of it, and how its documents end."""
     settings = run.data
     text = corpus.open(
         settings.source, val_fraction=settings.val_fraction, separator=settings.separator
@@ -102,7 +103,7 @@ def open_text(run: Run, say: Say) -> Corpus:
 def start(
     run: Run, resumed: Resumed | None, text: Callable[[], Corpus], session: Session
 ) -> tuple[Model, Tokenizer]:
-    """The model with its first weights, and its tokenizer: loaded where there is one, or new.
+    """The model with its first weights, and its tokenizer; each is loaded, or new if there is none.
 
     Calls `text` only to train a tokenizer.
     """
@@ -314,7 +315,7 @@ def peak(session: Session, trackers: Trackers) -> float:
 
 
 def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
-    """What is about to happen, in four lines."""
+    """Describe the run in four lines, before its first step."""
     net, run, session = trainer.model, trainer.run, trainer.session
     counts = net.describe()
     rows = trainer.loader.n_rows
