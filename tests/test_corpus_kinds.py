@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -78,7 +79,7 @@ def test_what_is_no_text_is_refused_by_its_ending(tmp_path, ending):
         corpus.open(str(path), **HALF)
 
 
-@pytest.mark.parametrize("start", ["BZh", "PK", "PAR1", "%", "Rar!", "{}", "\ufeffa", "\x1b["])
+@pytest.mark.parametrize("start", ["BZh", "PK", "PAR1", "%", "Rar!", "{}", "a\ufeff", "\x1b["])
 def test_a_text_may_begin_as_a_format_nearly_does(tmp_path, start):
     path = folder_of(tmp_path, {"a.txt": f"{start} and more"}) / "a.txt"
     assert "".join(corpus.open(str(path), val_fraction=1).validation()) == f"{start} and more"
@@ -92,11 +93,11 @@ def test_rows_are_rows_wherever_they_lie(tmp_path):
             "deep/er/part-1.JSONL": rows("c", "d"),
             "part-2.ndjson": rows("e", "f"),
             "notes.txt": "text as it is",
-            "code.py": '{"text": "no row"}\n',
+            "code.py": 'x = {"text": "no row"}\n',
         },
     )
     text = corpus.open(str(tmp_path), **HALF)
-    assert documents(text) == sorted(["text as it is", '{"text": "no row"}\n', *"abcdef"])
+    assert documents(text) == sorted(["text as it is", 'x = {"text": "no row"}\n', *"abcdef"])
     for name in ("deep/er/part-1.JSONL", "part-2.ndjson"):
         assert len(documents(corpus.open(str(tmp_path / name), **HALF))) == 2
 
@@ -107,8 +108,8 @@ def test_a_row_is_in_the_same_split_in_every_file_that_has_it(tmp_path):
     folder_of(tmp_path / "parts", {f"{k}.jsonl": rows(*texts[k::3]) for k in range(3)})
     one, parts = (corpus.open(str(tmp_path / name), **HALF) for name in ("all.jsonl", "parts"))
     assert sorted(one.validation()) == sorted(parts.validation())
-    # The same bytes, but other documents.
-    folder_of(tmp_path / "texts", {f"{k}.txt": rows(*texts[k::3]) for k in range(3)})
+    # Nearly the same bytes, but other documents.
+    folder_of(tmp_path / "texts", {f"{k}.txt": "x" + rows(*texts[k::3]) for k in range(3)})
     assert corpus.open(str(tmp_path / "texts"), **HALF).fingerprint != parts.fingerprint
 
 
@@ -253,6 +254,111 @@ def test_what_does_not_matter_in_a_row_is_passed_over(tmp_path):
     path = folder_of(tmp_path, {"a.jsonl": "\n".join(lines)}) / "a.jsonl"
     wanted = ["mark", "crlf", "number", "floats", "twice", "nested", "\U0001f600\0", "blanks"]
     assert documents(corpus.open(str(path), **HALF)) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"text": "a\tb"}', "Invalid control character at character 12: mend"),
+        (b'{"text": "a', "Unterminated string starting at character 10: mend"),
+        (b'{\n  "text": "a"\n}\n', "at character 2: write one whole object per line"),
+        (b'{"text": "a",\n"id": 3}\n', "write one whole object per line"),
+        (b'[{"text": "a"}, {"text": "b"}]', "it is a list, not an object: write one whole object"),
+        (b'[\n{"text": "a"}\n]', r"of a list, jq -c '\.\[\]' FILE"),
+        (b'{"text": "a"} {"text": "b"}', "Extra data at character 15: write one whole object"),
+        (b'{"text": "a"}\r{"text": "b"}\r', "end with CR alone: convert them"),
+    ],
+)
+def test_the_error_of_a_row_says_how_to_mend_it(tmp_path, content, words):
+    path = folder_of(tmp_path, {"a.jsonl": content}) / "a.jsonl"
+    with pytest.raises(ValueError, match=rf"line 1 .*{words}") as caught:
+        corpus.open(str(path), **HALF)
+    assert "at at" not in str(caught.value)
+
+
+# Rows under other names, byte order marks, zero bytes
+
+
+@pytest.mark.parametrize("ending", [".jl", ".jsonlines", ".ldjson", ".JL"])
+def test_every_usual_ending_of_rows_is_read_as_rows(tmp_path, ending):
+    path = folder_of(tmp_path, {f"a{ending}": rows("one", "two", "three")}) / f"a{ending}"
+    assert documents(corpus.open(str(path), **HALF)) == ["one", "three", "two"]
+
+
+LONG = "word " * 300_000
+UNNAMED = {
+    "rows": rows("one", "two", "three", "four"),
+    "one row": rows("one"),
+    "text after another field": '{"id": 1, "text": "a"}\n{"id": 2, "text": "b"}\n',
+    "blank lines and CR": '\n{"text": "a"}\r\n\r\n{"text": "b"}',
+    "CR alone": '{"text": "a"}\r{"text": "b"}',
+    "a mark": '\ufeff{"text": "a"}\n{"text": "b"}\n',
+    "a torn row": '{"text": "a"}\n{"text": "b\n{"text": "c"}\n',
+    "a row over several blocks": rows(LONG, "b"),
+}
+
+
+@pytest.mark.parametrize("separator", ["auto", "off", "##"])
+@pytest.mark.parametrize("kind", UNNAMED)
+def test_rows_under_another_name_are_not_trained_on_with_their_braces(tmp_path, kind, separator):
+    folder = folder_of(
+        tmp_path, {"a.txt": UNNAMED[kind], "b": UNNAMED[kind], "c.txt": "text\n" * 9}
+    )
+    for name in ("a.txt", "b"):
+        with pytest.raises(ValueError, match=rf"{name}: .* rename it to end in \.jsonl"):
+            corpus.open(str(folder / name), separator=separator, **HALF)
+    text = corpus.open(str(folder), separator=separator, **HALF)
+    assert "".join([*text.train(), *text.validation()]) == "text\n" * 9
+    assert "1 files taken, 2 left out: 2 rows of JSON not named .jsonl (a.txt)" in text.notes[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": "a"}\nis a row, says this page.\n',
+        '{"name": "a"}\n{"name": "b"}\n',
+        '["text"]\n["text"]\n',
+        "{ text }\n",
+        "{" * 100_000,
+        'print({"text": "a"})\n',
+    ],
+)
+def test_a_text_with_braces_is_text(tmp_path, content):
+    path = folder_of(tmp_path, {"a.txt": content}) / "a.txt"
+    assert list(corpus.open(str(path), val_fraction=1).validation()) == [content]
+
+
+@pytest.mark.parametrize(
+    "content", ["one\ntwo\ufeff\n", "one\u00e9\n" * 9, "<|endoftext|>\none\n<|endoftext|>two"]
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "folder"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
+    texts = []
+    for place, mark in (("plain", ""), ("marked", "\ufeff")):
+        files = {"a.txt" if name == "folder" else name: mark + content}
+        path = folder_of(tmp_path / place, files) / ("" if name == "folder" else name)
+        texts.append(corpus.open(str(path), **HALF))
+    plain, marked = texts
+    assert list(marked.train()) == list(plain.train())
+    assert list(marked.validation()) == list(plain.validation())
+    assert (marked.fingerprint, marked.bytes) == (plain.fingerprint, plain.bytes)
+
+
+def test_without_a_byte_order_mark_the_fingerprint_is_the_hash_of_the_file(tmp_path):
+    folder_of(tmp_path, {"a.txt": TEXT, "b.txt": b"\xef\xbb\xbf"})
+    text = corpus.open(str(tmp_path / "a.txt"), **HALF)
+    assert (text.fingerprint, text.bytes) == (hashlib.sha256(TEXT).hexdigest(), len(TEXT))
+    with pytest.raises(ValueError, match=r"b\.txt: is empty"):
+        corpus.open(str(tmp_path / "b.txt"), **HALF)
+
+
+@pytest.mark.parametrize("at", [0, 100, 8191, 8192, 1 << 20, (1 << 20) + 3])
+def test_a_zero_byte_anywhere_in_a_text_is_refused(tmp_path, at):
+    folder_of(tmp_path, {"a.txt": b"a" * at + b"\0" + b"b" * 9, "b.txt": "text\n" * 9})
+    with pytest.raises(ValueError, match=rf"a\.txt: binary data, .* byte {at} is zero: remove"):
+        corpus.open(str(tmp_path / "a.txt"), **HALF)
+    note = corpus.open(str(tmp_path), **HALF).notes[0]
+    assert note.endswith("1 files taken, 1 left out: 1 binary data (a.txt)")
 
 
 # A source that changes

@@ -96,6 +96,36 @@ def test_a_mark_can_be_named_or_left_alone(tmp_path):
     assert "\n" not in paragraphs.notes[0]
 
 
+@pytest.mark.parametrize("mark", ["\n\n", "\t", "%%"])
+def test_the_note_shows_a_named_mark_as_it_can_be_read(tmp_path, mark):
+    text = opened(tmp_path, mark.join(["a", "b", "c", "d"]), separator=mark, val_fraction=1)
+    assert text.notes == (f"{tmp_path}/a.txt: {mark!r} stands 3 times and ends documents",)
+
+
+@pytest.mark.parametrize("mark", ["###", "none", "AUTO", "<|END|>", "\\n\\n", " \t"])
+def test_a_mark_that_stands_nowhere_is_said(tmp_path, mark):
+    folder_of(tmp_path, {"a.txt": LINES, "b.txt": LINES, "c/d.txt": LINES + "%%" + LINES})
+    for name, each in (("a.txt", "the text is"), ("", "each of 3 texts is")):
+        note = corpus.open(str(tmp_path / name), separator=mark, **HALF).notes[bool(not name)]
+        assert f"data.separator={mark!r} stands nowhere: {each} one document" in note
+        assert "\n" not in note
+        assert ("in a shell, $'\\n\\n' is" in note) == ("\\" in mark)
+    # In one of the files is enough.
+    notes = corpus.open(str(tmp_path), separator="%%", **HALF).notes
+    assert "nowhere" not in str(notes)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jl", ""])
+def test_a_mark_that_is_named_for_rows_is_said(tmp_path, name):
+    folder_of(tmp_path, {name or "a.jsonl": rows("a###b", "c", "d", "e")})
+    text = corpus.open(str(tmp_path / name), separator="###", **HALF)
+    assert documents(text) == ["a###b", "c", "d", "e"]
+    assert "data.separator='###' is read as text in rows: each row is a document" in str(text.notes)
+    for other in ("auto", "off"):
+        quiet = corpus.open(str(tmp_path / name), separator=other, **HALF)
+        assert "separator" not in str(quiet.notes)
+
+
 def test_marks_end_documents_in_the_files_of_a_folder_too(tmp_path):
     folder_of(
         tmp_path,

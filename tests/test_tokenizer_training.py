@@ -1,5 +1,6 @@
 """Training, held to the reference merge by merge."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -188,6 +189,32 @@ def test_files_are_texts_read_in_blocks(tmp_path: Path, monkeypatch: pytest.Monk
         assert Tokenizer.train_files(paths, **settings) == Tokenizer.train(texts, **settings)
     with pytest.raises(FileNotFoundError, match="missing"):
         Tokenizer.train_files([tmp_path / "missing"], vocab_size=300)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jl", ".NDJSON"])
+def test_of_a_file_of_rows_the_texts_are_learned(tmp_path: Path, ending: str) -> None:
+    texts = ["one low", "two lower\n", "\u4e2d\u6587 lowest"]
+    path = tmp_path / f"a{ending}"
+    path.write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts))
+    for kind in ("char", "bpe"):
+        settings = {"vocab_size": 262, "kind": kind}
+        assert Tokenizer.train_files([path], **settings) == Tokenizer.train(texts, **settings)
+    path.write_text('{"id": 1}\n')
+    with pytest.raises(ValueError, match=r'line 1 has no text in a field "text"'):
+        Tokenizer.train_files([path], vocab_size=262)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_rows_under_another_name_are_not_learned_with_their_braces(
+    tmp_path: Path, mark: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(mark + '{"text": "one"}\n{"text": "two"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.txt: .* rename it to end in \.jsonl"):
+        Tokenizer.train_files([path], vocab_size=262)
+    path.write_text(mark + "low lower lowest", encoding="utf-8")
+    wanted = Tokenizer.train(["low lower lowest"], vocab_size=262)
+    assert Tokenizer.train_files([path], vocab_size=262) == wanted
 
 
 def test_training_does_not_depend_on_the_hash_seed() -> None:

@@ -2,7 +2,7 @@
 
 A source is `stdlib` (the Python files of this interpreter's standard library, so that training
 needs no network), the name of a dataset in `DATASETS`, a file, or a folder of files. A file is
-read by its kind wherever it lies: `.jsonl` and `.ndjson` have one document per line, in the field
+read by its kind wherever it lies: `.jsonl` and its like have one document per line, in the field
 `text`; a text is one document, or several if a mark ends them (`data.separator`). Formats that
 are not read, such as `.gz` or `.parquet`, are refused, and in a folder left out and counted.
 Documents come one at a time, each held in memory whole, in an order that depends on nothing but

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tinylm.corpus.documents import Corpus, decode
 from tinylm.corpus.splits import Documents, split
-from tinylm.corpus.texts import Text, inspect
+from tinylm.corpus.texts import Text, inspect, unused
 
 
 def file(
@@ -23,7 +23,7 @@ def file(
     if path.stat().st_size == 0:
         raise ValueError(f"data.source={source} is empty")
     text = inspect(path, path.name.encode(), separator, sha256)
-    notes = text.notes
+    notes = text.notes + unused([text], separator, source)
     if text.is_one_document:
         documents = _cut_in_two(text, source, val_fraction)
     else:
@@ -36,24 +36,24 @@ def file(
 
 def _cut_in_two(text: Text, source: str, val_fraction: float) -> Documents:
     """The first part of a text to train on, the last to validate on."""
-    size, path = text.size, text.path
+    begin, size, path = text.begin, text.size, text.path
     # By bytes and not by characters: the file need not be read to find the place.
-    cut = _cut(path, int((1 - val_fraction) * size))
-    if val_fraction < 1 and cut in (0, size):
+    cut = _cut(path, begin + int((1 - val_fraction) * size))
+    if val_fraction < 1 and cut in (begin, begin + size):
         raise ValueError(
             f"data.source={source} of {size} bytes is too small for "
             f"data.val_fraction={val_fraction}"
         )
 
     def documents(validation: bool) -> Iterator[str]:
-        if not validation and cut == 0:
+        if not validation and cut == begin:
             return
         with text.unchanged():
             with path.open("rb") as file:
-                file.seek(cut if validation else 0)
+                file.seek(cut if validation else begin)
                 # Only its own part: the two splits together read the file once.
-                data = file.read() if validation else file.read(cut)
-            yield decode(data, path, cut if validation else 0)
+                data = file.read() if validation else file.read(cut - begin)
+            yield decode(data, path, cut if validation else begin)
 
     return documents
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tinylm.corpus.documents import Corpus
 from tinylm.corpus.kinds import NoTextError
 from tinylm.corpus.splits import split
-from tinylm.corpus.texts import Text, inspect, shown
+from tinylm.corpus.texts import Text, inspect, shown, unused
 
 
 class Left:
@@ -135,7 +135,7 @@ def _of_texts(
         # A zero byte ends the name, because no name holds one: two folders cannot give equal bytes.
         digest.update(text.label + b"\0" + bytes.fromhex(text.digest))
     documents, note = split(texts, val_fraction, source)
-    notes = [*_first_of_each(texts), *([note] if note else [])]
+    notes = [*_first_of_each(texts), *unused(texts, separator, source), *([note] if note else [])]
     size = sum(text.size for text in texts)
     return Corpus(
         name,

@@ -7,8 +7,8 @@ named `a.txt` is no text.
 import codecs
 from pathlib import Path
 
-ROWS = (".jsonl", ".ndjson")
-# So many bytes show a binary format. A text has no zero byte among them.
+ROWS = (".jsonl", ".ndjson", ".jsonlines", ".jl", ".ldjson")
+# So many bytes show a binary format.
 HEAD = 8192
 
 _UNPACK = "unpack it first"
@@ -80,7 +80,16 @@ def _foreign(path: Path, head: bytes) -> tuple[str, str] | None:
     ending = path.suffix.lower()
     if ending in _ADVICE:
         return f"{ending} data", _ADVICE[ending]
-    if b"\0" in head[:HEAD]:
-        # UTF-16 without a byte order mark: in European scripts every second byte is zero.
-        return "binary data", "if it is UTF-16, convert it (iconv -f UTF-16LE -t UTF-8)"
     return None
+
+
+def refuse_zeros(path: Path, block: bytes, at: int) -> None:
+    """Raise `NoTextError` if a block, which begins at byte `at` of the file, has a zero byte."""
+    found = block.find(b"\0")
+    if found >= 0:
+        # UTF-16 without a byte order mark: in European scripts every second byte is zero.
+        raise NoTextError(
+            f"{path}: binary data, which is not read as text: byte {at + found} is zero: remove "
+            f"zero bytes, or if it is UTF-16, convert it (iconv -f UTF-16LE -t UTF-8)",
+            "binary data",
+        )

@@ -7,6 +7,7 @@ line and CR LF at the ends are allowed. Everything else is an error that names f
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from typing import Any
 FIELD = "text"
 # Fields that an error lists when the right one is missing.
 _SHOWN = 5
+# So many first lines decide whether a file of another name holds rows.
+_FIRST = 8
+# The beginning of a row that is longer than what is looked at.
+_ROW_BEGINS = re.compile(rb'\{\s*"text"\s*:\s*"')
+_ONE_EACH = "write one whole object per line (jq -c . FILE; of a list, jq -c '.[]' FILE)"
 
 # An object becomes a tuple of pairs, so that a second "text" is seen and a list is told apart.
 # As a float, a number may have more than the 4300 digits that Python's int() takes.
@@ -29,6 +35,30 @@ def rows(path: Path) -> Iterator[str]:
                 yield text
 
 
+def begins_with_rows(block: bytes) -> bool:
+    """Whether the first line is an object with a field "text", and the next begin as objects.
+
+    `block` is the beginning of a file, without its byte order mark. Of the next lines, the last
+    may go on in another block and one may be torn, so they are not decoded.
+    """
+    # Of almost every text this is the only test. A program may begin with a brace too.
+    if not block.lstrip().startswith(b"{"):
+        return False
+    # At a carriage return as well: JSON has none within its strings.
+    first, *others = [line for line in map(bytes.strip, block.splitlines()) if line][:_FIRST]
+    if not others and _ROW_BEGINS.match(first):
+        return True
+    return _is_row(first) and all(line.startswith(b"{") for line in others)
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        record = _DECODER.decode(line.decode())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, tuple) and any(name == FIELD for name, _ in record)
+
+
 def _text(line: bytes, where: str) -> str:
     try:
         record = _DECODER.decode(line.decode())
@@ -36,7 +66,9 @@ def _text(line: bytes, where: str) -> str:
         problem = f"is not UTF-8 text (its byte {error.start}): convert the file"
     except json.JSONDecodeError as error:
         # In words of the line: the position that json counts is one too small for people.
-        problem = f"is not JSON: {error.msg} at character {error.pos + 1}: mend or remove the line"
+        at = min(error.pos, len(error.doc.rstrip())) + 1
+        what = f"{error.msg.removesuffix(' at')} at character {at}"
+        problem = f"is not JSON: {what}: {_advice(line, error)}"
     except RecursionError:
         problem = "is nested too deeply to be read as JSON: mend or remove the line"
     else:
@@ -46,11 +78,21 @@ def _text(line: bytes, where: str) -> str:
     raise ValueError(f"{where} {problem}") from None
 
 
+def _advice(line: bytes, error: json.JSONDecodeError) -> str:
+    """What to do with a line that is not JSON."""
+    if error.msg == "Extra data" and b"\r" in line.rstrip():
+        return "the lines of the file end with CR alone: convert them (tr '\\r' '\\n')"
+    # JSON that is printed over several lines: the object goes on in the next one.
+    if error.msg == "Extra data" or error.pos >= len(error.doc.rstrip()):
+        return _ONE_EACH
+    return "mend or remove the line"
+
+
 def _field(record: Any) -> tuple[str | None, str]:
     """The text of a decoded row, or None and what is wrong with it."""
     missing = f'has no text in a field "{FIELD}"'
     if not isinstance(record, tuple):
-        return None, f"{missing}: it is {_kind(record)}, not an object"
+        return None, f"{missing}: it is {_kind(record)}, not an object: {_ONE_EACH}"
     texts = [value for name, value in record if name == FIELD]
     if not texts:
         names = ", ".join(json.dumps(name) for name, _ in record[:_SHOWN])

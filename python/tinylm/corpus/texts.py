@@ -3,14 +3,14 @@
 import codecs
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tinylm.corpus.documents import decode
-from tinylm.corpus.kinds import HEAD, NoTextError, has_rows, refuse_foreign
-from tinylm.corpus.rows import rows
+from tinylm.corpus.kinds import HEAD, NoTextError, has_rows, refuse_foreign, refuse_zeros
+from tinylm.corpus.rows import begins_with_rows, rows
 from tinylm.corpus.separators import USUAL, Marks, separated
 
 # Files may be larger than memory: only a document is ever held whole.
@@ -25,11 +25,13 @@ class Text:
     """A file that `inspect` has read to its end and found to be text.
 
     `label` is its name in the corpus. `mark` is what divides it into documents, None if it is one
-    document or has rows. `stamp` tells whether it was changed since.
+    document or has rows. `begin` is the place of the first byte: after a byte order mark, which
+    neither `size` nor the hash takes in. `stamp` tells whether it was changed since.
     """
 
     path: Path
     label: bytes
+    begin: int
     size: int
     sha256: str
     has_rows: bool
@@ -66,11 +68,14 @@ class Text:
         if self.has_rows:
             yield from (text for text in rows(self.path) if wanted(text.encode()))
         elif self.mark is not None:
-            for data in separated(blocks(self.path), self.mark.encode()):
+            for data in separated(blocks(self.path, self.begin), self.mark.encode()):
                 if wanted(data):
                     yield decode(data, self.path)
         else:
-            yield decode(self.path.read_bytes(), self.path)
+            with self.path.open("rb") as file:
+                file.seek(self.begin)
+                data = file.read()
+            yield decode(data, self.path, self.begin)
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -91,9 +96,10 @@ class Text:
             )
 
 
-def blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, 1 MiB at a time."""
+def blocks(path: Path, begin: int = 0) -> Iterator[bytes]:
+    """The bytes of a file from `begin` on, 1 MiB at a time."""
     with path.open("rb") as file:
+        file.seek(begin)
         while block := file.read(BLOCK):
             yield block
 
@@ -112,23 +118,46 @@ def inspect(path: Path, label: bytes, separator: str, sha256: str | None = None)
     # Incremental: a character may lie on the border of two blocks.
     utf8 = codecs.getincrementaldecoder("utf-8")()
     marks = None if mark is None else Marks(mark.encode())
-    at = 0
-    for block in blocks(path):
-        if at == 0:
+    begin = at = _begin(path)
+    for block in blocks(path, begin):
+        if at == begin:
             refuse_foreign(path, block[:HEAD])
+            if is_rows:
+                # Further on, the error of the row names its line.
+                refuse_zeros(path, block[:HEAD], at)
         if sha256 is None:
             digest.update(block)
         if not is_rows:
+            refuse_zeros(path, block, at)
             _check_utf8(utf8, block, path, at)
+            if at == begin:
+                refuse_rows(path, block)
         if marks is not None:
             marks.add(block)
         at += len(block)
-    if at == 0:
+    if at == begin:
         raise NoTextError(f"{path}: is empty", "empty")
     if not is_rows:
         _check_utf8(utf8, b"", path, at)
     found, notes = _mark(marks, mark, separator, path)
-    return Text(path, label, at, sha256 or digest.hexdigest(), is_rows, found, notes, stamp)
+    size, sha256 = at - begin, sha256 or digest.hexdigest()
+    return Text(path, label, begin, size, sha256, is_rows, found, notes, stamp)
+
+
+def refuse_rows(path: Path, block: bytes) -> None:
+    """Raise `NoTextError` if a file that is not named so begins with rows of JSON."""
+    if begins_with_rows(block):
+        raise NoTextError(
+            f'{path}: its lines are JSON objects with a field "text", which are read as rows only '
+            f"in a file named so: rename it to end in .jsonl",
+            "rows of JSON not named .jsonl",
+        )
+
+
+def _begin(path: Path) -> int:
+    """The place of the first byte of text: a UTF-8 byte order mark is none."""
+    with path.open("rb") as file:
+        return len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
 
 
 def _check_utf8(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, at: int) -> None:
@@ -152,6 +181,8 @@ def _mark(
         return None, ()
     marks.end()
     name, where = shown(str(path)), f"stands {marks.count:,} times"
+    # Quoted, because a named mark may be blank.
+    written = mark if separator == "auto" else repr(mark)
     # A program or a paper that mentions the mark is one document.
     if separator == "auto" and not marks.at_a_border:
         return None, (
@@ -160,7 +191,25 @@ def _mark(
         )
     blank = f"; {marks.blank:,} empty documents are left out" if marks.blank else ""
     off = "; data.separator=off reads it as text" if separator == "auto" else ""
-    return mark, (f"{name}: {shown(mark)} {where} and ends documents{blank}{off}",)
+    return mark, (f"{name}: {written} {where} and ends documents{blank}{off}",)
+
+
+def unused(texts: Sequence[Text], separator: str, source: str) -> tuple[str, ...]:
+    """What to tell the user of a named separator that ends no document."""
+    if separator in ("auto", "off"):
+        return ()
+    notes = []
+    named = f"data.source={shown(source)}: data.separator={separator!r}"
+    if any(text.has_rows for text in texts):
+        notes.append(f"{named} is read as text in rows: each row is a document already")
+    files = [text for text in texts if not text.has_rows]
+    if files and not any(text.mark for text in files):
+        shell = r"; in a shell, $'\n\n' is two line breaks" if "\\" in separator else ""
+        each = "the text is" if len(files) == 1 else f"each of {len(files):,} texts is"
+        notes.append(
+            f"{named} stands nowhere: {each} one document; other values are auto and off{shell}"
+        )
+    return tuple(notes)
 
 
 def shown(name: str) -> str:

@@ -114,7 +114,7 @@ class Tokenizer:
         threads: int = 0,
         progress: Progress = None,
     ) -> Self:
-        """As `train`, with each file one text, read in blocks: memory does not grow with it."""
+        """As `train`; each file is one text, read in blocks, and a `.jsonl` one text per row."""
         if isinstance(paths, str | bytes | PathLike):
             raise TypeError("paths must be an iterable of paths; for one file pass [path]")
         training = Training(kind, pattern, special_tokens, min_frequency, threads)

@@ -2,11 +2,16 @@
 
 import sys
 import warnings
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tinylm import _rust
+from tinylm.corpus.kinds import has_rows
+from tinylm.corpus.rows import rows
+from tinylm.corpus.texts import refuse_rows
 from tinylm.tokenizer import pre_tokenizer
 from tinylm.tokenizer.contents import (
     Bpe,
@@ -84,16 +89,27 @@ class Training:
         self.counts.add(batch)
 
     def add_file(self, path: str | PathLike[str]) -> None:
-        """Counts a file as one document."""
+        """Counts a file as one document, and a file of rows as its texts.
+
+        ValueError for a row that has no text, and for rows in a file that is not named so.
+        """
+        if has_rows(Path(path)):
+            self.add_texts(rows(Path(path)))
+            return
         for block in self._blocks(path):
             self.counts.add([block])
 
     def _blocks(self, path: str | PathLike[str]) -> Iterator[bytes]:
         """The bytes of a file in blocks, cut where no piece crosses."""
-        pending = b""
+        pending, is_first = b"", True
         with open(path, "rb") as file:
             # Looking again at a stretch without a place to cut pays only once it has doubled.
             while block := file.read(max(BATCH, len(pending))):
+                if is_first:
+                    # What a corpus removes or refuses must not be learned.
+                    block = block.removeprefix(BOM_UTF8)
+                    refuse_rows(Path(path), block)
+                    is_first = False
                 pending += block
                 if (cut := self.counts.cut(pending)) is not None:
                     yield pending[:cut]
