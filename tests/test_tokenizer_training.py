@@ -1,5 +1,6 @@
 """Training, held to the reference merge by merge."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -202,6 +203,20 @@ def test_of_a_file_of_rows_the_texts_are_learned(tmp_path: Path, ending: str) ->
     path.write_text('{"id": 1}\n')
     with pytest.raises(ValueError, match=r'line 1 has no text in a field "text"'):
         Tokenizer.train_files([path], vocab_size=262)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", gzip.compress(b"a text")),
+        ("a.parquet", b"PAR1"),
+        ("a.txt", "a text".encode("utf-16")),
+    ],
+)
+def test_a_file_of_another_format_is_not_learned(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: .* is not read as text"):
+        Tokenizer.train_files([tmp_path / name], vocab_size=260)
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tinylm import _rust
-from tinylm.corpus.kinds import has_rows
+from tinylm.corpus.kinds import HEAD, has_rows, refuse_foreign
 from tinylm.corpus.rows import rows
 from tinylm.corpus.texts import refuse_rows
 from tinylm.tokenizer import pre_tokenizer
@@ -91,7 +91,8 @@ class Training:
     def add_file(self, path: str | PathLike[str]) -> None:
         """Counts a file as one document, and a file of rows as its texts.
 
-        ValueError for a row that has no text, and for rows in a file that is not named so.
+        ValueError for a row that has no text, for rows in a file that is not named so, and for a
+        file of another format, such as a .gz.
         """
         if has_rows(Path(path)):
             self.add_texts(rows(Path(path)))
@@ -107,6 +108,7 @@ class Training:
             while block := file.read(max(BATCH, len(pending))):
                 if is_first:
                     # What a corpus removes or refuses must not be learned.
+                    refuse_foreign(Path(path), block[:HEAD])
                     block = block.removeprefix(BOM_UTF8)
                     refuse_rows(Path(path), block)
                     is_first = False
