@@ -155,3 +155,34 @@ def test_loading_leaves_the_generator_of_torch_alone(tmp_path):
     torch.manual_seed(5)
     checkpoint.load(path)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("ids", [-1, 300, 10**9, [7, 5000, -1]])
+def test_an_end_of_text_that_no_token_has_is_warned_of_by_file_id_and_vocabulary(ids, name, folder):
+    (folder / "generation_config.json").unlink()
+    edit(folder / name, eos_token_id=ids)
+    wrong = "5000, -1" if isinstance(ids, list) else str(ids)
+    message = f"{name}: eos_token_id={wrong}: the vocabulary has the ids 0 to 299"
+    with pytest.warns(UserWarning, match=message) as caught:
+        assert checkpoint.load(folder)[0].eos_ids == (tuple(ids) if wrong != str(ids) else (ids,))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_the_default_of_transformers_in_a_small_vocabulary_is_one_warning(tmp_path):
+    config = ModelConfig(
+        architecture="llama3", vocab_size=2, d_model=8, n_layers=1, n_heads=2, context_length=6
+    )
+    path = checkpoint.save(tmp_path / "theirs", randomise(build(config)), None)
+    (path / "MANIFEST.json").unlink()
+    (path / "generation_config.json").unlink(missing_ok=True)
+    content = json.loads((path / "config.json").read_text())
+    del content["tinylm"]
+    content.pop("eos_token_id", None)
+    (path / "config.json").write_text(json.dumps(content))
+    with pytest.warns(
+        UserWarning, match="config.json: eos_token_id=2: the vocabulary has the ids 0 to 1"
+    ) as caught:
+        checkpoint.load(path)
+    assert len(caught) == 1

@@ -58,3 +58,40 @@ def test_the_key_that_was_meant_is_suggested_for_nearly_every_slip():
                     right += nearest(slip) == key
     assert total > 3000
     assert right >= 0.95 * total
+
+
+@pytest.mark.parametrize("key", ["sample.prompt", "model.preset", "train.prompt", "train.epochs"])
+def test_a_key_that_is_like_none_is_answered_with_those_of_its_section(key):
+    section = key.partition(".")[0]
+    with pytest.raises(ConfigError, match=f"unknown key '{key}': {section} has ") as caught:
+        config.load(None, [f"{key}=1"])
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("model.lr", "optim.lr"), ("stesp", "train.steps"), ("foo.steps", "train.steps")],
+)
+def test_a_key_of_another_section_is_suggested_if_it_is_nearly_the_same(key, meant):
+    with pytest.raises(ConfigError, match=f"unknown key '{key}': did you mean '{meant}'"):
+        config.load(None, [f"{key}=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "half"),
+    [
+        (r'tokenizer: {special_tokens: ["<|endoftext|>", "\ud800"]}', "special_tokens", "d800"),
+        (r'sample: {stop: ["a", "b\udfff"]}', "sample.stop", "dfff"),
+        (r'data: {source: "/tmp/\udcff.txt"}', "data.source", "dcff"),
+    ],
+)
+def test_half_a_character_is_refused_by_the_key_and_its_value(text, key, half, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
+    message = str(caught.value)
+    assert f"{key}=" in message
+    assert f"'\\u{half}' is half a character" in message
+    assert message.endswith(f"({file})")
+    message.encode()

@@ -4,6 +4,7 @@ Hugging Face's `tokenizers` is the oracle: what it makes of a file before and af
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -356,3 +357,30 @@ def test_a_value_of_another_type_is_refused_here_as_there(
     assert str(caught.value).startswith(f"{path}: ")
     with pytest.raises(Exception, match="at line 1 column"):
         tokenizers.Tokenizer.from_file(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"added_tokens": [{"id": 0, "content": "\ud800"}]}, r'added_tokens[0].content = "\ud800"'),
+        ({"model": {"type": "BPE", "vocab": {"a\udfff": 1}}}, r'model.vocab key = "a\udfff"'),
+        ({"post_processor": {"x": ["\udc00"]}}, r'post_processor.x[0] = "\udc00"'),
+    ],
+)
+def test_half_a_character_is_refused_by_its_place(
+    change: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    Tokenizer.train(["a b c"], vocab_size=257).save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {named} has half a character")):
+        Tokenizer.load(path)
+
+
+def test_a_whole_character_in_two_escapes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    tokenizer = Tokenizer.train(["a"], vocab_size=257, special_tokens=["\U0001f642"])
+    tokenizer.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert r"\ud83d" in path.read_text()
+    assert Tokenizer.load(path).sha256 == tokenizer.sha256

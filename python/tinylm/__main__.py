@@ -51,6 +51,7 @@ MAP = (
     Row("any command", "commands"),
     Row("any command", "device"),
     Row("any command", "disk"),
+    Row("any command", "terminal"),
     Row("any command", "threads"),
     Row("any package", "lazy"),
 )

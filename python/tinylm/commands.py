@@ -1,6 +1,7 @@
 """What every command shares: arguments in, one line for an error, an exit code out.
 
-`EXIT_CODES` says what each means; a run of training that is terminated or interrupted is saved.
+`EXIT_CODES` says what each means. The steps of a run that is terminated or interrupted are saved;
+a second Ctrl-C ends it at once, unsaved.
 """
 
 import errno
@@ -13,14 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
-from tinylm import disk
+from tinylm import disk, terminal
 from tinylm.config import ConfigError
 
 # 75 is EX_TEMPFAIL of sysexits.h: try again. 130 is what a shell reports after Ctrl-C: 128 + 2.
 USAGE, TERMINATED, INTERRUPTED = 2, 75, 130
 EXIT_CODES = (
     f"0 done, 1 failed, {USAGE} usage, {TERMINATED} terminated and saved, "
-    f"{INTERRUPTED} Ctrl-C and saved"
+    f"{INTERRUPTED} Ctrl-C (training is saved; a second one stops it unsaved)"
 )
 # By the `remedy` of an error, what a command offers that is given a tokenizer's path alone.
 REMEDIES = {
@@ -102,8 +103,7 @@ def replace_closed_streams() -> None:
 
 def tell(text: str) -> None:
     """Print a line on standard error, or nothing if that cannot be written to."""
-    with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+    terminal.draw(f"{text}\n")
 
 
 def settle(stream: TextIO) -> None:

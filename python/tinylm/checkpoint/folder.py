@@ -8,15 +8,16 @@ state.json, and MANIFEST.json closes it with sizes and hashes. Nothing is ever p
 import errno
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tinylm import convert
-from tinylm.checkpoint import files, origin, steps
+from tinylm.checkpoint import files, origin, state, steps
 from tinylm.checkpoint.tensors import pieces
 from tinylm.checkpoint.weights import (
     CONFIG,
@@ -32,6 +33,7 @@ from tinylm.model import Model
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
+T = TypeVar("T")
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 
@@ -72,10 +74,10 @@ def save(
             (draft.folder / name).unlink(missing_ok=True)
             draft.add(name, [content] if isinstance(content, bytes) else _json(content))
         if training is not None:
-            state = {"step": training.step, "tokens": training.tokens, "state": training.state}
+            whole = {"step": training.step, "tokens": training.tokens, "state": training.state}
             # In files of their own: a reader of the model alone need not load them.
             draft.add(OPTIMIZER, pieces(training.optimizer))
-            draft.add(STATE, _json(state))
+            draft.add(STATE, _json(whole))
     return folder
 
 
@@ -94,7 +96,11 @@ def load(
     read. `dtype` None keeps that of the file, the widest of its tensors. Raises
     `FileNotFoundError`, or `ValueError` naming the file and what does not fit.
     """
-    folder = _find(Path(path), verify=verify)
+    model, tokenizer = _reading(Path(path), _load, verify=verify)
+    return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def _load(folder: Path) -> "tuple[Model, Tokenizer | None]":
     content = read_json(folder / CONFIG)
     try:
         config = convert.import_config(content)
@@ -120,21 +126,40 @@ def load(
             parameter.copy_(found[name])
     tokenizer = origin.read_tokenizer(folder)
     _check_fit(tokenizer, model, folder)
-    model.origin = origin.read(folder, content, tokenizer)
-    return model.to(device=device, dtype=dtype).eval(), tokenizer
+    model.origin = origin.read(folder, content, tokenizer, model.embedding.num_embeddings)
+    return model, tokenizer
 
 
 def load_training(path: str | Path, *, verify: bool = True) -> Training:
     """The training state of a run's newest checkpoint that verifies, or of a checkpoint.
 
     `verify=False` reads the checkpoint as it is. Raises `FileNotFoundError` if it was saved
-    without one.
+    without one, and `ValueError` naming the key of state.json that is missing or wrong.
     """
-    folder = _find(Path(path), STATE, OPTIMIZER, verify=verify)
+    return _reading(Path(path), _load_training, STATE, OPTIMIZER, verify=verify)
+
+
+def _load_training(folder: Path) -> Training:
     content = read_json(folder / STATE)
+    rules = {"step": state.WHOLE, "tokens": state.WHOLE, "state": state.OBJECT}
+    state.check(folder / STATE, content, rules)
     # A copy in memory: the file may be purged, and the optimizer writes into its state.
     optimizer = {name: t.clone() for name, t in read_tensors(folder / OPTIMIZER).items()}
     return Training(content["step"], content["tokens"], optimizer, content["state"])
+
+
+def _reading(path: Path, read: Callable[[Path], T], *names: str, verify: bool) -> T:
+    """What `read` makes of the folder that a path stands for (see `_find`).
+
+    A trainer may purge a run's checkpoint while it is read here: then the newest one is read.
+    """
+    folder = _find(path, *names, verify=verify)
+    try:
+        return read(folder)
+    except (ValueError, OSError):
+        if folder == path or folder.exists():
+            raise
+    return read(_find(path, *names, verify=verify))
 
 
 def _find(path: Path, *names: str, verify: bool) -> Path:
@@ -156,7 +181,7 @@ def _find(path: Path, *names: str, verify: bool) -> Path:
         files.check(path, {name: listed[name] for name in names or listed if name in listed})
     elif steps.is_checkpoint(path):
         message = f"{path / files.MANIFEST}: missing, so nothing shows that the checkpoint is whole"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=4)
     return path
 
 

@@ -28,8 +28,13 @@ TOKENIZERS = (TOKENIZER, "vocab.json", "merges.txt", "tokenizer.model", "vocab.t
 ROLES = ("bos", "eos", "pad")
 
 
-def read(folder: Path, content: Mapping[str, Any], tokenizer: "Tokenizer | None") -> Origin:
-    """What to keep of a folder whose config.json holds `content`."""
+def read(
+    folder: Path, content: Mapping[str, Any], tokenizer: "Tokenizer | None", vocab_size: int
+) -> Origin:
+    """What to keep of a folder whose config.json holds `content`.
+
+    Warns of an end-of-text id that none of the model's `vocab_size` tokens has.
+    """
     names = (GENERATION, TOKENIZER_CONFIG, *KEPT, *(TOKENIZERS if tokenizer is None else ()))
     kept = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     for name in (GENERATION, TOKENIZER_CONFIG):
@@ -37,11 +42,18 @@ def read(folder: Path, content: Mapping[str, Any], tokenizer: "Tokenizer | None"
             # Read only to refuse a broken file now, by its name, and not when the model is saved.
             read_json(folder / name)
     generation = json.loads(kept[GENERATION]) if GENERATION in kept else None
+    source = GENERATION if (generation or {}).get("eos_token_id") is not None else "config.json"
     try:
         eos_ids = convert.eos_ids(content, generation)
     except ValueError as error:
-        source = GENERATION if (generation or {}).get("eos_token_id") is not None else "config.json"
         raise ValueError(f"{folder / source}: {error}") from None
+    # No error: transformers' defaults are ids of large vocabularies, and a small one has them too.
+    if strange := [id for id in eos_ids if not 0 <= id < vocab_size]:
+        message = (
+            f"{folder / source}: eos_token_id={', '.join(map(str, strange))}: the vocabulary has "
+            f"the ids 0 to {vocab_size - 1}, so no text ends there: name the id of a token"
+        )
+        warnings.warn(message, stacklevel=5)
     return Origin(convert.kept(content), kept, eos_ids, _fingerprint(tokenizer))
 
 
@@ -63,7 +75,7 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
         if (folder / files.MANIFEST).exists():
             raise
         message = f"{source}: TinyLM cannot read this tokenizer, you get None: {error}"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=5)
         return None
 
 

@@ -1,6 +1,7 @@
 """The checkpoints of a run, `RUN/checkpoints/step-00000100`: which is newest, which may go."""
 
 import errno
+import os
 import re
 import warnings
 from collections.abc import Collection
@@ -38,19 +39,26 @@ def latest(run: str | Path) -> Path:
     Warns when one of a higher step is there and does not verify, naming what is wrong with it.
     Raises `FileNotFoundError` when none does.
     """
-    problems = []
+    problems, purged = [], False
     for checkpoint in _newest_first(Path(run)):
         try:
             # The manifest alone proves nothing of the bytes, so every file is read, each time.
             files.verify(checkpoint)
         except (ValueError, OSError) as error:
-            problems.append(str(error))
+            # A trainer that purges it meanwhile has done no damage. A dead link is still there.
+            if os.path.lexists(checkpoint):
+                problems.append(str(error))
+            else:
+                purged = True
             continue
         if problems:
             reasons = "; ".join(problems)
             message = f"falling back to {checkpoint}: newer checkpoints are damaged: {reasons}"
             warnings.warn(message, stacklevel=2)
         return checkpoint
+    if purged:
+        # What it saved before it purged is not in the list.
+        return latest(run)
     reasons = f": {'; '.join(problems)}" if problems else ""
     where = str(Path(run) / FOLDER)
     raise FileNotFoundError(errno.ENOENT, f"no checkpoint that verifies{reasons}", where)

@@ -13,8 +13,9 @@ from tinylm.config.sections import SECTIONS, Run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # The last part of an unknown key is a typing error of a known one if the two are at least this
-# similar, from 0 to 1.
-ALIKE = 0.5
+# similar, from 0 to 1. A key of another section must be nearer than one of the same section:
+# dropout is no suggestion for sample.prompt (0.62).
+ALIKE, ALIKE_ELSEWHERE = 0.6, 0.8
 
 
 class ConfigError(ValueError):
@@ -104,15 +105,16 @@ def check_key(key: str, where: str) -> None:
 def nearest(key: str) -> str | None:
     """Return the known setting nearest to `key`, or None if no name is similar enough.
 
-    The name counts first, then the section.
+    The name counts twice, the section once.
     """
     section, _, name = key.rpartition(".")
     best, score = None, 0.0
     for known in settings():
         home, _, own = known.rpartition(".")
         likeness = _alike(name, own)
-        if likeness >= ALIKE and likeness + _alike(section, home) > score:
-            best, score = known, likeness + _alike(section, home)
+        least = ALIKE_ELSEWHERE if section in SECTIONS and section != home else ALIKE
+        if likeness >= least and 2 * likeness + _alike(section, home) > score:
+            best, score = known, 2 * likeness + _alike(section, home)
     return best
 
 

@@ -1,6 +1,7 @@
 """Load a `Run` from a recipe or file and `key=value` arguments, check it, and write it as YAML."""
 
 import importlib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -48,6 +49,7 @@ REGISTRIES = {
     "optim.schedule": "optim.SCHEDULES",
     "track.names": "track.TRACKERS",
 }
+HALF = re.compile("[\ud800-\udfff]")
 # The endings of files with settings; "" stands for a file without an ending.
 SETTINGS_FILES = (".yaml", ".yml", ".json", "")
 
@@ -254,8 +256,15 @@ def _explain(error: Exception, made: list[Assignment], origin: dict[str, str]) -
 
 
 def _check_plain(key: str, value: Any, where: str) -> None:
-    """Refuse '???' and '${': OmegaConf interprets both when it reads a saved run."""
+    """Refuse what a saved run cannot hold: half a character, and '???' and '${', which OmegaConf
+    interprets when it reads them.
+    """
     for item in value if isinstance(value, list) else (value,):
+        # YAML and JSON can write one half of a UTF-16 pair, and a file name that is not UTF-8 has
+        # them too. No encoding takes it.
+        if isinstance(item, str) and (half := HALF.search(item)):
+            text = f"{half[0]!a} is half a character, which UTF-8 cannot hold: remove it"
+            raise ConfigError(f"{key}={show(ascii(value))}: {text}{where}")
         if isinstance(item, str) and ("${" in item or item == "???"):
             text = "expected a string that is not '???' and has no '${' in it"
             raise ConfigError(f"{key}={show(value)}: {text}{where}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinylm import commands, corpus, disk
+from tinylm import commands, corpus, disk, terminal
 from tinylm.config import DataConfig
 from tinylm.data.folders import default_folder
 from tinylm.data.manifest import Manifest, Split
@@ -97,7 +97,7 @@ def _prepare(options: argparse.Namespace) -> None:
     )
     for note in text.notes:
         # Standard output is for programs: its first line is the folder.
-        print(note, file=sys.stderr)
+        commands.tell(note)
     folder = default_folder(text, tokenizer.sha256)
     if options.out is not None:
         folder = Path(options.out).expanduser()
@@ -144,14 +144,13 @@ def _histogram(lengths: NDArray[Any]) -> Iterator[str]:
 
 def _verify(options: argparse.Namespace) -> None:
     manifest = Manifest.load(options.folder)
-    live = sys.stderr.isatty()
+    live = terminal.watched()
     for name, split in manifest.splits.items():
         for done in Dataset(Path(options.folder), manifest, name).verify():
             if live:
-                line = f"\r\x1b[Kverify {name}: {done:,} of {split.tokens:,} tokens"
-                print(line, end="", file=sys.stderr, flush=True)
+                terminal.draw(f"\r\x1b[Kverify {name}: {done:,} of {split.tokens:,} tokens")
         if live:
-            print(file=sys.stderr)
+            terminal.draw("\n")
     print(f"{options.folder}: every hash is right")
 
 

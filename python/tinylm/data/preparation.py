@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm import disk
+from tinylm import disk, terminal
 from tinylm.corpus import Corpus
 from tinylm.data.manifest import NAME, Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter, empty_manifest, remove_leftovers
@@ -134,7 +134,7 @@ class Progress:
         self._split = split
         self._total = total
         self._begin = time.perf_counter()
-        self._live = sys.stderr.isatty()
+        self._live = terminal.watched()
 
     def show(self, n_bytes: int, n_tokens: int) -> None:
         """Replace the line by the current numbers; `total` bytes are in all splits together."""
@@ -144,9 +144,9 @@ class Progress:
                 f"prepare {self._split}: {n_bytes / 1e6:.1f} of {self._total / 1e6:.1f} MB, "
                 f"{n_tokens:,} tokens, {rate / 1e6:.1f} MB/s"
             )
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            terminal.draw(f"\r\x1b[K{line}")
 
     def end(self) -> None:
         """Leave the last line as it is."""
         if self._live:
-            print(file=sys.stderr, flush=True)
+            terminal.draw("\n")

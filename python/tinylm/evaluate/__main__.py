@@ -1,7 +1,6 @@
 """`python -m tinylm.evaluate RUN [key=value ...]`."""
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm import commands, config, threads
+from tinylm import commands, config, terminal, threads
 from tinylm.config import ConfigError, Run
 from tinylm.evaluate.scoring import evaluate
 
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
             tokenizer=tokenizer,
             batch_size=run.train.batch_size,
             dtype=torch.bfloat16 if in_bfloat16 else None,
-            progress=_show_progress if sys.stderr and sys.stderr.isatty() else None,
+            progress=_show_progress if terminal.watched() else None,
         )
     for name, value in asdict(scores).items():
         print(f"{name.replace('_', ' '):15}{value if isinstance(value, int) else f'{value:.4f}'}")
@@ -149,7 +148,7 @@ def _validation(
     if other or folder is None or not (folder / "manifest.json").is_file():
         text = corpus.open(settings.source, val_fraction=fraction, separator=settings.separator)
         for note in text.notes:
-            print(note, file=sys.stderr)
+            commands.tell(note)
         folder = folder or data.default_folder(text, tokenizer.sha256)
         data.prepare(text, tokenizer, folder)
     return data.Dataset.open(folder, split="val")
@@ -185,7 +184,7 @@ def _part(dataset: "Dataset", *, other: bool) -> str:
 
 def _show_progress(done: int, total: int) -> None:
     end = "\n" if done == total else ""
-    print(f"\r{done} of {total} tokens", end=end, file=sys.stderr, flush=True)
+    terminal.draw(f"\r{done} of {total} tokens{end}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tinylm import commands, config, threads
+from tinylm import commands, config, terminal, threads
 from tinylm.config import ConfigError, Run
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> Non
         for piece in write(tokenizer, count(ids), run.sample, read):
             print(piece, end="", flush=True)
         print(flush=True)
-    if sys.stderr is not None and sys.stderr.isatty():
+    if terminal.watched():
         seconds = time.perf_counter() - start
-        print(f"{count.total} tokens, {count.total / seconds:.0f} tokens/s", file=sys.stderr)
+        commands.tell(f"{count.total} tokens, {count.total / seconds:.0f} tokens/s")
 
 
 class Count:

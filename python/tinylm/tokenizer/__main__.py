@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from tinylm import commands
+from tinylm import commands, terminal
 from tinylm.config import Kind
 from tinylm.tokenizer import Tokenizer, files
 from tinylm.tokenizer.training import Ties
@@ -30,7 +30,7 @@ def train(args: argparse.Namespace) -> None:
         min_frequency=args.min_frequency,
         ties=args.ties,
         threads=args.threads,
-        progress=True if sys.stderr.isatty() else None,
+        progress=True if terminal.watched() else None,
     )
     tokenizer.save(args.out)
     seconds = time.perf_counter() - start

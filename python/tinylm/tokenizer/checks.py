@@ -1,7 +1,10 @@
 """Checks of the values of a JSON file: each fails with the name and the value."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 KINDS = {
@@ -11,6 +14,8 @@ KINDS = {
     dict: "an object",
     list: "a list",
 }
+_HALF = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 Kind = TypeVar("Kind", bool, int, str, dict[str, Any], list[Any])
 
 
@@ -50,3 +55,27 @@ def steps_of(part: Any, name: str, inner: str) -> list[dict[str, Any]]:
         case {"type": str()}:
             return [part]
     raise ValueError(f"{name} = {shown(part)} is not an object with a type")
+
+
+def refuse_halves(path: Path, data: bytes, value: object) -> None:
+    """ValueError for a string with a lone surrogate in it, by its place; `value` is all of `data`.
+
+    It would fail only when the tokenizer is made or saved, and without a name.
+    """
+    # Only an escape can write one, and hardly any file has such an escape.
+    if _ESCAPED_HALF.search(data) and (half := _half(value, "")):
+        raise ValueError(f"{path}: {half} has half a character, which UTF-8 cannot hold: remove it")
+
+
+def _half(value: object, place: str) -> str | None:
+    """The place and value of the first string with a lone surrogate; None if there is none."""
+    parts: Iterable[str | None] = ()
+    match value:
+        case str() if _HALF.search(value):
+            return f"{place.removeprefix('.')} = {shown(value)}"
+        case dict():
+            keys = (_half(key, f"{place} key") for key in value)
+            parts = chain(keys, (_half(part, f"{place}.{key}") for key, part in value.items()))
+        case list():
+            parts = (_half(part, f"{place}[{i}]") for i, part in enumerate(value))
+    return next((part for part in parts if part), None)

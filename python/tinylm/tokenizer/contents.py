@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinylm.tokenizer.checks import refuse_halves
+
 
 @dataclass(frozen=True)
 class Bpe:
@@ -288,9 +290,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError with the place where it is broken."""
     try:
         # Editors of Windows put a mark of the byte order before UTF-8.
-        value = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        value = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    refuse_halves(path, data, value)
     return value

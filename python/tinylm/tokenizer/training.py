@@ -1,6 +1,5 @@
 """Texts and files to what a tokenizer holds: counting and learning, both done in Rust."""
 
-import sys
 import warnings
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tinylm import _rust
+from tinylm import _rust, terminal
 from tinylm.corpus.kinds import HEAD, has_rows, refuse_foreign
 from tinylm.corpus.rows import rows
 from tinylm.corpus.texts import refuse_rows
@@ -150,4 +149,4 @@ def draw(done: int, target: int) -> None:
     filled = width * done // max(1, target)
     bar = "#" * filled + "." * (width - filled)
     end = "\n" if done == target else ""
-    print(f"\rtraining [{bar}] {done}/{target} tokens", end=end, file=sys.stderr, flush=True)
+    terminal.draw(f"\rtraining [{bar}] {done}/{target} tokens{end}")

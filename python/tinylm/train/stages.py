@@ -23,6 +23,7 @@ from tinylm.track import Trackers
 from tinylm.train.folder import provenance, read_json, rewind_samples, write_json
 from tinylm.train.loop import WATCHED_TOKENS, Trainer
 from tinylm.train.session import Session
+from tinylm.train.state import load_state
 
 # Shorter runs end before a compiler has paid for itself.
 COMPILE_FROM = 500
@@ -48,7 +49,7 @@ def resume(source: Path | None, say: Say) -> Resumed | None:
     checkpoint that verifies is taken.
     """
     found = None if source is None else _resume_point(source, say)
-    return None if found is None else Resumed(found, checkpoint.load_training(found, verify=False))
+    return None if found is None else Resumed(found, load_state(found))
 
 
 def _resume_point(source: Path, say: Say) -> Path | None:
