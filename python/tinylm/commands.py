@@ -115,6 +115,14 @@ def settle(stream: TextIO) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def path(word: str) -> str:
+    """Return a path of the command line with a leading `~` replaced by the home folder.
+
+    A shell replaces `~` only at the beginning of a word without quotes, so not in `--out=~/x`.
+    """
+    return os.path.expanduser(word)
+
+
 def wants_help(arguments: Sequence[str]) -> bool:
     """Whether `-h` or `--help` is among the arguments."""
     return "-h" in arguments or "--help" in arguments

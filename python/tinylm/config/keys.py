@@ -6,9 +6,10 @@ from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
-from tinylm.config.limits import in_words, show
+from tinylm.config.checks import expectation, hints
+from tinylm.config.limits import show
 from tinylm.config.sections import SECTIONS, Run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -52,21 +53,7 @@ def presets(section: str) -> list[str]:
 
 def allowed(key: str) -> str:
     """Describe the allowed values of a setting in words, for example "a number, above 0"."""
-    setting, kind = settings()[key], type_of(key)
-    choices, limits = setting.metadata["choices"], setting.metadata["limits"]
-    if choices and get_origin(kind) is tuple:
-        return f"a list of {', '.join(choices)}, such as [{','.join(choices[:2])}]"
-    words = " or ".join(choices) if choices else _describe(kind)
-    if choices and isinstance(kind, UnionType):
-        words += " or null"
-    if setting.metadata.get("off") is not None:
-        words += " or null"
-    if limits is None:
-        return words
-    if get_origin(kind) is tuple:
-        return f"{words}, each {in_words(limits)}"
-    number, null, rest = words.partition(" or null")
-    return f"{number}, {in_words(limits)}{',' if null else ''}{null}{rest}"
+    return expectation(settings()[key], type_of(key))
 
 
 def takes_text(key: str, text: str) -> bool:
@@ -85,7 +72,7 @@ def takes_list(key: str) -> bool:
 def type_of(key: str) -> Any:
     """Return the type of a setting, with its annotation resolved."""
     section, _, name = key.rpartition(".")
-    return get_type_hints(SECTIONS[section] if section else Run)[name]
+    return hints(SECTIONS[section] if section else Run)[name]
 
 
 def check_key(key: str, where: str) -> None:
@@ -128,16 +115,3 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def _alike(one: str, other: str) -> float:
     return SequenceMatcher(None, one, other).ratio()
-
-
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(str(value).lower() for value in get_args(kind))
-    if get_origin(kind) is tuple:
-        length = "" if get_args(kind)[-1] is Ellipsis else f" of {len(get_args(kind))}"
-        return f"a list{length}, such as [{'0.9,0.95' if get_args(kind)[0] is float else 'a,b'}]"
-    if isinstance(kind, UnionType):
-        return " or ".join(
-            "null" if part is type(None) else _describe(part) for part in get_args(kind)
-        )
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}[kind]

@@ -1,10 +1,7 @@
 """The limits of numeric settings, and the error for a value outside its limits."""
 
-import operator
 from collections.abc import Mapping
-from dataclasses import fields
 from math import inf, isfinite
-from typing import Any
 
 # Each bound has the name of its comparison in `operator`. NaN fails every comparison.
 Limits = Mapping[str, float]
@@ -45,36 +42,3 @@ def require(condition: bool, key: str, value: object, limit: str) -> None:
     """If `condition` is false, raise `ValueError` with the key, its value and the limit."""
     if not condition:
         raise ValueError(f"{key}={show(value)}: {limit}")
-
-
-def wrap_single(config: Any) -> None:
-    """Turn a single value into a list of one, in every setting that is a list of any length.
-
-    A string is a sequence of characters, so `stop="dog"` would otherwise stop at d, o and g. A list
-    becomes a tuple, which keeps the frozen section hashable.
-    """
-    for setting in fields(config):
-        value = getattr(config, setting.name)
-        if isinstance(setting.default, tuple) and isinstance(value, str | int | list):
-            items = tuple(value) if isinstance(value, list) else (value,)
-            # The class is frozen, but the instance is still under construction.
-            object.__setattr__(config, setting.name, items)
-
-
-def require_limits(section: str, config: Any) -> None:
-    """Raise `ValueError` if a number of a section is outside the limits of its field.
-
-    Null in a field that has a number for "off" becomes that number.
-    """
-    for setting in fields(config):
-        value = getattr(config, setting.name)
-        if value is None and setting.metadata["off"] is not None:
-            # Each section calls this first, so nobody has seen the frozen object before.
-            object.__setattr__(config, setting.name, setting.metadata["off"])
-            continue
-        limits = setting.metadata["limits"]
-        for number in value if isinstance(value, tuple) else (value,):
-            if limits and isinstance(number, int | float):
-                inside = all(getattr(operator, name)(number, b) for name, b in limits.items())
-                text = f"must be {in_words(limits)}"
-                require(inside, f"{section}.{setting.name}", number, text)

@@ -1,6 +1,7 @@
 """Load a `Run` from a recipe or file and `key=value` arguments, check it, and write it as YAML."""
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +29,7 @@ from tinylm.config.keys import (
 )
 from tinylm.config.limits import show
 from tinylm.config.reading import NULL, Plain, read, typed
-from tinylm.config.sections import SECTIONS, Run
+from tinylm.config.sections import SECTIONS, Run, is_folder_name
 
 # A run that resumes may change these settings; all others must be the same.
 NOT_COMPARED = ("name", "out", "train.resume", "train.steps")
@@ -120,12 +121,14 @@ def to_yaml(run: Run) -> str:
 
 def _name(path: Path | None, run: Run) -> str:
     """Return the default name of a run: that of its recipe, or of its source without a recipe."""
-    return (path or Path(run.data.source)).stem.strip(".") or "run"
+    stem = (path or Path(run.data.source)).stem.strip(".")
+    return stem if is_folder_name(stem) else "run"
 
 
 def _find(name: str) -> Path:
     """Return the path of a recipe given by name or by path."""
     # Otherwise the error would be about the first line of the text.
+    name = os.path.expanduser(name)
     if Path(name).is_dir() or (Path(name).is_file() and Path(name).suffix not in SETTINGS_FILES):
         problem = "not a .yaml file with settings"
         raise ConfigError(f"{show(name)}: {problem}; to train on it, write data.source={name}")

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinylm.config.architectures import ARCHITECTURES, choose
+from tinylm.config.checks import check
 from tinylm.config.fields import Architecture, Attention, FeedForward, Norm, Position, setting
-from tinylm.config.limits import COUNT, POSITIVE, require, require_limits
+from tinylm.config.limits import COUNT, POSITIVE, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         # First: the divisions below need numbers of at least 1.
-        require_limits("model", self)
+        check("model", self)
         heads = self.n_heads
         fits = self.d_model % heads == 0
         require(fits, "model.d_model", self.d_model, f"must be a multiple of n_heads={heads}")

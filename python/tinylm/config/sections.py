@@ -8,6 +8,7 @@ registry, the field is a `str` with `choices`; otherwise it is a `Literal` of th
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from tinylm.config.checks import check
 from tinylm.config.fields import (
     Device,
     Dtype,
@@ -30,8 +31,6 @@ from tinylm.config.limits import (
     SHARE,
     THREADS,
     require,
-    require_limits,
-    wrap_single,
 )
 from tinylm.config.model import ModelConfig
 
@@ -70,8 +69,7 @@ class TokenizerConfig:
     )
 
     def __post_init__(self) -> None:
-        wrap_single(self)
-        require_limits("tokenizer", self)
+        check("tokenizer", self)
         expand_home(self, "path")
         none_empty = all(self.special_tokens)
         require(none_empty, "tokenizer.special_tokens", "['']", "a special token must not be empty")
@@ -111,7 +109,7 @@ class DataConfig:
     threads: int = setting(1, "Number of threads that read batches in advance.", THREADS)
 
     def __post_init__(self) -> None:
-        require_limits("data", self)
+        check("data", self)
         expand_home(self, "source", "folder")
         # As a path, "" would mean the current folder.
         require(self.source != "", "data.source", "''", "name a text, a folder or a dataset")
@@ -179,7 +177,7 @@ class OptimConfig:
     )
 
     def __post_init__(self) -> None:
-        require_limits("optim", self)
+        check("optim", self)
         # wsd does not know of the warm-up: if the two overlapped, the rate would jump.
         fits = self.schedule != "wsd" or self.warmup + self.decay <= 1
         limit = f"with warmup={self.warmup} it passes the whole run; their sum must be at most 1"
@@ -228,7 +226,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        require_limits("train", self)
+        check("train", self)
         expand_home(self, "init", "resume")
         rows, micro = self.batch_size, self.micro_batch_size
         divides = rows % (micro or rows) == 0
@@ -250,7 +248,7 @@ class CheckpointConfig:
     keep: int = setting(2, "Number of newest checkpoints to keep. The best one is kept too.", COUNT)
 
     def __post_init__(self) -> None:
-        require_limits("checkpoint", self)
+        check("checkpoint", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +263,7 @@ class EvaluateConfig:
     )
 
     def __post_init__(self) -> None:
-        require_limits("evaluate", self)
+        check("evaluate", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,8 +317,7 @@ class SampleConfig:
     )
 
     def __post_init__(self) -> None:
-        wrap_single(self)
-        require_limits("sample", self)
+        check("sample", self)
 
     def as_trained(self) -> "SampleConfig":
         """Return these settings for a model that TinyLM trained, with bos=auto made true.
@@ -343,8 +340,7 @@ class TrackConfig:
     every: int = setting(10, "Steps between two lines of metrics.jsonl.", COUNT)
 
     def __post_init__(self) -> None:
-        wrap_single(self)
-        require_limits("track", self)
+        check("track", self)
         fits = "plot" not in self.names or "jsonl" in self.names
         names = f"[{','.join(self.names)}]"
         require(fits, "track.names", names, "plot draws the metrics of jsonl: name both")
@@ -375,8 +371,8 @@ class Run:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
+        check("", self)
         expand_home(self, "out")
-        wrap_single(self)
         fits = self.name is None or is_folder_name(self.name)
         require(fits, "name", self.name, "must be the name of a folder in runs, without a slash")
         stride, length = self.data.stride, self.model.context_length

@@ -3,7 +3,6 @@
 import argparse
 import errno
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -37,10 +36,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = subparsers.add_parser("prepare", help="text and a tokenizer to a folder of shards")
     command.add_argument(
-        "source", help="stdlib, a dataset, a text file, a .jsonl or a folder of both"
+        "source",
+        type=commands.path,
+        help="stdlib, a dataset, a text file, a .jsonl or a folder of both",
     )
-    command.add_argument("--tokenizer", required=True, metavar="FILE")
-    command.add_argument("--out", metavar="FOLDER", help="default: data/processed/SOURCE-HASH")
+    command.add_argument("--tokenizer", type=commands.path, required=True, metavar="FILE")
+    command.add_argument(
+        "--out", type=commands.path, metavar="FOLDER", help="default: data/processed/SOURCE-HASH"
+    )
     command.add_argument(
         "--val-fraction", type=float, default=DataConfig().val_fraction, help="default: %(default)s"
     )
@@ -54,24 +57,26 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_prepare)
 
     command = subparsers.add_parser("inspect", help="counts and lengths of a folder of shards")
-    command.add_argument("folder")
-    command.add_argument("--tokenizer", metavar="FILE", help="show the first tokens as text")
+    command.add_argument("folder", type=commands.path)
+    command.add_argument(
+        "--tokenizer", type=commands.path, metavar="FILE", help="show the first tokens as text"
+    )
     command.set_defaults(command=_inspect)
 
     command = subparsers.add_parser("verify", help="check every hash of a folder of shards")
-    command.add_argument("folder")
+    command.add_argument("folder", type=commands.path)
     command.set_defaults(command=_verify)
 
     command = subparsers.add_parser("export", help="shards to documents, one per line of jsonl")
-    command.add_argument("folder")
-    command.add_argument("out", metavar="OUT.jsonl")
-    command.add_argument("--tokenizer", required=True, metavar="FILE")
+    command.add_argument("folder", type=commands.path)
+    command.add_argument("out", type=commands.path, metavar="OUT.jsonl")
+    command.add_argument("--tokenizer", type=commands.path, required=True, metavar="FILE")
     command.add_argument("--split", default="train", help="default: %(default)s")
     command.set_defaults(command=_export)
 
     command = subparsers.add_parser("subset", help="the first documents of train; all the others")
-    command.add_argument("folder")
-    command.add_argument("out", metavar="OUT")
+    command.add_argument("folder", type=commands.path)
+    command.add_argument("out", type=commands.path, metavar="OUT")
     command.add_argument("--tokens", type=int, required=True, help="about how many to keep")
     command.set_defaults(command=_subset)
     return parser
@@ -91,7 +96,7 @@ def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
 def _prepare(options: argparse.Namespace) -> None:
     tokenizer = _tokenizer(options.tokenizer)
     text = corpus.open(
-        os.path.expanduser(options.source),
+        options.source,
         val_fraction=options.val_fraction,
         separator=options.separator,
     )
@@ -100,7 +105,7 @@ def _prepare(options: argparse.Namespace) -> None:
         commands.tell(note)
     folder = default_folder(text, tokenizer.sha256)
     if options.out is not None:
-        folder = Path(options.out).expanduser()
+        folder = Path(options.out)
     manifest = prepare(text, tokenizer, folder)
     print(folder)
     _print_splits(manifest)

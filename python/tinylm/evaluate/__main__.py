@@ -89,7 +89,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, float]:
     overrides = [word for word in arguments if "=" in word]
     if len(words) != 1 or words[0].startswith("-"):
         raise ConfigError("which run? python -m tinylm.evaluate RUN [key=value ...]")
-    folder = Path(words[0])
+    folder = Path(commands.path(words[0]))
     keys = {override.partition("=")[0] for override in overrides}
     for key in keys.difference(KEYS):
         raise ConfigError(_refusal(key))

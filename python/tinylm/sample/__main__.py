@@ -84,7 +84,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
             f"{len(words) - 1} prompts: put quotes around the text to go on with; "
             "settings go before --"
         )
-    return Path(words[0]), words[1] if len(words) == 2 else None, overrides
+    return Path(commands.path(words[0])), words[1] if len(words) == 2 else None, overrides
 
 
 def _settings(folder: Path, overrides: Sequence[str]) -> Run:

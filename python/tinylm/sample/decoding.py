@@ -12,7 +12,7 @@ from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
 from tinylm.sample.drawer import Drawer
 from tinylm.sample.healing import Healed, heal
-from tinylm.sample.prompt import Prompt
+from tinylm.sample.prompt import Prompt, as_ids
 from tinylm.sample.prompt import read as read_prompt
 from tinylm.sample.reader import Reader
 
@@ -85,8 +85,9 @@ def generate(
     an empty prompt, an id outside the vocabulary, or a stop text (`stream` takes those).
     """
     rows_of_model = model.embedding.num_embeddings
+    prompts = as_ids(prompts)
     for number, prompt in enumerate(prompts):
-        if not len(prompt):
+        if not prompt:
             raise ValueError(f"prompt {number} is empty: start from the end-of-text id")
         _check_ids(f"prompt {number}", prompt, rows_of_model)
     stops, texts = _stops(config, rows_of_model)
@@ -176,7 +177,7 @@ def stream_ids(
     if not 0 <= sample < config.samples:
         raise ValueError(f"sample={sample}: config.samples={config.samples}, numbered from 0")
     vocab_size = _vocab_size(model, tokenizer)
-    if isinstance(prompt, str):
+    if not isinstance(prompt, Prompt):
         prompt = read_prompt(tokenizer, prompt, config, vocab_size)
     _check_ids("the prompt", [*prompt.opening, *prompt.ids], vocab_size)
     stops, _ = _stops(config, vocab_size)

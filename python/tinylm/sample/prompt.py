@@ -10,7 +10,7 @@ one draw decides.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinylm.config import SampleConfig
+from tinylm.config.limits import show
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
@@ -54,11 +55,39 @@ class Prompt:
         return count
 
 
+def as_ids(prompts: object) -> list[list[int]]:
+    """Prompts as lists of Python's ints; `ValueError` for what is no sequence of ids.
+
+    Each prompt may be a list, a tuple or an array. True is no id, and neither is 2.0.
+    """
+    form = "expected a list of prompts, each a list of ids"
+    if isinstance(prompts, str | bytes | dict) or not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts={show(repr(prompts))}: {form}")
+    found = []
+    for number, prompt in enumerate(prompts):
+        # An array or tensor gives ints of its own kind; `tolist` makes them Python's.
+        items = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+        if isinstance(items, str | bytes | dict) or not isinstance(items, Iterable):
+            kind = type(items).__name__
+            raise ValueError(f"prompt {number} is {kind} {show(repr(items))}: {form}")
+        items = [id.item() if isinstance(id, np.generic) else id for id in items]
+        for id in items:
+            if not isinstance(id, int) or isinstance(id, bool):
+                kind = type(id).__name__
+                raise ValueError(f"prompt {number} holds {kind} {show(repr(id))}: {form}")
+        found.append(items)
+    return found
+
+
 def read(tokenizer: "Tokenizer", text: str, config: SampleConfig, vocab_size: int) -> Prompt:
     """A text to what a model of `vocab_size` reads, by `config.bos` and `config.heal`.
 
     `ValueError` for a special token in the text, and for a text without a token to begin with.
     """
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        advice = "decode it first" if isinstance(text, bytes) else "generate() takes ids"
+        raise ValueError(f"prompt: expected a str, not {kind} {show(repr(text))}: {advice}")
     ids = tuple(tokenizer.encode(text, special="raise"))
     opening = _opening(tokenizer, config, empty=not ids)
     data = text.encode()

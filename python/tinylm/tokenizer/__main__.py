@@ -168,15 +168,17 @@ def _parser() -> argparse.ArgumentParser:
 
     def tokenizer(sub: argparse.ArgumentParser, name: str = "tokenizer") -> None:
         sub.add_argument(
-            name, help="a tokenizer.json, cl100k_base or o200k_base ranks, or a folder"
+            name,
+            type=commands.path,
+            help="a tokenizer.json, cl100k_base or o200k_base ranks, or a folder",
         )
 
     def out(sub: argparse.ArgumentParser, text: str) -> None:
-        sub.add_argument("--out", required=True, help=text)
+        sub.add_argument("--out", type=commands.path, required=True, help=text)
         sub.add_argument("--force", action="store_true", help="replace what is there")
 
     sub = command("train", train)
-    sub.add_argument("files", nargs="+", help="text files, each one document")
+    sub.add_argument("files", type=commands.path, nargs="+", help="text files, each one document")
     sub.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones included")
     out(sub, "where to write the tokenizer.json")
     sub.add_argument("--kind", default="bpe", choices=get_args(Kind))
@@ -209,15 +211,19 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("stats", stats)
     tokenizer(sub)
-    sub.add_argument("files", nargs="+", help="text files")
+    sub.add_argument("files", type=commands.path, nargs="+", help="text files")
 
     sub = command("compare", compare)
     tokenizer(sub, "first")
     tokenizer(sub, "second")
-    sub.add_argument("files", nargs="+", help="text files")
+    sub.add_argument("files", type=commands.path, nargs="+", help="text files")
 
     sub = command("import", import_)
-    sub.add_argument("path", help="tiktoken ranks, or the folder of vocab.json and merges.txt")
+    sub.add_argument(
+        "path",
+        type=commands.path,
+        help="tiktoken ranks, or the folder of vocab.json and merges.txt",
+    )
     sub.add_argument("--format", choices=("gpt2", "tiktoken"), help="told from the name if absent")
     sub.add_argument("--pattern", help="for ranks that are not cl100k_base or o200k_base")
     sub.add_argument(

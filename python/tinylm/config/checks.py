@@ -1,0 +1,131 @@
+"""The check of a new section: each value has the type and the limits of its field.
+
+Values from files and arguments have their types already. Values from Python may be anything:
+`heal="no"` would be true, and a stop of bytes would never be found.
+"""
+
+import operator
+import os
+from dataclasses import Field, fields
+from functools import cache
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tinylm.config.limits import in_words, require
+
+# What `_convert` returns for a value of a wrong type, because None is a value of some settings.
+WRONG = object()
+
+
+@cache
+def hints(kind: Any) -> dict[str, Any]:
+    """Return the types of the fields of a section, with their annotations resolved."""
+    return get_type_hints(kind)
+
+
+def check(section: str, config: Any) -> None:
+    """Raise `ValueError` if a value of a new section has a wrong type or is outside its limits.
+
+    `section` is "" for `Run` itself. Null in a field that has a number for "off" becomes that
+    number, and a list becomes a tuple, which keeps the frozen section hashable.
+    """
+    for setting in fields(config):
+        key = f"{section}.{setting.name}" if section else setting.name
+        given, kind = getattr(config, setting.name), hints(config.__class__)[setting.name]
+        value = _convert(_filled(given, setting), kind)
+        if value is WRONG:
+            shown = given if given is None or isinstance(given, int) else repr(given)
+            require(False, key, shown, f"expected {expectation(setting, kind)}")
+        if value is not given:
+            # The class is frozen, but the instance is still under construction.
+            object.__setattr__(config, setting.name, value)
+        limits = setting.metadata.get("limits")
+        for number in value if isinstance(value, tuple) else (value,):
+            if limits and isinstance(number, int | float):
+                inside = all(getattr(operator, name)(number, b) for name, b in limits.items())
+                require(inside, key, number, f"must be {in_words(limits)}")
+
+
+def expectation(setting: Field[Any], kind: Any) -> str:
+    """Describe the allowed values of a field in words, for example "a number, above 0"."""
+    choices, limits = setting.metadata.get("choices"), setting.metadata.get("limits")
+    if choices and get_origin(kind) is tuple:
+        return f"a list of {', '.join(choices)}, such as [{','.join(choices[:2])}]"
+    words = " or ".join(choices) if choices else _describe(kind)
+    if choices and isinstance(kind, UnionType):
+        words += " or null"
+    if setting.metadata.get("off") is not None:
+        words += " or null"
+    if limits is None:
+        return words
+    if get_origin(kind) is tuple:
+        return f"{words}, each {in_words(limits)}"
+    number, null, rest = words.partition(" or null")
+    return f"{number}, {in_words(limits)}{',' if null else ''}{null}{rest}"
+
+
+def _filled(value: Any, setting: Field[Any]) -> Any:
+    """Return the number for "off" instead of null, and a tuple of one instead of a single value."""
+    if value is None:
+        return setting.metadata.get("off")
+    # A string is a sequence of characters: `stop="dog"` would otherwise stop at d, o and g.
+    single = isinstance(setting.default, tuple) and isinstance(value, str | Integral)
+    return (value,) if single else value
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """Return `value` as Python's own type of this kind, or `WRONG`."""
+    if isinstance(kind, UnionType):
+        found = (_convert(value, part) for part in get_args(kind))
+        return next((item for item in found if item is not WRONG), WRONG)
+    if get_origin(kind) is Literal:
+        # Also by type, because 1 == True.
+        same = (type(value) is type(one) and value == one for one in get_args(kind))
+        return value if any(same) else WRONG
+    if get_origin(kind) is tuple:
+        return _tuple(value, get_args(kind))
+    # True is an int for Python; nobody means it as a number.
+    if kind in (int, float) and not isinstance(value, bool):
+        return _number(value, kind)
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    return value if right else WRONG
+
+
+def _tuple(value: Any, parts: tuple[Any, ...]) -> Any:
+    """Return a list or tuple as a tuple with items of these kinds, or `WRONG`."""
+    if not isinstance(value, list | tuple):
+        return WRONG
+    kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+    if len(kinds) != len(value):
+        return WRONG
+    items = tuple(map(_convert, value, kinds))
+    if any(item is WRONG for item in items):
+        return WRONG
+    same = isinstance(value, tuple) and all(map(operator.is_, items, value))
+    return value if same else items
+
+
+def _number(value: Any, kind: type) -> Any:
+    """Return a number, also one of NumPy, as an int or float; a float setting takes both."""
+    if isinstance(value, Integral):
+        return value if isinstance(value, int) else int(value)
+    if kind is float and isinstance(value, Real):
+        return value if isinstance(value, float) else float(value)
+    return WRONG
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(str(value).lower() for value in get_args(kind))
+    if get_origin(kind) is tuple:
+        length = "" if get_args(kind)[-1] is Ellipsis else f" of {len(get_args(kind))}"
+        return f"a list{length}, such as [{'0.9,0.95' if get_args(kind)[0] is float else 'a,b'}]"
+    if isinstance(kind, UnionType):
+        return " or ".join(
+            "null" if part is type(None) else _describe(part) for part in get_args(kind)
+        )
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    return names.get(kind) or f"a {kind.__name__}"
