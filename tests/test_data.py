@@ -276,6 +276,29 @@ def test_verify_names_the_damaged_file_and_block_and_exits_1(texts, tmp_path, ca
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["train-00000.doc", "val-00000.doc"])
+@pytest.mark.parametrize("lost", [True, False])
+def test_verify_names_a_lost_or_damaged_file_of_lengths(texts, tmp_path, capsys, name, lost):
+    folder = tmp_path / "shards"
+    prepare(opened(texts), Bytes(), folder)
+    path = folder / name
+    data = path.read_bytes()
+    path.unlink()
+    if not lost:
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    assert run("verify", folder) == 1
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train-00001.bin", "test-00000.bin", "train-00000 copy.bin"])
+def test_verify_warns_of_a_shard_that_the_manifest_does_not_name(texts, tmp_path, name):
+    folder = tmp_path / "shards"
+    prepare(opened(texts), Bytes(), folder)
+    (folder / name).write_bytes((folder / "train-00000.bin").read_bytes())
+    with pytest.warns(UserWarning, match=f"never read.*{name}"):
+        __main__.main(["verify", str(folder)])
+
+
 def test_errors_are_one_line_and_their_codes_are_1_and_2(tmp_path, tokenizer_file, capsys):
     assert run("inspect", tmp_path) == 1
     assert run("prepare", tmp_path / "no", "--tokenizer", tokenizer_file) == 1

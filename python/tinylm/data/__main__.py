@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,15 @@ def _verify(options: argparse.Namespace) -> None:
         if live:
             terminal.draw("\n")
     print(f"{options.folder}: every hash is right")
+    listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
+    extra = sorted({path.name for path in Path(options.folder).glob("*.bin")} - listed)
+    if extra:
+        # Not an error: only the files of the manifest are ever read.
+        warnings.warn(
+            f"{options.folder}: never read, because manifest.json does not name them: "
+            f"{', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}",
+            stacklevel=2,
+        )
 
 
 def _export(options: argparse.Namespace) -> None:
