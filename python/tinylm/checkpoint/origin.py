@@ -59,11 +59,8 @@ def read(
 
 def read_tokenizer(folder: Path) -> "Tokenizer | None":
     """The tokenizer beside a model; one of ours must be readable, a foreign one should be."""
-    if (folder / TOKENIZER).exists():
-        source = folder / TOKENIZER
-    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        source = folder
-    else:
+    source = _tokenizer_in(folder)
+    if source is None:
         return None
     # Imported late: a folder without a tokenizer needs none of it.
     from tinylm.tokenizer import Tokenizer
@@ -77,6 +74,28 @@ def read_tokenizer(folder: Path) -> "Tokenizer | None":
         message = f"{source}: TinyLM cannot read this tokenizer, you get None: {error}"
         warnings.warn(message, stacklevel=5)
         return None
+
+
+def why_no_tokenizer(folder: Path, need: str) -> ValueError:
+    """The error for a caller that needs the tokenizer which `read_tokenizer` did not give.
+
+    It is what is wrong with the tokenizer, or, with `need`, that there is none.
+    """
+    from tinylm.tokenizer import Tokenizer
+
+    if (source := _tokenizer_in(folder)) is not None:
+        try:
+            Tokenizer.load(source)
+        except ValueError as error:
+            return error
+    return ValueError(f"{folder} holds no tokenizer.json: {need}")
+
+
+def _tokenizer_in(folder: Path) -> Path | None:
+    if (folder / TOKENIZER).exists():
+        return folder / TOKENIZER
+    both = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
+    return folder if both else None
 
 
 def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:

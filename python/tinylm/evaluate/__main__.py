@@ -65,7 +65,9 @@ def main(arguments: Sequence[str]) -> int:
         # Weights in 16 bits are the same numbers in float32.
         model, tokenizer = checkpoint.load(folder, device=place, dtype=torch.float32)
     if tokenizer is None:
-        raise ValueError(f"{folder} holds no tokenizer.json: its vocabulary cannot be known")
+        from tinylm.checkpoint import origin
+
+        raise origin.why_no_tokenizer(folder, "its vocabulary cannot be known")
     watched = threads.sharing(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as scratch, watched:
         dataset = _validation(folder, run.data, fraction, tokenizer, keys, Path(scratch))

@@ -53,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         # Its range ends at 65504, which the logits of a model trained in bfloat16 may pass.
         model = model.float()
     if tokenizer is None:
-        raise ValueError(f"{folder} holds no tokenizer.json: a text cannot become ids without one")
+        from tinylm.checkpoint import origin
+
+        raise origin.why_no_tokenizer(folder, "a text cannot become ids without one")
     with threads.sharing(torch.get_num_threads()):
         _print(model, tokenizer, prompt, run)
     return 0

@@ -62,8 +62,11 @@ class Contents:
     def id_of(self, content: str) -> int | None:
         """The id of the token with this text, added or ordinary; None if there is none."""
         added = (token.id for token in self.added_tokens if token.content == content)
-        # A lone surrogate is no text.
-        return next(added, self.tokens.get(content.encode(errors="replace")))
+        try:
+            return next(added, self.tokens.get(content.encode()))
+        except UnicodeEncodeError:
+            # A lone surrogate is no text, so no token has it.
+            return None
 
     @property
     def special_tokens(self) -> dict[str, int]:
