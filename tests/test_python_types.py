@@ -39,6 +39,7 @@ from tinylm.config.sections import SECTIONS
         (SampleConfig, {"max_tokens": 2.0}, "sample.max_tokens=2.0: expected a whole number"),
         (SampleConfig, {"temperature": "1"}, "sample.temperature='1': expected a number"),
         (SampleConfig, {"temperature": None}, "sample.temperature=null: expected a number"),
+        (SampleConfig, {"temperature": 10**400}, "expected a number, at least 0 and finite"),
         (ModelConfig, {"n_layers": "2"}, "model.n_layers='2': expected a whole number"),
         (ModelConfig, {"d_model": True}, "model.d_model=True: expected a whole number"),
         (ModelConfig, {"tied": 1}, "model.tied=1: expected true or false"),

@@ -6,6 +6,7 @@ Values from files and arguments have their types already. Values from Python may
 
 import operator
 import os
+import sys
 from dataclasses import Field, fields
 from functools import cache
 from numbers import Integral, Real
@@ -111,6 +112,9 @@ def _tuple(value: Any, parts: tuple[Any, ...]) -> Any:
 def _number(value: Any, kind: type) -> Any:
     """Return a number, also one of NumPy, as an int or float; a float setting takes both."""
     if isinstance(value, Integral):
+        # Above this no float follows, and arithmetic with one raises OverflowError.
+        if kind is float and abs(int(value)) > sys.float_info.max:
+            return WRONG
         return value if isinstance(value, int) else int(value)
     if kind is float and isinstance(value, Real):
         return value if isinstance(value, float) else float(value)
