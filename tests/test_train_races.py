@@ -1,5 +1,6 @@
 """Two processes and one folder, at random moments: one wins, the other is told so in one line."""
 
+import multiprocessing
 import os
 import random
 import re
@@ -29,26 +30,37 @@ LINES = {
 }
 
 
+# Children are forked from a process that imported everything and computed nothing: after a backward
+# pass in the parent, torch refuses one in a forked child.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["pytest", "tinylm.train.pipeline", "tinylm.train.__main__", "tinylm.data.__main__"]
+)
+
+
 def start(main, arguments, log, delay):
-    """A forked process that begins a command after `delay` seconds; it shares the imports."""
-    process = os.fork()
-    if process:
-        return process
-    # Whatever happens, the child must not go on as a second pytest.
-    try:
-        time.sleep(delay)
-        with open(log, "w") as file:
-            sys.stdout = sys.stderr = file
-            code = call(main, arguments)
-            file.flush()
-    except BaseException:
-        code = 99
+    """A process that begins a command in this folder after `delay` seconds."""
+    process = FORKS.Process(target=run, args=(main, arguments, log, delay, Path.cwd()))
+    process.start()
+    return process
+
+
+def run(main, arguments, log, delay, folder):
+    """The whole life of a child: its output goes to `log`, its exit code is the command's."""
+    os.chdir(folder)
+    time.sleep(delay)
+    with open(log, "w") as file:
+        sys.stdout = sys.stderr = file
+        code = call(main, arguments)
+        file.flush()
+    # Without the end of Python, in which threads may still write.
     os._exit(code)
 
 
 def end(process):
     """The exit code of a process, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    process.join()
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +145,7 @@ def test_a_run_killed_at_random_moments_beside_another_ends_in_the_same_weights(
         first = start(train_main, [*TINY, "train.resume=auto"], "log0", 0.0)
         second = start(train_main, [*TINY, "train.resume=auto"], "log1", chance.uniform(0, 0.5))
         time.sleep(chance.uniform(0, 1.5))
-        os.kill(first, signal.SIGKILL)
+        first.kill()
         assert end(first) in (0, -signal.SIGKILL)
         assert end(second) in (0, 1, 2)
         code = call(train_main, [*TINY, "train.resume=auto"])
@@ -154,7 +166,7 @@ def test_two_that_prepare_one_folder_both_find_it_whole(tries, whole, place):
         pair = [start(data_main, words, f"log{k}", delay) for k, delay in enumerate(delays)]
         if killed:
             time.sleep(chance.uniform(0, 0.1))
-            os.kill(pair[0], signal.SIGKILL)
+            pair[0].kill()
         codes = [end(process) for process in pair]
         assert codes[1] == 0, Path("log1").read_text()
         assert codes[0] == 0 or killed, Path("log0").read_text()

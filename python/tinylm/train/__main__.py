@@ -13,7 +13,7 @@ HELP = """\
 python -m tinylm.train [NAME|FILE] [section=preset] [section.key=value ...]
 
 Train a language model: text, tokenizer, shards, model, steps, checkpoint. Without arguments it
-learns the Python standard library of this machine, in about three minutes on two CPU cores.
+learns the Python standard library of this machine: three to five minutes on two CPU cores.
 
   NAME|FILE        a recipe ({recipes}) or your YAML file
   --print-config   print the resolved settings as YAML and stop
