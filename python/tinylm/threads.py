@@ -27,7 +27,8 @@ ADAPTIVE = "adaptive"
 # Seconds between two looks at the threads of this process.
 PERIOD = 0.25
 # Seconds per second that the threads wait for a core, together: from BUSY on the machine counts
-# as shared, and below FREE for CALM looks in a row it no longer does.
+# as shared, and below FREE for CALM looks in a row it no longer does. A training alone on two cores
+# waits about 0.02, beside one busy process 0.4 to 0.6 (docs/log.md, 2026-11-27).
 BUSY, FREE, CALM = 0.10, 0.03, 8
 
 
