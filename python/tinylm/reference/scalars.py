@@ -25,6 +25,7 @@ from .smallest import (
     cut,
     dot,
     linear,
+    multi_head_attention,
     rms_norm,
     rope,
     silu,
@@ -99,13 +100,7 @@ def gpt2_logits(weights: Weights, token: int, past: Past, n_heads: int, eps: flo
         name = f"blocks.{layer}.attention"
         y = norm(f"{name}_norm", x)
         q, k, v = (cut(product(f"{name}.{part}", y), size) for part in "qkv")
-        keys, values = past.setdefault(layer, ([], []))
-        keys.append(k)
-        values.append(v)
-        read: Vector = []
-        for h, query in enumerate(q):
-            g = h * len(k) // len(q)
-            read += attention(query, [k[g] for k in keys], [v[g] for v in values])
+        read = multi_head_attention(q, k, v, past.setdefault(layer, ([], [])))
         x = add(x, product(f"{name}.o", read))
         name = f"blocks.{layer}.feedforward"
         inner = [gelu(a) for a in product(f"{name}.up", norm(f"{name}_norm", x))]

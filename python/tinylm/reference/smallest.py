@@ -152,6 +152,24 @@ def attention(q: Vector, keys: Matrix, values: Matrix) -> Vector:
     return [dot(shares, list(column)) for column in zip(*values, strict=True)]
 
 
+def multi_head_attention(
+    q: Matrix, k: Matrix, v: Matrix, past: tuple[list[Matrix], list[Matrix]]
+) -> Vector:
+    """Attention of each head of one token, one after another; `past` gains its keys and values.
+
+    Where there are fewer heads of keys and values than of queries, neighbouring queries share one.
+    """
+    keys, values = past
+    # Later tokens read these again: what came before never depends on what comes next.
+    keys.append(k)
+    values.append(v)
+    read: Vector = []
+    for h, query in enumerate(q):
+        g = h * len(k) // len(q)
+        read += attention(query, [k[g] for k in keys], [v[g] for v in values])
+    return read
+
+
 def silu(x: Value) -> Value:
     """x sigmoid(x), with sigmoid(x) = (1 + tanh(x / 2)) / 2, which cannot overflow."""
     return x * ((x * 0.5).tanh() + 1.0) * 0.5
@@ -173,8 +191,7 @@ def logits(
 ) -> Vector:
     """A score for each token that may come next; `past` gains this token's keys and values.
 
-    `weights` go by the names of `Model.named_parameters()`. Where there are fewer heads of keys
-    and values than of queries, neighbouring queries share one.
+    `weights` go by the names of `Model.named_parameters()`.
     """
     x: Vector = weights["embedding.weight"][token]
     size, layer = len(x) // n_heads, 0
@@ -185,14 +202,7 @@ def logits(
         y = rms_norm(x, w["attention_norm"], eps)
         q, k, v = (cut(linear(y, w[f"attention.{part}"]), size) for part in "qkv")
         q, k = ([rope(head, position, theta) for head in heads] for heads in (q, k))
-        keys, values = past.setdefault(layer, ([], []))
-        # Later tokens read these again: what came before never depends on what comes next.
-        keys.append(k)
-        values.append(v)
-        read: Vector = []
-        for h, query in enumerate(q):
-            g = h * len(k) // len(q)
-            read += attention(query, [k[g] for k in keys], [v[g] for v in values])
+        read = multi_head_attention(q, k, v, past.setdefault(layer, ([], [])))
         x = add(x, linear(read, w["attention.o"]))
         y = rms_norm(x, w["feedforward_norm"], eps)
         inner = swiglu(linear(y, w["feedforward.gate"]), linear(y, w["feedforward.up"]))
