@@ -104,6 +104,13 @@ def test_a_run_leaves_the_documented_folder_and_ends_with_bits_per_byte(capsys):
     assert re.fullmatch(r"bits per byte: \d+\.\d{3}", capsys.readouterr().out.splitlines()[-1])
 
 
+def test_without_arguments_the_default_run_is_trained(monkeypatch):
+    runs = []
+    monkeypatch.setattr("tinylm.train.train", runs.append)
+    assert main([]) == 0
+    assert runs == [config.load()]
+
+
 def test_metrics_hold_the_documented_keys(tmp_path):
     records = track.read_metrics(train(settings()))
     steps = [r for r in records if "loss" in r]

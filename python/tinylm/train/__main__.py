@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from tinylm import commands, config
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 def _refuse_slips(arguments: Sequence[str]) -> None:
     """Refuse an unknown option, and `train.steps 100`: with the setting that was meant."""
     known = config.settings()
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in pairwise([*arguments, ""]):
         key, equals, value = word.lstrip("-").partition("=")
         value = value if equals else following
         meant = f"{key}={value}" if value and not ("=" in value and not equals) else f"{key}=VALUE"
