@@ -11,10 +11,10 @@ unexport CONDA_PREFIX PYTHONHOME
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow fuzz bench mutants coverage lint fmt docs wheel clean
+.PHONY: help setup train test test-slow fuzz bench mutants coverage kernels-offline lint fmt docs wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## install everything into .venv; takes 2 to 5 minutes and 5 GB the first time
 	@echo "ready: make train, or: source .venv/bin/activate; python -m tinylm"
@@ -45,6 +45,9 @@ bench: .venv/.ready ## time slow, fast and peer of every rung, into .benchmarks/
 
 mutants: .venv/.ready ## put wrong lines into fast code and check that a test fails, 10 minutes
 	python -m tests.support.mutants $(ARGS)
+
+kernels-offline: .venv/.ready ## compile every kernel for GPUs that are not there and compare, 3 minutes
+	env -u TRITON_INTERPRET python -m tests.support.offline $(ARGS)
 
 coverage: .venv/.ready ## show which lines of python/tinylm the quick tests run
 	coverage run -m pytest

@@ -10,7 +10,7 @@ and the page of the docs. To add a kernel or a Rust function, add a row to a fil
 from tests.rungs import (
     added,
     batches,
-    kernels,
+    kernel_norms,
     masks,
     media,
     shards,
@@ -31,7 +31,7 @@ RUNGS: tuple[Rung, ...] = tuple(
             *training.RUNGS,
             *shards.RUNGS,
             *batches.RUNGS,
-            *kernels.RUNGS,
+            *kernel_norms.RUNGS,
         ),
         key=lambda rung: CHAPTERS.index(rung.chapter),
     )

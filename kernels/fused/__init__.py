@@ -12,14 +12,15 @@ operation:
    no atomics on floats, no libdevice); `forward` and `backward`, which check, allocate and
    launch; the fakes; then `register` for each schema and `register_autograd`.
 3. In the same file its tables (`config.Table`): what no row covers stays with torch. And
-   `launch_all`, with which `tests/support/offline.py` compiles it for a GPU that is not there.
+   `every_launch`, by which `make kernels-offline` compiles every row for GPUs that are not there.
+   Accept its figures with `python -m tests.support.offline --only <operation> --write`.
 4. Import the module below, and add its forward table to `TABLES`.
-5. `tinylm.ops`: begin the operation with `kernel = kernel_for("<operation>", size, ...)`, and
+5. `tinylm.ops`: begin the operation with `kernel = choice.kernel_for("<operation>", ...)`, and
    call the kernel where that is not None. A kernel that is worth more than what the compiler
    makes of the torch form says `compiled=True`.
-6. `tests/rungs/kernels.py`: a row of the ladder, which compares output and gradients with
-   float64, in guarded memory, through Triton's interpreter or on a GPU.
-7. `tests/test_kernels.py`: `opcheck`; what is refused; which side `ops` takes.
+6. `tests/rungs/kernel_<operation>.py`: a row of the ladder, which compares output and gradients
+   with float64, in guarded memory, through Triton's interpreter or on a GPU.
+7. `tests/test_kernels_<operation>.py`: `opcheck`; what is refused; which side `ops` takes.
 """
 
 from typing import Any

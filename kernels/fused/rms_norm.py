@@ -13,6 +13,7 @@ that the forward pass saved. Defined by `tinylm.ops.rms_norm`, held to it by the
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -234,11 +235,19 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor,
     return dx, partial.sum(0).to(weight.dtype)
 
 
-def launch_all(size: int, dtype: torch.dtype) -> None:
-    """Launch every kernel of this file at D = `size`, so that a recorder can compile them."""
-    x, weight = torch.zeros(256, size, dtype=dtype), torch.ones(size)
-    forward(x, weight, 1e-5)
-    backward(x, x, weight, 1e-5)
+def every_launch(
+    capability: tuple[int, int],
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A title and a call for each row of the tables, for the offline compiler."""
+    for key, _ in FORWARD:
+        for dtype in (torch.bfloat16, torch.float32):
+            x, weight = torch.zeros(256, key.size, dtype=dtype), torch.ones(key.size)
+
+            def both(x: Tensor = x, weight: Tensor = weight) -> None:
+                forward(x, weight, 1e-5)
+                backward(x, x, weight, 1e-5)
+
+            yield f"D={key.size} {str(dtype).removeprefix('torch.')}", both
 
 
 def _forward_fake(x: Tensor, weight: Tensor, eps: float) -> Tensor:

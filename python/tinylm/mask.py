@@ -25,9 +25,10 @@ class Mask:
     | causal    | s <= p                                                               |
     | window    | p - s < window, and without `causal` also s - p < window             |
     | prefix    | s < prefix of the row, whatever `causal` and `window` say            |
-    | documents | documents[s] == documents[p]: nothing sees outside its document      |
+    | documents | no document begins between s and p: nothing sees outside its own      |
 
-    `documents` is [B, S] int, a number per key; `prefix` is [B] int, a length per row.
+    `documents` is [B, S] int, a number per key. A document is a run of equal numbers: a number that
+    comes back after another begins a new document. `prefix` is [B] int, a length per row.
     """
 
     causal: bool = True
@@ -81,10 +82,31 @@ class Mask:
             # may not.
             seen = seen | (present & (s < self.prefix[:, None, None, None]))
         if self.documents is not None:
+            first, end = self.bounds()
             rows = self.documents.size(0)
-            ours = self.documents.gather(1, p.reshape(-1, queries).expand(rows, queries))
-            seen = seen & (ours[:, None, :, None] == self.documents[:, None, None, :])
+            places = p.reshape(-1, queries).expand(rows, queries)
+            first, end = (x.gather(1, places)[:, None, :, None] for x in (first, end))
+            seen = seen & (s >= first) & (s < end)
         return seen
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The first place of each token's document, and the place after its last; [B, S] int64.
+
+        Two numbers per token say all that `documents` says, and grow from left to right, so that
+        a kernel can skip the keys before and after a block of queries.
+        """
+        if self.documents is None:
+            raise ValueError("bounds: the mask has no documents")
+        rows, keys = self.documents.shape
+        place = torch.arange(keys, device=self.documents.device).expand(rows, keys)
+        begins = torch.ones_like(self.documents, dtype=torch.bool)
+        begins[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
+        first = torch.where(begins, place, 0).cummax(1).values
+        # A document ends where the next begins; the last of a row ends with the row.
+        ends = torch.ones_like(begins)
+        ends[:, :-1] = begins[:, 1:]
+        end = torch.where(ends, place + 1, keys).flip(1).cummin(1).values.flip(1)
+        return first, end
 
 
 CAUSAL = Mask()

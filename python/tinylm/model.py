@@ -89,8 +89,8 @@ class Model(nn.Module):
         """tokens [B, T] int to logits [B, T, V].
 
         With a `cache` the tokens follow those in it, which they may look at. `documents`
-        [B, T] numbers the document of each token: a token looks only inside its own.
-        Raises `ValueError` where the tokens pass the context length or the cache.
+        [B, T] numbers the document of each token: a token looks only inside its own, a run of
+        equal numbers. Raises `ValueError` where the tokens pass the context length or the cache.
         """
         context = self.context(tokens.size(1), cache=cache, documents=documents)
         x = self.hidden(self.embed(tokens), context)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.rungs.rung import SEEDS, Rung, near
 from tinylm import ops
 from tinylm.mask import Mask
+from tinylm.ops import attentions
 from tinylm.reference import masks, tensors
 
 HEADS, GROUP, SIZE = 2, 2, 4
@@ -97,11 +98,11 @@ def by_fields(case, seed):
     mask, past = mask_of(case)
     q, k, v = queries_keys_values(case, seed)
     found = ops.attention(q, k, v, mask=mask, past=past)
-    cells, ops.MASK_CELLS = ops.MASK_CELLS, 1
+    cells, attentions.MASK_CELLS = attentions.MASK_CELLS, 1
     try:
         by_rows = ops.attention(q, k, v, mask=mask, past=past)
     finally:
-        ops.MASK_CELLS = cells
+        attentions.MASK_CELLS = cells
     spelled = ops.manual_attention(q, k, v, mask=mask, past=past)
     for other in (by_rows, spelled):
         assert np.allclose(found, other, rtol=1e-12, atol=1e-12)

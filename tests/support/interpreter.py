@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.support import bfloat16
-from tinylm import ops
+from tests.support.memory import guarded_memory
+from tinylm.ops import choice
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -41,6 +42,21 @@ def exact() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def torch_forms() -> Iterator[None]:
+    """`ops` takes no kernel, on a GPU either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "kernel_for", lambda *values, **named: None)
+        yield
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Exact numbers in memory with guards."""
+    with exact(), guarded_memory():
+        yield
+
+
+@contextlib.contextmanager
 def chosen_by_ops() -> Iterator[list[str]]:
     """`ops` takes the kernel that covers an operation on the CPU too; yields what it took."""
     from tinylm import kernels
@@ -55,5 +71,5 @@ def chosen_by_ops() -> Iterator[list[str]]:
         return getattr(torch.ops.tinylm, operation)
 
     with pytest.MonkeyPatch.context() as patch, exact():
-        patch.setattr(ops, "kernel_for", kernel_for)
+        patch.setattr(choice, "kernel_for", kernel_for)
         yield taken

@@ -23,31 +23,31 @@ class Mutant:
 
 PYTHON = [
     Mutant(
-        "python/tinylm/ops.py",
+        "python/tinylm/ops/norms.py",
         "wide.square().mean(-1, keepdim=True) + eps)",
         "wide.square().mean(-1, keepdim=True)) + eps",
         "rms_norm-tensors-ops",
     ),
     Mutant(
-        "python/tinylm/ops.py",
+        "python/tinylm/ops/positions.py",
         "torch.cat((first * cos - second * sin, second * cos + first * sin), -1)",
         "torch.cat((first * cos + second * sin, second * cos - first * sin), -1)",
         "rope-tensors-ops",
     ),
     Mutant(
-        "python/tinylm/ops.py",
+        "python/tinylm/ops/attentions.py",
         "queries in (1, keys) or not mask.causal",
         "queries <= keys or not mask.causal",
         "attention-tensors-ops or decode_with",
     ),
     Mutant(
-        "python/tinylm/ops.py",
+        "python/tinylm/ops/activations.py",
         'F.gelu(x, approximate="tanh")',
         "F.gelu(x)",
         "gelu-tensors-ops",
     ),
     Mutant(
-        "python/tinylm/ops.py",
+        "python/tinylm/ops/attentions.py",
         "k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)",
         "k.repeat(1, group, 1, 1), v.repeat(1, group, 1, 1)",
         "manual_attention",
@@ -320,13 +320,13 @@ PYTHON = [
         "mask-lists-mask or behind",
     ),
     Mutant(
-        "python/tinylm/ops.py",
+        "python/tinylm/ops/attentions.py",
         "own = mask.rows(some)",
         "own = mask",
         "behind",
     ),
     Mutant(
-        "python/tinylm/ops.py",
+        "python/tinylm/ops/attentions.py",
         "k, v = k[:, :, -window:], v[:, :, -window:]",
         "k, v = k[:, :, :window], v[:, :, :window]",
         "behind",

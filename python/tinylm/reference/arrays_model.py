@@ -195,7 +195,9 @@ def loss_and_gradients(
 def document_mask(documents: Ids) -> Mask:
     """Boolean [B, 1, T, T]: causal, and inside one document."""
     # The axis of heads has length 1: all heads have one mask.
-    same: Mask = documents[:, None, :, None] == documents[:, None, None, :]
+    # A number that comes back after another begins a new document: count the changes.
+    runs = np.cumsum(np.diff(documents, axis=1, prepend=documents[:, :1]) != 0, axis=1)
+    same: Mask = runs[:, None, :, None] == runs[:, None, None, :]
     return same & arrays.causal_mask(documents.shape[1], documents.shape[1])
 
 

@@ -1,6 +1,7 @@
 """Which keys a query may look at, one query and one key at a time.
 
-Places count from 0 in a row. A mask is what every rule that is set allows; the rules are those of
+Places count from 0 in a row. A document is a run of equal numbers: a number that comes back after
+another begins a new document. A mask is what every rule that is set allows; the rules are those of
 Vaswani et al. 2017 (causal), Beltagy et al. 2020 (window) and Raffel et al. 2020 (prefix).
 """
 
@@ -18,8 +19,10 @@ def sees(
 ) -> bool:
     """Whether the query at one place may look at the key at another, in one row."""
     # Documents come first: neither a window nor a prefix reaches into another document.
-    if documents is not None and documents[query] != documents[key]:
-        return False
+    if documents is not None:
+        first, last = sorted((query, key))
+        if len(set(documents[first : last + 1])) > 1:
+            return False
     # A prefix is seen by every query, also by one that stands before the key.
     if prefix is not None and key < prefix:
         return True

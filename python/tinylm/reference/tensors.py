@@ -211,7 +211,9 @@ def loss_and_gradients(
     """
     mask = None
     if documents is not None:
-        same = documents[:, None, :, None] == documents[:, None, None, :]
+        # A number that comes back after another begins a new document: count the changes.
+        runs = (documents.diff(dim=1, prepend=documents[:, :1]) != 0).cumsum(1)
+        same = runs[:, None, :, None] == runs[:, None, None, :]
         mask = same & causal_mask(tokens.shape[1], tokens.shape[1], tokens.device)
     # Leaves of their own: the caller's tensors keep no graph and no gradient.
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}

@@ -1,14 +1,11 @@
-"""The fused kernels against `ops`, in Triton's interpreter or, where there is one, on the GPU."""
+"""The fused norms against `ops`, in Triton's interpreter or, where there is one, on the GPU."""
 
-import contextlib
-
-import pytest
 import torch
 from hypothesis import strategies as st
 
 from tests.rungs.rung import SEEDS, Rung
-from tests.support.interpreter import DEVICE, exact
-from tests.support.memory import LAYOUTS, guarded_memory, laid_out
+from tests.support.interpreter import DEVICE, guarded, torch_forms
+from tests.support.memory import LAYOUTS, laid_out
 from tinylm import ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -32,8 +29,7 @@ def in_float64(x, weight, dy, eps):
 
 def torch_form(x, weight, eps):
     """`ops.rms_norm` without its kernel, on a GPU too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "kernel_for", lambda *choice: None)
+    with torch_forms():
         return ops.rms_norm(x, weight, eps)
 
 
@@ -86,13 +82,6 @@ def wide(width, dtype, rows=3):
     generator = torch.Generator().manual_seed(width)
     x, dy, weight = (torch.randn(n, width, generator=generator) for n in (rows, rows, 1))
     return x.to(DEVICE, dtype), weight[0].to(DEVICE), dy.to(DEVICE, dtype), 1e-5
-
-
-@contextlib.contextmanager
-def guarded():
-    """Exact numbers in memory with guards."""
-    with exact(), guarded_memory():
-        yield
 
 
 RUNGS = (

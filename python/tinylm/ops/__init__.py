@@ -1,0 +1,29 @@
+"""The tensor operations of the model, in torch or as a fused kernel.
+
+`tinylm.ops.choice` is the only place where a kernel is chosen. Shapes use B = batch,
+T = time (queries), S = keys seen, H = heads, K = key and value heads, D = d_model,
+V = vocabulary. Statistics are taken in float32 whatever the dtype of the input.
+"""
+
+from tinylm.ops.activations import gelu, relu2, swiglu
+from tinylm.ops.attentions import attention, manual_attention
+from tinylm.ops.losses import IGNORED, cross_entropy, linear_cross_entropy
+from tinylm.ops.norms import layer_norm, rms_norm
+from tinylm.ops.positions import rope, rotary_angles
+from tinylm.ops.products import linear
+
+__all__ = [
+    "IGNORED",
+    "attention",
+    "cross_entropy",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "manual_attention",
+    "relu2",
+    "rms_norm",
+    "rope",
+    "rotary_angles",
+    "swiglu",
+]

@@ -1,0 +1,57 @@
+"""Which operations run as a fused kernel: the only place where that is decided.
+
+Every operation of `tinylm.ops` that has a kernel begins with `kernel_for`.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+# Cached so that a missing kernel is looked for, and warned of, once per process.
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """`tinylm.kernels`; None, with one warning, if triton or the link to its folder is missing."""
+    try:
+        from tinylm import kernels
+    except ImportError as error:
+        warnings.warn(f"torch runs in place of the fused kernels: {error}", stacklevel=5)
+        return None
+    return kernels
+
+
+def kernel_for(
+    operation: str, size: int, *tensors: Tensor, compiled: bool = False
+) -> Callable[..., Tensor] | None:
+    """The kernel of an operation where one can run, else None: the torch form runs.
+
+    A kernel runs on CUDA tensors of a dtype and a `size` (D, or a head's) that its table in
+    `tinylm.kernels` covers. Under torch.compile a memory-bound operation takes the torch form,
+    which the compiler fuses with its neighbours; a compute-bound one says `compiled=True` and
+    stays a kernel, which the compiler calls without a graph break.
+    """
+    if not all(tensor.is_cuda for tensor in tensors):
+        return None
+    if torch.compiler.is_compiling() and not compiled:
+        return None
+    dtypes = tuple(tensor.dtype for tensor in tensors)
+    if not _covered(operation, size, dtypes, tensors[0].device):
+        return None
+    # The registered operator and not the Python function behind it: the compiler can put only the
+    # operator into a graph.
+    kernel: Callable[..., Tensor] = getattr(torch.ops.tinylm, operation)
+    return kernel
+
+
+# Without this decorator the compiler would trace into the import and the tables of the kernels.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _covered(
+    operation: str, size: int, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> bool:
+    """Whether a kernel covers these; a compiled graph asks once, when it is traced."""
+    kernels = _kernels()
+    return kernels is not None and bool(kernels.covers(operation, size, dtypes, device))
