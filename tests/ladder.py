@@ -13,6 +13,7 @@ from tests.rungs import (
     kernel_norms,
     masks,
     media,
+    quant,
     shards,
     text,
     training,
@@ -32,6 +33,7 @@ RUNGS: tuple[Rung, ...] = tuple(
             *shards.RUNGS,
             *batches.RUNGS,
             *kernel_norms.RUNGS,
+            *quant.RUNGS,
         ),
         key=lambda rung: CHAPTERS.index(rung.chapter),
     )

@@ -11,16 +11,19 @@ from tinylm.ops.losses import IGNORED, cross_entropy, linear_cross_entropy
 from tinylm.ops.norms import layer_norm, rms_norm
 from tinylm.ops.positions import rope, rotary_angles
 from tinylm.ops.products import linear
+from tinylm.ops.quant import dequantise_rows, quantise_rows
 
 __all__ = [
     "IGNORED",
     "attention",
     "cross_entropy",
+    "dequantise_rows",
     "gelu",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
     "manual_attention",
+    "quantise_rows",
     "relu2",
     "rms_norm",
     "rope",
