@@ -33,7 +33,10 @@ def guarded_memory():
 
 
 def laid_out(values, layout):
-    """`values` as a view of the given layout into memory that is NaN wherever they are not."""
+    """`values` as a view of the given layout into memory that is NaN wherever they are not.
+
+    Around whole numbers the memory is 85, which is 5 and 5 in halves.
+    """
     *leading, width = values.shape
     if layout == "expanded":
         return values[..., :1, :].expand(*leading, width) if leading else values
@@ -43,7 +46,8 @@ def laid_out(values, layout):
         "every other column": (*leading, 2 * width),
         "transposed": (width, *leading),
     }[layout]
-    memory = torch.full((math.prod(sizes) + 2 * GUARD,), math.nan, dtype=values.dtype)
+    around = math.nan if values.is_floating_point() else 85
+    memory = torch.full((math.prod(sizes) + 2 * GUARD,), around, dtype=values.dtype)
     inside = memory.to(values.device)[GUARD:-GUARD].view(sizes)
     view = {
         "contiguous": lambda: inside,

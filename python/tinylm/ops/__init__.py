@@ -10,20 +10,24 @@ from tinylm.ops.attentions import attention, manual_attention
 from tinylm.ops.losses import IGNORED, cross_entropy, linear_cross_entropy
 from tinylm.ops.norms import layer_norm, rms_norm
 from tinylm.ops.positions import rope, rotary_angles
-from tinylm.ops.products import linear
-from tinylm.ops.quant import dequantise_rows, quantise_rows
+from tinylm.ops.products import linear, linear_int4, linear_int8
+from tinylm.ops.quant import dequantise_int4, dequantise_int8, quantise_int4, quantise_int8
 
 __all__ = [
     "IGNORED",
     "attention",
     "cross_entropy",
-    "dequantise_rows",
+    "dequantise_int4",
+    "dequantise_int8",
     "gelu",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
+    "linear_int4",
+    "linear_int8",
     "manual_attention",
-    "quantise_rows",
+    "quantise_int4",
+    "quantise_int8",
     "relu2",
     "rms_norm",
     "rope",

@@ -1,30 +1,96 @@
-"""Numbers in 8 bits: whole numbers from -127 to 127 times a scale per row, in plain torch.
+"""Numbers in 8 and 4 bits, and the products with such weights: what the formats mean.
 
-    x_i ~ n_i s        s = max over i of |x_i| / 127        n_i = round(x_i / s)
+    int8: w[n, k] = q[n, k] scale[n]                           q in -127 .. 127
+    int4: w[n, k] = (nibble[n, k] - 8) scales[n, k // group]   nibble in 0 .. 15
 
-The scheme is symmetric (0 stays 0) and needs no data but the row itself. What a row is, the caller
-says by the last axis: a token's key of one head, or the weights of one output. -128 is not used, so
-that -x always has the numbers of x with the other sign. Source: Dettmers et al. 2022, section 2.1
-(vector-wise quantisation).
+Both are symmetric: 0 stays 0, -w has the numbers of w with the other sign, and no zero point is
+stored. What a row is, the caller says by the last axis: the weights of one output, or a token's key
+of one head. Source of int8: Dettmers et al. 2022, section 2.1 (vector-wise quantisation).
+
+The nibbles of 32 neighbours along K fill 16 bytes. Byte j of the 16 holds element j in its low half
+and element j + 16 in its high half:
+
+    byte     |    0    |    1    | ... |    15   |  the next 32 elements
+    low  4   |    0    |    1    | ... |    15   |    32   ...
+    high 4   |   16    |   17    | ... |    31   |    48   ...
+
+So a run of bytes unpacks to two runs of elements, which vector instructions load at once (even and
+odd elements in a byte would need interleaving), and any K that is a multiple of 32 packs, whatever
+the group. With groups of 32 this is Q4_0 of llama.cpp.
+
+A scale is the largest magnitude of its row or group over 127 or 7, and at least the smallest normal
+number of its dtype: never 0, and exact enough that |w| / scale rounds to 127 or 7 at most.
+
+Any float dtype, on any device. Nothing here waits for a GPU: values are not checked.
 """
 
 import torch
 from torch import Tensor
 
-LARGEST = 127
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., D], any float dtype, to n [..., D] int8 and s [...] float32; x is finite."""
-    x = x.to(torch.float32)
-    scale = x.abs().amax(-1) / LARGEST
-    # A row of zeros has scale 0, and so has one too small for float32 to divide by 127.
-    divisor = torch.where(scale > 0, scale, 1.0)
-    # The smallest scales have few bits: |x| / s can pass 127 there.
-    whole = (x / divisor[..., None]).round().clamp(-LARGEST, LARGEST)
+def rounded(x: Tensor, largest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Whole numbers in -largest .. largest, still floats, and a scale per row, in `dtype`."""
+    scale = (wide(x).abs().amax(-1) / largest).to(dtype)
+    # A NaN stays: every comparison with it is false.
+    scale = torch.where(scale < torch.finfo(dtype).tiny, torch.finfo(dtype).tiny, scale)
+    whole = (wide(x) / scale[..., None]).round()
+    # inf / inf and nan / nan; times a scale of inf or nan, 0 is nan again.
+    return torch.where(whole.isnan(), 0.0, whole), scale
+
+
+def split(x: Tensor, *sizes: int) -> Tensor:
+    """The last axis of x cut into axes of these sizes."""
+    return x.reshape(*x.shape[:-1], *sizes)
+
+
+def quantise_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., K] to q [..., K] int8 and scale [...] float32.
+
+    |x - q scale| <= scale / 2. A row that has nan or inf comes back as nan, whole.
+    """
+    whole, scale = rounded(x, 127, torch.float32)
     return whole.to(torch.int8), scale
 
 
-def dequantise_rows(n: Tensor, scale: Tensor) -> Tensor:
-    """n [..., D] int8 times scale [...], a float tensor: [..., D] in the dtype of scale."""
-    return n.to(scale.dtype) * scale[..., None]
+def dequantise_int8(q: Tensor, scale: Tensor) -> Tensor:
+    """q [..., K] and scale [...] to numbers [..., K] in the dtype of scale."""
+    return q.to(scale.dtype) * scale[..., None]
+
+
+def quantise_int4(x: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
+    """x [..., K] to packed [..., K / 2] uint8 and scales [..., K / group] in the dtype of x.
+
+    `group` is 32, 64 or 128 and divides K. |x - (nibble - 8) scale| <= scale / 2. A group that
+    has nan or inf comes back as nan, whole.
+    """
+    whole, scales = rounded(split(x, x.size(-1) // group, group), 7, x.dtype)
+    nibbles = split((whole + 8).to(torch.uint8).flatten(-2), x.size(-1) // 32, 2, 16)
+    return (nibbles[..., 0, :] + 16 * nibbles[..., 1, :]).flatten(-2), scales
+
+
+def dequantise_int4(packed: Tensor, scales: Tensor) -> Tensor:
+    """packed [..., K / 2] and scales [..., K / group] to numbers [..., K], in scales' dtype."""
+    sixteens = split(packed, packed.size(-1) // 16, 16)
+    nibbles = torch.stack((sixteens % 16, sixteens // 16), -2).flatten(-3)
+    grouped = split(nibbles, scales.size(-1), nibbles.size(-1) // scales.size(-1))
+    return ((grouped.to(scales.dtype) - 8) * scales[..., None]).flatten(-2)
+
+
+def linear_int8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + b; x [..., K], q [N, K], scale [N], bias [N], to y [..., N]."""
+    return _linear(x, dequantise_int8(q, wide(scale)), bias)
+
+
+def linear_int4(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + b; x [..., K], packed [N, K / 2], scales [N, K / group], bias [N]."""
+    return _linear(x, dequantise_int4(packed, wide(scales)), bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = x @ weight.to(x.dtype).T
+    return y if bias is None else y + bias.to(x.dtype)
