@@ -9,6 +9,9 @@ from hypothesis import settings
 settings.register_profile("dev", max_examples=100, deadline=None, print_blob=True)
 settings.register_profile("ci", max_examples=300, deadline=None, print_blob=True)
 settings.register_profile("fuzz", max_examples=20_000, deadline=None, print_blob=True)
+# On a GPU an example of another size compiles the kernel anew (benches/gpu/sections/tests.py).
+settings.register_profile("gpu", max_examples=40, deadline=None, print_blob=True)
+settings.register_profile("dry", max_examples=1, deadline=None)
 # pytest's --hypothesis-profile overrides this.
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 

@@ -1,0 +1,119 @@
+"""What the kernels must reach, as data: each demand, the cases that show it, and its limit."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benches.gpu.job import At, label
+from benches.gpu.report import Row, ours
+
+# Sections of one card: name to file.
+Results = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One case of a demand: where, the value, and whether it is enough."""
+
+    where: str
+    value: float
+    reached: bool
+
+
+def anywhere(at: At) -> bool:
+    """Every case of a family."""
+    return True
+
+
+@dataclass(frozen=True)
+class Must:
+    """A demand: `figure` of the fastest of ours is at least `least` in every case of a family.
+
+    With `peer`, the peer's figure divided by ours: 1.25 with "ms" is 1.25 times as fast, 8 with
+    "mib" an eighth of the memory. With `base`, our figure divided by ours in that family. Of
+    "equal" every one of ours counts, and true is 1. `ours` and `peer` are beginnings of names.
+    """
+
+    words: str
+    section: str
+    family: str
+    figure: str
+    least: float
+    at: Callable[[At], bool] = anywhere
+    ours: str = "tinylm"
+    peer: str = ""
+    base: str = ""
+    # An aim is reported like a demand, and is none.
+    aim: bool = False
+
+    def find(self, results: Results) -> Iterator[Finding]:
+        """A finding per case that was measured."""
+        bases = [best(rows, self.ours) for rows in cases_of(results, self.section, self.base)]
+        for rows in cases_of(results, self.section, self.family):
+            if not self.at(rows[0]["at"]):
+                continue
+            where = f"{self.family} {label(rows[0]['at'])}"
+            if self.figure == "equal":
+                for row in rows:
+                    if ours(row) and "equal" in row:
+                        yield self._finding(f"{where}: {row['name']}", float(row["equal"]))
+                continue
+            mine = best(rows, self.ours)
+            other = best(rows, self.peer) if self.peer else next(iter(bases), None)
+            if mine is None or self.figure not in mine:
+                continue
+            if not self.peer and not self.base:
+                yield self._finding(f"{where}: {mine['name']}", mine[self.figure])
+            elif other is not None and self.figure in other:
+                ratio = (mine, other) if self.base else (other, mine)
+                value = ratio[0][self.figure] / max(ratio[1][self.figure], 1e-9)
+                name = self.base or f"{mine['name']} and {other['name']}"
+                yield self._finding(f"{where}: {name}", value)
+
+    def _finding(self, where: str, value: float) -> Finding:
+        return Finding(where, value, value >= self.least)
+
+
+def cases_of(results: Results, section: str, family: str) -> list[list[Row]]:
+    """The rows of a family, case by case."""
+    cases: dict[str, list[Row]] = {}
+    for row in results.get(section, {}).get("rows", []):
+        if row["family"] == family:
+            cases.setdefault(label(row["at"]), []).append(row)
+    return list(cases.values())
+
+
+def best(rows: list[Row], name: str) -> Row | None:
+    """The fastest timed row whose name begins with `name`."""
+    found = [row for row in rows if row["name"].startswith(name) and "ms" in row]
+    return min(found, key=lambda row: row["ms"], default=None)
+
+
+def verdict(must: Must, results: Results) -> tuple[str, list[Finding]]:
+    """ "reached", "not reached" or "not measured", and the findings."""
+    found = list(must.find(results))
+    if not found:
+        return "not measured", found
+    return "reached" if all(f.reached for f in found) else "not reached", found
+
+
+def lines(results: Results) -> Iterator[str]:
+    """A line per demand with its verdict, and under it its cases."""
+    for must in MUSTS:
+        said, found = verdict(must, results)
+        yield f"{'aim ' if must.aim else ''}{said}: {must.words}"
+        for finding in found:
+            mark = " " if finding.reached else "!"
+            yield f"   {mark} {finding.value:8.2f} of {must.least:g}  {finding.where}"
+
+
+MUSTS = (
+    Must(
+        "RMSNorm forward, 32,768 rows of 1,024 to 8,192: 92% of copy bandwidth",
+        *("norms", "rms_norm forward", "percent", 92),
+    ),
+    Must(
+        "RMSNorm backward, the same rows: 85% of copy bandwidth",
+        *("norms", "rms_norm backward", "percent", 85),
+    ),
+)
