@@ -35,19 +35,22 @@ class Patient:
 
 
 class Backward:
-    """Gradients of `function(*inputs)`; the forward pass runs once, in the first call."""
+    """Gradients of `function(*inputs)`, one or several; the forward pass runs in the first call."""
 
     def __init__(
-        self, function: Callable[..., Tensor], inputs: Sequence[Tensor], dy: Tensor | None = None
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Tensor],
+        dy: Tensor | Sequence[Tensor],
     ) -> None:
         self.function, self.dy = function, dy
         self.inputs = [x.detach().requires_grad_() for x in inputs]
-        self.y: Tensor | None = None
+        self.y: Any = None
 
     def __call__(self) -> tuple[Tensor, ...]:
         if self.y is None:
-            self.y = self.function(*self.inputs)
-        return torch.autograd.grad(self.y, self.inputs, self.dy, retain_graph=True)
+            self.y = flat(self.function(*self.inputs))
+        return torch.autograd.grad(self.y, self.inputs, flat(self.dy), retain_graph=True)
 
 
 def _as_they_are(result: Any) -> Any:
@@ -62,7 +65,8 @@ class Contest:
     differ from them by `tolerance` at most, relative, in the 2-norm. `bytes` and `flops` are what
     the problem needs at least, not what a contender does (METHOD.md). `graph` captures the calls
     in a CUDA graph, as decoding does. `memory` measures the extra memory of a call. `repeats` is
-    the number of further calls whose results must be equal to the bit.
+    the number of further calls whose results must be equal to the bit. With `tokens` a row says
+    how many tokens a second.
     """
 
     contenders: dict[str, Callable[[], Any] | Missing]
@@ -74,6 +78,7 @@ class Contest:
     graph: bool = False
     memory: bool = False
     repeats: int = 0
+    tokens: int = 0
     # What else a row says of a contender, by its name.
     notes: Callable[[str], dict[str, Any]] = lambda name: {}
 

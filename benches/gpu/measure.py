@@ -38,13 +38,13 @@ def run(job: Job, cases: Callable[[Place], Iterator[Case]]) -> None:
 
 @contextlib.contextmanager
 def _interpreter(place: Place) -> Iterator[None]:
-    """In a dry run the interpreter, with its bfloat16 mended as in the tests."""
+    """In a dry run the interpreter, with bfloat16 mended, and kernels for `ops` on the CPU."""
     if not place.dry:
         yield
         return
     from tests.support import interpreter
 
-    with interpreter.exact():
+    with interpreter.chosen_by_ops():
         yield
 
 
@@ -112,6 +112,8 @@ def _measure(
     job.waits(2 * PATIENCE)
     low, median, high = _timed(place, call)
     figures |= {"ms": _short(median), "p20": _short(low), "p80": _short(high)}
+    if contest.tokens:
+        figures["tokens_per_second"] = round(1e3 * contest.tokens / median)
     return figures | rates(contest.bytes, contest.flops, median, job.order.ceilings)
 
 

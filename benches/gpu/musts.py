@@ -107,6 +107,31 @@ def lines(results: Results) -> Iterator[str]:
             yield f"   {mark} {finding.value:8.2f} of {must.least:g}  {finding.where}"
 
 
+def wide_heads(at: At) -> bool:
+    """Heads of 128."""
+    return at["head"] == 128
+
+
+def narrow_heads(at: At) -> bool:
+    """Heads of 64."""
+    return at["head"] == 64
+
+
+def long_rows(at: At) -> bool:
+    """Heads of 128, from 4,096 tokens."""
+    return wide_heads(at) and int(at["tokens"]) >= 4096
+
+
+def large_cache(at: At) -> bool:
+    """Caches over 256 MB."""
+    return int(at["cache_mb"]) > 256
+
+
+def lone_row(at: At) -> bool:
+    """One row of 32k tokens."""
+    return at["rows"] == 1
+
+
 MUSTS = (
     Must(
         "RMSNorm forward, 32,768 rows of 1,024 to 8,192: 92% of copy bandwidth",
@@ -115,5 +140,99 @@ MUSTS = (
     Must(
         "RMSNorm backward, the same rows: 85% of copy bandwidth",
         *("norms", "rms_norm backward", "percent", 85),
+    ),
+    Must(
+        "attention forward, heads of 128: the portable kernel 1.25x torch's flash backend",
+        *("attention", "attention forward", "ms", 1.25, wide_heads, "tinylm portable"),
+        peer="SDPA FLASH",
+    ),
+    Must(
+        "attention forward, heads of 128: the portable kernel 0.70x cuDNN",
+        *("attention", "attention forward", "ms", 0.70, wide_heads, "tinylm portable"),
+        peer="SDPA CUDNN",
+    ),
+    Must(
+        "attention forward, heads of 64: 0.9x cuDNN",
+        *("attention", "attention forward", "ms", 0.9, narrow_heads),
+        peer="SDPA CUDNN",
+    ),
+    Must(
+        "attention forward, heads of 128, from 4k tokens: Hopper's kernel 0.95x cuDNN",
+        *("attention", "attention forward", "ms", 0.95, long_rows, "tinylm hopper"),
+        peer="SDPA CUDNN",
+        aim=True,
+    ),
+    Must(
+        "attention backward, heads of 128: 1.05x torch's flash backend",
+        *("attention_backward", "attention backward", "ms", 1.05, wide_heads),
+        peer="SDPA FLASH",
+    ),
+    Must(
+        "attention backward: 20 runs give the same bits",
+        *("attention_backward", "attention backward", "equal", 1),
+    ),
+    *(
+        Must(
+            f"packed documents of 16k tokens, {way}: 90% of the rate of equal rows",
+            *("packed", f"documents {way}", "tflops", 0.90),
+            base=f"equal rows {way}",
+        )
+        for way in ("forward", "backward")
+    ),
+    *(
+        Must(
+            f"packed documents of 16k tokens, {way}: 1.2x FlexAttention",
+            *("packed", f"documents {way}", "ms", 1.2),
+            peer="FlexAttention",
+        )
+        for way in ("forward", "backward")
+    ),
+    *(
+        Must(
+            f"a window of 1,024 at 16k tokens, {way}: at most 1.15x its share of the whole row",
+            *("packed", f"window {way}", "tflops", 1 / 1.15),
+            base=f"long row {way}",
+        )
+        for way in ("forward", "backward")
+    ),
+    *(
+        Must(
+            f"decoding from a cache over 256 MB, {kind}: 80% of copy bandwidth",
+            *("decode", f"decode {kind}", "percent", 80, large_cache),
+        )
+        for kind in ("contiguous", "paged", "int8")
+    ),
+    Must(
+        "decoding one row of 32k tokens: 2x SDPA",
+        *("decode", "decode contiguous", "ms", 2.0, lone_row),
+        peer="SDPA",
+    ),
+    Must(
+        "head and cross-entropy, 16k tokens: at most 1.10x the time of all logits at once",
+        *("loss", "loss", "ms", 1 / 1.10),
+        peer="unchunked",
+    ),
+    Must(
+        "head and cross-entropy, 16k tokens: at most 1/8 of their extra memory",
+        *("loss", "loss", "mib", 8),
+        peer="unchunked",
+    ),
+    Must(
+        "products of 1 to 8 rows with weights of 8 bits: 80% of copy bandwidth",
+        *("products", "product W8", "percent", 80),
+    ),
+    Must(
+        "products of 1 to 8 rows with weights of 4 bits: 70% of copy bandwidth",
+        *("products", "product W4", "percent", 70),
+    ),
+    Must(
+        "a training step of 124M parameters: 1.10x the one with SDPA and all logits",
+        *("step", "step", "ms", 1.10),
+        peer="SDPA",
+    ),
+    Must(
+        "a training step of 124M parameters: at most 0.7x its peak memory",
+        *("step", "step", "peak_mib", 1 / 0.7),
+        peer="SDPA",
     ),
 )

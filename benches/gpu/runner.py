@@ -39,7 +39,15 @@ HOME = "benches.gpu.sections."
 # because every file holds them.
 SECTIONS = {
     "tests": Section(HOME + "tests", 150),
-    "norms": Section(HOME + "norms", 60),
+    "attention": Section(HOME + "attention", 70),
+    "norms": Section(HOME + "norms", 70),
+    "step": Section(HOME + "step", 120),
+    "loss": Section(HOME + "loss", 60),
+    "attention_backward": Section(HOME + "attention_backward", 60),
+    "decode": Section(HOME + "decode", 40),
+    "products": Section(HOME + "products", 60),
+    "packed": Section(HOME + "packed", 70),
+    "pointwise": Section(HOME + "pointwise", 40),
 }
 FIRST = Section(HOME + "ceilings", 80)
 Row = dict[str, Any]
