@@ -10,6 +10,7 @@ and the page of the docs. To add a kernel or a Rust function, add a row to a fil
 from tests.rungs import (
     added,
     batches,
+    kernel_attention_hopper,
     kernel_norms,
     kernel_products,
     masks,
@@ -32,6 +33,7 @@ RUNGS: tuple[Rung, ...] = tuple(
             *training.RUNGS,
             *shards.RUNGS,
             *batches.RUNGS,
+            *kernel_attention_hopper.RUNGS,
             *kernel_norms.RUNGS,
             *kernel_products.RUNGS,
         ),

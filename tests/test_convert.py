@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.support import foreign
 from tests.support.foreign import greedy, randomise
 from tinylm import checkpoint, convert
 from tinylm.config import ModelConfig
+from tinylm.config.fields import Attention
 from tinylm.model import Model, build
 
 # Largest difference of a logit, float32: both sides add the same numbers in another order.
@@ -202,7 +204,7 @@ def configs(draw):
         norm=draw(st.sampled_from([None, "rmsnorm", "layernorm"])),
         position=draw(st.sampled_from([None, "rope", "learned", "none"])),
         feedforward=draw(st.sampled_from([None, "swiglu", "mlp", "relu2"])),
-        attention=draw(st.sampled_from(["sdpa", "manual"])),
+        attention=draw(st.sampled_from(get_args(Attention))),
         rope_theta=draw(positive),
         norm_eps=draw(positive),
     )

@@ -27,16 +27,19 @@ from typing import Any
 
 import torch
 
-from tinylm.kernels import config, rms_norm
+from tinylm.kernels import attention_hopper, config, rms_norm
 
-__all__ = ["config", "covers", "rms_norm"]
+__all__ = ["attention_hopper", "config", "covers", "rms_norm"]
 
 # The table of each operation's forward kernel.
-TABLES: dict[str, config.Table[Any]] = {"rms_norm": rms_norm.FORWARD}
+TABLES: dict[str, config.Table[Any]] = {
+    "attention_hopper": attention_hopper.FORWARD,
+    "rms_norm": rms_norm.FORWARD,
+}
 
 
 def covers(
     operation: str, size: int, dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> bool:
     """Whether an operation has a kernel for tensors of these dtypes at a `size` (D or a head's)."""
-    return config.covers(TABLES[operation], size, dtypes, device)
+    return config.covers(TABLES.get(operation, ()), size, dtypes, device)

@@ -306,7 +306,10 @@ FEEDFORWARDS: dict[str, Any] = {
     "relu2": partial(MLP, activation=ops.relu2),
 }
 ATTENTIONS: dict[str, Any] = {
-    "sdpa": Attention,
+    "auto": Attention,
+    "triton": partial(Attention, attend=partial(ops.attention, backend="triton")),
+    "hopper": partial(Attention, attend=partial(ops.attention, backend="hopper")),
+    "sdpa": partial(Attention, attend=partial(ops.attention, backend="sdpa")),
     "manual": partial(Attention, attend=ops.manual_attention),
 }
 

@@ -35,6 +35,8 @@ class Mask:
     window: int | None = None
     documents: Tensor | None = None
     prefix: Tensor | None = None
+    # What `bounds` returns, if it has been computed.
+    spans: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -53,7 +55,8 @@ class Mask:
         """The mask of some rows of the batch."""
         documents = None if self.documents is None else self.documents[some]
         prefix = None if self.prefix is None else self.prefix[some]
-        return Mask(self.causal, self.window, documents, prefix)
+        spans = None if self.spans is None else (self.spans[0][some], self.spans[1][some])
+        return Mask(self.causal, self.window, documents, prefix, spans)
 
     def dense(
         self, queries: int, keys: int, *, past: Tensor | None = None, device: torch.device
@@ -89,16 +92,25 @@ class Mask:
             seen = seen & (s >= first) & (s < end)
         return seen
 
+    def with_spans(self) -> "Mask":
+        """The same mask, which keeps its `bounds`: the layers of a model share one mask."""
+        if self.documents is None:
+            return self
+        return Mask(self.causal, self.window, self.documents, self.prefix, self.bounds())
+
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The first place of each token's document, and the place after its last; [B, S] int64.
+        """The first place of each token's document, and the place after its last; [B, S] int32.
 
         Two numbers per token say all that `documents` says, and grow from left to right, so that
         a kernel can skip the keys before and after a block of queries.
         """
+        if self.spans is not None:
+            return self.spans
         if self.documents is None:
             raise ValueError("bounds: the mask has no documents")
         rows, keys = self.documents.shape
-        place = torch.arange(keys, device=self.documents.device).expand(rows, keys)
+        place = torch.arange(keys, dtype=torch.int32, device=self.documents.device)
+        place = place.expand(rows, keys)
         begins = torch.ones_like(self.documents, dtype=torch.bool)
         begins[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
         first = torch.where(begins, place, 0).cummax(1).values

@@ -161,7 +161,7 @@ class Model(nn.Module):
             if first < 0 or last >= limit:
                 wrong = first if first < 0 else last
                 raise ValueError(f"position {wrong}: must be 0 to {limit - 1}, for T is {limit}")
-        mask = CAUSAL if documents is None else Mask(documents=documents)
+        mask = CAUSAL if documents is None else Mask(documents=documents).with_spans()
         return Context(positions, self.position.rotation(positions), mask, cache)
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/ops/attentions.py",
-        "queries in (1, keys) or not mask.causal",
-        "queries <= keys or not mask.causal",
+        "queries == keys or not mask.causal)",
+        "queries <= keys or not mask.causal)",
         "attention-tensors-ops or decode_with",
     ),
     Mutant(
@@ -134,6 +134,25 @@ PYTHON = [
         '"special": True,',
         "always_match",
         "tests/test_tokenizer_json.py",
+    ),
+    Mutant(
+        "kernels/fused/attention_hopper.py",
+        "free = phase(block, STAGES) ^ 1",
+        "free = phase(block, STAGES)",
+        "attention_hopper",
+    ),
+    Mutant(
+        "kernels/fused/attention_hopper.py",
+        "mbarrier.init(v_empty.index(stage), count=2)",
+        "mbarrier.init(v_empty.index(stage), count=1)",
+        "attention_hopper",
+    ),
+    Mutant(
+        "kernels/fused/attention_hopper.py",
+        "edges = blocks - seen_by_all // KEYS",
+        "edges = blocks - (seen_by_all + KEYS) // KEYS",
+        "skip_what_no_query_sees",
+        "tests/test_kernels_attention_hopper.py",
     ),
     Mutant(
         "kernels/fused/rms_norm.py",

@@ -50,8 +50,11 @@ class ModelConfig:
         None, "The feedforward network of a block.", choices=FeedForward
     )
     attention: str = setting(
-        "sdpa",
-        "How attention is computed. manual is slower; it forms the matrix of weights.",
+        "auto",
+        "How attention is computed. On CUDA, auto takes PyTorch for causal attention and Triton "
+        "kernels for other masks and for decoding; triton takes them for every mask; hopper takes "
+        "one more on H100 and H200. sdpa is PyTorch, and so are these where they have no kernel. "
+        "manual is slower; it forms the matrix of weights.",
         choices=Attention,
     )
     rope_theta: float = setting(10000.0, "Base of the rotary angles.", POSITIVE)

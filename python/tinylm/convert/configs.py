@@ -4,9 +4,10 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from tinylm.config import ARCHITECTURES, ModelConfig
+from tinylm.config.fields import Attention
 from tinylm.convert.format import COMMON, Format, one_of, typed
 from tinylm.convert.gpt2 import GPT2
 from tinylm.convert.llama import LLAMA
@@ -138,7 +139,8 @@ def _differences(config: ModelConfig, kind: str) -> list[str]:
         for key in mine
         if mine[key] != wanted.get(key)
     ]
-    if config.attention not in ("sdpa", "manual"):
+    # They are ways to compute one function; a name that is registered elsewhere may be another.
+    if config.attention not in get_args(Attention):
         found.append(f"model.attention={config.attention} ({kind} has sdpa)")
     if kind == "gpt2" and config.kv_heads != config.n_heads:
         found.append(f"model.n_kv_heads={config.n_kv_heads} (gpt2 has n_heads={config.n_heads})")
