@@ -65,8 +65,8 @@ class Contest:
     differ from them by `tolerance` at most, relative, in the 2-norm. `bytes` and `flops` are what
     the problem needs at least, not what a contender does (METHOD.md). `graph` captures the calls
     in a CUDA graph, as decoding does. `memory` measures the extra memory of a call. `repeats` is
-    the number of further calls whose results must be equal to the bit. With `tokens` a row says
-    how many tokens a second.
+    the number of further calls whose results must be equal to the bit. With `tokens` a row has
+    tokens per second.
     """
 
     contenders: dict[str, Callable[[], Any] | Missing]

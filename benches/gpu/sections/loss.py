@@ -76,7 +76,7 @@ def loss(place: Place, tokens: int, width: int, words: int) -> Contest:
     return Contest(
         {
             "tinylm": both(ops.linear_cross_entropy),
-            "unchunked": both(unchunked),
+            "unchunked eager": both(unchunked),
             "unchunked compiled": Patient(both(place.compiled(unchunked))),
             "F.linear_cross_entropy": theirs if isinstance(theirs, Missing) else both(theirs),
             "Liger": liger(
