@@ -184,3 +184,11 @@ def test_the_readme_has_the_table_of_the_committed_results():
 def test_a_readme_without_marks_is_refused():
     with pytest.raises(ValueError, match="must have the lines"):
         table.replaced("# TinyLM", "text")
+
+
+def test_the_page_of_the_method_lists_every_demand_and_section():
+    page = (ROOT / "benches/gpu/METHOD.md").read_text(encoding="utf-8")
+    for must in musts.MUSTS:
+        aim = "Aim: " if must.aim else ""
+        assert f"| {aim}{must.words} | {must.section} | {must.family} |" in page
+    assert not [name for name in SECTIONS if f"| {name} |" not in page and name != "tests"]

@@ -38,14 +38,14 @@ HOME = "benches.gpu.sections."
 # By importance: a short lease gets the first ones. Machine and ceilings always come before them,
 # because every file holds them.
 SECTIONS = {
-    "tests": Section(HOME + "tests", 150),
-    "attention": Section(HOME + "attention", 70),
-    "norms": Section(HOME + "norms", 70),
-    "step": Section(HOME + "step", 120),
+    "tests": Section(HOME + "tests", 140),
+    "attention": Section(HOME + "attention", 60),
+    "norms": Section(HOME + "norms", 60),
     "loss": Section(HOME + "loss", 60),
     "attention_backward": Section(HOME + "attention_backward", 60),
-    "decode": Section(HOME + "decode", 40),
-    "products": Section(HOME + "products", 60),
+    "decode": Section(HOME + "decode", 30),
+    "products": Section(HOME + "products", 50),
+    "step": Section(HOME + "step", 150),
     "packed": Section(HOME + "packed", 70),
     "pointwise": Section(HOME + "pointwise", 40),
 }

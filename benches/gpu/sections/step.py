@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benches.gpu.case import Case, Contest, Patient, Place, flat
+from benches.gpu.case import Case, Contest, Missing, Patient, Place, flat
 from benches.gpu.job import LONG_PATIENCE
 from tinylm.config import ModelConfig
 from tinylm.model import Model, build
@@ -111,16 +111,20 @@ def exact(place: Place, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def step(place: Place, rows: int, length: int) -> Contest:
-    """Random tokens: the time does not depend on them."""
+    """Random tokens: the time does not depend on them.
+
+    `tinylm` is the default, `model.attention=auto`; the others have one kernel for attention.
+    """
     words = place.sized(SHAPE, TINY)["vocab_size"]
     tokens, targets = (
         torch.randint(0, words, (rows, length), device=place.device) for _ in range(2)
     )
     batch = (tokens, targets)
     steps = {
-        "tinylm": Step(place, "auto", True, batch),
         "tinylm triton": Step(place, "triton", True, batch),
         "SDPA, F.cross_entropy": Step(place, "sdpa", False, batch),
+        "tinylm": Step(place, "auto", True, batch),
+        "tinylm hopper": Step(place, "hopper", True, batch),
     }
     with torch.device("meta"):
         shape = Model(config_of(place, "sdpa", length))
@@ -130,8 +134,13 @@ def step(place: Place, rows: int, length: int) -> Contest:
             return {}
         return {"peak_mib": round(steps[name].peak_mib())}
 
+    contenders: dict[str, Patient | Missing] = {
+        name: Patient(run, 2 * LONG_PATIENCE) for name, run in steps.items()
+    }
+    if place.capability != (9, 0):
+        contenders["tinylm hopper"] = Missing("needs a Hopper GPU")
     return Contest(
-        {name: Patient(run, 2 * LONG_PATIENCE) for name, run in steps.items()},
+        contenders,
         lambda: exact(place, batch),
         5e-2,
         pick=flat,
