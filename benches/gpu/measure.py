@@ -22,11 +22,6 @@ MILLISECONDS, CALLS = 50, 7
 def run(job: Job, cases: Callable[[Place], Iterator[Case]]) -> None:
     """Every row of every case that no earlier process was done with."""
     place = Place(job.order.dry)
-    if not place.dry:
-        # Descriptors that kernels make themselves are kept in memory from here.
-        triton.set_allocator(
-            lambda size, align, stream: torch.empty(size, device="cuda", dtype=torch.int8)
-        )
     with _interpreter(place):
         for case in cases(place):
             if job.begin(case.family, case.at, "inputs", LONG_PATIENCE):

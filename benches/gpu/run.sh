@@ -20,13 +20,11 @@ fi
 python=${PYTHON:-python3}
 if compgen -G "benches/gpu/wheels/*.whl" > /dev/null; then
   # Unpacked, because Triton reads the source of a kernel from its file.
-  unpacked=$(mktemp -d)
-  trap 'rm -rf "$unpacked"' EXIT
   for wheel in benches/gpu/wheels/*.whl; do
-    "$python" -m zipfile -e "$wheel" "$unpacked"
+    "$python" -m zipfile -e "$wheel" benches/gpu/wheels/unpacked
   done
-  path="$path:$unpacked"
+  path="$path:$PWD/benches/gpu/wheels/unpacked"
 fi
 export PYTHONPATH="$path${PYTHONPATH:+:$PYTHONPATH}"
 
-"$python" -m benches.gpu.runner --budget "${BUDGET:-540}" "$@"
+exec "$python" -m benches.gpu.runner --budget "${BUDGET:-540}" "$@"

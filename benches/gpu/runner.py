@@ -267,6 +267,8 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     if options.dry and options.results is None:
         parser.error("--dry needs --results FOLDER: its figures mean nothing")
+    # Terminated, it must end its processes as Ctrl-C does: one that hangs would hold the GPU.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = options.results or ROOT / "benches/results"
     found = Runner(options.dry, options.budget, folder).run(options.sections or list(SECTIONS))
     failures = [row for rows in found.values() for row in rows if "failed" in row]

@@ -14,7 +14,7 @@ from benches.gpu.job import Job
 
 ROOT = Path(__file__).parents[3]
 # Seconds for one test: some compile a kernel for every example.
-TEST_PATIENCE = 60
+TEST_PATIENCE = 100
 
 
 class Reporter:
