@@ -32,6 +32,8 @@ def test_the_kernel_equals_its_definition(rung: Rung) -> None:
     settings(max_examples=number, deadline=None)(given(case=rung.inputs)(equal))()
 
 
+# One after another where several processes share the card: in float64 they take gigabytes.
+@pytest.mark.xdist_group("large")
 @pytest.mark.parametrize("rung", RUNGS, ids=str)
 def test_the_kernel_equals_its_definition_on_a_large_input(rung: Rung) -> None:
     check(rung, rung.example())

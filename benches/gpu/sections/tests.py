@@ -34,7 +34,7 @@ class Reporter:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A row when the test itself ran, or when what comes before or after it failed."""
-        if report.when != "call" and report.passed:
+        if report.nodeid in self.done or (report.when != "call" and report.passed):
             return
         figures = {"seconds": round(report.duration, 2)}
         if report.skipped:
@@ -58,7 +58,7 @@ def run(job: Job) -> None:
     profile = "dry" if job.order.dry else "gpu"
     arguments += ["-p", "tests.conftest", f"--hypothesis-profile={profile}"]
     if importlib.util.find_spec("xdist") and not job.order.dry:
-        arguments += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
+        arguments += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadgroup"]
     arguments += ["benches/gpu/test_rungs.py"]
     if not job.order.dry:
         arguments += [str(path) for path in sorted((ROOT / "tests").glob("test_kernels*.py"))]
