@@ -46,7 +46,7 @@ MAP = (
     Row("checkpoint", "checkpoint"),
     Row("checkpoint", "convert"),
     Row("score", "evaluate"),
-    Row("sampler", "cache"),
+    Row("sampler", "cache", (), ("decoding",)),
     Row("sampler", "sample"),
     Row("any command", "commands"),
     Row("any command", "device"),

@@ -7,6 +7,7 @@ V = vocabulary. Statistics are taken in float32 whatever the dtype of the input.
 
 from tinylm.ops.activations import gelu, relu2, swiglu
 from tinylm.ops.attentions import attention, manual_attention
+from tinylm.ops.decoding import decode_attention
 from tinylm.ops.losses import IGNORED, cross_entropy, linear_cross_entropy
 from tinylm.ops.norms import layer_norm, rms_norm
 from tinylm.ops.positions import rope, rotary_angles
@@ -17,6 +18,7 @@ __all__ = [
     "IGNORED",
     "attention",
     "cross_entropy",
+    "decode_attention",
     "dequantise_int4",
     "dequantise_int8",
     "gelu",
