@@ -99,18 +99,25 @@ def phase(block, STAGES: gl.constexpr):
 
 @gluon.jit
 def producer(
-    loads,
+    tensors,
+    place,
     slots,
     barriers,
     blocks,
+    ROWS: gl.constexpr,
     KEYS: gl.constexpr,
     WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """Load the blocks of keys and values, the last of the sequence first."""
-    k, v, row, head = loads
-    k_slots, v_slots = slots
-    k_full, k_empty, v_full, v_empty = barriers
+    """Load the queries, then the blocks of keys and values, the last of the sequence first."""
+    q, k, v = tensors
+    batch, head, group, first_row = place
+    q_tiles, k_slots, v_slots = slots
+    q_full, k_full, k_empty, v_full, v_empty = barriers
+    mbarrier.expect(q_full, 2 * ROWS * WIDTH * 2)
+    tma.async_copy_global_to_shared(q, [batch, head, first_row, 0], q_full, q_tiles.index(0))
+    tma.async_copy_global_to_shared(q, [batch, head, first_row + ROWS, 0], q_full, q_tiles.index(1))
+    kv_head = head // group
     for block in range(blocks):
         at = slot(block, STAGES)
         # The first use of a slot waits for the phase before the first, which counts as completed.
@@ -119,12 +126,12 @@ def producer(
         mbarrier.wait(k_empty.index(at), free)
         mbarrier.expect(k_full.index(at), KEYS * WIDTH * 2)
         tma.async_copy_global_to_shared(
-            k, [row, head, first, 0], k_full.index(at), k_slots.index(at)
+            k, [batch, kv_head, first, 0], k_full.index(at), k_slots.index(at)
         )
         mbarrier.wait(v_empty.index(at), free)
         mbarrier.expect(v_full.index(at), KEYS * WIDTH * 2)
         tma.async_copy_global_to_shared(
-            v, [row, head, first, 0], v_full.index(at), v_slots.index(at)
+            v, [batch, kv_head, first, 0], v_full.index(at), v_slots.index(at)
         )
 
 
@@ -132,7 +139,7 @@ def producer(
 def masked(scores, places, keys, length, CAUSAL: gl.constexpr):
     """Scores of one block, -inf where the query at a place must not see the key."""
     if CAUSAL:
-        # No place is past the last key, so this hides what is past the end too.
+        # No query that is stored stands past the last key, so this hides what is past it too.
         seen = keys[None, :] <= places[:, None]
         scores = gl.where(seen, scores, float("-inf"))
     else:
@@ -171,10 +178,10 @@ def consumer(
     STAGES: gl.constexpr,
 ):
     """Answer the queries of tile `PART`; the first `edges` blocks need a mask."""
-    q_tiles, q_full, first_row, rows, length, edges, scale = queries
+    first_row, rows, length, edges, scale = queries
     y, lse, y_stride = outputs
-    k_slots, v_slots = slots
-    k_full, k_empty, v_full, v_empty = barriers
+    q_tiles, k_slots, v_slots = slots
+    q_full, k_full, k_empty, v_full, v_empty = barriers
     dtype: gl.constexpr = q_tiles.dtype
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     OUTPUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
@@ -276,16 +283,14 @@ def forward_kernel(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    # `expect` is the one arrival at a full barrier; two consumers arrive at an empty one.
+    # `expect` is the one arrival at a full barrier; two consumers arrive at an empty one. The
+    # partitions begin with a barrier of the whole program, so none sees these before they are set.
     mbarrier.init(q_full, count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(k_full.index(stage), count=1)
         mbarrier.init(v_full.index(stage), count=1)
         mbarrier.init(k_empty.index(stage), count=2)
         mbarrier.init(v_empty.index(stage), count=2)
-    mbarrier.expect(q_full, 2 * ROWS * WIDTH * 2)
-    tma.async_copy_global_to_shared(q, [batch, head, first_row, 0], q_full, q_tiles.index(0))
-    tma.async_copy_global_to_shared(q, [batch, head, first_row + ROWS, 0], q_full, q_tiles.index(1))
     # The place of the first query, and the place after the last.
     first_place = first_row + (length - rows)
     end = length
@@ -298,10 +303,10 @@ def forward_kernel(
     y_head = y + (batch.to(gl.int64) * rows * heads + head) * D
     lse_head = lse + both.to(gl.int64) * rows
     y_stride = heads * D
-    slots = (k_slots, v_slots)
-    barriers = (k_full, k_empty, v_full, v_empty)
-    loads = (k, v, batch, head // group)
-    queries = (q_tiles, q_full, first_row, rows, length, edges, scale)
+    slots = (q_tiles, k_slots, v_slots)
+    barriers = (q_full, k_full, k_empty, v_full, v_empty)
+    place = (batch, head, group, first_row)
+    queries = (first_row, rows, length, edges, scale)
     outputs = (y_head, lse_head, y_stride)
     gl.warp_specialize(
         [
@@ -339,7 +344,7 @@ def forward_kernel(
                     STAGES,
                 ),
             ),
-            (producer, (loads, slots, barriers, blocks, KEYS, WIDTH, STAGES)),
+            (producer, ((q, k, v), place, slots, barriers, blocks, ROWS, KEYS, WIDTH, STAGES)),
         ],
         [4, 1],
         [240, 24],
