@@ -66,17 +66,17 @@ def kernels_to_try(
 ) -> list[str]:
     """The kernels that may compute attention on a GPU, the best first; torch if none covers it.
 
-    | mask                                  | auto        | triton      | hopper         | sdpa |
-    |---------------------------------------|-------------|-------------|----------------|------|
-    | few queries over many keys, inference | decode, and | decode, and | decode, and    |      |
-    | causal or full, all keys are queries  |             | triton      | hopper, triton |      |
-    | the same with a cap                   | triton      | triton      | triton         |      |
-    | anything that needs a tensor of bools | triton      | triton      | triton         |      |
+    | mask                                            | auto   | triton | hopper         | sdpa  |
+    |-------------------------------------------------|--------|--------|----------------|-------|
+    | causal with as many queries as keys, or full    | torch  | triton | hopper, triton | torch |
+    | one query after a cache                         | torch  | triton | hopper, triton | torch |
+    | several queries after a cache                   | triton | triton | hopper, triton | torch |
+    | window, documents, prefix, cap, a past per row  | triton | triton | triton         | torch |
 
-    The second row is what torch's flash attention and cuDNN take without a tensor of bools, and
-    where a portable kernel is slower than they are on an H100 (Shah et al. 2024, figure 5). The
-    last is a window, documents, a prefix, or rows that each have a past. Tensors on the CPU, a
-    mask that is a tensor, and dropout are always torch's.
+    auto takes torch where torch needs no tensor of bools: there its flash attention and cuDNN are
+    faster on an H100 than a portable kernel (Shah et al. 2024, figure 5). Few queries over many
+    keys try the decoding kernel first, unless the mask has documents or a prefix. No kernel is for
+    tensors on the CPU, a mask that is a tensor, or dropout; decoding and `past` have no gradients.
     """
     if backend == "sdpa" or (past and gradients):
         return []
