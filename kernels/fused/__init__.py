@@ -27,13 +27,14 @@ from typing import Any
 
 import torch
 
-from tinylm.kernels import attention_hopper, config, decode_attention, rms_norm
+from tinylm.kernels import attention_hopper, config, cross_entropy, decode_attention, rms_norm
 
-__all__ = ["attention_hopper", "config", "covers", "decode_attention", "rms_norm"]
+__all__ = ["attention_hopper", "config", "covers", "cross_entropy", "decode_attention", "rms_norm"]
 
 # The table of each operation's forward kernel.
 TABLES: dict[str, config.Table[Any]] = {
     "attention_hopper": attention_hopper.FORWARD,
+    "cross_entropy_": cross_entropy.ROWS,
     "decode_attention": decode_attention.FORWARD,
     "rms_norm": rms_norm.FORWARD,
 }

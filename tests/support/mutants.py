@@ -3,7 +3,7 @@
     make mutants                      all of them; ARGS=python or ARGS=rust one half
     make mutants ARGS="python optim"  only those whose path has the word optim
 
-Each mutant of `wrong_lines` and `wrong_rust` is one line changed in a copy of the package, with
+Each mutant of `wrong_lines`, `wrong_kernels` and `wrong_rust` is one line changed in a copy of the package, with
 the rungs or tests that must fail on it. The Rust ones build the extension in the copy, about 20 s
 each after the first.
 """
@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.support.wrong_kernels import KERNELS
 from tests.support.wrong_lines import PYTHON, Mutant
 from tests.support.wrong_rust import RUST
 
@@ -86,7 +87,7 @@ def fail_unchanged(tree: Path, mutants: Iterable[Mutant]) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Try each mutant; 1 if one lives."""
-    halves = {"python": PYTHON, "rust": RUST}
+    halves = {"python": [*PYTHON, *KERNELS], "rust": RUST}
     words = [word for word in arguments if word not in halves]
     # The Rust ones last: each leaves its extension behind.
     chosen = [

@@ -126,19 +126,37 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) ->
     return (weights.reshape(*grouped.shape[:4], -1) @ v[:, :, None]).reshape(q.shape)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the targets that are not -100 of log(sum over j of e^z_j) - z_target, in nats."""
+def cross_entropy(
+    logits: Tensor, targets: Tensor, *, z_loss: float = 0.0, softcap: float | None = None
+) -> Tensor:
+    """Mean over the targets that are not -100 of log(sum over j of e^z_j) - z_target, in nats.
+
+    With `softcap` c, z = c tanh(logit / c). `z_loss` times the mean of log(sum of e^z_j)^2 over
+    the same targets is added.
+    """
     scored = targets != IGNORED
     z = wide(logits[scored])
+    if softcap is not None:
+        z = softcap * (z / softcap).tanh()
     # Subtracting the largest logit changes no loss, and no power overflows.
-    z = z - z.detach().amax(-1, keepdim=True)
+    peak = z.detach().amax(-1, keepdim=True)
+    z = z - peak
     rows = torch.arange(len(z), device=z.device)
-    return (z.exp().sum(-1).log() - z[rows, targets[scored]]).mean()
+    log_sum = z.exp().sum(-1).log()
+    squares = (log_sum + peak[:, 0]) * (log_sum + peak[:, 0])
+    return (log_sum - z[rows, targets[scored]]).mean() + z_loss * squares.mean()
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+) -> Tensor:
     """`cross_entropy` of the logits x W^T; x [..., D], weight [V, D], targets [...]."""
-    return cross_entropy(linear(x, weight), targets)
+    return cross_entropy(linear(x, weight), targets, z_loss=z_loss, softcap=softcap)
 
 
 def logits(

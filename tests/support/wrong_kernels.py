@@ -1,0 +1,61 @@
+"""The wrong lines of `make mutants` in the fused kernels and beside them."""
+
+from tests.support.wrong_lines import Mutant
+
+KERNELS = [
+    Mutant(
+        "kernels/fused/attention_hopper.py",
+        "free = phase(block, STAGES) ^ 1",
+        "free = phase(block, STAGES)",
+        "attention_hopper",
+    ),
+    Mutant(
+        "kernels/fused/attention_hopper.py",
+        "mbarrier.init(v_empty.index(stage), count=2)",
+        "mbarrier.init(v_empty.index(stage), count=1)",
+        "attention_hopper",
+    ),
+    Mutant(
+        "kernels/fused/attention_hopper.py",
+        "edges = blocks - seen_by_all // KEYS",
+        "edges = blocks - (seen_by_all + KEYS) // KEYS",
+        "skip_what_no_query_sees",
+        "tests/test_kernels_attention_hopper.py",
+    ),
+    Mutant(
+        "kernels/fused/rms_norm.py",
+        "gradient = (scaled - normed * shared) * r",
+        "gradient = scaled * r",
+        "rms_norm-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/rms_norm.py",
+        "inside = (row < rows) & (column < D)\n    w",
+        "inside = (row <= rows) & (column < D)\n    w",
+        "rms_norm-ops-kernels",
+    ),
+    Mutant(
+        "python/tinylm/ops/losses.py",
+        "z.scatter_add_(1, place, -counted",
+        "z.scatter_add_(1, place, counted",
+        "chunks-tensors-ops",
+    ),
+    Mutant(
+        "python/tinylm/ops/losses.py",
+        "part = slice(first, first + rows)",
+        "part = slice(first, first + rows - (first > rows))",
+        "chunks-tensors-ops",
+    ),
+    Mutant(
+        "kernels/fused/cross_entropy.py",
+        "scale = (1.0 + 2.0 * z * lse) / total",
+        "scale = (1.0 + z * lse) / total",
+        "linear_cross_entropy-tensors-kernels",
+    ),
+    Mutant(
+        "kernels/fused/cross_entropy.py",
+        "tl.store(start + rest, gradient.to(logits.dtype.element_ty), mask=rest < V)",
+        "tl.store(start + rest, gradient.to(logits.dtype.element_ty), mask=rest + 1 < V)",
+        "linear_cross_entropy-tensors-kernels",
+    ),
+]
