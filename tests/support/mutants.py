@@ -3,9 +3,9 @@
     make mutants                      all of them; ARGS=python or ARGS=rust one half
     make mutants ARGS="python optim"  only those whose path has the word optim
 
-Each mutant of `wrong_lines`, `wrong_kernels` and `wrong_rust` is one line changed in a copy of the package, with
-the rungs or tests that must fail on it. The Rust ones build the extension in the copy, about 20 s
-each after the first.
+Each mutant of `wrong_lines`, `wrong_kernels` and `wrong_rust` is one line changed in a copy of the
+package, with the rungs or tests that must fail on it. The Rust ones build the extension in the
+copy, about 20 s each after the first.
 """
 
 import os
