@@ -1,15 +1,23 @@
 """The GPU benchmark on the CPU: a section, the watchdog, the table of README.md, the demands."""
 
+import contextlib
 import json
+import math
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benches.gpu import machine, musts, runner, table
+from benches.gpu.job import Job, Order
 from benches.gpu.runner import SECTIONS, Runner, Section
 from tests.support import hanging, interpreter
+
+if not interpreter.missing():
+    from benches.gpu import case, measure
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +54,10 @@ def check_section(content):
             assert row["error"] >= 0, row
 
 
-@pytest.mark.skipif(bool(interpreter.missing()), reason=interpreter.missing() or "can run")
+needs_kernels = pytest.mark.skipif(bool(interpreter.missing()), reason=interpreter.missing())
+
+
+@needs_kernels
 def test_a_section_runs_dry_and_packs_its_results(tmp_path):
     output, files = dry(tmp_path, "loss", seconds=100)
     assert files.keys() == {"ceilings", "loss"}
@@ -57,6 +68,7 @@ def test_a_section_runs_dry_and_packs_its_results(tmp_path):
     assert sorted(names) == ["dry-ceilings.json", "dry-loss.json"]
 
 
+@needs_kernels
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_section_and_case_runs_dry(tmp_path):
@@ -93,6 +105,112 @@ def test_a_section_that_has_no_time_left_says_so(tmp_path):
     run = Runner(dry=True, budget=0, folder=tmp_path, spare=False)
     rows = run.section("hanging", Section("tests.support.hanging", 60))
     assert [row["failed"] for row in rows] == ["not finished"]
+
+
+class Pretended:
+    """What the measuring asks of torch.cuda, without a GPU."""
+
+    def __init__(self, **options):
+        self.calls = 0
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+    def wait_stream(self, other):
+        self.calls += 1
+
+    def replay(self):
+        self.calls += 1
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """A GPU of which nothing is true: the lines that only a GPU reaches can run."""
+    for name in ("Event", "Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Pretended)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda of: contextlib.nullcontext())
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**22)
+    monkeypatch.setattr(case.Place, "device", torch.device("cpu"))
+
+    def do_bench(call, warmup, rep, quantiles):
+        assert rep >= measure.MILLISECONDS
+        assert quantiles == [0.2, 0.5, 0.8]
+        call()
+        return [1.0, 2.0, 3.0]
+
+    monkeypatch.setattr("triton.testing.do_bench", do_bench)
+
+
+class Lines(list):
+    """A job that keeps what it would send."""
+
+    write = list.append
+
+    def flush(self):
+        pass
+
+
+def rows_of(contest, done=()):
+    """The rows of a case, measured as on a GPU."""
+    lines = Lines()
+    order = Order("section", False, list(done), {"gbps": 4.0})
+    one = case.Case("family", {"size": 8}, lambda: contest)
+    measure.run(Job(order, lines), lambda place: iter([one]))
+    found = [json.loads(line) for line in lines]
+    return {line["row"]["name"]: line["row"] for line in found if "row" in line}
+
+
+@needs_kernels
+def test_a_gpu_row_has_its_time_rate_memory_and_repeats(pretended_gpu):
+    x = torch.ones(2**18)
+    contest = case.Contest(
+        {
+            "tinylm": lambda: x + 1,
+            "wrong": lambda: x + 1.5,
+            "unfinished": lambda: x * math.nan,
+            "broken": lambda: 1 / 0,
+            "other shape": lambda: x[:1],
+            "absent": case.Missing("not there"),
+        },
+        lambda: x.double() + 1,
+        1e-3,
+        bytes=4e6,
+        graph=True,
+        memory=True,
+        repeats=2,
+        notes=lambda name: {"note": name},
+    )
+    rows = rows_of(contest, done=[["family", "size=8", "absent"]])
+    assert rows["tinylm"] == {
+        "family": "family",
+        "at": {"size": 8},
+        "name": "tinylm",
+        "error": 0.0,
+        "repeats": 2,
+        "equal": True,
+        # 4 MiB at the peak, less 1 before and 1 of the result.
+        "mib": 2.0,
+        "graph": True,
+        "ms": 2.0,
+        "p20": 1.0,
+        "p80": 3.0,
+        "gbps": 2.0,
+        "percent": 50.0,
+        "note": "tinylm",
+    }
+    for name in ("wrong", "unfinished"):
+        assert rows[name]["failed"].startswith("wrong: relative error"), name
+        assert "ms" not in rows[name]
+    assert rows["broken"]["failed"] == "ZeroDivisionError: division by zero"
+    assert "shape [1], not [262144]" in rows["other shape"]["failed"]
+    assert "absent" not in rows
 
 
 def test_unknown_sections_and_dry_figures_among_the_results_are_refused(capsys):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benches.gpu.case import Missing, Patient, Place
+from benches.gpu.case import Missing, Place
 
 # Rows of scores that the definition has in memory at once.
 BLOCK = 1024
@@ -142,8 +142,10 @@ def sdpa(place: Place) -> dict[str, Sdpa | Missing]:
     }
 
 
-def flex(problem: Problem) -> Callable[..., Tensor]:
+def flex(problem: Problem, backward: bool) -> Callable[..., Tensor] | Missing:
     """FlexAttention, compiled, with a block mask that is made once."""
+    if backward and problem.place.dry:
+        return Missing("FlexAttention has gradients on a GPU only")
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     numbers, window = problem.numbers, problem.window
@@ -224,8 +226,3 @@ def hopper(problem: Problem) -> Callable[..., Tensor] | Missing:
         return y
 
     return run
-
-
-def patient(run: Callable[[], Any] | Missing) -> Callable[[], Any] | Missing:
-    """A contender that compiles first."""
-    return run if isinstance(run, Missing) else Patient(run)

@@ -7,6 +7,10 @@ from benches.gpu.job import label
 Row = dict[str, Any]
 
 
+# Names of rows that stand for a whole case or section.
+NO_CONTENDER = ("inputs", "section")
+
+
 def ours(row: Row) -> bool:
     """Whether a row is of this project."""
     return str(row["name"]).startswith("tinylm")
@@ -44,6 +48,6 @@ def line(row: Row, rows: list[Row]) -> str:
             text += f" {row['ms'] / min(best):5.2f}x ours"
     if "error" in row:
         text += f"  error {row['error']:.1e}"
-    for key in row.keys() - KNOWN if row["name"] != "machine" else ():
-        text += f"  {key} {row[key]}"
+    for key in row:
+        text += "" if key in KNOWN else f"  {key} {row[key]}"
     return text.rstrip()

@@ -27,7 +27,7 @@ def problem_of(place: Place, length: int, size: int) -> Problem:
 
 
 def contenders(
-    place: Place, problem: Problem, bind: Callable[[Callable], Callable]
+    place: Place, problem: Problem, bind: Callable[[Callable], Callable], backward: bool
 ) -> tuple[dict[str, Callable | Missing], dict[str, Sdpa]]:
     """Ours and torch's, each with inputs bound to it by `bind`; the SDPA ones apart, too."""
     ours = {
@@ -39,7 +39,8 @@ def contenders(
     found = {**ours, **{n: f for n, f in sdpa.items() if every or n != "SDPA EFFICIENT"}}
     bound = {n: f if isinstance(f, Missing) else bind(f) for n, f in found.items()}
     if every:
-        bound["FlexAttention"] = Patient(bind(attention.flex(problem)))
+        flex = attention.flex(problem, backward)
+        bound["FlexAttention"] = flex if isinstance(flex, Missing) else Patient(bind(flex))
     return bound, {n: f for n, f in sdpa.items() if isinstance(f, Sdpa)}
 
 
@@ -52,7 +53,7 @@ def forward(place: Place, length: int, size: int) -> Contest:
     """Two products per pair of a query and a key that it sees."""
     problem = problem_of(place, length, size)
     q, k, v = problem.inputs
-    found, sdpa = contenders(place, problem, lambda f: lambda: f(q, k, v))
+    found, sdpa = contenders(place, problem, lambda f: lambda: f(q, k, v), False)
     return Contest(
         found,
         lambda: problem.exact(backward=False),

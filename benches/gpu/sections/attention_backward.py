@@ -19,7 +19,9 @@ def cases(place: Place) -> Iterator[Case]:
 def backward(place: Place, length: int, size: int) -> Contest:
     """Five products per pair. The kernel for Hopper has the backward pass of the portable one."""
     problem = problem_of(place, length, size)
-    found, sdpa = contenders(place, problem, lambda f: Backward(f, problem.inputs, problem.dy))
+    found, sdpa = contenders(
+        place, problem, lambda f: Backward(f, problem.inputs, problem.dy), backward=True
+    )
     del found["tinylm hopper"]
     return Contest(
         found,

@@ -42,7 +42,7 @@ def contest(problem: Problem, backward: bool, name: str) -> Contest:
     found = {"tinylm": attention.tinylm(problem)}
     if name in ("documents", "window"):
         found |= {
-            "FlexAttention": attention.flex(problem),
+            "FlexAttention": attention.flex(problem, backward),
             "varlen_attn": attention.varlen(problem),
         }
     inputs = problem.inputs
