@@ -15,6 +15,8 @@ from tests.rungs import (
     kernel_losses,
     kernel_norms,
     kernel_products,
+    kernel_rope,
+    kernel_swiglu,
     masks,
     media,
     shards,
@@ -40,6 +42,8 @@ RUNGS: tuple[Rung, ...] = tuple(
             *kernel_losses.RUNGS,
             *kernel_norms.RUNGS,
             *kernel_products.RUNGS,
+            *kernel_rope.RUNGS,
+            *kernel_swiglu.RUNGS,
         ),
         key=lambda rung: CHAPTERS.index(rung.chapter),
     )

@@ -27,16 +27,39 @@ from typing import Any
 
 import torch
 
-from tinylm.kernels import attention_hopper, config, cross_entropy, decode_attention, rms_norm
+from tinylm.kernels import (
+    attention_hopper,
+    config,
+    cross_entropy,
+    decode_attention,
+    norm_rope,
+    rms_norm,
+    rope,
+    swiglu,
+)
 
-__all__ = ["attention_hopper", "config", "covers", "cross_entropy", "decode_attention", "rms_norm"]
+__all__ = [
+    "attention_hopper",
+    "config",
+    "covers",
+    "cross_entropy",
+    "decode_attention",
+    "norm_rope",
+    "rms_norm",
+    "rope",
+    "swiglu",
+]
 
 # The table of each operation's forward kernel.
 TABLES: dict[str, config.Table[Any]] = {
     "attention_hopper": attention_hopper.FORWARD,
     "cross_entropy_": cross_entropy.ROWS,
     "decode_attention": decode_attention.FORWARD,
+    "norm_rope": norm_rope.FORWARD,
+    "relu2": swiglu.TABLE,
     "rms_norm": rms_norm.FORWARD,
+    "rope": rope.TABLE,
+    "swiglu": swiglu.TABLE,
 }
 
 

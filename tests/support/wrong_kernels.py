@@ -58,4 +58,40 @@ KERNELS = [
         "tl.store(start + rest, gradient.to(logits.dtype.element_ty), mask=rest + 1 < V)",
         "linear_cross_entropy-tensors-kernels",
     ),
+    Mutant(
+        "kernels/fused/norm_rope.py",
+        "valid = tl.where(token < length, r, 0.0)",
+        "valid = r",
+        "norm_rope-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/norm_rope.py",
+        "dx_second = (slope_second - second * shared) * r",
+        "dx_second = slope_second * r",
+        "norm_rope-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/rope.py",
+        "    if INVERSE:\n",
+        "    if not INVERSE:\n",
+        "rope-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/swiglu.py",
+        "of_gate = slope * u * s * (1.0 + g * (1.0 - s))",
+        "of_gate = slope * u * s * (1.0 + g - s)",
+        "swiglu-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/swiglu.py",
+        "(program // across).to(tl.int64) * ROWS",
+        "(program // across).to(tl.int64)",
+        "swiglu-ops-kernels or relu2-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/swiglu.py",
+        "value = tl.where(wide <= 0.0, 0.0, 2.0 * slope * wide)",
+        "value = 2.0 * slope * wide",
+        "relu2-ops-kernels",
+    ),
 ]

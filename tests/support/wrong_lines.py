@@ -35,6 +35,12 @@ PYTHON = [
         "rope-tensors-ops",
     ),
     Mutant(
+        "python/tinylm/ops/positions.py",
+        "normed = normed * weight",
+        "normed = normed * weight.flip(-1)",
+        "norm_rope-tensors-ops",
+    ),
+    Mutant(
         "python/tinylm/ops/attentions.py",
         "queries == keys or not mask.causal)",
         "queries <= keys or not mask.causal)",

@@ -10,7 +10,7 @@ from tinylm.ops.attentions import attention, manual_attention
 from tinylm.ops.decoding import decode_attention
 from tinylm.ops.losses import IGNORED, cross_entropy, linear_cross_entropy
 from tinylm.ops.norms import layer_norm, rms_norm
-from tinylm.ops.positions import rope, rotary_angles
+from tinylm.ops.positions import norm_rope, rope, rotary_angles
 from tinylm.ops.products import linear, linear_int4, linear_int8
 from tinylm.ops.quant import dequantise_int4, dequantise_int8, quantise_int4, quantise_int8
 
@@ -28,6 +28,7 @@ __all__ = [
     "linear_int4",
     "linear_int8",
     "manual_attention",
+    "norm_rope",
     "quantise_int4",
     "quantise_int8",
     "relu2",

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinylm.ops import choice
+
 
 def gelu(x: Tensor) -> Tensor:
     """x Phi(x) with the tanh approximation, as GPT-2 computes it; any shape."""
@@ -11,9 +13,21 @@ def gelu(x: Tensor) -> Tensor:
 
 def relu2(x: Tensor) -> Tensor:
     """max(x, 0)^2, elementwise. Source: So et al. 2021, section 3.2."""
+    kernel = choice.kernel_for("relu2", 1, x)
+    if kernel is not None:
+        return kernel(x)
     return F.relu(x).square()
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise. Source: Shazeer 2020, equation 6."""
+    """silu(gate) * up, elementwise. Source: Shazeer 2020, equation 6.
+
+    The halves of one packed projection [..., 2 F], as `chunk(2, -1)` gives them, are read in place:
+    the kernel takes rows of any distance, and torch any strides.
+    """
+    # Tensors that differ are broadcast or promoted by torch, which the kernel refuses to do.
+    if (gate.shape, gate.dtype) == (up.shape, up.dtype):
+        kernel = choice.kernel_for("swiglu", 1, gate, up)
+        if kernel is not None:
+            return kernel(gate, up)
     return F.silu(gate) * up

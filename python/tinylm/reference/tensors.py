@@ -103,6 +103,12 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
 
+def norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """`rope` of each head's `rms_norm` (QK-norm); weight [head], or None for ones."""
+    gain = torch.ones(x.shape[-1], device=x.device) if weight is None else weight
+    return rope(rms_norm(x, gain, eps), cos, sin)
+
+
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Tensor:
     """Boolean [T, S], true where the query may look; the last query is at the last key."""
     position = torch.arange(keys - queries, keys, device=device)
