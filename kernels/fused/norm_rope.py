@@ -103,7 +103,7 @@ def forward_kernel(
     TOKENS: tl.constexpr,
     HEADS: tl.constexpr,
 ):
-    """One tile per program; x [B, H, T, D] of any strides but the last, y [B, T, H, D] contiguous."""
+    """One tile per program; x [B, H, T, D] with any strides but the last, y [B, T, H, D] dense."""
     batch, head, token = places(tl.program_id(0), heads, length, TOKENS, HEADS)
     column = tl.arange(0, BLOCK)[None, :]
     inside = (token < length) & (column < HALF)
