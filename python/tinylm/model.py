@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tinylm import ops
 from tinylm.config import ModelConfig, Role, choose
 from tinylm.context import Cache, Context, DecodeState
-from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear, TiedHead
+from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear, RMSNorm, TiedHead
 from tinylm.mask import CAUSAL, Mask
 
 
@@ -114,10 +114,13 @@ class Model(nn.Module):
         `context`.
         """
         context = self.context(tokens.size(1), positions=positions, documents=documents)
-        x = self.hidden(self.embed(tokens), context)
-        # By the head's weight and not by its output: the logits of all tokens need not exist at
-        # once.
-        loss = ops.linear_cross_entropy(x, self.head.weight, targets)
+        x, norm, head = self._blocks(self.embed(tokens), context), self.norm, self.head.weight
+        # By the weights of norm and head and not by their outputs: the logits of all tokens need
+        # not exist at once, nor what they are made of.
+        if type(norm) is RMSNorm:
+            loss = ops.linear_cross_entropy(x, head, targets, norm_weight=norm.weight, eps=norm.eps)
+        else:
+            loss = ops.linear_cross_entropy(norm(x), head, targets)
         for own in context.losses:
             loss = loss + own
         return loss
@@ -175,11 +178,15 @@ class Model(nn.Module):
         A cache in `context` is filled but not advanced: the caller advances it, once per pass.
         Nothing here depends on numbers of the host, so a compiled pass stays one graph.
         """
+        y: Tensor = self.norm(self._blocks(x, context))
+        return y
+
+    def _blocks(self, x: Tensor, context: Context) -> Tensor:
+        """`hidden` before its norm."""
         x = self.dropout(self.position.embed(x, context.positions))
         for block in self.blocks:
             x = block(x, context)
-        y: Tensor = self.norm(x)
-        return y
+        return x
 
     @property
     def context_length(self) -> int:
