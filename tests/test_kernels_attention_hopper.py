@@ -45,7 +45,7 @@ def close(found, q, k, v, causal, scale):
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 def test_every_number_of_blocks_goes_through_every_number_of_slots(stages, monkeypatch):
     # Blocks of 16 keys and heads of 8: the arithmetic is small, the order of events all there is.
-    table = ((kernels.config.Key(2, 128, (9, 0)), hopper.Launch(64, 16, stages)),)
+    table = ((kernels.config.Key(2, 128, (9, 0)), hopper.Launch(2, 64, 16, stages)),)
     monkeypatch.setattr(hopper, "FORWARD", table)
     for blocks in range(1, 13):
         q, k, v = heads((1, 1, 1, 8), *[(1, 1, 16 * blocks - blocks % 2, 8)] * 2, seed=blocks)
@@ -56,7 +56,7 @@ def test_every_number_of_blocks_goes_through_every_number_of_slots(stages, monke
 @in_python
 def test_causal_tiles_with_blocks_of_any_size_skip_what_no_query_sees(monkeypatch):
     for keys, rows, past in itertools.product((16, 64, 128), (1, 64, 129), (0, 1, 70)):
-        table = ((kernels.config.Key(2, 128, (9, 0)), hopper.Launch(64, keys, 2)),)
+        table = ((kernels.config.Key(2, 128, (9, 0)), hopper.Launch(3, 64, keys, 2)),)
         monkeypatch.setattr(hopper, "FORWARD", table)
         q, k, v = heads((1, 1, rows, 8), *[(1, 1, rows + past, 8)] * 2, seed=keys)
         with simulated(hopper, seed=rows):

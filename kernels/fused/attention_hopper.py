@@ -7,31 +7,39 @@ those of `tinylm::attention_backward`. Defined by `tinylm.ops.attention`, held t
 `attention_hopper`. Sources: Dao 2023 (FlashAttention-2, section 3); Shah et al. 2024
 (FlashAttention-3, sections 3.1 and 3.2).
 
-The idea. A program answers 128 queries of one head. Three partitions of its warps share the work:
-a producer of one warp, which only loads, and two consumers of four warps with 64 queries each. The
-producer fills `STAGES` slots of keys and as many of values by TMA, ahead of the consumers. A
+The idea. The warps of a program divide the work. A producer of one warp only loads. Each of two or
+three consumers of four warps, a warpgroup, answers 64 queries of one head. The producer fills
+`stages` slots with blocks of keys, and as many with values, by TMA and ahead of the consumers. A
 consumer issues the product with the keys of block j + 1 before the product with the values of
-block j, and takes the softmax of block j + 1 while the tensor cores still add up block j. While one
-consumer is in its softmax, the tensor cores have the products of the other.
+block j, and takes the softmax of block j + 1 while the tensor cores are at the values of block j.
+While one consumer is in its softmax, the tensor cores have the products of the others.
 
-         keys  ->   [ full  ][ full  ][  diagonal ]        shared memory, D = 128
-    queries 0..63   [ block ][ block ][ 64 x 128  ]        q    2 x  64 x D      32 KiB
-    queries 64..127 [   2   ][   1   ][ block 0   ]        k    STAGES x 128 x D 96 KiB
-                        <--- order of work ---             v    STAGES x 128 x D 96 KiB
+         keys  ->   [ full  ][ full  ][  edge   ]     shared memory       D = 128     D = 64
+    queries 0..63   [ block ][ block ][  64 x   ]     q  tile, consumer   2 x 16 KiB  3 x 8 KiB
+    queries 64..127 [   2   ][   1   ][ 128: 0  ]     k  block, stage     3 x 32 KiB  4 x 16 KiB
+                        <-- order of work --          v  block, stage     3 x 32 KiB  4 x 16 KiB
 
-Blocks are taken from the last to the first, so that those that need a mask come first, and the
-loop over the others has none. Programs with the most blocks are launched first.
+Blocks are taken from the last to the first. So those that need a mask come first, and the loop
+only asks whether it has passed them. Programs with the most blocks are launched first.
 
-Barriers. Each slot of keys and of values has two: `full`, completed by the bytes of one TMA load,
-and `empty`, completed by both consumers when they have read it. Block j has slot j % STAGES, and
-it is the slot's use number j // STAGES, whose lowest bit is the phase of its barriers. TMA fills
-places past the end of a tensor with zeros and counts their bytes, so every load is a whole block.
+Barriers. Each slot has two: `full` completes with the bytes of one TMA load, and `empty` with the
+arrival of every consumer that has read it. Block j is in slot j % stages, which it is the
+(j // stages)-th to use; the lowest bit of that number is the phase of the slot's barriers. TMA
+fills places past the end of a tensor with zeros and counts their bytes, so every load is whole.
 
-Cost, forward, per head: 4 T S D FLOPs, half of them if causal; reads of q once, of k and v once per
-128 queries (from the L2 cache, where a group's heads share them); writes of y and 4 T bytes of lse.
+Cost per head: 4 T S D FLOPs, half of them if causal. q is read once; k and v are read once per
+tile of 128 or 192 queries, mostly from the L2 cache, which all heads of a group share; y and 4 T
+bytes of lse are written once.
 
-Tried, by the offline compiler (no speed has been measured): 168 registers per thread at launch, of
-which the consumers take 240 and the producer 24; none spills.
+Tried with the offline compiler of triton 3.6.0 and 3.7.1. No speed has been measured.
+- D = 128, two consumers: 240 registers each, 24 of the producer, no spills. With 2 stages 160 KiB
+  of shared memory, with 3 224 KiB; one program fits a multiprocessor either way, so it takes 3.
+- D = 64, two consumers of 240 registers, and three of 160 to 168: neither spills. The row takes
+  three, as FlashAttention-3 does at this size: 192 queries per load of a block.
+- Descriptors made on the device need scratch memory from a global allocator; those made on the
+  host do not, and take any strides of [B, H, T, D].
+- Loading the queries before the partitions begin would race with the initialisation of their
+  barrier: the compiler of 3.7.1 has two different threads do these.
 """
 
 # Triton's language has no types, and torch's functions around devices few.
@@ -58,7 +66,7 @@ from tinylm.kernels import config
 from tinylm.kernels.config import Key, Table
 from tinylm.kernels.library import LIBRARY, register
 
-# Queries of a consumer: the rows of one warpgroup's product. A program has two consumers.
+# Queries of a consumer: the rows of one warpgroup's product.
 ROWS = 64
 LOG2_E = math.log2(math.e)
 
@@ -66,10 +74,11 @@ LOG2_E = math.log2(math.e)
 class Launch(NamedTuple):
     """How to launch the kernel.
 
-    A tile has `width` columns, those past the head size zero. `keys` are in a block, and `stages`
-    blocks of keys, and as many of values, in memory.
+    Tiles have `width` columns, of which those past the head size are zero. A block has `keys`
+    keys, and `stages` blocks of keys and of values are in shared memory.
     """
 
+    consumers: int
     width: int
     keys: int
     stages: int
@@ -80,8 +89,8 @@ class Launch(NamedTuple):
 FORWARD: Table[Launch | None] = (
     # Later GPUs have no `wgmma` instruction.
     (Key(2, 128, (10, 0)), None),
-    (Key(2, 64, (9, 0)), Launch(width=64, keys=128, stages=4)),
-    (Key(2, 128, (9, 0)), Launch(width=128, keys=128, stages=3)),
+    (Key(2, 64, (9, 0)), Launch(consumers=3, width=64, keys=128, stages=4)),
+    (Key(2, 128, (9, 0)), Launch(consumers=2, width=128, keys=128, stages=3)),
 )
 
 
@@ -98,25 +107,21 @@ def phase(block, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def producer(
-    tensors,
-    place,
-    slots,
-    barriers,
-    blocks,
-    ROWS: gl.constexpr,
-    KEYS: gl.constexpr,
-    WIDTH: gl.constexpr,
-    STAGES: gl.constexpr,
-):
+def producer(tensors, place, slots, barriers, blocks):
     """Load the queries, then the blocks of keys and values, the last of the sequence first."""
     q, k, v = tensors
     batch, head, group, first_row = place
     q_tiles, k_slots, v_slots = slots
     q_full, k_full, k_empty, v_full, v_empty = barriers
-    mbarrier.expect(q_full, 2 * ROWS * WIDTH * 2)
-    tma.async_copy_global_to_shared(q, [batch, head, first_row, 0], q_full, q_tiles.index(0))
-    tma.async_copy_global_to_shared(q, [batch, head, first_row + ROWS, 0], q_full, q_tiles.index(1))
+    CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
+    ROWS: gl.constexpr = q_tiles.type.shape[3]
+    WIDTH: gl.constexpr = q_tiles.type.shape[4]
+    STAGES: gl.constexpr = k_slots.type.shape[0]
+    KEYS: gl.constexpr = k_slots.type.shape[3]
+    mbarrier.expect(q_full, CONSUMERS * ROWS * WIDTH * 2)
+    for part in gl.static_range(CONSUMERS):
+        row = first_row + part * ROWS
+        tma.async_copy_global_to_shared(q, [batch, head, row, 0], q_full, q_tiles.index(part))
     kv_head = head // group
     for block in range(blocks):
         at = slot(block, STAGES)
@@ -163,25 +168,15 @@ def softmax_step(scores, top, total, scale):
 
 
 @gluon.jit
-def consumer(
-    queries,
-    outputs,
-    slots,
-    barriers,
-    blocks,
-    PART: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    ROWS: gl.constexpr,
-    KEYS: gl.constexpr,
-    D: gl.constexpr,
-    WIDTH: gl.constexpr,
-    STAGES: gl.constexpr,
-):
+def consumer(work, slots, barriers, PART: gl.constexpr, CAUSAL: gl.constexpr, D: gl.constexpr):
     """Answer the queries of tile `PART`; the first `edges` blocks need a mask."""
-    first_row, rows, length, edges, scale = queries
-    y, lse, y_stride = outputs
+    y, lse, y_stride, first_row, rows, length, blocks, edges, scale = work
     q_tiles, k_slots, v_slots = slots
     q_full, k_full, k_empty, v_full, v_empty = barriers
+    ROWS: gl.constexpr = q_tiles.type.shape[3]
+    WIDTH: gl.constexpr = q_tiles.type.shape[4]
+    STAGES: gl.constexpr = k_slots.type.shape[0]
+    KEYS: gl.constexpr = k_slots.type.shape[3]
     dtype: gl.constexpr = q_tiles.dtype
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     OUTPUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
@@ -258,24 +253,25 @@ def forward_kernel(
     length,
     tiles,
     CAUSAL: gl.constexpr,
+    CONSUMERS: gl.constexpr,
     ROWS: gl.constexpr,
     KEYS: gl.constexpr,
     D: gl.constexpr,
     WIDTH: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """One tile of 2 `ROWS` queries of one head.
+    """A tile of `ROWS` queries of one head per consumer.
 
     q [B, H, T, D], k and v [B, K, S, D] are descriptors; y [B, T, H, D] and lse [B, H, T] are
     contiguous.
     """
     program = gl.program_id(0)
     # Causal tiles with the most keys first: the short ones fill the gaps at the end.
-    first_row = (tiles - 1 - program % tiles) * (2 * ROWS)
+    first_row = (tiles - 1 - program % tiles) * (CONSUMERS * ROWS)
     both = program // tiles
     batch = both // heads
     head = both % heads
-    q_tiles = gl.allocate_shared_memory(q.dtype, [2, 1, 1, ROWS, WIDTH], q.layout)
+    q_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, 1, 1, ROWS, WIDTH], q.layout)
     k_slots = gl.allocate_shared_memory(k.dtype, [STAGES, 1, 1, KEYS, WIDTH], k.layout)
     v_slots = gl.allocate_shared_memory(v.dtype, [STAGES, 1, 1, KEYS, WIDTH], v.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -283,72 +279,51 @@ def forward_kernel(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    # `expect` is the one arrival at a full barrier; two consumers arrive at an empty one. The
+    # `expect` is the one arrival at a full barrier; all consumers arrive at an empty one. The
     # partitions begin with a barrier of the whole program, so none sees these before they are set.
     mbarrier.init(q_full, count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(k_full.index(stage), count=1)
         mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(k_empty.index(stage), count=2)
-        mbarrier.init(v_empty.index(stage), count=2)
+        mbarrier.init(k_empty.index(stage), count=CONSUMERS)
+        mbarrier.init(v_empty.index(stage), count=CONSUMERS)
     # The place of the first query, and the place after the last.
     first_place = first_row + (length - rows)
     end = length
     seen_by_all = length
     if CAUSAL:
-        end = gl.minimum(first_place + 2 * ROWS, length)
+        end = gl.minimum(first_place + CONSUMERS * ROWS, length)
         seen_by_all = gl.minimum(first_place + 1, length)
     blocks = gl.cdiv(end, KEYS)
     edges = blocks - seen_by_all // KEYS
     y_head = y + (batch.to(gl.int64) * rows * heads + head) * D
     lse_head = lse + both.to(gl.int64) * rows
-    y_stride = heads * D
     slots = (q_tiles, k_slots, v_slots)
     barriers = (q_full, k_full, k_empty, v_full, v_empty)
     place = (batch, head, group, first_row)
-    queries = (first_row, rows, length, edges, scale)
-    outputs = (y_head, lse_head, y_stride)
-    gl.warp_specialize(
-        [
-            (
-                consumer,
-                (
-                    queries,
-                    outputs,
-                    slots,
-                    barriers,
-                    blocks,
-                    0,
-                    CAUSAL,
-                    ROWS,
-                    KEYS,
-                    D,
-                    WIDTH,
-                    STAGES,
-                ),
-            ),
-            (
-                consumer,
-                (
-                    queries,
-                    outputs,
-                    slots,
-                    barriers,
-                    blocks,
-                    1,
-                    CAUSAL,
-                    ROWS,
-                    KEYS,
-                    D,
-                    WIDTH,
-                    STAGES,
-                ),
-            ),
-            (producer, ((q, k, v), place, slots, barriers, blocks, ROWS, KEYS, WIDTH, STAGES)),
-        ],
-        [4, 1],
-        [240, 24],
-    )
+    work = (y_head, lse_head, heads * D, first_row, rows, length, blocks, edges, scale)
+    # The registers of a multiprocessor, shared out: what is left goes to the first consumer.
+    if CONSUMERS == 3:
+        gl.warp_specialize(
+            [
+                (consumer, (work, slots, barriers, 0, CAUSAL, D)),
+                (consumer, (work, slots, barriers, 1, CAUSAL, D)),
+                (consumer, (work, slots, barriers, 2, CAUSAL, D)),
+                (producer, ((q, k, v), place, slots, barriers, blocks)),
+            ],
+            [4, 4, 1],
+            [160, 160, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (consumer, (work, slots, barriers, 0, CAUSAL, D)),
+                (consumer, (work, slots, barriers, 1, CAUSAL, D)),
+                (producer, ((q, k, v), place, slots, barriers, blocks)),
+            ],
+            [4, 1],
+            [240, 24],
+        )
 
 
 def _launch(q: Tensor) -> Launch:
@@ -426,7 +401,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tupl
     lse = torch.empty((batch, heads, rows), dtype=torch.float32, device=q.device)
     if q.numel() == 0 or length == 0:
         return y.zero_().transpose(1, 2), lse.fill_(-math.inf)
-    tiles = triton.cdiv(rows, 2 * ROWS)
+    tiles = triton.cdiv(rows, launch.consumers * ROWS)
     with torch.cuda.device_of(q):
         forward_kernel[(tiles * batch * heads,)](
             _descriptor(q, ROWS, launch.width),
@@ -441,6 +416,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tupl
             length,
             tiles,
             CAUSAL=causal,
+            CONSUMERS=launch.consumers,
             ROWS=ROWS,
             KEYS=launch.keys,
             D=size,

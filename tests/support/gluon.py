@@ -67,6 +67,7 @@ class Shared:
 
     def __init__(self, values: Tensor) -> None:
         self.values, self.dtype = values, values.dtype
+        self.type = SimpleNamespace(shape=list(values.shape))
 
     def index(self, place: Any) -> "Shared":
         """The part `place` along the first axis."""
