@@ -11,9 +11,10 @@ KERNELS = [
     ),
     Mutant(
         "kernels/fused/attention_hopper.py",
-        "mbarrier.init(v_empty.index(stage), count=2)",
-        "mbarrier.init(v_empty.index(stage), count=1)",
-        "attention_hopper",
+        "mbarrier.init(v_empty.index(stage), count=CONSUMERS)",
+        "mbarrier.init(v_empty.index(stage), count=CONSUMERS - 1)",
+        "every_number_of_blocks",
+        "tests/test_kernels_attention_hopper.py",
     ),
     Mutant(
         "kernels/fused/attention_hopper.py",

@@ -323,7 +323,8 @@ PYTHON = [
         "python/tinylm/ops/attentions.py",
         "k, v = k[:, :, -window:], v[:, :, -window:]",
         "k, v = k[:, :, :window], v[:, :, :window]",
-        "behind",
+        "lone_query",
+        "tests/test_attentions.py",
     ),
     Mutant(
         "python/tinylm/cache.py",
