@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 
 from tests.rungs.rung import SEEDS, Rung
-from tests.support.interpreter import DEVICE, torch_forms
+from tests.support.interpreter import DEVICE, guarded, torch_forms
 from tests.support.memory import LAYOUTS, laid_out
 from tinylm import ops
 from tinylm.reference import quant
@@ -176,6 +176,20 @@ def product_rungs(name):
             fast=partial(by_ops, name),
             inputs=products(name, 70),
             example=lambda: case(name, 1, 1024, 1024, torch.bfloat16),
+            **rest,
+        ),
+        Rung(
+            name=name,
+            chapter="metal",
+            media=("ops", "kernels"),
+            fast=partial(by_kernel, name),
+            inputs=products(name, 64),
+            # Nearly all of an interpreter's time goes by blocks, so the example is small there.
+            example=lambda: case(name, 1, *[4096 if DEVICE == "cuda" else 256] * 2, torch.bfloat16),
+            covers=(name, name.replace("linear_int", "matmul_w")),
+            cost=5,
+            fuzz=2_000,
+            around=guarded,
             **rest,
         ),
     )

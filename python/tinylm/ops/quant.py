@@ -44,16 +44,18 @@ def quantise_int4(x: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
         )
     grouped = x.reshape(*x.shape[:-1], width // group, group)
     whole, scales = _rounded("quantise_int4", grouped, 7, x.dtype)
-    nibbles = (whole + 8).to(torch.uint8).view(*x.shape[:-1], width // 32, 2, 16)
-    return (nibbles[..., 0, :] | nibbles[..., 1, :] << 4).flatten(-2), scales
+    pairs = (whole + 8).to(torch.uint8).view(*x.shape[:-1], width // 8, 4, 2)
+    nibbles = pairs.transpose(-2, -1).reshape(*x.shape[:-1], width // 2, 2)
+    return nibbles[..., 0] | nibbles[..., 1] << 4, scales
 
 
 def dequantise_int4(packed: Tensor, scales: Tensor) -> Tensor:
     """packed [..., K / 2] uint8 and scales [..., K / group] to [..., K], in the dtype of scales."""
     group = check_int4("dequantise_int4", packed, scales)
-    sixteens = packed.reshape(*packed.shape[:-1], packed.size(-1) // 16, 16)
-    nibbles = torch.stack((sixteens & 15, sixteens >> 4), -2).to(torch.int8) - 8
-    return (nibbles.view(*scales.shape, group) * scales[..., None]).flatten(-2)
+    words = (*packed.shape[:-1], packed.size(-1) // 4)
+    halves = torch.stack((packed & 15, packed >> 4), -1).view(*words, 2, 4)
+    numbers = halves.transpose(-2, -1).to(torch.int8) - 8
+    return (numbers.reshape(*scales.shape, group) * scales[..., None]).flatten(-2)
 
 
 def check_int8(operation: str, q: Tensor, scale: Tensor) -> None:

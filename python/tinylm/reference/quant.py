@@ -7,16 +7,17 @@ Both are symmetric: 0 stays 0, -w has the numbers of w with the other sign, and 
 stored. What a row is, the caller says by the last axis: the weights of one output, or a token's key
 of one head. Source of int8: Dettmers et al. 2022, section 2.1 (vector-wise quantisation).
 
-The nibbles of 32 neighbours along K fill 16 bytes. Byte j of the 16 holds element j in its low half
-and element j + 16 in its high half:
+Eight neighbours along K fill four bytes, the even elements before the odd ones:
 
-    byte     |    0    |    1    | ... |    15   |  the next 32 elements
-    low  4   |    0    |    1    | ... |    15   |    32   ...
-    high 4   |   16    |   17    | ... |    31   |    48   ...
+    byte     |  0  |  1  |  2  |  3  |  the next eight
+    low  4   |  0  |  4  |  1  |  5  |   8   ...
+    high 4   |  2  |  6  |  3  |  7  |  10   ...
 
-So a run of bytes unpacks to two runs of elements, which vector instructions load at once (even and
-odd elements in a byte would need interleaving), and any K that is a multiple of 32 packs, whatever
-the group. With groups of 32 this is Q4_0 of llama.cpp.
+Read as a 32-bit word (the first byte is its lowest) and shifted right by 4 i, the word has elements
+2 i and 2 i + 1 in the low nibbles of its halves. One mask cuts out the pair for a tensor core: it
+wants 16-bit neighbours along K in the halves of a register. In the order 0 1 2 3 each nibble would
+have to be moved alone. Any K that is a multiple of 32 packs, whatever the group. Q4_0 of llama.cpp
+has the same numbers in groups of 32, its nibbles in another order.
 
 A scale is the largest magnitude of its row or group over 127 or 7, and at least the smallest normal
 number of its dtype: never 0, and exact enough that |w| / scale rounds to 127 or 7 at most.
@@ -69,14 +70,17 @@ def quantise_int4(x: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
     has nan or inf comes back as nan, whole.
     """
     whole, scales = rounded(split(x, x.size(-1) // group, group), 7, x.dtype)
-    nibbles = split((whole + 8).to(torch.uint8).flatten(-2), x.size(-1) // 32, 2, 16)
-    return (nibbles[..., 0, :] + 16 * nibbles[..., 1, :]).flatten(-2), scales
+    pairs = split((whole + 8).to(torch.uint8).flatten(-2), x.size(-1) // 8, 4, 2)
+    nibbles = split(pairs.transpose(-2, -1).flatten(-3), x.size(-1) // 2, 2)
+    return nibbles[..., 0] + 16 * nibbles[..., 1], scales
 
 
 def dequantise_int4(packed: Tensor, scales: Tensor) -> Tensor:
     """packed [..., K / 2] and scales [..., K / group] to numbers [..., K], in scales' dtype."""
-    sixteens = split(packed, packed.size(-1) // 16, 16)
-    nibbles = torch.stack((sixteens % 16, sixteens // 16), -2).flatten(-3)
+    halves = split(
+        torch.stack((packed % 16, packed // 16), -1).flatten(-2), packed.size(-1) // 4, 2, 4
+    )
+    nibbles = halves.transpose(-2, -1).flatten(-3)
     grouped = split(nibbles, scales.size(-1), nibbles.size(-1) // scales.size(-1))
     return ((grouped.to(scales.dtype) - 8) * scales[..., None]).flatten(-2)
 
