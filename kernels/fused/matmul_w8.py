@@ -221,7 +221,8 @@ def every_launch(
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """A title and a call for each row of the table, for the offline compiler."""
     for key, launch in FORWARD:
-        for dtype in (torch.float16, torch.bfloat16) if key.itemsize == 2 else (torch.float32,):
+        dtypes = (torch.bfloat16, torch.float16) if launch.rows == 16 else (torch.bfloat16,)
+        for dtype in dtypes if key.itemsize == 2 else (torch.float32,):
             x = torch.zeros(launch.rows, 4096, dtype=dtype)
             q, scale = torch.zeros(4096, 4096, dtype=torch.int8), torch.ones(4096)
 

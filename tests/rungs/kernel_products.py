@@ -74,7 +74,12 @@ def products(draw, name, most):
     )
     outputs = draw(st.integers(1, 80) | st.sampled_from([1, 16, 31, 64, 129]))
     group = draw(st.sampled_from(GROUPS))
-    width = group * draw(st.integers(1, 384 // group))
+    # The long ones are split along K.
+    width = group * draw(
+        st.integers(1, 384 // group) | st.sampled_from([768 // group, 1152 // group])
+    )
+    if name == "linear_int8":
+        width = draw(st.integers(1, 300) | st.just(width))
     generator = torch.Generator().manual_seed(draw(SEEDS))
     dtype = draw(st.sampled_from(DTYPES))
     other = draw(st.sampled_from([dtype, dtype, *DTYPES]))
@@ -187,7 +192,7 @@ def product_rungs(name):
             # Nearly all of an interpreter's time goes by blocks, so the example is small there.
             example=lambda: case(name, 1, *[4096 if DEVICE == "cuda" else 256] * 2, torch.bfloat16),
             covers=(name, name.replace("linear_int", "matmul_w")),
-            cost=5,
+            cost=6,
             fuzz=2_000,
             around=guarded,
             **rest,

@@ -11,8 +11,9 @@ from tinylm.ops import choice
 from tinylm.ops.dtypes import widened
 from tinylm.ops.quant import check_int4, check_int8, dequantise_int4, dequantise_int8
 
-# The kernels are for decoding: from here on a product in the dtype of x is bound by its FLOPs and
-# not by the bytes of the weight.
+# The kernels are for decoding: with more rows a product in the dtype of x is bound by its FLOPs and
+# not by the bytes of the weight. The tables of both kernels end here, so `kernel_for` is asked for
+# this number: a compiled graph asks once, and serves any number of rows up to it.
 MOST_ROWS = 64
 # On the CPU a weight is widened this many elements at a time. They stay in the second-level cache:
 # a 2048 x 2048 product in float32 takes a tenth of the time that widening the whole weight does.
@@ -40,7 +41,7 @@ def linear_int8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None)
     scale = scale.detach()
     rows = math.prod(x.shape[:-1])
     if rows <= MOST_ROWS:
-        kernel = choice.kernel_for("linear_int8", rows, x, scale, compiled=True)
+        kernel = choice.kernel_for("linear_int8", MOST_ROWS, x, scale, compiled=True)
         if kernel is not None:
             return kernel(x, q, scale, bias)
     check_int8("linear_int8", q, scale)
@@ -66,7 +67,7 @@ def linear_int4(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None =
     scales = scales.detach()
     rows = math.prod(x.shape[:-1])
     if rows <= MOST_ROWS:
-        kernel = choice.kernel_for("linear_int4", rows, x, scales, compiled=True)
+        kernel = choice.kernel_for("linear_int4", MOST_ROWS, x, scales, compiled=True)
         if kernel is not None:
             return kernel(x, packed, scales, bias)
     check_int4("linear_int4", packed, scales)

@@ -37,7 +37,7 @@ def quantise_int4(x: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
     float dtype and `group` is 32, 64 or 128 and divides K.
     """
     width = x.size(-1) if x.dim() else 0
-    if group not in GROUPS or width % group:
+    if group not in GROUPS or width == 0 or width % group:
         raise ValueError(
             f"quantise_int4: group={group} must be 32, 64 or 128 and divide K={width}; "
             "32 divides most widths, and quantise_int8 takes any"
