@@ -95,4 +95,28 @@ KERNELS = [
         "value = 2.0 * slope * wide",
         "relu2-ops-kernels",
     ),
+    Mutant(
+        "kernels/fused/matmul_w8.py",
+        "last = tl.minimum(first + width, K)",
+        "last = K.to(tl.int64)",
+        "linear_int8-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/matmul_w4.py",
+        "pair2 = (word >> 8 - SHIFT)",
+        "pair2 = (word >> 4 - SHIFT)",
+        "linear_int4-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/matmul_w4.py",
+        "own = (k // GROUP)[None, :] == group[:, None]",
+        "own = (k // GROUP)[None, :] >= group[:, None]",
+        "linear_int4-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/split_k.py",
+        "    for _ in range(splits):",
+        "    for _ in range(splits - 1):",
+        "linear_int8-ops-kernels",
+    ),
 ]
