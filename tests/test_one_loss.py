@@ -4,7 +4,6 @@ Each medium computes the loss and the gradient of every weight; neighbours are c
 failure names the step that broke. Then each trains three steps, and the weights are compared.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.rungs.kernel_losses import limits
 from tests.rungs.training import reference_step
 from tests.support import interpreter
 from tinylm import model, optim
@@ -172,13 +172,10 @@ def train_the_model(problem, name):
 
 def by_kernels(problem, function, *rest):
     """`function` with the fused kernels in the place of every operation that has one."""
-    with interpreter.chosen_by_ops() as taken:
+    with limits(), interpreter.chosen_by_ops() as taken:
         result = function(problem, *rest)
-    # Two norms per block and the last, and no kernel for a LayerNorm yet.
-    norms = 2 * problem.config.n_layers + 1
-    wanted = {"llama3": {"rms_norm": norms}, "gpt2": {}}[problem.config.architecture]
-    passes = STEPS if function is train_the_model else 1
-    assert Counter(taken) == {name: n * passes for name, n in wanted.items()}
+    wanted = {"llama3": {"rms_norm", "rope", "swiglu"}, "gpt2": set()}
+    assert set(taken) >= {"cross_entropy_", *wanted[problem.config.architecture]}
     return result
 
 
