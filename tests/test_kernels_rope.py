@@ -105,6 +105,16 @@ def test_repeats_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+def test_nothing_but_the_inputs_is_kept_for_the_backward_pass():
+    kept = []
+    x, weight, cos, sin, eps, _ = large_normed(torch.float32, batch=1, heads=2, time=3, size=4)
+    x.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        rope(x, cos, sin)
+        norm_rope(x, weight, cos, sin, eps)
+    assert [x.data_ptr() for x in kept] == [x.data_ptr() for x in (cos, sin, x, weight, cos, sin)]
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_reaches_past_two_billion_elements(axis):
     # Untouched pages of the 4.3 GB cost nothing.

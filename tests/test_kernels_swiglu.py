@@ -121,6 +121,15 @@ def test_repeats_to_the_bit():
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+def test_nothing_but_the_inputs_is_kept_for_the_backward_pass():
+    kept = []
+    gate, up = (torch.randn(2, 8, device=DEVICE, requires_grad=True) for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        swiglu(gate, up)
+        relu2(gate)
+    assert [x.data_ptr() for x in kept] == [x.data_ptr() for x in (gate, up, gate)]
+
+
 def test_reaches_past_two_billion_elements():
     # Untouched pages of the 4.3 GB cost nothing.
     memory = torch.empty(2 * 2**30 + 64, dtype=torch.float16, device=DEVICE)

@@ -21,9 +21,8 @@ and keeps its own sum of dw, so that no atomics are needed:
     program P - 1  tile P - 1, tile 2 P - 1, ...    --> dw[P - 1]
 
 Cost, of n = B H T D elements in bfloat16: 4 n bytes forward and 6 n backward, angles and weight
-from the cache; 7 n and 15 n floating-point operations. Bound by memory, so under torch.compile
-`ops` leaves it to the compiler; torch's own operations make a pass of 2 to 12 n bytes for each of
-some 15 steps.
+from the cache; 7 n and 14 n floating-point operations. torch's own operations move 76 n bytes
+forward. Bound by memory, so under torch.compile `ops` leaves it to the compiler.
 
 Tried: compiled offline for sm_90 and sm_80 without spills, with asynchronous loads in the loop
 (tests/golden/kernels.json); speed is not measured. Backward in bfloat16 at D=128, with 16 elements
@@ -43,7 +42,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tinylm.kernels import config
+from tinylm.kernels import config, rope
 from tinylm.kernels.config import Key, Table
 from tinylm.kernels.library import LIBRARY, register
 from tinylm.kernels.rope import (
@@ -65,11 +64,7 @@ from tinylm.kernels.rope import (
 
 # A thread holds 32 elements of a tile forward and 16 backward, where dy, x, the weight and the
 # share of dw are all in registers at once.
-FORWARD: Table[Launch] = (
-    (Key(4, 64, (8, 0)), Launch(rows=64)),
-    (Key(4, 128, (8, 0)), Launch(rows=32)),
-    (Key(4, 256, (8, 0)), Launch(rows=16)),
-)
+FORWARD = rope.TABLE
 BACKWARD: Table[Launch] = (
     (Key(4, 64, (8, 0)), Launch(rows=32, stages=2, programs=4)),
     (Key(4, 128, (8, 0)), Launch(rows=16, stages=2, programs=4)),

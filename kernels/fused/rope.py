@@ -22,8 +22,9 @@ behind, is read in place, and y is such a view whatever x is: attention reads it
 and its gradient's heads are joined again without one.
 
 Cost, of n = B H T D elements in bfloat16: 4 n bytes, and cos and sin from the cache; 3 n
-floating-point operations. torch's own operations move 26 n bytes (four products, two sums, two
-casts, a concatenation). Bound by memory, so under torch.compile `ops` leaves it to the compiler.
+floating-point operations. torch's own operations move 48 n bytes: two casts, four products, two
+sums and a concatenation, mostly in float32. Bound by memory, so under torch.compile `ops` leaves
+it to the compiler.
 
 Tried: compiled offline for sm_90 and sm_80, where every load and store has 16 bytes and nothing
 spills (tests/golden/kernels.json); speed is not measured. One launch for queries and keys would

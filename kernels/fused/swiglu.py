@@ -48,15 +48,16 @@ from tinylm.kernels.library import LIBRARY, register
 
 
 class Launch(NamedTuple):
-    """A program has a tile of `elements`, which `warps` share."""
+    """A program has a tile of `elements`, at most `columns` of a row, which `warps` share."""
 
     elements: int
+    columns: int
     warps: int
 
 
-# Any size: wide rows are cut into tiles. A thread has 16 elements of each tensor: two loads of 16
-# bytes in bfloat16.
-TABLE: Table[Launch] = ((Key(4, sys.maxsize, (8, 0)), Launch(elements=2048, warps=4)),)
+# Any size: wide rows are cut into tiles. A thread has 16 elements of each tensor, two loads of 16
+# bytes in bfloat16, and a warp 256 columns with each: wider tiles would end in more empty columns.
+TABLE: Table[Launch] = ((Key(4, sys.maxsize, (8, 0)), Launch(elements=2048, columns=256, warps=4)),)
 
 
 @triton.jit
@@ -141,8 +142,8 @@ def relu2_backward_kernel(
     tl.store(dx + row * columns + column, value.to(dx.dtype.element_ty), mask=inside)
 
 
-def _check(name: str, first: Tensor, *others: Tensor) -> Launch:
-    """Refuse tensors that differ or have no kernel; return how to launch it."""
+def _check(name: str, first: Tensor, *others: Tensor) -> None:
+    """Refuse tensors that the kernel would read past the end of, or misread."""
     for other in others:
         if (first.shape, first.dtype) != (other.shape, other.dtype):
             raise ValueError(
@@ -153,10 +154,14 @@ def _check(name: str, first: Tensor, *others: Tensor) -> Launch:
             raise ValueError(
                 f"{name}: tensors are on {first.device} and {other.device}; move one of them"
             )
-    launch = config.find(TABLE, first.dtype, 1, config.device_of(first.device).capability)
+
+
+def _launch(name: str, x: Tensor) -> Launch:
+    """Return the table's row for `x`; raise ValueError if no row covers it."""
+    launch = config.find(TABLE, x.dtype, 1, config.device_of(x.device).capability)
     if launch is None:
         raise ValueError(
-            f"{name}: no kernel for {first.dtype} on {first.device}; "
+            f"{name}: no kernel for {x.dtype} on {x.device}; "
             "float32, float16 and bfloat16 have one from compute capability 8.0"
         )
     return launch
@@ -177,8 +182,9 @@ def _matrices(*tensors: Tensor) -> list[Tensor]:
 def _run(kernel: Any, launch: Launch, inputs: list[Tensor], *outputs: Tensor) -> None:
     """Launch `kernel` on the matrices `inputs` and the contiguous `outputs`."""
     rows, columns = inputs[0].shape
-    across = min(triton.next_power_of_2(columns), launch.elements)
-    down = launch.elements // across
+    most = launch.elements if rows == 1 else launch.columns
+    across = min(triton.next_power_of_2(columns), most)
+    down = 1 if rows == 1 else launch.elements // across
     with torch.cuda.device_of(inputs[0]):
         kernel[(triton.cdiv(rows, down) * triton.cdiv(columns, across),)](
             *inputs,
@@ -194,7 +200,8 @@ def _run(kernel: Any, launch: Launch, inputs: list[Tensor], *outputs: Tensor) ->
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """gate and up, of one shape and dtype, to y as both, contiguous."""
-    launch = _check("swiglu", gate, up)
+    _check("swiglu", gate, up)
+    launch = _launch("swiglu", gate)
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     if gate.numel():
         _run(swiglu_kernel, launch, _matrices(gate, up), y)
@@ -203,7 +210,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """dy, gate and up, of one shape and dtype, to dgate and dup, contiguous."""
-    launch = _check("swiglu", gate, up, dy)
+    _check("swiglu", gate, up, dy)
+    launch = _launch("swiglu", gate)
     dgate, dup = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (gate, up))
     if gate.numel():
         _run(swiglu_backward_kernel, launch, _matrices(dy, gate, up), dgate, dup)
@@ -212,7 +220,8 @@ def swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tenso
 
 def relu2(x: Tensor) -> Tensor:
     """x of any shape to y as x, contiguous."""
-    launch = _check("relu2", x)
+    _check("relu2", x)
+    launch = _launch("relu2", x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel():
         _run(relu2_kernel, launch, _matrices(x), y)
@@ -221,7 +230,8 @@ def relu2(x: Tensor) -> Tensor:
 
 def relu2_backward(dy: Tensor, x: Tensor) -> Tensor:
     """dy and x, of one shape and dtype, to dx, contiguous."""
-    launch = _check("relu2", x, dy)
+    _check("relu2", x, dy)
+    launch = _launch("relu2", x)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel():
         _run(relu2_backward_kernel, launch, _matrices(dy, x), dx)

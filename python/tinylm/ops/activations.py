@@ -5,6 +5,9 @@ from torch import Tensor
 
 from tinylm.ops import choice
 
+# The size that `kernel_for` is asked about: an elementwise kernel has none.
+ANY = 1
+
 
 def gelu(x: Tensor) -> Tensor:
     """x Phi(x) with the tanh approximation, as GPT-2 computes it; any shape."""
@@ -13,7 +16,7 @@ def gelu(x: Tensor) -> Tensor:
 
 def relu2(x: Tensor) -> Tensor:
     """max(x, 0)^2, elementwise. Source: So et al. 2021, section 3.2."""
-    kernel = choice.kernel_for("relu2", 1, x)
+    kernel = choice.kernel_for("relu2", ANY, x)
     if kernel is not None:
         return kernel(x)
     return F.relu(x).square()
@@ -27,7 +30,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """
     # Tensors that differ are broadcast or promoted by torch, which the kernel refuses to do.
     if (gate.shape, gate.dtype) == (up.shape, up.dtype):
-        kernel = choice.kernel_for("swiglu", 1, gate, up)
+        kernel = choice.kernel_for("swiglu", ANY, gate, up)
         if kernel is not None:
             return kernel(gate, up)
     return F.silu(gate) * up
