@@ -241,11 +241,11 @@ def row(family, at, name, ms, **figures):
     return {"family": family, "at": at, "name": name, "ms": ms, "p20": ms, "p80": ms, **figures}
 
 
-def written(folder, section, rows):
+def written(folder, section, rows, complete=True):
     """A file of results of a card that does not exist."""
     content = {
         "section": section,
-        "complete": True,
+        "complete": complete,
         "machine": {
             "card": "x1",
             "gpu": "Card X1",
@@ -291,6 +291,30 @@ def test_a_demand_is_reached_not_reached_or_not_measured(tmp_path):
         assert verdict == said
         assert [f.value for f in found] == [95.0, percent]
         assert any(said in line for line in musts.lines(results))
+    written(tmp_path, "norms", forward(1024, 0.1, 95.0), complete=False)
+    assert musts.verdict(must, *table.load(tmp_path).values())[0] == "reached so far"
+
+
+def test_a_kernel_that_failed_at_one_size_has_not_reached_a_demand(tmp_path):
+    at = {"rows": 32768, "width": 4096}
+    broken = {"family": "rms_norm forward", "at": at, "name": "tinylm", "failed": "hung"}
+    written(tmp_path, "norms", [*forward(1024, 0.1, 95.0), broken])
+    assert musts.verdict(musts.MUSTS[0], *table.load(tmp_path).values())[0] == "not reached"
+
+
+def test_demands_compare_with_a_peer_and_with_another_family(tmp_path):
+    at = {"tokens": 16384, "head": 128}
+    rows = [
+        row("documents forward", at, "tinylm", 2.0, tflops=380.0),
+        row("documents forward", at, "FlexAttention", 3.0, tflops=250.0),
+        row("equal rows forward", at, "tinylm", 2.0, tflops=400.0),
+    ]
+    written(tmp_path, "packed", rows)
+    (results,) = table.load(tmp_path).values()
+    found = {must.words: list(must.find(results)) for must in musts.MUSTS}
+    values = [f.value for words, some in found.items() if "documents" in words for f in some]
+    # 0.95 of the rate of equal rows, 1.5 times as fast as FlexAttention.
+    assert values == [0.95, 1.5]
 
 
 def test_the_readme_has_the_table_of_the_committed_results():

@@ -61,6 +61,9 @@ class Must:
             mine = best(rows, self.ours)
             other = best(rows, self.peer) if self.peer else next(iter(bases), None)
             if mine is None or self.figure not in mine:
+                # A kernel that was wrong or died has no time, and has not reached anything.
+                if any(row["name"].startswith(self.ours) and "failed" in row for row in rows):
+                    yield self._finding(f"{where}: failed", 0.0)
                 continue
             if not self.peer and not self.base:
                 yield self._finding(f"{where}: {mine['name']}", mine[self.figure])
@@ -90,11 +93,16 @@ def best(rows: list[Row], name: str) -> Row | None:
 
 
 def verdict(must: Must, results: Results) -> tuple[str, list[Finding]]:
-    """ "reached", "not reached" or "not measured", and the findings."""
+    """ "reached", "not reached", "not measured" or "reached so far", and the findings.
+
+    "so far" is said of a section that did not get to its end.
+    """
     found = list(must.find(results))
     if not found:
         return "not measured", found
-    return "reached" if all(f.reached for f in found) else "not reached", found
+    if not all(f.reached for f in found):
+        return "not reached", found
+    return "reached" if results[must.section]["complete"] else "reached so far", found
 
 
 def lines(results: Results) -> Iterator[str]:

@@ -17,6 +17,7 @@ from benches.gpu.job import label
 from benches.gpu.machine import ROOT
 from benches.gpu.musts import Results
 from benches.gpu.report import Row, ours
+from benches.gpu.runner import SECTIONS
 
 RESULTS = ROOT / "benches/results"
 BEGIN, END = "<!-- gpu table: python -m benches.gpu.table -->", "<!-- end of gpu table -->"
@@ -42,13 +43,12 @@ def span(values: list[float], form: str) -> str:
 
 
 def families(results: Results) -> Iterator[tuple[str, list[Row]]]:
-    """Every family of timed rows of ours and of others, in the order of the files' rows."""
+    """Every family of timed rows of ours and of others, the most important section first."""
     found: dict[str, list[Row]] = {}
-    for name, content in results.items():
-        if name not in ("ceilings", "tests"):
-            for row in content["rows"]:
-                if "ms" in row:
-                    found.setdefault(row["family"], []).append(row)
+    for name in SECTIONS:
+        for row in results.get(name, {}).get("rows", []):
+            if "ms" in row:
+                found.setdefault(row["family"], []).append(row)
     yield from found.items()
 
 
