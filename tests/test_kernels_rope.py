@@ -153,9 +153,9 @@ def test_the_model_rotates_by_the_kernel_at_the_positions_of_all_rows_or_of_each
     settings = config.ModelConfig(
         d_model=32, n_heads=2, n_layers=1, context_length=16, vocab_size=8, architecture="llama3"
     )
-    part = layers.Rope(settings)
-    positions = torch.randint(16, shape)
-    x = torch.randn(2, 2, 6, 16)
+    part = layers.Rope(settings).to(DEVICE)
+    positions = torch.randint(16, shape, device=DEVICE)
+    x = torch.randn(2, 2, 6, 16, device=DEVICE)
     with interpreter.chosen_by_ops() as taken:
         ours = part.rotation(positions)(x)
     assert taken == ["rope"]

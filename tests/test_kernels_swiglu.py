@@ -183,11 +183,11 @@ def test_a_feedforward_layer_runs_on_the_kernel_as_on_torch(name):
     settings = config.ModelConfig(
         d_model=12, n_heads=2, n_layers=1, d_ff=20, vocab_size=8, architecture="llama3"
     )
-    part = layers.FEEDFORWARDS[name](settings, bias=False)
+    part = layers.FEEDFORWARDS[name](settings, bias=False).to(DEVICE)
     with torch.no_grad():
         for weight in part.parameters():
             weight.normal_()
-    x = torch.randn(2, 3, 12)
+    x = torch.randn(2, 3, 12, device=DEVICE)
     context = Context(torch.arange(3), None)
 
     def gradients():
