@@ -31,7 +31,7 @@ Tiles and splits do not depend on how the cache is stored: a paged cache and a c
 the same capacity give the same bits, whatever the page.
 
 A block of a paged cache is [K, page, D]: a tile of one head is then one piece of memory, as in the
-contiguous cache, which is the same thing with one block a row. Strides are free, so the view
+contiguous cache, which is the same thing with one block per row. Strides are free, so the view
 `blocks.transpose(1, 2)` of the other layout works too. int8 keys and values have a scale per token
 and head: K's multiplies the scores, V's the shares, so the numbers are only cast on the way to
 the tensor cores.
