@@ -24,6 +24,30 @@ KERNELS = [
         "tests/test_kernels_attention_hopper.py",
     ),
     Mutant(
+        "kernels/fused/decode_attention.py",
+        "last = tile_0 + tiles * (split + 1) // splits",
+        "last = tile_0 + tiles * split // splits + tiles // splits",
+        "decode_attention-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/decode_attention.py",
+        "(away > t[:, None] - window)",
+        "(away >= t[:, None] - window)",
+        "decode_attention-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/decode_attention.py",
+        "inside = (place >= begin) & (place < end)",
+        "inside = place < end",
+        "decode_attention-ops-kernels",
+    ),
+    Mutant(
+        "python/tinylm/ops/decoding.py",
+        "seen = (behind >= 0) & (behind < window)",
+        "seen = (behind >= 0) & (behind <= window)",
+        "decode_attention-tensors-ops",
+    ),
+    Mutant(
         "kernels/fused/rms_norm.py",
         "gradient = (scaled - normed * shared) * r",
         "gradient = scaled * r",
