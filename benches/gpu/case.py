@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 from benches.gpu.job import LONG_PATIENCE, At
@@ -43,6 +44,9 @@ class Backward:
         inputs: Sequence[Tensor],
         dy: Tensor | Sequence[Tensor],
     ) -> None:
+        # A compiled backward pass may otherwise write over what the forward pass kept, and refuses
+        # to run twice.
+        torch._functorch.config.donated_buffer = False
         self.function, self.dy = function, dy
         self.inputs = [x.detach().requires_grad_() for x in inputs]
         self.y: Any = None
