@@ -70,8 +70,17 @@ def test_a_loss_in_chunks_takes_a_quarter_of_the_memory(dtype):
     logits = 4 * weight.size(0) * targets.numel()
     assert theirs >= 3 * logits
     assert ours <= theirs / 4
-    # A chunk and the sums of the weight's gradient, with room for one more of each.
-    assert ours <= 2 * (logits / 8 + weight.numel() * 4) + 2**20
+    # A chunk; the weight's gradient, twice under autocast: the CPU rounds each chunk's share first.
+    assert ours <= 1.25 * logits / 8 + weight.numel() * 8 + 2**19
+
+
+def test_a_backward_pass_holds_the_weights_gradient_once():
+    x, weight, targets = drawn(64, 64, 4096)
+    with limits():
+        loss = ops.linear_cross_entropy(x, weight, targets)
+    # The sum that the loss saved becomes the gradient: no new [V, D] is made.
+    assert peak(loss.backward) < weight.numel() * 4 / 2
+    assert weight.grad.any()
 
 
 @pytest.mark.slow
@@ -221,7 +230,9 @@ def test_a_second_derivative_is_refused_in_one_line():
     assert "\n" not in str(error.value)
 
 
-def test_the_loss_in_chunks_is_a_well_formed_torch_operation():
+def test_the_loss_in_chunks_is_a_well_formed_torch_operation(monkeypatch):
+    # It compares the sums too, after a backward pass that would overwrite them.
+    monkeypatch.setattr(ops.losses, "_walked_once", lambda: False)
     x, weight, targets = drawn()
     gain = torch.ones(8, requires_grad=True)
     operation = torch.ops.tinylm.linear_cross_entropy.default

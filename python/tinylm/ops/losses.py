@@ -136,7 +136,7 @@ class Gradients(NamedTuple):
     """The loss, and what its gradients are after a division by the number of targets.
 
     They are not divided yet because a share of many targets is too small for float16. What nobody
-    asked for is empty.
+    asked for is empty. A backward pass that frees the graph overwrites the sums.
     """
 
     loss: Tensor
@@ -307,9 +307,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
     ctx.wanted = inputs[8]
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
+    # autograd would make zeros for them, as large as they are.
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, dloss: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+def _walked_once() -> bool:
+    """Whether autograd frees the graph as it walks: then what was saved may be overwritten."""
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keeps is not None and not keeps()
+
+
+def _gradients(ctx: Any, dloss: Tensor, *others: None) -> tuple[Tensor | None, ...]:
     # Only create_graph=True records a backward pass. What it would record here is dloss alone.
     if torch.is_grad_enabled():
         raise NotImplementedError(
@@ -319,9 +327,15 @@ def _gradients(ctx: Any, dloss: Tensor, *others: Tensor) -> tuple[Tensor | None,
     counted, dx, dweight, dnorm = ctx.saved_tensors
     factor = dloss / counted
 
+    once = _walked_once()
+
     def scaled(total: Tensor, dtype: torch.dtype, wanted: bool) -> Tensor | None:
+        if not wanted:
+            return None
         # In float32 although dx may be narrower: a GPU would round the factor first.
-        return (widened(total) * factor).to(dtype) if wanted else None
+        wide = widened(total)
+        # A second [V, D] in float32 may be more than all logits of a chunk.
+        return (wide.mul_(factor) if once else wide * factor).to(dtype)
 
     weight_dtype, norm_dtype = ctx.dtypes
     return (
