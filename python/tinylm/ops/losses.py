@@ -317,7 +317,9 @@ def _walked_once() -> bool:
     return keeps is not None and not keeps()
 
 
-def _gradients(ctx: Any, dloss: Tensor, *others: None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, dloss: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
+    if dloss is None:
+        return (None,) * 9
     # Only create_graph=True records a backward pass. What it would record here is dloss alone.
     if torch.is_grad_enabled():
         raise NotImplementedError(
