@@ -8,28 +8,29 @@ between the loads and the stores is float32. Defined by `tinylm.ops.rope`, held 
 `rope`. With the norm of each head before it: `norm_rope.py`, which shares the tiles.
 
 Tiles. A program has `rows` rows of one sequence: some tokens, some heads of each. The largest
-power of two that divides H says how many heads, so no row of a tile is empty. With rows = 4:
+power of two that divides H says how many heads, so only a sequence's last tokens leave rows of a
+tile empty. With rows = 4 and H = 6, a tile is 2 tokens by 2 heads:
 
-        head 0    head 1    head 2    head 3    head 4    head 5      H = 6: 2 heads x 2 tokens
-      +-------------------+-------------------+-------------------+
-    0 | x1 | x2 | x1 | x2 |                   |                   |
-    1 | x1 | x2 | x1 | x2 |                   |                   |   tokens down; cos and sin of a
-      +-------------------+-------------------+-------------------+   token serve all its heads
-    2 |                   |                   |                   |
+             head 0    head 1    head 2    head 3    head 4    head 5
+           +-------------------+-------------------+-------------------+
+    token 0| x1 | x2 | x1 | x2 |                   |                   |
+    token 1| x1 | x2 | x1 | x2 |                   |                   |
+           +-------------------+-------------------+-------------------+
+    token 2|                   |                   |                   |
 
-x may have any strides. A view [B, H, T, D] of memory [B, T, H, D], which a projection leaves
-behind, is read in place, and y is such a view whatever x is: attention reads it without a copy,
-and its gradient's heads are joined again without one.
+A view [B, H, T, D] of memory [B, T, H, D], which a projection leaves behind, is read in place, as
+is every x whose last stride is 1. y is such a view whatever x is: attention reads it without a
+copy, and the heads of its gradient are joined without one.
 
 Cost, of n = B H T D elements in bfloat16: 4 n bytes, and cos and sin from the cache; 3 n
 floating-point operations. torch's own operations move 48 n bytes: two casts, four products, two
 sums and a concatenation, mostly in float32. Bound by memory, so under torch.compile `ops` leaves
 it to the compiler.
 
-Tried: compiled offline for sm_90 and sm_80, where every load and store has 16 bytes and nothing
-spills (tests/golden/kernels.json); speed is not measured. One launch for queries and keys would
-load cos and sin once less, a few percent of the bytes, which are in the cache anyway, and needs
-every pointer and stride twice: left out.
+Tried: compiled offline for sm_90 and sm_80 without spills (tests/golden/kernels.json); every load
+and store of sm_90 has 16 bytes. Speed is not measured. One launch for queries and keys together
+would load cos and sin once less, but these come from the cache, and every pointer and stride would
+be there twice: left out.
 """
 
 # Triton's language has no types, and torch's functions around devices few.
