@@ -31,7 +31,21 @@ def rate(row: Row) -> str:
     return text + (f" {row['percent']:.0f}%" if "percent" in row else "")
 
 
-KNOWN = {"family", "at", "name", "ms", "p20", "p80", "gbps", "tflops", "percent", "error"}
+# Keys that a line shows in its own way, or leaves to the file.
+KNOWN = {"family", "at", "name", "error", "ms", "p20", "p80", "host_ms"}
+KNOWN |= {"gbps", "tflops", "percent"}
+    "family",
+    "at",
+    "name",
+    "ms",
+    "p20",
+    "p80",
+    "gbps",
+    "tflops",
+    "percent",
+    "error",
+    "host_ms",
+}
 
 
 def line(row: Row, rows: list[Row]) -> str:
