@@ -34,18 +34,6 @@ def rate(row: Row) -> str:
 # Keys that a line shows in its own way, or leaves to the file.
 KNOWN = {"family", "at", "name", "error", "ms", "p20", "p80", "host_ms"}
 KNOWN |= {"gbps", "tflops", "percent"}
-    "family",
-    "at",
-    "name",
-    "ms",
-    "p20",
-    "p80",
-    "gbps",
-    "tflops",
-    "percent",
-    "error",
-    "host_ms",
-}
 
 
 def line(row: Row, rows: list[Row]) -> str:
