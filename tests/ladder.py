@@ -10,6 +10,7 @@ and the page of the docs. To add a kernel or a Rust function, add a row to a fil
 from tests.rungs import (
     added,
     batches,
+    kernel_attention,
     kernel_attention_hopper,
     kernel_decode,
     kernel_losses,
@@ -37,6 +38,7 @@ RUNGS: tuple[Rung, ...] = tuple(
             *training.RUNGS,
             *shards.RUNGS,
             *batches.RUNGS,
+            *kernel_attention.RUNGS,
             *kernel_attention_hopper.RUNGS,
             *kernel_decode.RUNGS,
             *kernel_losses.RUNGS,

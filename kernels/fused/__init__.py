@@ -28,6 +28,8 @@ from typing import Any
 import torch
 
 from tinylm.kernels import (
+    attention,
+    attention_backward,
     attention_hopper,
     config,
     cross_entropy,
@@ -41,6 +43,8 @@ from tinylm.kernels import (
 )
 
 __all__ = [
+    "attention",
+    "attention_backward",
     "attention_hopper",
     "config",
     "covers",
@@ -56,6 +60,7 @@ __all__ = [
 
 # The table of each operation's forward kernel.
 TABLES: dict[str, config.Table[Any]] = {
+    "attention": attention.FORWARD,
     "attention_hopper": attention_hopper.FORWARD,
     "cross_entropy_": cross_entropy.ROWS,
     "decode_attention": decode_attention.FORWARD,

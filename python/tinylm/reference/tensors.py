@@ -115,21 +115,35 @@ def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> 
     return position[:, None] >= torch.arange(keys, device=device)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """y = softmax(q k^T / sqrt(head)) v, causal unless `mask` says where to look.
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """y = softmax(scale q k^T) v, causal unless `mask` says where to look.
 
     q [B, H, T, head], k and v [B, K, S, head]; query head h reads key and value head
-    h // (H / K). `mask` broadcasts to [B, H, T, S] and has a true in each row.
+    h // (H / K). `mask` broadcasts to [B, H, T, S] and has a true in each row. `scale` is
+    1 / sqrt(head) by default. With `softcap` c, a score s becomes c tanh(s / c).
     """
     if mask is None:
         mask = causal_mask(q.shape[2], k.shape[2], q.device)
+    if scale is None:
+        scale = 1 / math.sqrt(q.shape[-1])
     # Query heads in groups [B, K, H / K, T, head], all of a group against one key head.
-    grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])
-    scores = wide(grouped @ k[:, :, None].transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    group = q.shape[1] // k.shape[1]
+    grouped = q.reshape(q.shape[0], k.shape[1], group, *q.shape[2:])
+    scores = wide(grouped @ k[:, :, None].transpose(-1, -2)) * scale
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
     # Back to one axis of heads, as the mask has it.
-    scores = scores.reshape(*q.shape[:3], -1)
+    scores = scores.reshape(*q.shape[:3], k.shape[2])
     weights = softmax(torch.where(mask, scores, -math.inf)).to(q.dtype)
-    return (weights.reshape(*grouped.shape[:4], -1) @ v[:, :, None]).reshape(q.shape)
+    return (weights.reshape(*grouped.shape[:4], k.shape[2]) @ v[:, :, None]).reshape(q.shape)
 
 
 def cross_entropy(
