@@ -170,10 +170,10 @@ def row_bounds(b, p, keys, mask, prefix, window, CAUSAL: tl.constexpr):
     p = tl.minimum(p, keys - 1)[:, None]
     bounds = document(b, p, keys, mask)
     lower, upper = keys_seen(bounds, p, window, CAUSAL)
-    found = (lower, upper)
+    length = bounds[1]
     if prefix is not None:
-        found = (lower, upper, bounds[0], tl.minimum(bounds[1], prefix))
-    return found
+        length = tl.minimum(length, prefix)
+    return lower, upper, bounds[0], length
 
 
 @triton.jit
