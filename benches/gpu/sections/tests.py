@@ -63,4 +63,6 @@ def run(job: Job) -> None:
     if not job.order.dry:
         arguments += [str(path) for path in sorted((ROOT / "tests").glob("test_kernels*.py"))]
     os.chdir(ROOT)
-    pytest.main(arguments, plugins=[Reporter(job)])
+    code = pytest.main(arguments, plugins=[Reporter(job)])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        job.row("test", {}, "pytest", failed=f"it ended with {code!r}")
