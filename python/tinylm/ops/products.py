@@ -90,8 +90,12 @@ def _packs(x: Tensor) -> bool:
 def _linear(
     x: Tensor, outputs: int, widen: Callable[[slice], Tensor], bias: Tensor | None
 ) -> Tensor:
-    """x W^T + b, where `widen` gives rows of W in float32; on the CPU never the whole of W."""
-    step = max(1, BLOCK // x.size(-1)) if x.is_cpu else max(1, outputs)
+    """x W^T + b, where `widen` gives rows of W in float32; on the CPU never the whole of W.
+
+    A compiler gets the whole in one piece, instead of a graph with every block.
+    """
+    blocks = x.is_cpu and not torch.compiler.is_compiling()
+    step = max(1, BLOCK // x.size(-1)) if blocks else max(1, outputs)
     parts = []
     for first in range(0, max(1, outputs), step):
         some = slice(first, first + step)
