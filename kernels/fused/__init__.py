@@ -78,4 +78,4 @@ def covers(
     operation: str, size: int, dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> bool:
     """Whether an operation has a kernel for tensors of these dtypes at a `size` (D or a head's)."""
-    return config.covers(TABLES.get(operation, ()), size, dtypes, device)
+    return config.covers(TABLES[operation], size, dtypes, device)

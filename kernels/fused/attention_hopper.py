@@ -461,9 +461,10 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, ctx.causal, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, *output)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _gradients(ctx: Any, dy: Tensor, dlse: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+def _gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
     gradients = torch.ops.tinylm.attention_backward(
         dy, *ctx.saved_tensors, None, None, None, ctx.causal, None, ctx.scale, None
     )

@@ -17,7 +17,7 @@ HEADS, GROUP, SIZE = 2, 2, 4
 
 @dataclass(frozen=True)
 class Case:
-    """The fields of a mask, and how many queries follow how many keys in each row."""
+    """The fields of a mask, how many queries follow how many keys in each row, and two numbers."""
 
     queries: int
     keys: int
@@ -27,6 +27,8 @@ class Case:
     prefixes: list[int] | None
     documents: list[list[int]] | None
     pasts: list[int] | None
+    scale: float | None = None
+    softcap: float | None = None
 
 
 @st.composite
@@ -47,6 +49,8 @@ def cases(draw):
         per_row(st.integers(0, keys)),
         per_row(st.lists(st.integers(0, 2), min_size=keys, max_size=keys)),
         per_row(st.integers(0, keys - queries)),
+        draw(st.none() | st.floats(-2, 2)),
+        draw(st.none() | st.floats(0.1, 50)),
     )
 
 
@@ -90,20 +94,23 @@ def queries_keys_values(case, seed):
 def by_dense_masks(case, seed):
     """The definition of attention with the definition of the mask."""
     seen = torch.tensor(in_lists(case))[:, None]
-    return [tensors.attention(*queries_keys_values(case, seed), mask=seen).numpy()]
+    q, k, v = queries_keys_values(case, seed)
+    named = {"scale": case.scale, "softcap": case.softcap}
+    return [tensors.attention(q, k, v, mask=seen, **named).numpy()]
 
 
 def by_fields(case, seed):
     """What the model calls: `ops` reads the fields, a row at a time where masks are large."""
     mask, past = mask_of(case)
     q, k, v = queries_keys_values(case, seed)
-    found = ops.attention(q, k, v, mask=mask, past=past)
+    named = {"mask": mask, "past": past, "scale": case.scale, "softcap": case.softcap}
+    found = ops.attention(q, k, v, **named)
     cells, attentions.MASK_CELLS = attentions.MASK_CELLS, 1
     try:
-        by_rows = ops.attention(q, k, v, mask=mask, past=past)
+        by_rows = ops.attention(q, k, v, **named)
     finally:
         attentions.MASK_CELLS = cells
-    spelled = ops.manual_attention(q, k, v, mask=mask, past=past)
+    spelled = ops.manual_attention(q, k, v, **named)
     for other in (by_rows, spelled):
         assert np.allclose(found, other, rtol=1e-12, atol=1e-12)
     return [found.numpy()]

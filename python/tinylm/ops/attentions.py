@@ -76,9 +76,10 @@ def kernels_to_try(
     auto takes torch where torch needs no tensor of bools: there its flash attention and cuDNN are
     faster on an H100 than a portable kernel (Shah et al. 2024, figure 5). Few queries over many
     keys try the decoding kernel first, unless the mask has documents or a prefix. No kernel is for
-    tensors on the CPU, a mask that is a tensor, or dropout; decoding and `past` have no gradients.
+    tensors on the CPU, a mask that is a tensor, dropout, or more queries than keys; decoding and
+    `past` have no gradients.
     """
-    if backend == "sdpa" or (past and gradients):
+    if backend == "sdpa" or (past and gradients) or queries > keys:
         return []
     simple = not past and mask.simple(keys)
     few = queries <= DECODE_QUERIES and keys >= DECODE_KEYS
