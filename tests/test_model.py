@@ -153,6 +153,32 @@ def test_a_part_of_ones_own_is_chosen_by_name(monkeypatch):
     assert all(isinstance(block.attention_norm, Mine) for block in made.blocks)
 
 
+def test_a_norm_of_ones_own_needs_nothing_but_forward(monkeypatch):
+    class Doubled(layers.RMSNorm):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Plain(torch.nn.Module):
+        roles: ClassVar[dict[str, str]] = {}
+
+        def __init__(self, width, *, eps, bias):
+            super().__init__()
+
+        def forward(self, x):
+            return 2 * torch.nn.functional.rms_norm(x, x.shape[-1:], eps=SMALL.norm_eps)
+
+    logits = []
+    for norm in (Doubled, Plain):
+        monkeypatch.setitem(layers.NORMS, "mine", norm)
+        made = build(dataclasses.replace(SMALL, norm="mine"))
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in made.named_parameters():
+            if "norm" not in name:
+                torch.nn.init.normal_(parameter, generator=generator)
+        logits.append(made(tokens(SMALL, 1, 8)))
+    assert_close(*logits)
+
+
 def test_dropout_acts_in_training_alone():
     made = build(dataclasses.replace(SMALL, dropout=0.5))
     ids = tokens(SMALL, 1, 8)

@@ -174,7 +174,10 @@ def by_kernels(problem, function, *rest):
     """`function` with the fused kernels in the place of every operation that has one."""
     with limits(), interpreter.chosen_by_ops() as taken:
         result = function(problem, *rest)
-    wanted = {"llama3": {"rms_norm", "rope", "swiglu"}, "gpt2": set()}
+    wanted = {
+        "llama3": {"rms_norm", "add_rms_norm", "rope", "swiglu"},
+        "gpt2": {"layer_norm", "add_layer_norm"},
+    }
     assert set(taken) >= {"cross_entropy_", *wanted[problem.config.architecture]}
     return result
 

@@ -111,6 +111,10 @@ class RMSNorm(nn.Module):
         """x [..., D] to the same shape."""
         return ops.rms_norm(x, self.weight, self.eps)
 
+    def add(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """x + branch and its norm, both [..., D]."""
+        return ops.add_rms_norm(x, branch, self.weight, self.eps)
+
 
 class LayerNorm(nn.Module):
     """`ops.layer_norm` with a learned weight [D] and, with `bias`, a learned bias [D]."""
@@ -126,6 +130,19 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] to the same shape."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """x + branch and its norm, both [..., D]."""
+        return ops.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+
+
+def add_and_norm(norm: nn.Module, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+    """x + branch and `norm` of it, both [..., D]; one pass over memory if the norm has a kernel."""
+    # Not `isinstance`: a subclass may have a `forward` of its own, which `add` does not know.
+    if type(norm) is RMSNorm or type(norm) is LayerNorm:
+        return norm.add(x, branch)
+    total = x + branch
+    return total, norm(total)
 
 
 class Rope(nn.Module):
@@ -333,6 +350,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x [B, T, D] to the same shape."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), context))
-        out: Tensor = x + self.dropout(self.feedforward(self.feedforward_norm(x), context))
+        branch = self.dropout(self.attention(self.attention_norm(x), context))
+        x, normed = add_and_norm(self.feedforward_norm, x, branch)
+        out: Tensor = x + self.dropout(self.feedforward(normed, context))
         return out

@@ -48,16 +48,29 @@ KERNELS = [
         "decode_attention-tensors-ops",
     ),
     Mutant(
-        "kernels/fused/rms_norm.py",
-        "gradient = (scaled - normed * shared) * r",
-        "gradient = scaled * r",
+        "kernels/fused/norm_rows.py",
+        "gradient = (scaled - normed * shared) * r\n        if",
+        "gradient = scaled * r\n        if",
         "rms_norm-ops-kernels",
     ),
     Mutant(
-        "kernels/fused/rms_norm.py",
+        "kernels/fused/norm_rows.py",
         "inside = (row < rows) & (column < D)\n    w",
         "inside = (row <= rows) & (column < D)\n    w",
         "rms_norm-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/norm_rows.py",
+        "scaled -= tl.sum(scaled, 1, keep_dims=True) / D",
+        "scaled -= tl.sum(scaled, 1, keep_dims=True)",
+        "layer_norm-ops-kernels",
+    ),
+    Mutant(
+        "kernels/fused/norm_rows.py",
+        "old = inside & (row != program)",
+        "old = inside & (row < program)",
+        "wide_rows_and_their_gradients",
+        "tests/test_kernels_norms.py",
     ),
     Mutant(
         "python/tinylm/ops/losses.py",

@@ -9,13 +9,15 @@ from tinylm.ops.activations import gelu, relu2, swiglu
 from tinylm.ops.attentions import attention, manual_attention
 from tinylm.ops.decoding import decode_attention
 from tinylm.ops.losses import IGNORED, cross_entropy, linear_cross_entropy
-from tinylm.ops.norms import layer_norm, rms_norm
+from tinylm.ops.norms import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from tinylm.ops.positions import norm_rope, rope, rotary_angles
 from tinylm.ops.products import linear, linear_int4, linear_int8
 from tinylm.ops.quant import dequantise_int4, dequantise_int8, quantise_int4, quantise_int8
 
 __all__ = [
     "IGNORED",
+    "add_layer_norm",
+    "add_rms_norm",
     "attention",
     "cross_entropy",
     "decode_attention",

@@ -1,4 +1,11 @@
-"""RMSNorm and LayerNorm, over the last axis."""
+"""RMSNorm and LayerNorm, over the last axis, alone and of a sum.
+
+The add forms are for a residual stream: the sum goes on down the stream, its norm into the next
+branch. As a kernel, both take one pass over memory, forward and backward.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +30,50 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return scaled.to(x.dtype) * weight.to(x.dtype)
 
 
+def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x + branch and its `rms_norm`; x and branch [..., D], weight [D].
+
+    The sum has torch's common dtype of x and branch, and the norm has the dtype of the sum: a
+    float32 stream stays float32 when a branch comes in bfloat16, as it does under autocast.
+    """
+    kernel = _add_kernel("add_rms_norm", x, branch, weight)
+    if kernel is not None:
+        total, normed = kernel(x, branch, weight, eps)
+        return total, normed
+    total = x + branch
+    return total, rms_norm(total, weight, eps)
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; x [..., D].
 
     Source: Ba et al. 2016, equation 4.
     """
+    vectors = (weight,) if bias is None else (weight, bias)
+    kernel = choice.kernel_for("layer_norm", weight.size(-1), x, *vectors)
+    if kernel is not None:
+        return kernel(x, weight, bias, eps)
     bias = None if bias is None else bias.to(x.dtype)
     return F.layer_norm(x, (x.size(-1),), weight.to(x.dtype), bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return x + branch and its `layer_norm`; dtypes as in `add_rms_norm`."""
+    vectors = (weight,) if bias is None else (weight, bias)
+    kernel = _add_kernel("add_layer_norm", x, branch, *vectors)
+    if kernel is not None:
+        total, normed = kernel(x, branch, weight, bias, eps)
+        return total, normed
+    total = x + branch
+    return total, layer_norm(total, weight, bias, eps)
+
+
+def _add_kernel(
+    operation: str, x: Tensor, branch: Tensor, *vectors: Tensor
+) -> Callable[..., Any] | None:
+    """The kernel of an add form, or None. The kernels do not broadcast; the torch form does."""
+    if x.shape != branch.shape:
+        return None
+    return choice.kernel_for(operation, vectors[0].size(-1), x, branch, *vectors)

@@ -78,12 +78,26 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return scaled.to(x.dtype) * weight.to(x.dtype)
 
 
+def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """s = x + branch in their common dtype, and y = rms_norm(s)."""
+    total = x + branch
+    return total, rms_norm(total, weight, eps)
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """y = (x - mean) / sqrt(variance + eps) * w + b, over the last axis."""
     z = wide(x)
     centred = z - z.mean(-1, keepdim=True)
     scaled = centred / ((centred * centred).mean(-1, keepdim=True) + eps).sqrt() * wide(weight)
     return (scaled if bias is None else scaled + wide(bias)).to(x.dtype)
+
+
+def add_layer_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """s = x + branch in their common dtype, and y = layer_norm(s)."""
+    total = x + branch
+    return total, layer_norm(total, weight, bias, eps)
 
 
 def rotary_angles(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
