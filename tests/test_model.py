@@ -173,7 +173,9 @@ def test_a_norm_of_ones_own_needs_nothing_but_forward(monkeypatch):
         made = build(dataclasses.replace(SMALL, norm="mine"))
         generator = torch.Generator().manual_seed(0)
         for name, parameter in made.named_parameters():
-            if "norm" not in name:
+            if "norm" in name:
+                torch.nn.init.ones_(parameter)
+            else:
                 torch.nn.init.normal_(parameter, generator=generator)
         logits.append(made(tokens(SMALL, 1, 8)))
     assert_close(*logits)
