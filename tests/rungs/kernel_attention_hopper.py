@@ -77,7 +77,7 @@ def inputs(draw):
 
 def example():
     """Heads of a small model, or on a GPU of a large one."""
-    batch, heads, kv_heads, tokens = (4, 32, 8, 4096) if DEVICE == "cuda" else (1, 2, 1, 256)
+    batch, heads, kv_heads, tokens = (1, 32, 8, 2048) if DEVICE == "cuda" else (1, 2, 1, 256)
     generator = torch.Generator().manual_seed(0)
     tensors = (
         torch.randn(batch, tokens, n, 128, generator=generator)
