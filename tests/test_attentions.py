@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from tests.support import fake_gpu, interpreter
-from tinylm import layers, model, ops
+from tinylm import config, layers, model, ops
 from tinylm.config import ModelConfig
 from tinylm.mask import Mask
 from tinylm.ops.attentions import DECODE_KEYS, DECODE_QUERIES, kernels_to_try
@@ -178,12 +178,12 @@ def test_dropout_and_a_mask_that_is_a_tensor_are_torchs():
 CONFIG = ModelConfig(vocab_size=32, d_model=128, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=32)
 
 
-def fake_model(config):
+def fake_model(sizes):
     """A model in bfloat16 on a fake GPU: it cannot be moved there."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            return model.Model(config)
+            return model.Model(sizes)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -238,6 +238,13 @@ def test_compiled_attention_keeps_its_kernel(backend, mask, kernel):
     assert any("scaled_dot_product" in target for target in targets) == (kernel is None)
 
 
-@kernels_only
+def test_a_run_that_was_saved_with_sdpa_keeps_torchs_attention(tmp_path):
+    saved = tmp_path / "config.yaml"
+    saved.write_text("model: {attention: sdpa}\n")
+    made = model.Model(dataclasses.replace(config.load(saved).model, vocab_size=32))
+    assert [block.attention.attend.keywords for block in made.blocks] == [{"backend": "sdpa"}] * 3
+    assert config.load().model.attention == "auto"
+
+
 def test_every_name_of_the_setting_is_a_form_of_attention():
     assert sorted(layers.ATTENTIONS) == sorted([*BACKENDS, "manual"])

@@ -51,5 +51,6 @@ def test_twenty_steps_go_down_the_same_losses(optimizer):
 
 
 def test_every_snapshot_has_a_file_and_every_file_a_snapshot():
-    files = {path.stem for path in make.FOLDER.glob("*.json")}
+    # The figures of the kernels have a program of their own (tests/support/offline.py).
+    files = {path.stem for path in make.FOLDER.glob("*.json")} - {"kernels"}
     assert files == make.SNAPSHOTS.keys()
