@@ -2,9 +2,9 @@
 
     y = softmax(scale q k^T) v        lse = log2 of the sum of 2^(scale log2(e) q.k), per query
 
-Causal or full, any length, GQA, head sizes 64 and 128, float16 and bfloat16. Its gradients are
-those of `tinylm::attention_backward`. Defined by `tinylm.ops.attention`, held to it by the rung
-`attention_hopper`. Sources: Dao 2023 (FlashAttention-2, section 3); Shah et al. 2024
+Causal or full, any length, GQA, heads of up to 64 or 128, float16 and bfloat16. Its gradients are
+those of `tinylm::attention_backward`. Defined by `reference.tensors.attention`, held to it by the
+rung `attention_hopper`. Sources: Dao 2023 (FlashAttention-2, section 3); Shah et al. 2024
 (FlashAttention-3, sections 3.1 and 3.2).
 
 The idea. The warps of a program divide the work. A producer of one warp only loads. Each of two or
@@ -38,8 +38,10 @@ Tried with the offline compiler of triton 3.6.0 and 3.7.1. No speed has been mea
   three, as FlashAttention-3 does at this size: 192 queries per load of a block.
 - Descriptors made on the device need scratch memory from a global allocator; those made on the
   host do not, and take any strides of [B, H, T, D].
-- Loading the queries before the partitions begin would race with the initialisation of their
-  barrier: the compiler of 3.7.1 has two different threads do these.
+- Loading the queries before the partitions begin could race with the initialisation of their
+  barrier: triton 3.7.1 lets an elected thread initialise it and thread 0 arrive at it.
+- Not tried: turns between the consumers (the ping-pong of FlashAttention-3), y stored by TMA, and
+  programs that stay for several tiles.
 """
 
 # Triton's language has no types, and torch's functions around devices few.
