@@ -1,16 +1,14 @@
 """Attention by Triton against float64, in the interpreter or, where there is one, on the GPU."""
 
-import contextlib
 import math
 from dataclasses import dataclass, field
 
-import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.rungs.rung import SEEDS, Rung
-from tests.support.interpreter import DEVICE, guarded
+from tests.support.interpreter import DEVICE, guarded, playing
 from tests.support.memory import LAYOUTS, laid_out
 from tinylm import ops
 from tinylm.mask import CAUSAL, Mask
@@ -86,16 +84,6 @@ def by_torch(case):
         return y, levels(q.float(), k.float(), case)
 
     return with_gradients(spelled, case)
-
-
-@contextlib.contextmanager
-def playing(capability):
-    """CPU tensors are launched as on a GPU of this compute capability."""
-    from tinylm.kernels import config
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config, "INTERPRETER", config.Device(capability, 1))
-        yield
 
 
 def kernel(case):

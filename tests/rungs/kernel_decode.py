@@ -6,12 +6,11 @@ belong to no row; entries of the table that nobody needs name no block.
 
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import strategies as st
 
 from tests.rungs.rung import SEEDS, Rung
-from tests.support.interpreter import DEVICE, guarded, torch_forms
+from tests.support.interpreter import DEVICE, guarded, playing, torch_forms
 from tinylm import ops
 from tinylm.reference import decoding
 
@@ -132,12 +131,9 @@ def terms(q, k, v, past, named):
 
 def by_kernel(q, k, v, past, named, processors=None):
     """The operation, as on a GPU of so many processors."""
-    from tinylm import kernels
+    import tinylm.kernels  # noqa: F401
 
-    with pytest.MonkeyPatch.context() as patch:
-        if processors is not None:
-            gpu = kernels.config.Device((9, 0), processors)
-            patch.setattr(kernels.config, "INTERPRETER", gpu)
+    with playing(processors=processors):
         names = ("table", "k_scale", "v_scale", "window")
         values = [named[name] for name in names]
         scale = q.size(-1) ** -0.5

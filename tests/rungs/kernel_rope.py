@@ -108,9 +108,8 @@ def normed_rotations(draw, most=256):
     return x, weight, cos, sin, draw(st.sampled_from([1e-5, 1e-6, 0.0])), dy
 
 
-def large(dtype=torch.bfloat16, batch=2, heads=8, time=64, size=128):
+def large(dtype=torch.bfloat16, batch=2, heads=8, time=2048 if DEVICE == "cuda" else 64, size=128):
     """Queries or keys as a projection leaves them behind, with the angles of a Llama."""
-    time = 2048 if DEVICE == "cuda" else time
     generator = torch.Generator().manual_seed(size)
     x, dy = (torch.randn(batch, time, heads, size, generator=generator) for _ in range(2))
     cos, sin = ops.rotary_angles(time, size, 10_000.0)

@@ -50,6 +50,27 @@ def torch_forms() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def playing(capability: tuple[int, int] = (9, 0), processors: int | None = None) -> Iterator[None]:
+    """Kernels are launched as on a GPU of this compute capability and so many processors.
+
+    On a GPU the capability is its own if that is less, and the processors are its own if none are
+    given; without a GPU that is one.
+    """
+    from tinylm.kernels import config
+
+    real = config.device_of
+
+    def device_of(device: torch.device) -> config.Device:
+        own = real(device)
+        most = own.capability if device.type == "cuda" else capability
+        return config.Device(min(capability, most), processors or own.processors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "device_of", device_of)
+        yield
+
+
+@contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """Exact numbers in memory with guards."""
     with exact(), guarded_memory():
