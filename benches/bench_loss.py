@@ -76,7 +76,7 @@ def step(loss: Loss, inputs: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) 
 
 
 def equal(found: list[Tensor], exact: list[Tensor], dtype: torch.dtype) -> bool:
-    """Whether loss and gradients are right; torch's own chunks lose two digits of float32."""
+    """Whether loss and gradients are right; torch's own chunks lose a digit of float32."""
     limit = 1e-4 if dtype == torch.float32 else 3e-2
     return all((a - b).norm() <= limit * b.norm() for a, b in zip(found, exact, strict=True))
 
