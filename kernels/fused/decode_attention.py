@@ -45,8 +45,8 @@ Tried, compiled offline for sm_90 and sm_80; no speed is measured yet:
 - Three stages over a table keep one tile on its way (39 KB of shared memory at head size 128), over
   a contiguous cache two (72 KB): the compiler shares the stages out between the load of an entry
   and the load at its address. Hence 2 n - 1 stages with a table.
-- One entry of the table per tile where the page is at least the tile: 114 registers; one per key,
-  for smaller pages: 180. Both are in, since the tile must not depend on the page.
+- One entry of the table per tile where the page is at least the tile: 150 registers; one per key,
+  for smaller pages: 178. Both are in, since the tile must not depend on the page.
 - 64 queries in 4 warps use warpgroup instructions and spill 8 to 800 bytes; 32 in 4 warps spill up
   to 16 with pages below a tile; 32 in 8 warps do not spill.
 - int8 cast to float32 for a product without tensor cores spills 300 to 5,000 bytes; as three
@@ -140,7 +140,8 @@ def whole_dot(a, n):
     return result
 
 
-@triton.jit
+# These grow from token to token: a kernel of their own for each kind of number would stop decoding.
+@triton.jit(do_not_specialize=["keys", "window"])
 def split_kernel(
     q,
     k,
@@ -210,10 +211,10 @@ def split_kernel(
 
     # The keys of this row that any of its queries sees, in tiles, shared out among the splits.
     # A length past the capacity is the caller's error; it must not become an address.
-    here = tl.cast(keys - TIME, tl.int64) if past is None else tl.load(past + b).to(tl.int64)
+    here = tl.cast(keys - TIME, tl.int32) if past is None else tl.load(past + b).to(tl.int32)
     begin = tl.maximum(here - window + 1, 0)
     end = tl.minimum(here + TIME, keys)
-    tile_0 = begin // BLOCK
+    tile_0 = (begin // BLOCK).to(tl.int64)
     tiles = tl.maximum(tl.cdiv(end, BLOCK) - tile_0, 0)
     first = tile_0 + tiles * split // splits
     last = tile_0 + tiles * (split + 1) // splits
@@ -224,13 +225,14 @@ def split_kernel(
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     acc = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
     for tile in tl.range(first, last, num_stages=STAGES):
-        place = tile * BLOCK + tl.arange(0, BLOCK)
+        # A place fits 32 bits, its address does not.
+        place = tl.cast(tile * BLOCK, tl.int32) + tl.arange(0, BLOCK)
         # Memory outside holds anything, NaN too: it is not even multiplied by 0.
         inside = (place >= begin) & (place < end)
         whole = inside[:, None] & (column < D)[None, :]
-        block, within = b, place
+        block, within = b, place.to(tl.int64)
         if table is not None:
-            within = place % PAGE
+            within = (place % PAGE).to(tl.int64)
             if PAGE >= BLOCK:
                 block = tl.load(table + b * table_row + tile * BLOCK // PAGE).to(tl.int64)
             else:
@@ -248,8 +250,7 @@ def split_kernel(
             scores = whole_dot(queries, some.T) * (sizes * factor)[None, :]
         if CAPPED:
             scores = cap * tanh(scores / cap)
-        # 32 bits are enough from here: places relative to the first query.
-        away = (place - here).to(tl.int32)[None, :]
+        away = (place - here)[None, :]
         seen = (away <= t[:, None]) & (away > t[:, None] - window)
         scores = tl.where(seen, scores * LOG2_E, float("-inf"))
 
@@ -283,7 +284,7 @@ def split_kernel(
         tl.store(lse + out, tl.where(total == 0, EMPTY, pivot + tl.log2(total)), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def combine_kernel(
     partial,
     lse,
