@@ -43,15 +43,14 @@ def drawn(rows=4, vocabulary=700, dtype=torch.float32):
     return logits, targets.to(DEVICE)
 
 
-@pytest.mark.parametrize("vocabulary", [50257, 131072])
-def test_a_large_vocabulary_is_as_exact_as_torch(vocabulary):
-    check(IN_KERNEL, large(vocabulary, 3))
+def test_a_large_vocabulary_is_as_exact_as_torch():
+    check(IN_KERNEL, large(50257, 3))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("softcap", [None, 30.0])
-@pytest.mark.parametrize("vocabulary", [1, 31, 512, 2048, 2050, 32000, 50257, 65537])
+@pytest.mark.parametrize("vocabulary", [1, 31, 512, 2048, 2050, 32000, 50257, 131072])
 def test_every_vocabulary_and_dtype_is_as_exact_as_torch(vocabulary, softcap, dtype):
     leaves, targets, dy, autocast, options, chunks = large(vocabulary, 24)
     leaves = [None if leaf is None else leaf.to(dtype) for leaf in leaves]
@@ -154,7 +153,8 @@ def test_no_rows_have_no_losses():
 def test_the_cross_entropy_is_a_well_formed_torch_operation():
     logits, targets = drawn(2, 20)
     opcheck(cross_entropy_.default, (logits, targets, 0.1, 2.0, True))
-    opcheck(cross_entropy_.default, (laid_out(logits, "padded rows"), targets, 0.0, None, False))
+    alone = (laid_out(logits, "padded rows"), targets, 0.0, None, False)
+    opcheck(cross_entropy_.default, alone, test_utils=("test_schema", "test_faketensor"))
 
 
 REFUSED = {

@@ -167,7 +167,7 @@ RUNGS = (
         inputs=inputs(SMALL, st.integers(1, 12), 8, whole=150),
         example=large,
         gradients=True,
-        cost=5,
+        cost=8,
         around=guarded,
     ),
     Rung(
@@ -182,7 +182,7 @@ RUNGS = (
         example=large,
         gradients=True,
         covers=("cross_entropy", "cross_entropy_", "linear_cross_entropy"),
-        cost=8,
+        cost=10,
         fuzz=2_000,
         around=guarded,
     ),
