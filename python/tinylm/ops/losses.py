@@ -13,8 +13,10 @@ the other logits of its row, so a chunk of rows goes all the way before the next
 The three products are those of the head's forward and backward passes, no more. Memory: N V / 8
 logits in place of about 4 N V. Each chunk reads and writes dW once, which is why there are 8 chunks
 and not 64: torch's issue 124480 has 4, 8, 16, 32 and 64 chunks at 38.5, 40.4, 43.7, 48.7 and 56.7
-ms. The chunks wait for nothing on the host: the number of targets stays on the device and divides
-at the end.
+ms. On the CPU, with V = 50257, 1024 tokens and D = 192, 1, 4, 8, 16 and 32 chunks took 955, 907,
+954, 1049 and 1141 ms of a processor, all logits at once 1165 (bfloat16: 543, 597, 710, 915, 1378
+and 905). The chunks wait for nothing on the host: the number of targets stays on the device and
+divides at the end.
 """
 
 # torch's functions around libraries, and a few others, have no types.
