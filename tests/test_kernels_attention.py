@@ -55,8 +55,16 @@ def test_every_head_size_is_as_exact_as_torch(size):
     check(ATTENTION, (case,))
 
 
+def test_the_first_keys_are_seen_from_behind_a_gap():
+    # Attention sinks: a prefix far before the window, in tiles of their own.
+    mask = Mask(window=10, prefix=row(5))
+    lengths = {"heads": 1, "kv_heads": 1, "queries": 20, "keys": 200}
+    check(ATTENTION, (example(256, mask=mask, capability=(8, 0), **lengths),))
+
+
+# The tiles of float32 are small, so that the ladder has many of them.
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("name", ["causal", "window", "documents", "sinks", "prefix"])
 def test_long_sequences_are_as_exact_as_torch(dtype, name):
     # Whole tiles and tiles on every edge, whatever the tiles are.
@@ -88,7 +96,7 @@ def test_the_same_call_gives_the_same_bits():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_same_call_over_many_tiles_gives_the_same_bits(dtype):
-    same_bits(dtype, 4, 2, 300)
+    same_bits(dtype, 4, 2, 100)
 
 
 SKIPPED = {

@@ -24,6 +24,25 @@ KERNELS = [
         "tests/test_kernels_attention_hopper.py",
     ),
     Mutant(
+        "kernels/fused/attention_tiles.py",
+        "upper = tl.minimum(upper, p + 1)",
+        "upper = tl.minimum(upper, p + 2)",
+        "attention-tensors-kernels",
+    ),
+    Mutant(
+        "kernels/fused/attention_tiles.py",
+        "start = tl.where(some > lowest, lowest, low)",
+        "start = low",
+        "first_keys_are_seen",
+        "tests/test_kernels_attention.py",
+    ),
+    Mutant(
+        "kernels/fused/attention_backward.py",
+        "product(slope, values.T) - mean[:, None]",
+        "product(slope, values.T)",
+        "attention-tensors-kernels",
+    ),
+    Mutant(
         "kernels/fused/decode_attention.py",
         "last = tile_0 + tiles * (split + 1) // splits",
         "last = tile_0 + tiles * split // splits + tiles // splits",
