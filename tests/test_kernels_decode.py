@@ -237,21 +237,21 @@ def logits(made, held, ids):
 
 
 def test_a_model_decodes_from_pages_to_the_bit_as_from_one_buffer(chosen):
-    made = build(CONFIG, dtype=torch.float32)
-    ids, states = tokens(CONFIG, 2, 10), made.decode_states()
+    made = build(CONFIG, dtype=torch.float32).to(DEVICE)
+    ids = tokens(CONFIG, 2, 10).to(DEVICE)
     whole = made(ids)
     one_buffer = logits(made, cache.build(made, 2, 64, fixed=True), ids)
     # Three parts in two layers.
     assert chosen.count("decode_attention") == 6
     assert_close(one_buffer, whole, rtol=0, atol=1e-4)
-    assert torch.equal(logits(made, Pages(states, 2, 64, 16, torch.float32), ids), one_buffer)
+    assert torch.equal(logits(made, Pages(made, 2, 64, 16), ids), one_buffer)
     assert chosen.count("decode_attention") == 12
-    eight = logits(made, Pages(states, 2, 64, 16, torch.float32, int8=True), ids)
+    eight = logits(made, Pages(made, 2, 64, 16, int8=True), ids)
     assert 0 < (eight - whole).norm() < 0.05 * whole.norm()
 
 
 def test_a_compiled_step_over_a_fixed_cache_is_one_graph_with_the_kernel(monkeypatch):
-    made = build(CONFIG, dtype=torch.float32)
+    made = build(CONFIG, dtype=torch.float32).to(DEVICE)
     graphs = []
 
     def kernel_for(operation, *rest, **named):
@@ -270,7 +270,7 @@ def test_a_compiled_step_over_a_fixed_cache_is_one_graph_with_the_kernel(monkeyp
     compiled = torch.compile(step, backend=backend, dynamic=False)
     with model.inference(made):
         held, plain = cache.build(made, 2, 16, fixed=True), cache.build(made, 2, 16)
-        for ids in tokens(CONFIG, 2, 5).split(1, 1):
+        for ids in tokens(CONFIG, 2, 5).to(DEVICE).split(1, 1):
             stepped = compiled(ids, made.context(1, cache=held))
             held.advance(1)
             assert_close(stepped, made(ids, cache=plain))

@@ -12,15 +12,16 @@ from tinylm import ops
 class Pages:
     """Pages [N, K, page, head] of keys and values per layer, and a table [B, blocks] of them."""
 
-    def __init__(self, states, rows, length, page, dtype, *, int8=False):
-        self.states, self.page, self.int8 = states, page, int8
+    def __init__(self, model, rows, length, page, *, int8=False):
+        states, like = model.decode_states(), model.weight
+        self.page, self.int8 = page, int8
         blocks = -(-length // page)
         order = torch.randperm(rows * blocks, generator=torch.Generator().manual_seed(0))
-        self.table = order.view(rows, blocks).to(torch.int32)
-        self.lengths, self.longest = torch.zeros(rows, dtype=torch.int64), 0
+        self.table = order.view(rows, blocks).to(like.device, torch.int32)
+        self.lengths, self.longest = torch.zeros(rows, dtype=torch.int64, device=like.device), 0
 
         def pool(state, *last):
-            return torch.full((rows * blocks, state.heads, page, *last), torch.nan, dtype=dtype)
+            return like.new_full((rows * blocks, state.heads, page, *last), torch.nan)
 
         self.stored = [[pool(state, state.size) for _ in "kv"] for state in states]
         self.scales = [[pool(state) for _ in "kv"] if int8 else [None, None] for state in states]
@@ -35,7 +36,7 @@ class Pages:
         self.longest += tokens
 
     def attend(self, layer, q, k, v, context):
-        place = self.lengths[:, None] + torch.arange(k.size(2))
+        place = self.lengths[:, None] + torch.arange(k.size(2), device=k.device)
         block, within = self.table.gather(1, place // self.page).long(), place % self.page
         for part, new in enumerate((k, v)):
             if self.int8:
