@@ -248,3 +248,22 @@ def test_a_run_that_was_saved_with_sdpa_keeps_torchs_attention(tmp_path):
 
 def test_every_name_of_the_setting_is_a_form_of_attention():
     assert sorted(layers.ATTENTIONS) == sorted([*BACKENDS, "manual"])
+
+
+def test_no_queries_give_no_answers_by_torch_and_with_kernels():
+    q, k = torch.randn(1, 2, 0, 16), torch.randn(1, 2, 1024, 16)
+    mask = Mask(window=5)
+    assert ops.attention(q, k, k, mask=mask).shape == q.shape
+    with interpreter.chosen_by_ops():
+        assert ops.attention(q, k, k, mask=mask).shape == q.shape
+
+
+def test_a_kernel_follows_autocast_as_torch_does():
+    q, k = torch.randn(2, 1, 2, 6, 16)
+    mask = Mask(window=3)
+    with interpreter.chosen_by_ops() as taken, torch.autocast("cpu", torch.bfloat16):
+        y = ops.attention(q, k, k.bfloat16(), mask=mask)
+    assert taken == ["attention"]
+    assert y.dtype == torch.bfloat16
+    wanted = ops.attention(q, k, k, mask=mask, backend="sdpa")
+    torch.testing.assert_close(y.float(), wanted, rtol=0.05, atol=0.05)

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.rungs.kernel_losses import limits
 from tinylm import model, ops
 from tinylm.config import ModelConfig
+from tinylm.ops import losses
 
 
 def drawn(rows=12, width=8, vocabulary=20, dtype=torch.float32):
@@ -299,3 +300,18 @@ def test_a_target_outside_the_vocabulary_is_an_error():
     targets[4] = 20
     with limits(), pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         ops.linear_cross_entropy(x, weight, targets)
+
+
+# torch imports decompositions for it, which warn.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_forward_derivative_is_that_of_all_logits(monkeypatch):
+    monkeypatch.setattr(losses, "WHOLE", -1)
+    x, weight = torch.randn(9, 8), torch.randn(40, 8)
+    targets = torch.randint(40, (9,))
+
+    def loss(x):
+        return ops.linear_cross_entropy(x, weight, targets)
+
+    _, tangent = torch.func.jvp(loss, (x,), (x,))
+    (gradient,) = torch.autograd.grad(loss(leaf := x.clone().requires_grad_()), leaf)
+    assert torch.isclose(tangent, (gradient * x).sum(), rtol=1e-4)

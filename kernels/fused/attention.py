@@ -11,7 +11,7 @@ Team 2024, section 2, for the cap. Defined by `tinylm.reference.tensors.attentio
     k, v       [ 0 | 1 | .. | n  ]  its tiles, one after the other through registers: those that all
                                     its queries see without a mask, then those on the edges
 
-Which tiles those are `attention_tiles` says. Of each row the largest score yet, the sum and the
+`attention_tiles` computes which tiles those are. Of each row the largest score yet, the sum and the
 weighted values are kept, and rescaled when a larger score comes (Milakov and Gimelshein 2018).
 
 All heads of a group read the same keys by index. Programs take the longest rows first, and a
@@ -212,9 +212,6 @@ def forward_kernel(
 def find(name: str, table: Table[Launch], q: Tensor) -> Launch:
     """Return the table's row for q, with tiles no longer than need be; raise ValueError if none."""
     capability = config.device_of(q.device).capability
-    if capability >= (12, 0):
-        # No more shared memory than the GPUs that the rows of 8.0 are made for.
-        capability = (8, 0)
     launch = config.find(table, q.dtype, q.size(-1), capability)
     if launch is not None:
         return launch

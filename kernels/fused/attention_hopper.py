@@ -354,10 +354,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> None:
             f"attention_hopper: k {list(k.shape)} does not fit q {list(q.shape)}; B and D must be "
             "equal, and K must divide H"
         )
-    if causal and length < rows:
+    if 0 < length < rows:
         raise ValueError(
-            f"attention_hopper: S={length} keys are fewer than T={rows} queries, so that the first "
-            "queries would see none"
+            f"attention_hopper: T={rows} queries stand at the last places of S={length} keys; "
+            "T must be <= S"
         )
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(

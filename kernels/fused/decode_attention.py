@@ -141,7 +141,7 @@ def whole_dot(a, n):
 
 
 # These grow from token to token: a kernel of their own for each kind of number would stop decoding.
-@triton.jit(do_not_specialize=["keys", "window"])
+@triton.jit(do_not_specialize=["keys", "window", "table_row"])
 def split_kernel(
     q,
     k,

@@ -31,6 +31,7 @@ cores, takes 3.8 to 5.1, so one path does for all M. Speed is not measured.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -230,6 +231,12 @@ def every_launch(
                 forward(x, q, scale, None)
 
             yield f"M={launch.rows} {str(dtype).removeprefix('torch.')}", call
+    # One row is a constant to the compiler; with a bias, and inputs that end inside a block.
+    x, bias = torch.zeros(1, 4128, dtype=torch.bfloat16), torch.zeros(4096)
+    yield (
+        "M=1 K=4128 bias bfloat16",
+        partial(forward, x, torch.zeros(4096, 4128, dtype=torch.int8), bias + 1, bias),
+    )
 
 
 def _fake(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -136,11 +136,20 @@ class LayerNorm(nn.Module):
         return ops.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
 
 
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is one of `kinds` and no more, so that its weights say all that it does.
+
+    A subclass or an instance may have a `forward` of its own, and hooks may change its output.
+    """
+    own = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+    return type(module) in kinds and not own and not module._backward_hooks
+
+
 def add_and_norm(norm: nn.Module, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
     """x + branch and `norm` of it, both [..., D]; one pass over memory if the norm has a kernel."""
-    # Not `isinstance`: a subclass may have a `forward` of its own, which `add` does not know.
-    if type(norm) is RMSNorm or type(norm) is LayerNorm:
-        return norm.add(x, branch)
+    if is_plain(norm, RMSNorm, LayerNorm):
+        total_and_normed: tuple[Tensor, Tensor] = norm.add(x, branch)  # type: ignore[operator]
+        return total_and_normed
     total = x + branch
     return total, norm(total)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tinylm import ops
 from tinylm.config import ModelConfig, Role, choose
 from tinylm.context import Cache, Context, DecodeState
-from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear, RMSNorm, TiedHead
+from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear, RMSNorm, TiedHead, is_plain
 from tinylm.mask import CAUSAL, Mask
 
 
@@ -114,13 +114,18 @@ class Model(nn.Module):
         `context`.
         """
         context = self.context(tokens.size(1), positions=positions, documents=documents)
-        x, norm, head = self._blocks(self.embed(tokens), context), self.norm, self.head.weight
-        # By the weights of norm and head and not by their outputs: the logits of all tokens need
-        # not exist at once, nor what they are made of.
-        if type(norm) is RMSNorm:
-            loss = ops.linear_cross_entropy(x, head, targets, norm_weight=norm.weight, eps=norm.eps)
+        x, norm, head = self.embed(tokens), self.norm, self.head
+        # Pass the weights of the norm and the head, not their outputs, so that neither the logits
+        # nor the normed vectors of all tokens exist at once.
+        if not is_plain(head, Linear, TiedHead) or getattr(head, "bias", None) is not None:
+            loss = ops.cross_entropy(head(self.hidden(x, context)), targets)
+        elif type(self).hidden is Model.hidden and is_plain(norm, RMSNorm):
+            x = self._blocks(x, context)
+            loss = ops.linear_cross_entropy(
+                x, head.weight, targets, norm_weight=norm.weight, eps=norm.eps
+            )
         else:
-            loss = ops.linear_cross_entropy(norm(x), head, targets)
+            loss = ops.linear_cross_entropy(self.hidden(x, context), head.weight, targets)
         for own in context.losses:
             loss = loss + own
         return loss

@@ -37,9 +37,10 @@ from tinylm.kernels.config import Device
 
 GOLDEN = Path(__file__).parents[1] / "golden/kernels.json"
 # Per compute capability: the multiprocessors of an H100 and an A100, and the most shared memory
-# that a program may have, in bytes.
+# that a program may have, in bytes. The rows of 8.0 also serve 8.6, 8.9 and 12.0, which have less
+# than an A100.
 DEVICES = {90: Device((9, 0), 132), 80: Device((8, 0), 108)}
-SHARED = {90: 227 * 1024, 80: 163 * 1024}
+SHARED = {90: 227 * 1024, 80: 99 * 1024}
 REGISTERS = 65536
 INSTRUCTIONS = ("HGMMA", "HMMA", "UTMALDG", "LDGSTS")
 # What the table keeps of a report.
@@ -217,6 +218,8 @@ def main(arguments: list[str]) -> int:
     ]
     table, version, wrong = golden(), triton.__version__, 0
     known, seen = table.get(version, {}), {}
+    if not known:
+        print(f"{GOLDEN.name} has no table for triton {version}: only faults are looked for")
     for capability, name, report in compile_all(tasks, options.processes):
         architecture = f"sm_{capability}"
         figures = {column: report[column] for column in COLUMNS}

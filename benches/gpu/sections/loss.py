@@ -11,7 +11,7 @@ from benches.gpu.peers import liger
 from tinylm import ops
 
 TOKENS = 16384
-SIZES = ((1024, 32768), (4096, 32768), (2048, 131072), (4096, 131072))
+SIZES = ((1024, 32768), (4096, 32768), (1024, 131072), (4096, 131072))
 # The gate looks at the gradients of this many tokens and of this many words, and takes the logits
 # of this many tokens at a time.
 SEEN, CHUNK = 256, 2048

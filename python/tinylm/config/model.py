@@ -51,10 +51,10 @@ class ModelConfig:
     )
     attention: str = setting(
         "auto",
-        "How attention is computed. On CUDA, auto takes PyTorch for causal attention and Triton "
-        "kernels for other masks and for decoding; triton takes them for every mask; hopper takes "
-        "one more on H100 and H200. sdpa is PyTorch, and so are these where they have no kernel. "
-        "manual is slower; it forms the matrix of weights.",
+        "How attention is computed. On CUDA, auto uses PyTorch for plain causal attention and "
+        "Triton kernels for other masks and for decoding; triton uses the Triton kernels for every "
+        "mask; hopper also uses a kernel for H100 and H200. sdpa always uses PyTorch, which also "
+        "computes whatever has no kernel. manual is slower; it forms the matrix of weights.",
         choices=Attention,
     )
     rope_theta: float = setting(10000.0, "Base of the rotary angles.", POSITIVE)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tinylm.mask import CAUSAL, Mask
 from tinylm.ops import choice
-from tinylm.ops.dtypes import widened
+from tinylm.ops.dtypes import product_dtype, widened
 
 # Dense masks of more cells than this are made for a few rows at a time: 64 MiB of bools, and
 # four times that where torch turns them into float32.
@@ -113,6 +113,15 @@ def _by_kernel(
     backend: Backend,
 ) -> Tensor | None:
     """`attention` by the first kernel that covers these tensors, or None."""
+    if q.numel() == 0 or k.shape != v.shape:
+        return None
+    # Under autocast torch's attention casts, and so must a kernel.
+    dtype = product_dtype(q)
+    if any(product_dtype(x) != dtype for x in (k, v)):
+        return None
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if past is not None:
+        past = past.long()
     gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
     names = kernels_to_try(
@@ -131,7 +140,10 @@ def _by_kernel(
         if name == "decode_attention":
             return kernel(q, k, v, past, None, None, None, mask.window, scale, softcap)
         if name == "attention_hopper":
-            return kernel(q, k, v, mask.causal, scale)[0]
+            # It finds the largest score before it scales.
+            if scale > 0:
+                return kernel(q, k, v, mask.causal, scale)[0]
+            continue
         first, end = (None, None) if mask.documents is None else mask.bounds()
         prefix, causal, window = mask.prefix, mask.causal, mask.window
         return kernel(q, k, v, first, end, prefix, past, causal, window, scale, softcap)[0]
@@ -159,7 +171,7 @@ def _by_torch(
         causal = mask.causal and queries == keys
     else:
         # One row at least, even if its mask passes the limit: a row cannot be cut further.
-        rows = max(1, MASK_CELLS // (queries * keys))
+        rows = max(1, MASK_CELLS // max(1, queries * keys))
         # A mask that all rows share is made once, however many rows there are: cutting would save
         # nothing.
         if q.size(0) > rows and (mask.per_row or past is not None):

@@ -34,7 +34,8 @@ def kernel_for(
     which the compiler fuses with its neighbours; a compute-bound one says `compiled=True` and
     stays a kernel, which the compiler calls without a graph break.
     """
-    if not all(tensor.is_cuda for tensor in tensors):
+    # On ROCm tensors are "cuda" too, and other kernels would be needed.
+    if not all(tensor.is_cuda for tensor in tensors) or torch.version.hip or forward_mode():
         return None
     if torch.compiler.is_compiling() and not compiled:
         return None
@@ -55,3 +56,11 @@ def _covered(
     """Whether a kernel covers these; a compiled graph asks once, when it is traced."""
     kernels = _kernels()
     return kernels is not None and bool(kernels.covers(operation, size, dtypes, device))
+
+
+def forward_mode() -> bool:
+    """Whether derivatives are being taken forward (`torch.func.jvp`), which no kernel can do.
+
+    torch would take the derivative of a registered operation for zero, without a word.
+    """
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0

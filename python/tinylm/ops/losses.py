@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinylm.ops import choice
-from tinylm.ops.dtypes import widened
+from tinylm.ops.dtypes import product_dtype, widened
 from tinylm.ops.norms import rms_norm
 from tinylm.ops.products import linear
 
@@ -85,11 +85,11 @@ def linear_cross_entropy(
     `NotImplementedError` for a second derivative of many logits.
     """
     _check_softcap(softcap)
-    if weight.size(0) * targets.numel() <= WHOLE:
+    if weight.size(0) * targets.numel() <= WHOLE or choice.forward_mode():
         y = x if norm_weight is None else rms_norm(x, norm_weight, eps)
         return cross_entropy(linear(y, weight), targets, z_loss=z_loss, softcap=softcap)
-    dtype = _product_dtype(x)
-    if dtype != _product_dtype(weight):
+    dtype = product_dtype(x)
+    if dtype != product_dtype(weight):
         raise ValueError(
             f"linear_cross_entropy: x is {x.dtype} and weight {weight.dtype}; "
             "convert one of them, or let autocast do it"
@@ -113,6 +113,8 @@ def _check_softcap(softcap: float | None) -> None:
 def _check(x: Tensor, weight: Tensor, targets: Tensor, norm_weight: Tensor | None) -> None:
     """Refuse shapes that do not fit."""
     width = x.shape[-1:]
+    if targets.dtype != torch.int64:
+        raise ValueError(f"linear_cross_entropy: targets are {targets.dtype}; they must be int64")
     if x.dim() == 0 or x.shape[:-1] != targets.shape or (*weight.shape[1:],) != width:
         raise ValueError(
             f"linear_cross_entropy: x {list(x.shape)}, weight {list(weight.shape)} and targets "
@@ -125,20 +127,11 @@ def _check(x: Tensor, weight: Tensor, targets: Tensor, norm_weight: Tensor | Non
         )
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that `F.linear` multiplies in: x's own, or autocast's."""
-    kind = x.device.type
-    # Autocast leaves float64 as it is.
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
-
-
 class Gradients(NamedTuple):
     """The loss, and what its gradients are after a division by the number of targets.
 
     They are not divided yet because a share of many targets is too small for float16. What nobody
-    asked for is empty. A backward pass that frees the graph overwrites the sums.
+    asked for is an empty tensor. A backward pass that frees the graph overwrites the sums.
     """
 
     loss: Tensor

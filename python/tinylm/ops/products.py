@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinylm.ops import choice
-from tinylm.ops.dtypes import widened
+from tinylm.ops.dtypes import product_dtype, widened
 from tinylm.ops.quant import check_int4, check_int8, dequantise_int4, dequantise_int8
 
 # The kernels are for decoding: with more rows a product in the dtype of x is bound by its FLOPs and
@@ -35,10 +35,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def linear_int8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b with W = q scale: x [..., K], q [N, K] int8, scale [N], bias [N] to [..., N].
 
-    The result has the dtype of x. x and bias get gradients; q and scale are constants. Raises
-    ValueError if the shapes or dtypes do not fit. Defined by `quantise_int8`.
+    The result has the dtype of x, or under autocast that of `linear`. x and bias get gradients;
+    q and scale are constants. Raises ValueError if the shapes or dtypes do not fit. Defined by
+    `quantise_int8`.
     """
-    scale = scale.detach()
+    x, scale = x.to(product_dtype(x)), scale.detach()
     rows = math.prod(x.shape[:-1])
     if rows <= MOST_ROWS:
         kernel = choice.kernel_for("linear_int8", MOST_ROWS, x, scale, compiled=True)
@@ -61,10 +62,11 @@ def linear_int8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None)
 def linear_int4(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, W in 4 bits: x [..., K], packed [N, K / 2], scales [N, K / group], bias [N].
 
-    The result, [..., N], has the dtype of x. x and bias get gradients; packed and scales are
-    constants. Raises ValueError if the shapes or dtypes do not fit. Defined by `quantise_int4`.
+    The result, [..., N], has the dtype of x, or under autocast that of `linear`. x and bias get
+    gradients; packed and scales are constants. Raises ValueError if the shapes or dtypes do not
+    fit. Defined by `quantise_int4`.
     """
-    scales = scales.detach()
+    x, scales = x.to(product_dtype(x)), scales.detach()
     rows = math.prod(x.shape[:-1])
     if rows <= MOST_ROWS:
         kernel = choice.kernel_for("linear_int4", MOST_ROWS, x, scales, compiled=True)
