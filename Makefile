@@ -28,7 +28,7 @@ test: .venv/.ready ## run the quick tests: cargo test of the two core crates, th
 	cargo test --quiet
 	python -m pytest -n 2
 
-test-slow: .venv/.ready ## run the slow tests, 17 minutes; ARGS="tests/test_resume.py"
+test-slow: .venv/.ready ## run the slow tests, 30 minutes; ARGS="tests/test_resume.py"
 	python -m pytest -m slow --timeout 900 $(ARGS)
 
 # Uses every core and prints a line per rung. It takes long: make fuzz > fuzz.log 2>&1 &
