@@ -282,3 +282,12 @@ def test_ops_takes_the_kernel_for_a_mask_of_fields():
         y = ops.attention(case.q, case.k, case.v, mask=case.mask, scale=case.scale)
     assert "attention" in taken
     assert torch.equal(y, results(case)[1])
+
+
+def test_a_soft_cap_hides_no_nan():
+    q = torch.randn(1, 1, 3, 16, device=DEVICE)
+    k = q.clone()
+    q[0, 0, 1, 0] = math.nan
+    y = ops.attention(q, k, k, softcap=5.0)
+    ours = torch.ops.tinylm.attention(q, k, k, None, None, None, None, True, None, 0.25, 5.0)[0]
+    assert torch.equal(ours.isnan(), y.isnan())

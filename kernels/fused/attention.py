@@ -47,11 +47,11 @@ from tinylm.kernels.attention_tiles import (
     load,
     product,
     row_bounds,
-    tanh,
     visible,
 )
 from tinylm.kernels.config import Key, Table
 from tinylm.kernels.library import LIBRARY, register
+from tinylm.kernels.tanh import tanh
 
 
 class Launch(NamedTuple):

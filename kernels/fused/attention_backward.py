@@ -63,11 +63,11 @@ from tinylm.kernels.attention_tiles import (
     load,
     product,
     row_bounds,
-    tanh,
     visible,
 )
 from tinylm.kernels.config import Key, Table
 from tinylm.kernels.library import LIBRARY, register
+from tinylm.kernels.tanh import tanh
 
 # Of dk and dv: `rows` keys, which walk over queries. Of dq: `rows` queries, which walk over keys.
 KEYS: Table[Launch] = (

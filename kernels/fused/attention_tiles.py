@@ -42,27 +42,6 @@ def product(a, b, total=None):
 
 
 @triton.jit
-def tanh(x):
-    """tanh of a block, to a few units in the last place: the ratio of polynomials of Eigen and XLA.
-
-    1 - 2 / (exp(2 x) + 1) would lose the digits of a small x. Takes about as long.
-    """
-    # Beyond these bounds the nearest float32 is 1.
-    x = tl.minimum(tl.maximum(x, -7.90531110763549805), 7.90531110763549805)
-    z = x * x
-    above = z * -2.76076847742355e-16 + 2.00018790482477e-13
-    above = z * above - 8.60467152213735e-11
-    above = z * above + 5.12229709037114e-08
-    above = z * above + 1.48572235717979e-05
-    above = z * above + 6.37261928875436e-04
-    above = z * above + 4.89352455891786e-03
-    below = z * 1.19825839466702e-06 + 1.18534705686654e-04
-    below = z * below + 2.26843463243900e-03
-    below = z * below + 4.89352518554385e-03
-    return x * above / below
-
-
-@triton.jit
 def assigned(tiles, rows, section):
     """Return the tile and the row (batch entry and head) of this program.
 

@@ -37,6 +37,7 @@ from torch import Tensor
 from tinylm.kernels import config
 from tinylm.kernels.config import Key, Table
 from tinylm.kernels.library import register
+from tinylm.kernels.tanh import tanh
 
 
 class Launch(NamedTuple):
@@ -58,29 +59,11 @@ IGNORED = tl.constexpr(-100)
 
 
 @triton.jit
-def _tanh(x):
-    """Within 2 units in the last place of float32."""
-    # Of e^2x as it stands the digits cancel near 0. There its series, to x^15.
-    square = x * x
-    series = -929569.0 / 638512875.0
-    series = series * square + 21844.0 / 6081075.0
-    series = series * square - 1382.0 / 155925.0
-    series = series * square + 62.0 / 2835.0
-    series = series * square - 17.0 / 315.0
-    series = series * square + 2.0 / 15.0
-    series = series * square - 1.0 / 3.0
-    near = x + x * (series * square)
-    # 2 / log(2), for exp2.
-    far = 1.0 - 2.0 / (tl.exp2(x * 2.8853900817779268) + 1.0)
-    return tl.where(tl.abs(x) < 0.5, near, far)
-
-
-@triton.jit
 def _capped(logits, cap, CAPPED: tl.constexpr):
     """The logits in float32, with the soft cap if there is one."""
     s = logits.to(tl.float32)
     if CAPPED:
-        s = cap * _tanh(s / cap)
+        s = cap * tanh(s / cap)
     return s
 
 

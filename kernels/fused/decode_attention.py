@@ -71,6 +71,7 @@ from torch import Tensor
 from tinylm.kernels import config
 from tinylm.kernels.config import Key, Table
 from tinylm.kernels.library import LIBRARY, register
+from tinylm.kernels.tanh import tanh
 
 
 class Launch(NamedTuple):
@@ -102,21 +103,6 @@ COMBINED = 8192
 # The lse of an empty part and the first pivot: below every score, but finite.
 EMPTY = tl.constexpr(-3e38)
 LOG2_E = tl.constexpr(math.log2(math.e))
-
-
-@triton.jit
-def tanh(x):
-    """tanh to 2 ulp of float32, from exp2: triton's interpreter has no libdevice.
-
-    Near 0 the quotient would cancel; the polynomial there is Cephes's (Moshier, tanhf.c).
-    """
-    z = x * x
-    p = -5.70498872745e-3 * z + 2.06390887954e-2
-    p = p * z - 5.37397155531e-2
-    p = p * z + 1.33314422036e-1
-    p = p * z - 3.33332819422e-1
-    far = 1 - 2 / (tl.exp2(x * (2 * LOG2_E)) + 1)
-    return tl.where(tl.abs(x) < 0.625, x + x * z * p, far)
 
 
 @triton.jit
