@@ -10,7 +10,7 @@ import pytest
 from tests.support.crashes import make_model, make_training, save_step
 from tinylm import checkpoint
 from tinylm.checkpoint import Training, folder
-from tinylm.train import stages
+from tinylm.train import beginning
 
 ABSENT = object()
 PROGRESS = {
@@ -63,7 +63,7 @@ def resumed(tmp_path, state):
     path = checkpoint.path_of(tmp_path, 3)
     training = Training(3, 300, make_training(3).optimizer, state)
     checkpoint.save(path, make_model(3), None, training=training)
-    return stages.resume(path, print)
+    return beginning.resume(path, print)
 
 
 def test_a_whole_state_is_resumed_from(tmp_path):

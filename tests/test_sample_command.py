@@ -19,7 +19,7 @@ from tinylm import sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig, to_yaml
 from tinylm.config import load as load_settings
 from tinylm.sample.__main__ import _parse, main
-from tinylm.train.stages import sample_command
+from tinylm.train.reporting import sample_command
 
 SMALL = ModelConfig(
     vocab_size=257, d_model=12, n_layers=2, n_heads=2, context_length=16, tied=False

@@ -167,7 +167,7 @@ def test_an_observer_that_fails_is_warned_of_once_and_the_run_goes_on(name, whol
         if observer == "mine":
             patch.setitem(track.TRACKERS, "mine", None)
         # The prompt is tried before the run has a folder: an error then costs nothing.
-        patch.setattr("tinylm.train.stages.first_words", lambda *_: "the 1 ")
+        patch.setattr("tinylm.train.prompts.first_words", lambda *_: "the 1 ")
         patch.setattr(device, "peak_flops", lambda *_: 1e9)
         disturb(patch)
         run = settings(*TINY, "imports=[json]", f"track.names={names}", "out=run")

@@ -24,7 +24,7 @@ from tinylm import Tokenizer, checkpoint, config, corpus, data, disk, model
 from tinylm.corpus import files, texts
 from tinylm.evaluate.__main__ import main as evaluate_main
 from tinylm.sample.__main__ import main as sample_main
-from tinylm.train import Interrupted, Trainer, folder, session, stages, train
+from tinylm.train import Interrupted, Trainer, beginning, folder, prompts, reporting, session, train
 from tinylm.train.__main__ import main
 
 PIPE = subprocess.PIPE
@@ -196,7 +196,7 @@ def test_the_prompt_is_an_early_line_of_the_validation_text(name, tokenizer):
     data.prepare(text, tokenizer, "shards")
     net = model.build(replace(CONFIG, vocab_size=tokenizer.vocab_size))
     validation = data.Dataset.open("shards", split="val")
-    found = stages.first_words(settings(), validation, net, tokenizer)
+    found = prompts.first_words(settings(), validation, net, tokenizer)
     lines = [line.strip() for line in next(text.validation())[:1000].splitlines()]
     line = next((line[:60] for line in lines[1:] if line), lines[0][:60] if lines else "")
     assert found == (line.partition("<|endoftext|>")[0] or "The")
@@ -222,7 +222,7 @@ def test_a_run_that_was_killed_after_it_stopped_early_only_adds_its_results(monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "finish", killed)
+        patched.setattr(reporting, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             train(settings("out=run", "train.steps=50", *EARLY))
     step = checkpoint.step_of(checkpoint.latest("run"))
@@ -297,7 +297,7 @@ def test_a_process_gets_its_rows_and_its_random_numbers_from_its_rank():
     alone = session.Session(cpu, float32, 0, 1, print)
 
     def tokens(one):
-        with stages.loader(run, shards, 32, one) as batches:
+        with beginning.loader(run, shards, 32, one) as batches:
             return next(batches).tokens
 
     whole, parts = tokens(alone), [tokens(one) for one in ranks]

@@ -59,7 +59,7 @@ PYTHON = [
         "manual_attention",
     ),
     Mutant(
-        "python/tinylm/layers.py",
+        "python/tinylm/layers/attention.py",
         "v = self._split(self.v(x), self.kv_heads)",
         "v = context.rotate(self._split(self.v(x), self.kv_heads))",
         "transformer-tensors-model",
@@ -89,19 +89,19 @@ PYTHON = [
         "quantise_int8",
     ),
     Mutant(
-        "python/tinylm/optim.py",
+        "python/tinylm/optim/muon.py",
         "ahead = torch._foreach_lerp(gradients, momenta, beta)",
         "ahead = momenta",
         "muon",
     ),
     Mutant(
-        "python/tinylm/optim.py",
+        "python/tinylm/optim/groups.py",
         '"weight_decay": config.weight_decay}',
         '"weight_decay": 0.0}',
         "adamw or sgd or muon",
     ),
     Mutant(
-        "python/tinylm/optim.py",
+        "python/tinylm/optim/schedules.py",
         "past = max(0.0, progress - config.warmup)",
         "past = progress - config.warmup",
         "schedule",
@@ -154,7 +154,7 @@ PYTHON = [
         "tests/test_tokenizer_json.py",
     ),
     Mutant(
-        "python/tinylm/optim.py",
+        "python/tinylm/optim/muon.py",
         "rows, columns = parameters[0].shape[-2:]",
         "rows, columns = parameters[0].shape[:2]",
         "stack",
@@ -293,14 +293,14 @@ PYTHON = [
         "tests/test_train_ownership.py",
     ),
     Mutant(
-        "python/tinylm/train/stages.py",
+        "python/tinylm/train/beginning.py",
         "    if there is not None and resumed is not None:",
         "    if there is not None and resumed is None:",
         "hashed_once",
         "tests/test_train_ownership.py",
     ),
     Mutant(
-        "python/tinylm/train/stages.py",
+        "python/tinylm/train/beginning.py",
         "run.train.steps <= length:",
         "training.step >= run.train.steps:",
         "stopped_early_is",
@@ -353,7 +353,7 @@ PYTHON = [
         "tests/test_model.py",
     ),
     Mutant(
-        "python/tinylm/layers.py",
+        "python/tinylm/layers/positions.py",
         "cos, sin = cos[:, None], sin[:, None]",
         "cos, sin = cos[:1], sin[:1]",
         "packed",

@@ -2,10 +2,10 @@
 
     folder = train(config.load(overrides=["train.steps=200"]))
 
-`pipeline` puts the stages in order, `stages` holds what stands around the loop, `loop` takes the
-steps, `folder` knows the files and who writes to them, `session` the device and the random
-numbers. Nothing here imports torch before it is used, so that the command answers `--help` and a
-slip at once.
+`pipeline` puts the stages in order. `beginning`, `compiling` and `prompts` come before the steps,
+`loop` takes them, `reporting` comes after. `folder` knows the files and who writes to them,
+`session` the device and the random numbers. Nothing here imports torch before it is used, so that
+the command answers `--help` and a slip at once.
 """
 
 from typing import TYPE_CHECKING

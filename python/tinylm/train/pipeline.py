@@ -11,7 +11,7 @@ from tinylm import device, optim, threads
 from tinylm.config import Run
 from tinylm.data import Dataset
 from tinylm.track import Trackers
-from tinylm.train import stages
+from tinylm.train import beginning, compiling, prompts, reporting
 from tinylm.train.folder import Home
 from tinylm.train.loop import Trainer
 from tinylm.train.session import Session
@@ -30,17 +30,17 @@ def train(run: Run) -> Path:
     session = Session.start(run.train.device, run.train.dtype, trackers.say)
     with ExitStack() as stack:
         home = stack.enter_context(Home(run))
-        resumed = stages.resume(home.source, session.say)
-        if resumed is not None and stages.is_finished(run, home.folder, resumed, session.say):
+        resumed = beginning.resume(home.source, session.say)
+        if resumed is not None and beginning.is_finished(run, home.folder, resumed, session.say):
             return home.folder
         # Opened once at most, and only if a stage asks: a resumed run that has its shards reads no
         # text.
-        text = cache(lambda: stages.open_text(run, session.say))
-        net, tokenizer = stages.start(run, resumed, text, session)
-        shards = stages.shards(run, resumed, text, tokenizer, session)
-        loader = stages.loader(run, shards, net.config.context_length, session)
+        text = cache(lambda: beginning.open_text(run, session.say))
+        net, tokenizer = beginning.start(run, resumed, text, session)
+        shards = beginning.shards(run, resumed, text, tokenizer, session)
+        loader = beginning.loader(run, shards, net.config.context_length, session)
         validation = Dataset.open(shards, split="val")
-        prompt = stages.first_words(run, validation, net, tokenizer)
+        prompt = prompts.first_words(run, validation, net, tokenizer)
         trainer = Trainer(
             run=run,
             # Only now is the folder made: whatever can be refused has been checked before.
@@ -51,8 +51,8 @@ def train(run: Run) -> Path:
             validation=validation,
             optimizer=optim.build(net, run.optim),
             session=session,
-            peak=stages.peak(session, trackers),
-            loss=stages.loss_function(run, net, session),
+            peak=reporting.peak(session, trackers),
+            loss=compiling.loss_function(run, net, session),
             prompt=prompt,
             trackers=trackers,
         )
@@ -60,11 +60,11 @@ def train(run: Run) -> Path:
         if resumed is not None:
             session.say(f"going on from {resumed.checkpoint}")
             trainer.restore(resumed.training)
-        stages.record(trainer, shards)
-        session.say(stages.opening(trainer, shards, time.perf_counter() - began))
+        reporting.record(trainer, shards)
+        session.say(reporting.opening(trainer, shards, time.perf_counter() - began))
         trackers.start(trainer.folder)
         stack.enter_context(threads.sharing(torch.get_num_threads()))
         with device.repeatable(session.device), closing(trackers):
             trainer.train()
-            stages.finish(trainer, lambda: time.perf_counter() - began)
+            reporting.finish(trainer, lambda: time.perf_counter() - began)
     return trainer.folder

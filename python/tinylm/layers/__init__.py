@@ -1,0 +1,45 @@
+"""The parts of a transformer block, and the registries that name them.
+
+A part declares the role of each of its own parameters (`roles`), from which the optimizer's
+groups follow, the floating-point operations of its products (`flops`), from which the model's
+utilisation follows, and how its weights start (`start`). To add one, assign it:
+`NORMS["mine"] = Mine`, in a module that the run names in `imports`.
+
+| role      | parameters                       | moved by (optim.name=muon) | decayed |
+|-----------|----------------------------------|----------------------------|---------|
+| embedding | token and position tables        | AdamW                      | no      |
+| head      | an untied output matrix          | AdamW                      | no      |
+| matrix    | every matrix between those two   | Muon                       | yes     |
+| gain      | norm weights and all biases      | AdamW                      | no      |
+| scalar    | single learned numbers           | AdamW                      | no      |
+"""
+
+from tinylm.layers.attention import Attention
+from tinylm.layers.block import Block
+from tinylm.layers.feedforward import MLP, SwiGLU
+from tinylm.layers.linear import Embedding, Linear, TiedHead
+from tinylm.layers.norms import LayerNorm, RMSNorm, add_and_norm, is_plain
+from tinylm.layers.positions import Learned, NoPosition, Rope, identity
+from tinylm.layers.registries import ATTENTIONS, FEEDFORWARDS, NORMS, POSITIONS
+
+__all__ = [
+    "ATTENTIONS",
+    "FEEDFORWARDS",
+    "MLP",
+    "NORMS",
+    "POSITIONS",
+    "Attention",
+    "Block",
+    "Embedding",
+    "LayerNorm",
+    "Learned",
+    "Linear",
+    "NoPosition",
+    "RMSNorm",
+    "Rope",
+    "SwiGLU",
+    "TiedHead",
+    "add_and_norm",
+    "identity",
+    "is_plain",
+]

@@ -1,0 +1,80 @@
+"""Matrices and tables: products with a weight, and rows of an embedding."""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tinylm import ops
+from tinylm.config import Role
+
+
+class Linear(nn.Linear):
+    """x [..., in] to x W^T + b [..., out]; `branch` marks the last product of a residual branch."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, role: Role = "matrix", branch: bool = False
+    ) -> None:
+        # torch calls `reset_parameters` in here. Its own version would draw from the global
+        # generator and so move the caller's random numbers.
+        super().__init__(inputs, outputs, bias=bias)
+        self.roles: dict[str, Role] = {"weight": role, "bias": "gain"}
+        # Zero for the last product of a branch: every block begins as the identity. Zero for an
+        # untied head: the first loss is log(vocab_size), whatever the seed. Both can leave zero,
+        # because the gradient of a matrix depends on its input and not on its value.
+        self.deviation = 0.0 if branch or role == "head" else 0.6 / math.sqrt(inputs)
+
+    def reset_parameters(self) -> None:
+        """Leave the new weights as they are: `start` draws them, from a generator of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]."""
+        return ops.linear(x, self.weight, self.bias)
+
+    def start(self, generator: torch.Generator) -> None:
+        """Draw the starting weights, in place."""
+        self.weight.normal_(0.0, self.deviation, generator=generator)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def flops(self, context_length: int) -> int:
+        """Forward 2, backward 4 operations per weight and token."""
+        return 6 * self.in_features * self.out_features
+
+
+# Declares no `flops`: looking up a row multiplies nothing.
+class Embedding(nn.Embedding):
+    """Ids [...] to rows [..., D]."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
+
+    def reset_parameters(self) -> None:
+        """Leave the new weights as they are: `start` draws them, from a generator of its own."""
+
+    def start(self, generator: torch.Generator) -> None:
+        """Draw the starting weights, in place."""
+        self.weight.normal_(0.0, 0.02, generator=generator)
+
+
+class TiedHead(nn.Module):
+    """x [..., D] to logits [..., V] by the rows of an embedding, which stays the embedding's."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        super().__init__()
+        # In a tuple: a module that is an attribute would be saved and counted a second time.
+        self._embedding = (embedding,)
+
+    @property
+    def weight(self) -> Tensor:
+        """The embedding's weight [V, D]."""
+        # Read through the module each time: a move to another device may replace the parameter.
+        return self._embedding[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to [..., V]."""
+        return ops.linear(x, self.weight)
+
+    def flops(self, context_length: int) -> int:
+        """Operations of the product; looking up rows costs none."""
+        return 6 * self.weight.numel()

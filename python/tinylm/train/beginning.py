@@ -1,0 +1,208 @@
+"""What a run begins with: its earlier state, its text, tokenizer, weights, shards and batches."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinylm import checkpoint, corpus, data, model, optim
+from tinylm.checkpoint import Training
+from tinylm.config import Run
+from tinylm.corpus import Corpus
+from tinylm.data import Dataset, Loader
+from tinylm.model import Model
+from tinylm.tokenizer import Tokenizer
+from tinylm.train.folder import read_json
+from tinylm.train.session import Session
+from tinylm.train.state import load_state
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run goes on from, and the training state in it."""
+
+    checkpoint: Path
+    training: Training
+
+
+def resume(source: Path | None, say: Say) -> Resumed | None:
+    """The state that a run resumes from; None for a new run.
+
+    If `source` is a checkpoint, it must verify (`ValueError`). If it is a run, the newest
+    checkpoint that verifies is taken.
+    """
+    found = None if source is None else _resume_point(source, say)
+    return None if found is None else Resumed(found, load_state(found))
+
+
+def _resume_point(source: Path, say: Say) -> Path | None:
+    if not (source / "config.yaml").is_file():
+        checkpoint.verify(source)
+        return source
+    try:
+        return checkpoint.latest(source)
+    except FileNotFoundError:
+        if any((source / "checkpoints").glob("step-*")):
+            # There are some, and none is sound: that is not the same as none yet.
+            raise
+        say(f"{source} holds no checkpoint yet: starting from its beginning")
+        return None
+
+
+def is_finished(run: Run, folder: Path, resumed: Resumed, say: Say) -> bool:
+    """Whether the run in `folder` has ended, at its last step or by early stopping.
+
+    Says so, or says if a longer run makes its learning rate rise again.
+    """
+    training = resumed.training
+    results = read_json(folder / "run.json").get("results")
+    length = training.state.get("steps", training.step)
+    whole = isinstance(results, dict) and {"step", "bits_per_byte"} <= results.keys()
+    ended: dict[str, Any] = results or {} if whole else {"step": math.inf}
+    if training.step >= ended["step"] and run.train.steps <= length:
+        say(f"{folder} is finished; a larger train.steps lengthens it")
+        say(f"bits per byte: {ended['bits_per_byte']:.3f}")
+        return True
+    was = optim.schedule(min(training.step, length - 1), length, run.optim)
+    now = optim.schedule(training.step, run.train.steps, run.optim)
+    if run.train.steps > length and now > 1.01 * was:
+        say(
+            f"train.steps grew from {length} to {run.train.steps}: the learning rate rises again, "
+            f"from {was:.0%} of its peak to {now:.0%}"
+        )
+    return False
+
+
+def open_text(run: Run, say: Say) -> Corpus:
+    """The text of the run; says what is left out of it, and how its documents end."""
+    settings = run.data
+    text = corpus.open(
+        settings.source, val_fraction=settings.val_fraction, separator=settings.separator
+    )
+    for note in text.notes:
+        say(note)
+    return text
+
+
+def start(
+    run: Run, resumed: Resumed | None, text: Callable[[], Corpus], session: Session
+) -> tuple[Model, Tokenizer]:
+    """The model with its first weights, and its tokenizer; each is loaded, or new if there is none.
+
+    Calls `text` only to train a tokenizer.
+    """
+    given = None if run.train.init is None else Path(run.train.init)
+    given = given if resumed is None else resumed.checkpoint
+    if given is None:
+        tokenizer = _new_tokenizer(run, text, session.say)
+        size = run.model.vocab_size or tokenizer.vocab_size
+        _refuse_mismatch(tokenizer, size, "model.vocab_size")
+        config = replace(run.model, vocab_size=size)
+        return model.build(config, seed=run.train.seed, device=session.device), tokenizer
+    # A checkpoint to resume from was verified when it was chosen.
+    net, loaded = checkpoint.load(
+        given, device=session.device, dtype=torch.float32, verify=resumed is None
+    )
+    if loaded is None or (resumed is None and run.tokenizer.path is not None):
+        loaded = _new_tokenizer(run, text, session.say)
+    elif run.tokenizer.eos is not None:
+        loaded = loaded.with_eos(run.tokenizer.eos)
+    _refuse_mismatch(loaded, net.embedding.num_embeddings, f"train.init={given}")
+    if resumed is None:
+        session.say(f"weights, model and tokenizer settings come from {given}")
+    return net, loaded
+
+
+def _new_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer:
+    settings = run.tokenizer
+    if settings.path is not None:
+        loaded = Tokenizer.load(settings.path)
+        return loaded if settings.eos is None else loaded.with_eos(settings.eos)
+    source = text()
+    say(f"training a {settings.kind} tokenizer on {source.name}")
+    tokenizer = Tokenizer.train(
+        source.train(),
+        vocab_size=settings.vocab_size,
+        kind=settings.kind,
+        pattern=settings.pattern,
+        special_tokens=settings.special_tokens,
+    )
+    return tokenizer if settings.eos is None else tokenizer.with_eos(settings.eos)
+
+
+def _refuse_mismatch(tokenizer: Tokenizer, size: int, what: str) -> None:
+    if tokenizer.vocab_size > size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model ({what}) rows for "
+            f"{size}: give the tokenizer that belongs to the model, or a larger model.vocab_size"
+        )
+
+
+def shards(
+    run: Run,
+    resumed: Resumed | None,
+    text: Callable[[], Corpus],
+    tokenizer: Tokenizer,
+    session: Session,
+) -> Path:
+    """The folder of the run's shards, made if it is not there.
+
+    A run that goes on does not look at its text, which may have changed or gone since. A new one
+    checks that its shards are those of the text, if the text is there.
+    """
+    there = _made_before(run, resumed, tokenizer)
+    if there is not None and resumed is not None:
+        return there
+    try:
+        source = text()
+    except (FileNotFoundError, ConnectionError):
+        if there is None:
+            raise
+        session.say(
+            f"{run.data.source} cannot be read: training on the shards that were made of it"
+        )
+        return there
+    if run.data.folder is not None:
+        folder = Path(run.data.folder)
+    else:
+        folder = data.default_folder(source, tokenizer.sha256)
+    data.prepare(source, tokenizer, folder)
+    return folder
+
+
+def _made_before(run: Run, resumed: Resumed | None, tokenizer: Tokenizer) -> Path | None:
+    """The folder of shards that an earlier start made of the run's source, as far as is known."""
+    made_of: dict[str, Any] = {
+        "source": run.data.source,
+        "val_fraction": run.data.val_fraction,
+        "separator": run.data.separator,
+        "tokenizer_sha256": tokenizer.sha256,
+    }
+    if run.data.folder is not None:
+        folder = Path(run.data.folder)
+        return folder if data.fits(folder, **made_of) else None
+    # Several versions of a text may have shards: a run goes on with those that it began with.
+    state = {} if resumed is None else resumed.training.state
+    return data.find(**made_of, fingerprint=state.get("loader", {}).get("fingerprint"))
+
+
+def loader(run: Run, shards: Path, context_length: int, session: Session) -> Loader:
+    """The batches of a run, of which this process gets its own rows."""
+    return Loader(
+        Dataset.open(shards, split="train"),
+        batch_size=run.train.batch_size,
+        context_length=context_length,
+        order=run.data.order,
+        stride=run.data.stride,
+        mask_after_eos=run.data.mask_after_eos,
+        seed=run.train.seed,
+        rank=session.rank,
+        world_size=session.world,
+        threads=run.data.threads,
+        device=str(session.device),
+    )

@@ -1,0 +1,139 @@
+"""The record of a run: its files at the beginning, its first lines and its last."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tinylm import device, evaluate, sample, track
+from tinylm.config import SampleConfig
+from tinylm.model import Model
+from tinylm.tokenizer import Tokenizer
+from tinylm.track import Trackers
+from tinylm.train.folder import provenance, read_json, rewind_samples, write_json
+from tinylm.train.loop import WATCHED_TOKENS, Trainer
+from tinylm.train.session import Session
+
+# How a file may begin, each continued eight times: ast.parse reads a share at the end of a run on
+# Python. No space at the end: to the tokenizer a space belongs to the word after it.
+PARSE_PROMPTS = ("def", "class", "import", "from")
+
+
+def record(trainer: Trainer, shards: Path) -> None:
+    """Begin the files of the run's folder, or take them back to the step that it goes on from."""
+    session, step = trainer.session, trainer.progress.step
+    # Without the tracker nobody would write again what is dropped.
+    torn = track.rewind_metrics(trainer.folder, step) if "jsonl" in trainer.run.track.names else 0
+    if torn:
+        session.say(f"{trainer.folder / 'metrics.jsonl'}: {torn} torn lines are dropped")
+    rewind_samples(trainer.folder, step)
+    _mend_best(trainer)
+    where = {
+        "device": str(session.device),
+        "dtype": str(session.dtype),
+        "shards": str(shards),
+    }
+    counts = trainer.model.describe()
+    content = {**provenance(), **where, **counts, "peak": trainer.peak}
+    write_json(trainer.folder / "run.json", content)
+
+
+def _mend_best(trainer: Trainer) -> None:
+    """Write best.json anew if it is missing or torn; the checkpoint knows what was in it."""
+    progress, path = trainer.progress, trainer.folder / "best.json"
+    if progress.best_step < 0 or read_json(path):
+        return
+    records = track.read_metrics(trainer.folder)
+    scored = [r for r in records if r["step"] == progress.best_step and "bits_per_byte" in r]
+    trainer.write_best(scored[-1]["bits_per_byte"] if scored else None)
+
+
+def peak(session: Session, trackers: Trackers) -> float:
+    """The device's operations per second, which MFU is a share of; 0 if measuring them fails."""
+    with trackers.guard("the measurement of the peak"):
+        return device.peak_flops(session.device, session.dtype)
+    return 0.0
+
+
+def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
+    """Describe the run in four lines, before its first step."""
+    net, run, session = trainer.model, trainer.run, trainer.session
+    counts = net.describe()
+    rows = trainer.loader.n_rows
+    peak = f"{trainer.peak / 1e9:,.0f} GFLOP/s measured peak" if trainer.peak else "peak unknown"
+    epochs = run.train.steps * run.train.batch_size / rows
+    return "\n".join(
+        (
+            f"run        {trainer.folder}",
+            f"data       {shards}: {rows:,} rows of {net.config.context_length} tokens, "
+            f"{epochs:.2f} epochs",
+            f"model      {net.config.architecture}, {counts['parameters']:,} parameters, "
+            f"vocabulary {net.config.vocab_size:,}",
+            f"device     {session.device}, {str(session.dtype).removeprefix('torch.')}, "
+            f"{peak}; ready after {seconds:.1f} s",
+        )
+    )
+
+
+def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
+    """Score, sample and say how the run went; the last line is the bits per byte."""
+    run, folder, progress = trainer.run, trainer.folder, trainer.progress
+    # In float32, as `python -m tinylm.evaluate` scores it.
+    scores = trainer.score(dtype=torch.float32)
+    if progress.best_step < 0 or trainer.validation.n_tokens <= WATCHED_TOKENS:
+        trainer.keep_best(scores)
+    with trainer.trackers.guard("sample"):
+        trainer.show_sample()
+    results = {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "val_loss": scores.loss,
+        "perplexity": scores.perplexity,
+        "bits_per_byte": scores.bits_per_byte,
+        "best_step": progress.best_step,
+    }
+    lines = []
+    if run.data.source == "stdlib":
+        with trainer.trackers.guard("the share of Python"):
+            results["parse_share"] = share = parse_share(trainer.model, trainer.tokenizer)
+            lines.append(f"python     ast.parse accepts {share:.0%} of 32 samples")
+    results["seconds"] = seconds()
+    record = read_json(folder / "run.json")
+    write_json(folder / "run.json", {**record, "results": results})
+    trainer.trackers.say(
+        "\n".join(
+            (
+                f"done       {progress.step} steps, {progress.tokens:,} tokens, "
+                f"{results['seconds']:.0f} s",
+                f"loss       {scores.loss:.4f} nats per token on the validation text "
+                f"(perplexity {scores.perplexity:.2f})",
+                *lines,
+                f"folder     {folder}: loss.png, samples.txt, metrics.jsonl, checkpoints",
+                f"next       {sample_command(folder, trainer.prompt)}",
+                f"bits per byte: {scores.bits_per_byte:.3f}",
+            )
+        )
+    )
+
+
+def sample_command(folder: Path, prompt: str) -> str:
+    """The command that goes on with `prompt`; settings may be added to its end.
+
+    Only a prompt that could be taken for an option or a setting comes after `--`, where nothing
+    can be added.
+    """
+    mark = ["--"] if prompt.startswith("-") or "=" in prompt else []
+    return shlex.join(["python", "-m", "tinylm.sample", str(folder), *mark, prompt])
+
+
+def parse_share(net: Model, tokenizer: Tokenizer) -> float:
+    """Share of 32 samples (fixed prompts, seed 0, temperature 0.8) that `ast.parse` accepts."""
+    # A file begins after the end of another, and one that has ended has ended.
+    end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    prompts = [tokenizer.encode(prompt) for prompt in PARSE_PROMPTS]
+    settings = SampleConfig(samples=8, max_tokens=128, temperature=0.8, seed=0, stop=end)
+    drawn = sample.generate(net, [[*end, *prompt] for prompt in prompts], settings)
+    begun = [prompt for prompt in prompts for _ in range(settings.samples)]
+    texts = [tokenizer.decode(a + b) for a, b in zip(begun, drawn, strict=True)]
+    return evaluate.parse_share(texts)
