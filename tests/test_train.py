@@ -275,13 +275,13 @@ def poison(monkeypatch, step):
     original = Trainer.step
 
     def poisoned(self):
-        sound = self.loss
+        sound = self.stepper.loss
         if self.progress.step == step:
-            self.loss = lambda *batch, **places: sound(*batch, **places) * float("nan")
+            self.stepper.loss = lambda *batch, **places: sound(*batch, **places) * float("nan")
         try:
             return original(self)
         finally:
-            self.loss = sound
+            self.stepper.loss = sound
 
     monkeypatch.setattr(Trainer, "step", poisoned)
 

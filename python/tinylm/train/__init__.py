@@ -3,9 +3,9 @@
     folder = train(config.load(overrides=["train.steps=200"]))
 
 `pipeline` puts the stages in order. `beginning`, `compiling` and `prompts` come before the steps,
-`loop` takes them, `reporting` comes after. `folder` knows the files and who writes to them,
-`session` the device and the random numbers. Nothing here imports torch before it is used, so that
-the command answers `--help` and a slip at once.
+`loop` takes them, each one a `step`, and `reporting` comes after. `folder` knows the files and who
+writes to them, `session` the device and the random numbers. Nothing here imports torch before it
+is used, so that the command answers `--help` and a slip at once.
 """
 
 from typing import TYPE_CHECKING
@@ -14,14 +14,15 @@ from tinylm.lazy import on_first_use
 from tinylm.train.signals import Interrupted
 
 if TYPE_CHECKING:
-    from tinylm.train.loop import NonFiniteError, Trainer
+    from tinylm.train.loop import Trainer
     from tinylm.train.pipeline import train
+    from tinylm.train.step import NonFiniteError
 
 __all__ = ["Interrupted", "NonFiniteError", "Trainer", "train"]
 __getattr__ = on_first_use(
     __name__,
     {
-        "NonFiniteError": "tinylm.train.loop",
+        "NonFiniteError": "tinylm.train.step",
         "Trainer": "tinylm.train.loop",
         "train": "tinylm.train.pipeline",
     },

@@ -1,35 +1,28 @@
 """Batches to weights: the optimizer steps of a run, with what is watched and saved on the way."""
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tinylm import checkpoint, device, evaluate, optim, sample
+from tinylm import checkpoint, device, evaluate, sample
 from tinylm.config import Run
 from tinylm.data import Dataset, Loader
 from tinylm.model import Model
-from tinylm.ops import IGNORED
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Trackers
 from tinylm.train.folder import add_sample, write_json
-from tinylm.train.session import Session, Stream
+from tinylm.train.session import Session
 from tinylm.train.signals import Interrupted, Signals
+from tinylm.train.step import NonFiniteError, Stepper
 from tinylm.train.window import Progress, Window
 
-# After this many steps in a row that are not finite, skipping has no prospect.
-MOST_SKIPPED = 10
 # Validation tokens scored during a run; the end scores them all.
 WATCHED_TOKENS = 1_000_000
 # Lines of a sample that the console shows; samples.txt has it whole.
 SHOWN_LINES = 6
-
-
-class NonFiniteError(ValueError):
-    """A loss or gradient that is not finite, with the step and the first bad tensor."""
 
 
 @dataclass
@@ -42,10 +35,9 @@ class Trainer:
     tokenizer: Tokenizer
     loader: Loader
     validation: Dataset
-    optimizer: optim.Optimizer
+    stepper: Stepper
     session: Session
     peak: float
-    loss: Callable[..., Tensor]
     prompt: str
     trackers: Trackers = field(default_factory=Trackers)
     progress: Progress = field(default_factory=Progress)
@@ -83,33 +75,16 @@ class Trainer:
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step over one global batch; its mean loss and gradient norm."""
-        settings, progress = self.run.train, self.progress
-        batch = next(self.loader)
-        # A batch without a target must divide by 1, not by 0.
-        counted = (batch.targets != IGNORED).sum().clamp(min=1)
-        total = torch.zeros((), device=self.session.device)
-        for micro in range(settings.batch_size // settings.micro_batch):
-            rows = slice(micro * settings.micro_batch, (micro + 1) * settings.micro_batch)
-            part = batch.rows(rows)
-            self.session.manual_seed(settings.seed, Stream.DROPOUT, progress.step, micro)
-            with self.session.autocast():
-                places = {"positions": part.positions, "documents": part.documents}
-                loss = self.loss(part.tokens, part.targets, **places)
-            # Every target of the batch weighs the same, however they fall into micro-batches.
-            share = (part.targets != IGNORED).sum() / counted
-            torch.autograd.backward(loss * share)
-            total += loss.detach() * share
-        norm = self.optimizer.gradient_norm()
-        if torch.isfinite(total) & torch.isfinite(norm):
-            rate = optim.schedule(progress.step, settings.steps, self.run.optim)
-            self.optimizer.step(rate)
-            progress.skipped = 0
-        else:
-            self._refuse(total)
-        # A skipped batch counts as a step: the schedule and the order of the data go on.
-        progress.step += 1
-        progress.tokens += batch.tokens.numel()
-        return total, norm
+        try:
+            return self.stepper(next(self.loader), self.progress)
+        except NonFiniteError as error:
+            sound = (
+                f"step {self.saved} is saved" if self.saved >= 0 else "no checkpoint is saved yet"
+            )
+            advice = "lower optim.lr or optim.matrix_lr"
+            if self.run.train.nonfinite == "stop":
+                advice += ", or set train.nonfinite=skip to pass over such batches"
+            raise NonFiniteError(f"{error}; {sound}; {advice}") from None
 
     def after_step(self) -> None:
         """Evaluate, sample and save where it is time; end the run if patience has run out."""
@@ -217,7 +192,7 @@ class Trainer:
         training = checkpoint.Training(
             step=self.progress.step,
             tokens=self.progress.tokens,
-            optimizer=self.optimizer.state(),
+            optimizer=self.stepper.optimizer.state(),
             state=state,
         )
         checkpoint.save(path, self.model, self.tokenizer, training=training)
@@ -235,7 +210,7 @@ class Trainer:
         # It stopped early and was killed before its results were there.
         out_of_patience = patience is not None and self.progress.without_better >= patience
         self.ended = out_of_patience and self.run.train.steps <= length
-        self.optimizer.load_state(training.optimizer)
+        self.stepper.optimizer.load_state(training.optimizer)
         self.loader.restore(training.state["loader"])
         given, began = torch.get_num_threads(), training.state["threads"]
         if self.session.device.type == "cpu" and began != given:
@@ -250,25 +225,3 @@ class Trainer:
                 f"saved by torch {saved_by}, this is {torch.__version__}: the run goes on, but its "
                 f"weights may differ in the last digits from those of an uninterrupted one"
             )
-
-    def _refuse(self, loss: Tensor) -> None:
-        """Leave weights and moments as if this batch had not been seen, or stop the run."""
-        bad = "the loss"
-        if torch.isfinite(loss):
-            named = (
-                f"the gradient of {name}"
-                for name, p in self.model.named_parameters()
-                if p.grad is not None and not torch.isfinite(p.grad).all()
-            )
-            bad = next(named, "the norm of the gradients")
-        self.optimizer.zero_grad()
-        step, progress = self.progress.step, self.progress
-        progress.skipped += 1
-        if self.run.train.nonfinite == "skip" and progress.skipped < MOST_SKIPPED:
-            self.trackers.say(f"step {step}: {bad} is not finite; the batch is passed over")
-            return
-        sound = f"step {self.saved} is saved" if self.saved >= 0 else "no checkpoint is saved yet"
-        advice = "lower optim.lr or optim.matrix_lr"
-        if self.run.train.nonfinite == "stop":
-            advice += ", or set train.nonfinite=skip to pass over such batches"
-        raise NonFiniteError(f"step {step}: {bad} is not finite; {sound}; {advice}")

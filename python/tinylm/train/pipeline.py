@@ -15,6 +15,7 @@ from tinylm.train import beginning, compiling, prompts, reporting
 from tinylm.train.folder import Home
 from tinylm.train.loop import Trainer
 from tinylm.train.session import Session
+from tinylm.train.step import Stepper
 
 
 def train(run: Run) -> Path:
@@ -49,10 +50,16 @@ def train(run: Run) -> Path:
             tokenizer=tokenizer,
             loader=stack.enter_context(loader),
             validation=validation,
-            optimizer=optim.build(net, run.optim),
+            stepper=Stepper(
+                run=run,
+                model=net,
+                loss=compiling.loss_function(run, net, session),
+                optimizer=optim.build(net, run.optim),
+                session=session,
+                say=trackers.say,
+            ),
             session=session,
             peak=reporting.peak(session, trackers),
-            loss=compiling.loss_function(run, net, session),
             prompt=prompt,
             trackers=trackers,
         )
