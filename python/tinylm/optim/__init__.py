@@ -8,6 +8,7 @@ from tinylm.optim.groups import DECAYED, OPTIMIZERS, build
 from tinylm.optim.muon import Muon, orthogonalise
 from tinylm.optim.optimizer import Optimizer
 from tinylm.optim.schedules import SCHEDULES, constant, cosine, linear, schedule, wsd
+from tinylm.optim.whole import Whole
 
 __all__ = [
     "DECAYED",
@@ -15,6 +16,7 @@ __all__ = [
     "SCHEDULES",
     "Muon",
     "Optimizer",
+    "Whole",
     "build",
     "constant",
     "cosine",

@@ -9,6 +9,7 @@ from torch import nn
 from tinylm.config import OptimConfig, Role, choose
 from tinylm.optim.muon import Muon
 from tinylm.optim.optimizer import Optimizer
+from tinylm.optim.whole import Whole
 
 # The roles whose weights decay, and that Muon moves: the matrices between embedding and head.
 DECAYED: frozenset[Role] = frozenset({"matrix"})
@@ -40,8 +41,11 @@ OPTIMIZERS: dict[str, Callable[..., list[torch.optim.Optimizer]]] = {
 }
 
 
-def build(model: Any, config: OptimConfig) -> Optimizer:
-    """The optimizer of a `Model`: its parameters grouped by role, matrices apart and decayed."""
+def build(model: Any, config: OptimConfig, whole: Whole | None = None) -> Optimizer:
+    """The optimizer of a `Model`: its parameters grouped by role, matrices apart and decayed.
+
+    If the parameters of `model` are parts of weights, `whole` knows the weights.
+    """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for _, parameter, role in model.named_roles():
@@ -52,4 +56,4 @@ def build(model: Any, config: OptimConfig) -> Optimizer:
     decayed = {"params": matrices, "weight_decay": config.weight_decay}
     plain = {"params": rest, "weight_decay": 0.0}
     make = choose(OPTIMIZERS, "optim.name", config.name)
-    return Optimizer(model, make([decayed], [plain], config), config.clip)
+    return Optimizer(model, make([decayed], [plain], config), config.clip, whole)

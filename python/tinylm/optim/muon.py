@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinylm.optim.whole import Whole
+
 
 def orthogonalise(updates: Tensor, steps: int = 5) -> Tensor:
     """Approximately the nearest semi-orthogonal matrix to each of `updates` [N, rows, columns].
@@ -41,6 +43,9 @@ class Muon(torch.optim.Optimizer):
     weight. Source: Jordan et al. 2024.
     """
 
+    # Of one process; an `Optimizer` whose weights are parts of matrices sets another.
+    whole = Whole()
+
     def __init__(
         self, parameters: Any, *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
@@ -56,11 +61,13 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     # A parameter without a gradient took no part in the step: it must not decay
                     # either.
-                    shapes.setdefault(parameter.shape, []).append(parameter)
-            for parameters in shapes.values():
-                self._step_together(parameters, group)
+                    shapes.setdefault(self.whole.shape(parameter), []).append(parameter)
+            for shape, parameters in shapes.items():
+                self._step_together(parameters, shape, group)
 
-    def _step_together(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_together(
+        self, parameters: list[Tensor], shape: torch.Size, group: dict[str, Any]
+    ) -> None:
         for parameter in parameters:
             if "momentum" not in self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
@@ -71,12 +78,11 @@ class Muon(torch.optim.Optimizer):
         # own optimizers.
         torch._foreach_lerp_(momenta, gradients, 1 - beta)
         ahead = torch._foreach_lerp(gradients, momenta, beta)
-        rows, columns = parameters[0].shape[-2:]
-        stacked = torch.stack(ahead)
-        moves = orthogonalise(stacked.view(-1, rows, columns)).view_as(stacked)
+        rows, columns = shape[-2:]
+        moves = self.whole.update(ahead, shape, orthogonalise)
         # Decay before the move, as AdamW does: the move itself must not shrink.
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         # An orthogonal matrix with more rows than columns makes a smaller step per row; this evens
         # it out.
         scale = lr * math.sqrt(max(1.0, rows / columns))
-        torch._foreach_add_(parameters, list(moves.unbind()), alpha=-scale)
+        torch._foreach_add_(parameters, moves, alpha=-scale)

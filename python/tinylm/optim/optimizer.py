@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tinylm.optim.muon import Muon
+from tinylm.optim.whole import Whole
 
 
 class Optimizer:
@@ -15,10 +16,19 @@ class Optimizer:
     gradients that AdamW and SGD see; Muon's step does not depend on its gradient's size.
     """
 
-    def __init__(self, model: nn.Module, parts: list[torch.optim.Optimizer], clip: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: list[torch.optim.Optimizer],
+        clip: float,
+        whole: Whole | None = None,
+    ) -> None:
         self.parts, self.clip = parts, clip
+        self.whole = Whole() if whole is None else whole
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         for part in parts:
+            if isinstance(part, Muon):
+                part.whole = self.whole
             for group in part.param_groups:
                 # `step` overwrites "lr" with the scheduled rate, so the peak needs a key of its
                 # own.
@@ -33,7 +43,9 @@ class Optimizer:
             # gets.
             if self.clip and not isinstance(part, Muon):
                 parameters = [p for group in part.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(parameters, self.clip)
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                norm = self.whole.norm(gradients)
+                nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
             part.step()
         self.zero_grad()
 
@@ -45,7 +57,7 @@ class Optimizer:
     def gradient_norm(self) -> Tensor:
         """2-norm of all gradients together, before clipping (scalar)."""
         gradients = [p.grad for p in self.names if p.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+        return self.whole.norm(gradients)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the state as `<parameter>.<quantity>`; not copies."""
