@@ -27,7 +27,7 @@ ROWS = [
     {"data", "model"},
     {"convert"},
     {"checkpoint"},
-    {"evaluate", "sample"},
+    {"evaluate", "sample", "profiling"},
     {"train"},
     {"__init__", "__main__"},
 ]

@@ -43,6 +43,7 @@ MAP = (
     Row("loss, steps", "optim", (), ("optimizers",)),
     Row("loss, steps", "train"),
     Row("loss, steps", "track"),
+    Row("loss, steps", "profiling"),
     Row("checkpoint", "checkpoint"),
     Row("checkpoint", "convert"),
     Row("score", "evaluate"),
