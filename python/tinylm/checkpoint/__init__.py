@@ -8,12 +8,24 @@ previous checkpoint as it was. A byte that changed later is found when the check
 read. transformers opens the folders of gpt2 and llama3 models, and `load` opens its folders.
 """
 
+from tinylm.checkpoint.background import Writer
 from tinylm.checkpoint.files import verify
-from tinylm.checkpoint.folder import Training, load, load_training, save
+from tinylm.checkpoint.folder import (
+    Content,
+    Training,
+    content,
+    load,
+    load_training,
+    save,
+    write,
+)
 from tinylm.checkpoint.steps import latest, path_of, purge, step_of
 
 __all__ = [
+    "Content",
     "Training",
+    "Writer",
+    "content",
     "latest",
     "load",
     "load_training",
@@ -22,4 +34,5 @@ __all__ = [
     "save",
     "step_of",
     "verify",
+    "write",
 ]

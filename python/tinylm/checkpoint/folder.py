@@ -8,7 +8,7 @@ state.json, and MANIFEST.json closes it with sizes and hashes. Nothing is ever p
 import errno
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,6 +47,38 @@ class Training:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint will hold, taken from a model at one moment.
+
+    `weights` and the optimizer's state are the model's own tensors, or copies on the host
+    (`tinylm.checkpoint.copies`); `files` are the small files beside them.
+    """
+
+    model: Model
+    tokenizer: "Tokenizer | None"
+    weights: Mapping[str, Tensor]
+    files: Mapping[str, Any]
+    training: Training | None = None
+
+
+def content(
+    model: Model,
+    tokenizer: "Tokenizer | None",
+    *,
+    training: Training | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Content:
+    """What `write` puts into a folder; `weights` are whole tensors in place of the model's own.
+
+    No copy: a step that moves the model before `write` is over would tear it.
+    """
+    small = origin.contents(model, tokenizer)
+    taken = model.state_dict() if weights is None else weights
+    exported = convert.export_tensors(small[CONFIG]["model_type"], dict(taken))
+    return Content(model, tokenizer, exported, small, training)
+
+
 def save(
     folder: str | Path,
     model: Model,
@@ -59,25 +91,33 @@ def save(
     The weights keep their dtype, bit for bit. When this returns they are on the disk; when
     it raises (`OSError` with the file's name), what was there before still is.
     """
+    return write(folder, content(model, tokenizer, training=training))
+
+
+def write(
+    folder: str | Path, taken: Content, *, others: Callable[[files.Draft], None] | None = None
+) -> Path:
+    """`save` of what `content` returned; `others` adds files of its own before the manifest."""
     folder = Path(folder).absolute()
     _check_replaceable(folder)
-    _check_fit(tokenizer, model, folder)
-    contents = origin.contents(model, tokenizer)
-    tensors = convert.export_tensors(contents[CONFIG]["model_type"], model.state_dict())
+    _check_fit(taken.tokenizer, taken.model, folder)
     with files.whole(folder) as draft:
         # Some versions of transformers refuse a file that does not name its framework.
-        draft.add(WEIGHTS, pieces(tensors, {"format": "pt"}))
-        if tokenizer is not None:
-            draft.add_written(origin.TOKENIZER, tokenizer.save)
-        for name, content in contents.items():
+        draft.add(WEIGHTS, pieces(taken.weights, {"format": "pt"}))
+        if taken.tokenizer is not None:
+            draft.add_written(origin.TOKENIZER, taken.tokenizer.save)
+        for name, small in taken.files.items():
             # A tokenizer may have written a tokenizer_config.json with less in it.
             (draft.folder / name).unlink(missing_ok=True)
-            draft.add(name, [content] if isinstance(content, bytes) else _json(content))
-        if training is not None:
+            draft.add(name, [small] if isinstance(small, bytes) else _json(small))
+        if taken.training is not None:
+            training = taken.training
             whole = {"step": training.step, "tokens": training.tokens, "state": training.state}
             # In files of their own: a reader of the model alone need not load them.
             draft.add(OPTIMIZER, pieces(training.optimizer))
             draft.add(STATE, _json(whole))
+        if others is not None:
+            others(draft)
     return folder
 
 
@@ -101,13 +141,13 @@ def load(
 
 
 def _load(folder: Path) -> "tuple[Model, Tokenizer | None]":
-    content = read_json(folder / CONFIG)
+    described = read_json(folder / CONFIG)
     try:
-        config = convert.import_config(content)
+        config = convert.import_config(described)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
     tensors = read_weights(folder)
-    kind = content["model_type"]
+    kind = described["model_type"]
     try:
         tensors = convert.tidy(kind, tensors, tied=config.tied)
     except ValueError as error:
@@ -126,7 +166,7 @@ def _load(folder: Path) -> "tuple[Model, Tokenizer | None]":
             parameter.copy_(found[name])
     tokenizer = origin.read_tokenizer(folder)
     _check_fit(tokenizer, model, folder)
-    model.origin = origin.read(folder, content, tokenizer, model.embedding.num_embeddings)
+    model.origin = origin.read(folder, described, tokenizer, model.embedding.num_embeddings)
     return model, tokenizer
 
 
@@ -140,12 +180,12 @@ def load_training(path: str | Path, *, verify: bool = True) -> Training:
 
 
 def _load_training(folder: Path) -> Training:
-    content = read_json(folder / STATE)
+    saved = read_json(folder / STATE)
     rules = {"step": state.WHOLE, "tokens": state.WHOLE, "state": state.OBJECT}
-    state.check(folder / STATE, content, rules)
+    state.check(folder / STATE, saved, rules)
     # A copy in memory: the file may be purged, and the optimizer writes into its state.
     optimizer = {name: t.clone() for name, t in read_tensors(folder / OPTIMIZER).items()}
-    return Training(content["step"], content["tokens"], optimizer, content["state"])
+    return Training(saved["step"], saved["tokens"], optimizer, saved["state"])
 
 
 def _reading(path: Path, read: Callable[[Path], T], *names: str, verify: bool) -> T:

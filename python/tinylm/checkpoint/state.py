@@ -30,6 +30,10 @@ SECONDS: Rule = (
     lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
     "a number, at least 0",
 )
+FACTOR: Rule = (
+    lambda value: type(value) in (int, float) and math.isfinite(value) and value > 0,
+    "a number above 0",
+)
 LOSS: Rule = (
     lambda value: value is None or (type(value) in (int, float) and math.isfinite(value)),
     "a number or null",

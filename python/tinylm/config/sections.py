@@ -246,6 +246,11 @@ class CheckpointConfig:
         500, "Steps between checkpoints; 0 saves only at the end.", COUNT_OR_ZERO, off=0
     )
     keep: int = setting(2, "Number of newest checkpoints to keep. The best one is kept too.", COUNT)
+    background: bool = setting(
+        True,
+        "Write checkpoints in a thread while training goes on, from a copy of weights and moments; "
+        "false saves that memory.",
+    )
 
     def __post_init__(self) -> None:
         check("checkpoint", self)

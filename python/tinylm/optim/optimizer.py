@@ -34,8 +34,14 @@ class Optimizer:
                 # own.
                 group["peak"] = group["lr"]
 
-    def step(self, rate: float) -> None:
-        """Move every weight; `rate` scales the peak learning rates. Gradients are then gone."""
+    def step(self, rate: float, ok: Tensor | None = None) -> None:
+        """Move every weight; `rate` scales the peak learning rates. Gradients are then gone.
+
+        If `ok` is False (scalar), weights and state stay as they are.
+        """
+        if ok is not None and not ok:
+            self.zero_grad()
+            return
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate * group["peak"]

@@ -15,14 +15,14 @@ from tinylm.train.signals import Interrupted
 
 if TYPE_CHECKING:
     from tinylm.train.loop import Trainer
+    from tinylm.train.nonfinite import NonFiniteError
     from tinylm.train.pipeline import train
-    from tinylm.train.step import NonFiniteError
 
 __all__ = ["Interrupted", "NonFiniteError", "Trainer", "train"]
 __getattr__ = on_first_use(
     __name__,
     {
-        "NonFiniteError": "tinylm.train.step",
+        "NonFiniteError": "tinylm.train.nonfinite",
         "Trainer": "tinylm.train.loop",
         "train": "tinylm.train.pipeline",
     },

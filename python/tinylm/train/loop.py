@@ -1,11 +1,11 @@
 """Batches to weights: the optimizer steps of a run, with what is watched and saved on the way."""
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tinylm import checkpoint, device, evaluate, sample
 from tinylm.config import Run
@@ -14,10 +14,12 @@ from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Trackers
 from tinylm.train.folder import add_sample, write_json
+from tinylm.train.nonfinite import NonFiniteError
 from tinylm.train.session import Session
 from tinylm.train.signals import Interrupted, Signals
-from tinylm.train.step import NonFiniteError, Stepper
-from tinylm.train.window import Progress, Window
+from tinylm.train.state import Progress, State
+from tinylm.train.step import Step, Stepper
+from tinylm.train.window import Window
 
 # Validation tokens scored during a run; the end scores them all.
 WATCHED_TOKENS = 1_000_000
@@ -41,8 +43,14 @@ class Trainer:
     prompt: str
     trackers: Trackers = field(default_factory=Trackers)
     progress: Progress = field(default_factory=Progress)
+    # The last step whose checkpoint is on the disk, and the last that was handed to the writer.
     saved: int = -1
+    written: int = -1
     ended: bool = False
+    writer: checkpoint.Writer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writer = checkpoint.Writer(background=self.run.checkpoint.background)
 
     def train(self) -> None:
         """Step to the end or to early stopping; a signal saves and raises `Interrupted`."""
@@ -55,32 +63,44 @@ class Trainer:
             flops=self.model.flops_per_token(self.model.config.context_length),
             peak=self.peak,
         )
-        with Signals() as signals:
+        # Left in the opposite order: a second Ctrl-C also ends the waiting for a checkpoint.
+        with Signals() as signals, self.writer:
             while self.progress.step < self.run.train.steps and not self.ended:
                 try:
-                    loss, norm = self.step()
+                    step = self.step()
                 except RuntimeError as error:
                     if signals.received != signal.SIGINT:
                         raise
                     # A terminal sends Ctrl-C to the C++ compiler too, which a step may need.
                     self.trackers.say("the step was stopped as well: nothing of it is saved")
                     raise KeyboardInterrupt from error
-                window.add(loss, norm)
+                self.writer.check()
+                window.add(step)
                 with window.paused():
                     self.after_step()
                 if signals.received is not None and not self.ended:
-                    raise Interrupted(self.save(), signals.received)
+                    path = self.save()
+                    self.writer.wait()
+                    raise Interrupted(path, signals.received)
             # Before the end is scored: what is trained is not lost to what comes after.
             self.save()
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """One optimizer step over one global batch; its mean loss and gradient norm."""
+    def step(self) -> Step:
+        """One optimizer step over one global batch."""
+        step = self.stepper(next(self.loader), self.progress)
+        self.settle()
+        return step
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Count and tell the steps that were not finite, as far as they are known.
+
+        With `wait`, all of them. Raises `NonFiniteError`.
+        """
         try:
-            return self.stepper(next(self.loader), self.progress)
+            self.stepper.settle(self.progress, wait=wait)
         except NonFiniteError as error:
-            sound = (
-                f"step {self.saved} is saved" if self.saved >= 0 else "no checkpoint is saved yet"
-            )
+            saved = self.saved
+            sound = f"step {saved} is saved" if saved >= 0 else "no checkpoint is saved yet"
             advice = "lower optim.lr or optim.matrix_lr"
             if self.run.train.nonfinite == "stop":
                 advice += ", or set train.nonfinite=skip to pass over such batches"
@@ -178,48 +198,72 @@ class Trainer:
         self.trackers.say("\n".join(f"    | {line}" for line in shown))
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment, read it back, then let the oldest go."""
-        path = checkpoint.path_of(self.folder, self.progress.step)
-        if self.saved == self.progress.step:
+        """Write a checkpoint of this moment; returns where it will be.
+
+        With `checkpoint.background` it is there when `writer.wait` returns. After it the oldest
+        go, those that are there read again.
+        """
+        # What is saved has passed every check, and has counted them.
+        self.settle(wait=True)
+        step = self.progress.step
+        path = checkpoint.path_of(self.folder, step)
+        if step in (self.saved, self.written):
             return path
-        state = {
-            "progress": self.progress.state(),
-            "loader": self.loader.state(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "steps": self.run.train.steps,
-        }
         training = checkpoint.Training(
-            step=self.progress.step,
+            step=step,
             tokens=self.progress.tokens,
             optimizer=self.stepper.optimizer.state(),
-            state=state,
+            state=self.state().content(),
         )
-        checkpoint.save(path, self.model, self.tokenizer, training=training)
-        best = {self.progress.best_step}
-        # Noted before the purge: if that fails, this checkpoint is saved all the same.
-        self.saved = self.progress.step
-        checkpoint.purge(self.folder, keep=self.run.checkpoint.keep, also_keep=best)
+        taken = checkpoint.content(self.model, self.tokenizer, training=training)
+        self.writer.write(path, taken, then=self._after(step))
+        self.written = step
         return path
+
+    def _after(self, step: int) -> Callable[[], None]:
+        """What is done when the checkpoint of a step is on the disk."""
+        run, keep, best = self.folder.absolute(), self.run.checkpoint.keep, self.progress.best_step
+
+        def note_and_purge() -> None:
+            # Noted before the purge: if that fails, this checkpoint is saved all the same.
+            self.saved = step
+            checkpoint.purge(run, keep=keep, also_keep={best})
+
+        return note_and_purge
+
+    def state(self) -> State:
+        """All that the run needs to go on from here, beside weights and moments."""
+        scale = self.stepper.scale
+        return State(
+            progress=self.progress,
+            loader=self.loader.state(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            steps=self.run.train.steps,
+            scale=None if scale is None else scale.state(),
+        )
 
     def restore(self, training: checkpoint.Training) -> None:
         """Take over the state of a checkpoint whose weights the model already has."""
-        self.progress = Progress.of(training.state["progress"])
-        self.saved = self.progress.step
-        patience, length = self.run.evaluate.patience, training.state.get("steps", training.step)
+        state = State.of(training.state)
+        self.progress = state.progress
+        self.saved = self.written = self.progress.step
+        patience, length = self.run.evaluate.patience, state.steps or training.step
         # It stopped early and was killed before its results were there.
         out_of_patience = patience is not None and self.progress.without_better >= patience
         self.ended = out_of_patience and self.run.train.steps <= length
         self.stepper.optimizer.load_state(training.optimizer)
-        self.loader.restore(training.state["loader"])
-        given, began = torch.get_num_threads(), training.state["threads"]
+        self.loader.restore(state.loader)
+        if self.stepper.scale is not None and state.scale is not None:
+            self.stepper.scale.load_state(state.scale)
+        given, began = torch.get_num_threads(), state.threads
         if self.session.device.type == "cpu" and began != given:
             self.session.say(
                 f"threads: {began}, as this run began, and not the {given} offered now: with "
                 f"another number its weights would differ in the last digits"
             )
         device.keep_threads(self.session.device, began)
-        saved_by = training.state.get("torch", torch.__version__)
+        saved_by = state.torch or torch.__version__
         if saved_by != torch.__version__:
             self.session.say(
                 f"saved by torch {saved_by}, this is {torch.__version__}: the run goes on, but its "

@@ -52,7 +52,6 @@ def train(run: Run) -> Path:
             validation=validation,
             stepper=Stepper(
                 run=run,
-                model=net,
                 loss=compiling.loss_function(run, net, session),
                 optimizer=optim.build(net, run.optim),
                 session=session,

@@ -1,50 +1,143 @@
-"""What of a checkpoint's state a run must find before it goes on from there."""
+"""What a run needs, beside its weights and moments, to go on from a checkpoint bit for bit.
 
+It stands in state.json as `State.content()` writes it and is read by `load_state`. A new part of
+the state is one more field here: `added`, with the value that a checkpoint from before it means.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from tinylm import checkpoint
 from tinylm.checkpoint import Training
-from tinylm.checkpoint.state import LOSS, OBJECT, SECONDS, TEXT, WHOLE, check, whole
+from tinylm.checkpoint.state import (
+    FACTOR,
+    LOSS,
+    OBJECT,
+    SECONDS,
+    TEXT,
+    WHOLE,
+    Rule,
+    check,
+    whole,
+)
 
 # torch takes any number of threads and ends the process at a senseless one.
 MOST_THREADS = 4096
-RULES = {"progress": OBJECT, "loader": OBJECT, "threads": whole(1, MOST_THREADS)}
-# Not in the checkpoints of earlier versions.
-OPTIONAL = {"steps": WHOLE, "torch": TEXT}
-PROGRESS = {
-    "step": WHOLE,
-    "tokens": WHOLE,
-    "seconds": SECONDS,
-    "best_loss": LOSS,
-    # -1: none yet.
-    "best_step": whole(-1),
-    "without_better": WHOLE,
-    "skipped": WHOLE,
-}
+
+
+def kept(rule: Rule, default: Any = MISSING) -> Any:
+    """A field that every checkpoint has; `rule` says what it may hold."""
+    return field(default=default, metadata={"rule": rule, "added": False})
+
+
+def added(rule: Rule, default: Any = None) -> Any:
+    """A field that checkpoints of earlier versions lack: they go on with `default`.
+
+    None is not written, so a run that does not use the part writes the state of before it.
+    """
+    return field(default=default, metadata={"rule": rule, "added": True})
+
+
+@dataclass
+class Progress:
+    """The counters of a run.
+
+    `step` and `tokens` count what was read, skipped batches too; `seconds` is the time of the
+    steps. `best_loss` is the lowest validation loss so far, at `best_step` (-1: none yet), and
+    `without_better` the evaluations since. Of the batches whose loss or gradients were not finite,
+    `skipped` counts the last ones in a row and `skipped_in_all` all.
+    """
+
+    step: int = kept(WHOLE, 0)
+    tokens: int = kept(WHOLE, 0)
+    seconds: float = kept(SECONDS, 0.0)
+    best_loss: float = kept(LOSS, math.inf)
+    best_step: int = kept(whole(-1), -1)
+    without_better: int = kept(WHOLE, 0)
+    skipped: int = kept(WHOLE, 0)
+    skipped_in_all: int = added(WHOLE, 0)
+
+    def state(self) -> dict[str, Any]:
+        """What JSON can hold of it: None for a best loss that there is not yet."""
+        best = self.best_loss if math.isfinite(self.best_loss) else None
+        return {**vars(self), "best_loss": best}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "Progress":
+        """The progress of which `state` was taken."""
+        best = math.inf if state["best_loss"] is None else state["best_loss"]
+        return cls(**{**state, "best_loss": best})
+
+
+@dataclass(kw_only=True)
+class State:
+    """All that the loop needs to go on, beside weights and moments.
+
+    `loader` is the position in the data (`Loader.state`). `threads` is the number by which sums
+    were split on the CPU, and `torch` the version that computed them. `steps` is the length of the
+    run when it was saved. `scale` is that of a float16 loss (`LossScale.state`).
+    """
+
+    progress: Progress = kept(OBJECT)
+    loader: dict[str, Any] = kept(OBJECT)
+    threads: int = kept(whole(1, MOST_THREADS))
+    torch: str | None = added(TEXT)
+    steps: int | None = added(WHOLE)
+    scale: dict[str, Any] | None = added(OBJECT)
+
+    def content(self) -> dict[str, Any]:
+        """What state.json holds of it."""
+        used = {key: value for key, value in vars(self).items() if value is not None}
+        return {**used, "progress": self.progress.state()}
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "State":
+        """The state of which `content` was taken; it must have been checked (`load_state`)."""
+        return cls(**{**content, "progress": Progress.of(content["progress"])})
+
+
+# What the parts hold that are written by others.
+LOADER = {"rows": WHOLE}
+SCALE = {"value": FACTOR, "good": WHOLE}
 
 
 def load_state(folder: Path) -> Training:
     """The training state of a checkpoint that was verified, fit for `Trainer.restore`.
 
-    `ValueError` names the file and the key that is missing or wrong.
+    `ValueError` names the file and the key that is missing, wrong or unknown.
     """
     path, training = folder / "state.json", checkpoint.load_training(folder, verify=False)
     state = training.state
-    check(path, state, RULES, "state.")
-    check(path, state, {key: OPTIONAL[key] for key in OPTIONAL if key in state}, "state.")
+    _check(path, state, State, "state.")
     progress = state["progress"]
-    check(path, progress, PROGRESS, "state.progress.")
-    for key in progress:
-        if key not in PROGRESS:
-            raise ValueError(
-                f"{path}: state.progress.{key}: this TinyLM knows no such key: resume with the "
-                f"one that saved it"
-            )
+    _check(path, progress, Progress, "state.progress.")
     for key, value in (("step", training.step), ("tokens", training.tokens)):
         if progress[key] != value:
             raise ValueError(
                 f"{path}: state.progress.{key}={progress[key]} and {key}={value} differ: one of "
                 f"them was edited; take another checkpoint"
             )
-    check(path, state["loader"], {"rows": WHOLE}, "state.loader.")
+    check(path, state["loader"], LOADER, "state.loader.")
+    if "scale" in state:
+        check(path, state["scale"], SCALE, "state.scale.")
     return training
+
+
+def _check(path: Path, content: Mapping[str, Any], kind: type, inside: str) -> None:
+    """Check each key of `content` by the fields of `kind`, and that no other is there."""
+    known: dict[str, Field[Any]] = {part.name: part for part in fields(kind)}
+    for key in content:
+        if key not in known:
+            raise ValueError(
+                f"{path}: {inside}{key}: this TinyLM knows no such key: resume with the one that "
+                f"saved it"
+            )
+    rules = {
+        key: part.metadata["rule"]
+        for key, part in known.items()
+        if key in content or not part.metadata["added"]
+    }
+    check(path, content, rules, inside)

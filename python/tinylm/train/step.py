@@ -1,7 +1,8 @@
 """One optimizer step: a batch in micro-batches, its gradients, and a check of both."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,78 +10,100 @@ from torch import Tensor
 from tinylm import optim
 from tinylm.config import Run
 from tinylm.data import Batch
-from tinylm.model import Model
 from tinylm.ops import IGNORED
+from tinylm.train.nonfinite import FINE, RESCALED, Refusals, first_bad
+from tinylm.train.scaling import LossScale
 from tinylm.train.session import Session, Stream
-from tinylm.train.window import Progress
-
-# After this many steps in a row that are not finite, skipping has no prospect.
-MOST_SKIPPED = 10
+from tinylm.train.state import Progress
 
 
-class NonFiniteError(ValueError):
-    """A loss or gradient that is not finite, with the step and the first bad tensor."""
+class Step(NamedTuple):
+    """What a step computed, as scalars on the device; it moved the weights if `finite`."""
+
+    loss: Tensor
+    norm: Tensor
+    finite: Tensor
 
 
 @dataclass
 class Stepper:
     """Takes a model from one step to the next; `loss` is its loss, compiled or not.
 
-    `say` prints a line for people.
+    On CUDA no step waits for the device. `say` prints a line for people.
     """
 
     run: Run
-    model: Model
     loss: Callable[..., Tensor]
     optimizer: optim.Optimizer
     session: Session
     say: Callable[[str], None]
+    scale: LossScale | None = field(init=False)
+    refusals: Refusals = field(init=False)
 
-    def __call__(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
-        """One step over one global batch, counted in `progress`; its mean loss and gradient norm.
+    def __post_init__(self) -> None:
+        half = self.session.dtype == torch.float16
+        self.scale = LossScale(self.session.device) if half else None
+        self.refusals = Refusals(self.run.train.nonfinite, self.say)
 
-        Raises `NonFiniteError` if they are not finite and the run does not pass over such batches.
+    def __call__(self, batch: Batch, progress: Progress) -> Step:
+        """One step over one global batch, counted in `progress`.
+
+        A step that is not finite leaves weights and moments as if the batch had not been seen.
+        `settle` tells of it.
         """
+        settings = self.run.train
+        loss = self._backward(batch, progress.step)
+        named = {n: p.grad for p, n in self.optimizer.names.items() if p.grad is not None}
+        gradients = list(named.values())
+        if self.scale is not None:
+            self.scale.unscale(gradients)
+        norm = self.optimizer.gradient_norm()
+        finite = loss.isfinite() & norm.isfinite()
+        self.refusals.add(progress.step, self._verdict(loss, finite, gradients), list(named))
+        rate = optim.schedule(progress.step, settings.steps, self.run.optim)
+        self.optimizer.step(rate, ok=finite)
+        if self.scale is not None:
+            # A loss that is itself not finite says nothing about the scale.
+            self.scale.update(finite | ~loss.isfinite())
+        # A skipped batch counts as a step: the schedule and the order of the data go on.
+        progress.step += 1
+        progress.tokens += batch.tokens.numel()
+        return Step(loss, norm, finite)
+
+    def settle(self, progress: Progress, *, wait: bool = False) -> None:
+        """Count and tell the steps that were not finite, those that the host knows of by now.
+
+        With `wait` it waits for the rest. Raises `NonFiniteError` if the run does not pass over
+        such batches, or passed over too many.
+        """
+        self.refusals.settle(progress, wait=wait)
+
+    def _backward(self, batch: Batch, step: int) -> Tensor:
+        """The mean loss of a batch; leaves the gradients, times the scale, in the parameters."""
         settings = self.run.train
         # A batch without a target must divide by 1, not by 0.
         counted = (batch.targets != IGNORED).sum().clamp(min=1)
         total = torch.zeros((), device=self.session.device)
-        for micro in range(settings.batch_size // settings.micro_batch):
-            rows = slice(micro * settings.micro_batch, (micro + 1) * settings.micro_batch)
-            part = batch.rows(rows)
-            self.session.manual_seed(settings.seed, Stream.DROPOUT, progress.step, micro)
+        rows = batch.tokens.size(0)
+        size = settings.micro_batch_size or rows
+        for micro in range(rows // size):
+            part = batch.rows(slice(micro * size, (micro + 1) * size))
+            self.session.manual_seed(settings.seed, Stream.DROPOUT, step, micro)
             with self.session.autocast():
                 places = {"positions": part.positions, "documents": part.documents}
                 loss = self.loss(part.tokens, part.targets, **places)
             # Every target of the batch weighs the same, however they fall into micro-batches.
             share = (part.targets != IGNORED).sum() / counted
-            torch.autograd.backward(loss * share)
+            scaled = loss * share if self.scale is None else loss * share * self.scale.value
+            torch.autograd.backward(scaled)
             total += loss.detach() * share
-        norm = self.optimizer.gradient_norm()
-        if torch.isfinite(total) & torch.isfinite(norm):
-            rate = optim.schedule(progress.step, settings.steps, self.run.optim)
-            self.optimizer.step(rate)
-            progress.skipped = 0
-        else:
-            self._refuse(total, progress)
-        # A skipped batch counts as a step: the schedule and the order of the data go on.
-        progress.step += 1
-        progress.tokens += batch.tokens.numel()
-        return total, norm
+        return total
 
-    def _refuse(self, loss: Tensor, progress: Progress) -> None:
-        """Leave weights and moments as if this batch had not been seen, or stop the run."""
-        bad = "the loss"
-        if torch.isfinite(loss):
-            named = (
-                f"the gradient of {name}"
-                for name, p in self.model.named_parameters()
-                if p.grad is not None and not torch.isfinite(p.grad).all()
-            )
-            bad = next(named, "the norm of the gradients")
-        self.optimizer.zero_grad()
-        problem = f"step {progress.step}: {bad} is not finite"
-        progress.skipped += 1
-        if self.run.train.nonfinite != "skip" or progress.skipped >= MOST_SKIPPED:
-            raise NonFiniteError(problem)
-        self.say(f"{problem}; the batch is passed over")
+    def _verdict(self, loss: Tensor, finite: Tensor, gradients: list[Tensor]) -> Tensor:
+        # The CPU has no delay to hide: it looks for the bad tensor only if there is one.
+        if finite.device.type == "cpu" and finite:
+            return torch.tensor(FINE)
+        bad = first_bad(loss, gradients)
+        if self.scale is not None:
+            bad = torch.where(loss.isfinite() & self.scale.can_shrink, RESCALED, bad)
+        return torch.where(finite, FINE, bad)

@@ -1,11 +1,8 @@
-"""The progress of a run, and the record of every few steps: their mean loss and speed."""
+"""The record of every few steps: their mean loss and speed."""
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,30 +10,8 @@ from torch import Tensor
 from tinylm import device, optim
 from tinylm.config import Run
 from tinylm.track import Record
-
-
-@dataclass
-class Progress:
-    """The counters of a run; with weights, optimizer and loader, they are its whole state."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_loss: float = math.inf
-    best_step: int = -1
-    without_better: int = 0
-    skipped: int = 0
-
-    def state(self) -> dict[str, Any]:
-        """What JSON can hold of it: None for a best loss that there is not yet."""
-        best = self.best_loss if math.isfinite(self.best_loss) else None
-        return {**vars(self), "best_loss": best}
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "Progress":
-        """The progress of which `state` was taken."""
-        best = math.inf if state["best_loss"] is None else state["best_loss"]
-        return cls(**{**state, "best_loss": best})
+from tinylm.train.state import Progress
+from tinylm.train.step import Step
 
 
 class Window:
@@ -62,9 +37,10 @@ class Window:
         self._open()
 
     def _open(self) -> None:
-        self.losses: Tensor | None = None
-        self.norm = torch.zeros(())
-        self.steps = self.counted = 0
+        # Added up on the device: only a record reads the sums.
+        self.losses = self.counted = torch.zeros((), device=self.device)
+        self.norm: Tensor = self.losses
+        self.steps = 0
         self.tokens = self.progress.tokens
         self.start = time.perf_counter()
 
@@ -75,22 +51,23 @@ class Window:
         yield
         self.start += time.perf_counter() - before
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
+    def add(self, step: Step) -> None:
         """Count one step; log a record at every `track.every`th and at the end."""
         run, progress = self.run, self.progress
-        if not progress.skipped:
-            # Added up on the device: only a record reads the sum.
-            self.losses = loss if self.losses is None else self.losses + loss
-            self.counted += 1
-            self.norm = norm
+        self.losses = torch.where(step.finite, self.losses + step.loss, self.losses)
+        self.counted = self.counted + step.finite
+        self.norm = torch.where(step.finite, step.norm, self.norm)
         self.steps += 1
         at_end = progress.step == run.train.steps
         # The first step is reported at once: a run that starts wrong shows it early.
         due = progress.step % run.track.every == 0 or at_end or self.first
-        # Without a loss all steps so far were skipped, and there is nothing to report.
-        if not due or self.losses is None:
+        if not due:
             return
-        mean = (self.losses / self.counted).item()
+        counted = self.counted.item()
+        if not counted:
+            # All steps so far were skipped, and there is nothing to report.
+            return
+        mean = (self.losses / counted).item()
         passed = time.perf_counter() - self.start
         progress.seconds += passed
         speed = (progress.tokens - self.tokens) / passed
