@@ -66,7 +66,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second that the device's matrix product reaches in `dtype`.
 
     A known GPU's data sheet in bfloat16; otherwise the best of a few products of 1,024 (CPU) or
-    4,096 squared, measured now, about a third of a second.
+    4,096 squared, measured now in about a tenth of a second.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         known = data_sheet_flops(torch.cuda.get_device_name(device))
@@ -74,8 +74,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
             return known
     size = 1024 if device.type == "cpu" else 4096
     a = torch.ones(size, size, dtype=dtype, device=device)
-    best, end = float("inf"), time.perf_counter() + 0.3
-    while time.perf_counter() < end or best == float("inf"):
+    # Bounded, for it is a part of the wall time of every run; the first product is a warm-up.
+    best, end, products = float("inf"), time.perf_counter() + 0.1, 0
+    while time.perf_counter() < end or products < 4:
+        products += 1
         start = time.perf_counter()
         # Reading one number waits for an asynchronous device.
         (a @ a)[0, 0].item()
@@ -103,8 +105,8 @@ def keep_threads(device: torch.device, count: int) -> None:
 
 
 @contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """Inside, equal steps on the CPU give equal results, bit for bit, compiled ones too.
+def repeatable(device: torch.device, *, compiled: bool = True) -> Iterator[None]:
+    """Inside, equal steps on the CPU give equal results, bit for bit, compiled ones if `compiled`.
 
     Elsewhere torch keeps the caller's setting.
     """
@@ -113,11 +115,19 @@ def repeatable(device: torch.device) -> Iterator[None]:
         yield
         return
     # Not on a GPU, where operations without a repeatable form would raise.
-    torch.use_deterministic_algorithms(True)
+    _deterministic(True, compiled)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        _deterministic(False, compiled)
+
+
+def _deterministic(mode: bool, compiled: bool) -> None:
+    if compiled:
+        torch.use_deterministic_algorithms(mode)
+    else:
+        # torch's function sets this and imports the compiler, to tell it too: 1.6 s.
+        torch._C._set_deterministic_algorithms(mode, warn_only=False)
 
 
 def has_bfloat16(device: torch.device) -> bool:

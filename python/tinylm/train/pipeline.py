@@ -70,7 +70,8 @@ def train(run: Run) -> Path:
         session.say(reporting.opening(trainer, shards, time.perf_counter() - began))
         trackers.start(trainer.folder)
         stack.enter_context(threads.sharing(torch.get_num_threads()))
-        with device.repeatable(session.device), closing(trackers):
+        compiled = trainer.stepper.loss != net.loss
+        with device.repeatable(session.device, compiled=compiled), closing(trackers):
             trainer.train()
             reporting.finish(trainer, lambda: time.perf_counter() - began)
     return trainer.folder

@@ -8,7 +8,7 @@ import torch
 
 from tinylm import device, evaluate, sample, track
 from tinylm.config import SampleConfig
-from tinylm.model import Model
+from tinylm.model import Model, inference
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Trackers
 from tinylm.train.folder import provenance, read_json, rewind_samples, write_json
@@ -133,7 +133,8 @@ def parse_share(net: Model, tokenizer: Tokenizer) -> float:
     end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     prompts = [tokenizer.encode(prompt) for prompt in PARSE_PROMPTS]
     settings = SampleConfig(samples=8, max_tokens=128, temperature=0.8, seed=0, stop=end)
-    drawn = sample.generate(net, [[*end, *prompt] for prompt in prompts], settings)
+    with inference(net):
+        drawn = sample.generate(net, [[*end, *prompt] for prompt in prompts], settings)
     begun = [prompt for prompt in prompts for _ in range(settings.samples)]
     texts = [tokenizer.decode(a + b) for a, b in zip(begun, drawn, strict=True)]
     return evaluate.parse_share(texts)
