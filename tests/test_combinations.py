@@ -1,7 +1,8 @@
 """Every legal mix of the registered parts is a language model: five laws, drawn configs.
 
-`make test` draws a few; the slow test draws four configs of each of the 144 mixes of architecture,
-norm, position, feedforward, attention and tying, 576 together, and asks all five of each.
+`make test` draws a few; the slow test draws four configs of each of the 144 mixes of norm,
+position, feedforward, attention and tying, 576 together, and asks all five of each. The other parts
+are drawn.
 """
 
 from itertools import product
@@ -17,10 +18,9 @@ from tests.rungs.rung import SEEDS, near
 from tests.rungs.training import FLOAT64, decoded, whole_forward
 from tests.support.models import build, configs, tokens
 from tinylm import checkpoint, layers
-from tinylm.config import ARCHITECTURES, ModelConfig
+from tinylm.config import ModelConfig
 
 REGISTRIES = {
-    "architecture": ARCHITECTURES,
     "norm": layers.NORMS,
     "position": layers.POSITIONS,
     "feedforward": layers.FEEDFORWARDS,
@@ -80,18 +80,25 @@ def counts_by_the_formula(config, seed, share):
     """Parameters and operations are what the widths say."""
     made, chosen = build(config, seed), config.components()
     d, vocab = config.d_model, config.vocab_size
-    inside = config.kv_heads * config.head_size
+    inside = config.kv_heads * config.head_width
     gated = chosen["feedforward"] == "swiglu"
     width = config.d_ff or (-(-(8 * d) // 48) * 16 if gated else 4 * d)
-    products = 2 * d * (d + inside) + (3 if gated else 2) * d * width
-    biases = d + 2 * inside + d + (2 if gated else 1) * width + d
-    norm = d * (1 + (chosen["norm"] == "layernorm" and chosen["bias"]))
-    body = config.n_layers * (products + chosen["bias"] * biases + 2 * norm) + norm
+    outside, layers = config.n_heads * config.head_width, config.n_layers
+    products = 2 * d * (outside + inside) + (3 if gated else 2) * d * width
+    biases = outside + 2 * inside + d + (2 if gated else 1) * width + d
+    gained = not chosen["norm"].startswith("plain")
+    norm = d * gained * (1 + (chosen["norm"] == "layernorm" and chosen["bias"]))
+    heads = 2 * config.head_width * gained * chosen["qk_norm"]
+    mixes = inside * chosen["key_mix"] + d * chosen["token_shift"] + 2 * chosen["shortcut"]
+    block = products + chosen["bias"] * biases + (2 - chosen["parallel"]) * norm + heads + mixes
+    body = layers * block + (1 + chosen["embedding_norm"]) * norm
+    body += (layers - 1) * chosen["value_residual"]
     head = 0 if config.tied else vocab * d
     tables = vocab * d + config.context_length * d * (chosen["position"] == "learned")
+    tables += config.value_embeddings * vocab * inside
     assert made.n_parameters() == body + head + tables
     assert made.n_parameters(embedding=False) == body + head
-    seen = 12 * config.n_layers * d * config.context_length
+    seen = 12 * layers * outside * config.context_length
     wanted = 6 * (config.n_layers * products + vocab * d) + seen
     assert made.flops_per_token(config.context_length) == wanted
 

@@ -246,7 +246,13 @@ def runs(draw: st.DrawFn) -> Run:
     except ValueError as error:
         # Two settings that do not go together, such as heads that do not divide the width.
         assume("must be a multiple" not in str(error) and "divide" not in str(error))
-        for words in ("passes the whole run", "must be even", "data.stride", "name both"):
+        for words in (
+            "passes the whole run",
+            "must be even",
+            "data.stride",
+            "name both",
+            "n_layers=",
+        ):
             assume(words not in str(error))
         raise
 

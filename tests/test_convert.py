@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from tests.support import foreign
 from tests.support.foreign import greedy, randomise
+from tests.support.models import SWITCHES
 from tinylm import checkpoint, convert
-from tinylm.config import ModelConfig
-from tinylm.config.fields import Attention
+from tinylm.config import ARCHITECTURES, ModelConfig
+from tinylm.config.fields import Attention, Norm
 from tinylm.model import Model, build
 
 # Largest difference of a logit, float32: both sides add the same numbers in another order.
@@ -182,16 +183,27 @@ def same(one, other):
         assert torch.equal(tensor, theirs[name]), name
 
 
+OWN = {
+    "value_embeddings": st.integers(0, 1),
+    "windows": st.sampled_from([(), (0,), (3, 0)]),
+    "logit_softcap": st.sampled_from([None, 15.0]),
+    **dict.fromkeys(SWITCHES, st.none() | st.booleans()),
+}
+
+
 @st.composite
-def configs(draw):
-    """Any legal model that is small enough to build."""
+def configs(draw, *, of_transformers=False):
+    """Any legal model that is small enough to build; or mostly one that transformers has too."""
+    own = not of_transformers and draw(st.booleans())
     kv_heads = draw(st.integers(1, 3))
     group = draw(st.integers(1, 3))
     head_size = 2 * draw(st.integers(1, 4))
     rate = st.floats(0, 1, exclude_max=True)
     positive = st.floats(1e-12, 1e12)
     return ModelConfig(
-        architecture=draw(st.sampled_from(["llama3", "gpt2"])),
+        architecture=draw(
+            st.sampled_from(sorted(ARCHITECTURES) if own else ["llama3", "qwen3", "gpt2"])
+        ),
         context_length=draw(st.integers(1, 9)),
         vocab_size=draw(st.integers(1, 9)),
         d_model=kv_heads * group * head_size,
@@ -201,12 +213,14 @@ def configs(draw):
         d_ff=draw(st.none() | st.integers(1, 20)),
         tied=draw(st.booleans()),
         dropout=draw(rate),
-        norm=draw(st.sampled_from([None, "rmsnorm", "layernorm"])),
+        norm=draw(st.sampled_from([None, *get_args(Norm)])),
         position=draw(st.sampled_from([None, "rope", "learned", "none"])),
         feedforward=draw(st.sampled_from([None, "swiglu", "mlp", "relu2"])),
         attention=draw(st.sampled_from(get_args(Attention))),
         rope_theta=draw(positive),
         norm_eps=draw(positive),
+        head_size=draw(st.sampled_from([None, 2, 6])),
+        **(draw(st.fixed_dictionaries({}, optional=OWN)) if own else {}),
     )
 
 
@@ -229,7 +243,7 @@ def test_every_state_dict_comes_back_bit_for_bit(config):
 
 
 @settings(deadline=None)
-@given(configs())
+@given(configs(of_transformers=True))
 def test_without_our_own_record_the_same_function_comes_back(config):
     content = convert.export_config(config)
     assume(content["model_type"] != "tinylm")
@@ -271,13 +285,13 @@ GPT2 = {"model_type": "gpt2", **gpt2()[1]}
         (LLAMA, "hidden_act", "gelu"),
         (LLAMA, "attention_bias", True),
         (LLAMA, "mlp_bias", True),
-        (LLAMA, "head_dim", 16),
+        (LLAMA, "head_dim", 15),
         (LLAMA, "rope_parameters", {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}),
         (LLAMA, "rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
         (LLAMA, "rope_scaling", {"type": "linear", "factor": 2.0}),
         (LLAMA, "rope_theta", "10000"),
         (LLAMA, "quantization_config", {"bits": 4}),
-        (LLAMA, "model_type", "qwen3"),
+        (LLAMA, "model_type", "mistral"),
         (LLAMA, "tinylm", {"width": 3}),
     ],
 )

@@ -39,6 +39,7 @@ BASE = {
         "eos_token_id": 3,
     },
 }
+BASE["qwen3"] = BASE["llama"] | {"model_type": "qwen3", "num_key_value_heads": 4, "head_dim": 4}
 ODD = [None, True, False, 0, 1, 1.0, -1, 2.5, "1", "", [], {}, [1], {"a": 1}]
 SCALED = [
     {"rope_type": "default"},
@@ -153,6 +154,8 @@ KEYS = {
         "attn_implementation": ["eager", "sdpa"],
     },
 }
+
+KEYS["qwen3"] = KEYS["llama"] | {"max_window_layers": [28, 0], "sliding_window": [None, 4]}
 
 
 def changes(kind):

@@ -279,7 +279,6 @@ REFUSED = {
     "softcap of 0": ({"softcap": 0.0}, {}, ["softcap=0.0", "above 0"]),
     "too few targets": ({}, {"targets": torch.zeros(11).long()}, ["[12, 8]", "[20, 8]", "[11]"]),
     "another width": ({}, {"weight": torch.zeros(20, 7)}, ["[12, 8]", "[20, 7]", "[12]"]),
-    "another dtype": ({}, {"weight": torch.zeros(20, 8).bfloat16()}, ["float32", "bfloat16"]),
     "a narrow norm": ({"norm_weight": torch.ones(7)}, {}, ["[7]", "[12, 8]"]),
 }
 

@@ -301,7 +301,7 @@ def test_the_pieces_of_packed_rows_reach_the_model(monkeypatch):
         batch = take(self)
         return replace(batch, positions=batch.tokens * 0, documents=batch.tokens)
 
-    def loss(self, tokens, targets, *, positions, documents):
+    def loss(self, tokens, targets, *, positions, documents, dtype):
         told.append((tokens, positions, documents))
         return self.embedding(tokens).sum() * 0
 

@@ -24,7 +24,8 @@ class Contiguous:
     number of the host, so that nothing waits for a device. Rows of equal length attend over the
     filled part and need no mask. With `fixed`, attention runs over the whole buffer behind a mask:
     no shape ever changes, which is what a compiled step of decoding needs.
-    Memory: 2 L B K head max_length numbers. Appending past `max_length` raises `ValueError`.
+    Memory: 2 L B K head max_length numbers, and B W max_length per slot of `before`. Appending
+    past `max_length` raises `ValueError`.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Contiguous:
         batch_size: int,
         max_length: int,
         *,
+        widths: Sequence[int] = (),
         fixed: bool = False,
         dtype: torch.dtype,
         device: torch.device,
@@ -43,6 +45,11 @@ class Contiguous:
         # nan.
         self.k = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.v = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        # One row more than tokens: place 0 holds the zeros before the first token.
+        self.earlier = [
+            torch.zeros((batch_size, max_length + 1, width), dtype=dtype, device=device)
+            for width in widths
+        ]
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.longest, self.ragged = 0, False
 
@@ -72,6 +79,17 @@ class Contiguous:
         values.scatter_(2, index, v.to(values.dtype))
         end = self.max_length if self.fixed else self.longest + tokens
         return attend(q, keys[:, :, :end], values[:, :, :end], mask=mask, past=self.lengths)
+
+    def before(self, slot: int, x: Tensor) -> Tensor:
+        """Store x [B, T, W] of the new tokens, and return x of the tokens before them."""
+        rows, tokens = self.earlier[slot], x.size(1)
+        if not (self.fixed or self.ragged):
+            rows[:, self.longest + 1 : self.longest + 1 + tokens] = x
+            # A copy: the next pass writes into the buffer.
+            return rows[:, self.longest : self.longest + tokens].clone()
+        places = (self.lengths[:, None] + torch.arange(tokens, device=x.device))[..., None]
+        rows.scatter_(1, (places + 1).expand_as(x), x.to(rows.dtype))
+        return rows.gather(1, places.expand_as(x))
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more in every row."""
@@ -116,10 +134,13 @@ class Contiguous:
             self.states,
             rows.numel(),
             self.max_length,
+            widths=[rows.size(2) for rows in self.earlier],
             fixed=self.fixed,
             dtype=like.dtype,
             device=like.device,
         )
+        for mine, theirs in zip(self.earlier, taken.earlier, strict=True):
+            theirs[:, : self.longest + 1] = mine[rows, : self.longest + 1]
         for mine, theirs in zip((*self.k, *self.v), (*taken.k, *taken.v), strict=True):
             theirs[:, :, : self.longest] = mine[rows, :, : self.longest]
         taken.lengths, taken.longest = self.lengths[rows], self.longest
@@ -156,6 +177,7 @@ def build(
         model.decode_states(),
         batch_size,
         max_length,
+        widths=model.widths_before(),
         fixed=fixed,
         dtype=dtype,
         device=weight.device,

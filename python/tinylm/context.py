@@ -5,9 +5,10 @@ something else, add a field here instead of a keyword in every signature on the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, Self
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinylm.mask import CAUSAL, Mask
@@ -47,6 +48,12 @@ class Cache(Protocol):
     def clear(self) -> None:
         """Forget every token."""
 
+    def before(self, slot: int, x: Tensor) -> Tensor:
+        """x [B, T, W] of new tokens to x of the tokens before them; zeros before the first.
+
+        Each `tinylm.layers.Before` of the model has a slot of its own.
+        """
+
     def select(self, rows: Tensor) -> Self:
         """A cache of the sequences `rows` [N] int64 of this one; a row may come several times."""
 
@@ -73,8 +80,31 @@ class Context:
     rotate: Callable[[Tensor], Tensor]
     mask: Mask = CAUSAL
     cache: Cache | None = None
-    # The dataclass is frozen, the list is not: layers append to it during the pass.
+    # The ids [B, T] int64, for layers that look up rows; None if a caller begins with vectors.
+    tokens: Tensor | None = None
+    # The dataclass is frozen, these are not: layers add to them during the pass. What one block
+    # leaves for the others is in `shared`, by name; to compute a block again changes nothing.
     losses: list[Tensor] = field(default_factory=list)
+    shared: dict[str, Tensor] = field(default_factory=dict)
+
+    def before(self, slot: int, x: Tensor) -> Tensor:
+        """x [B, T, W] of these tokens to x of the tokens before them, inside each document.
+
+        The first token of a document, and of a row, gets zeros.
+        """
+        if self.cache is not None:
+            return self.cache.before(slot, x)
+        shifted = F.pad(x[:, :-1], (0, 0, 1, 0))
+        documents = self.mask.documents
+        if documents is None:
+            return shifted
+        inside = F.pad(documents[:, 1:] == documents[:, :-1], (1, 0))
+        return shifted * inside[..., None].to(x.dtype)
+
+    def within(self, window: int) -> "Context":
+        """This context with attention to the newest `window` tokens at most."""
+        narrow = window if self.mask.window is None else min(window, self.mask.window)
+        return replace(self, mask=replace(self.mask, window=narrow))
 
 
 class Decodes(Protocol):
@@ -87,6 +117,9 @@ class Decodes(Protocol):
     @property
     def weight(self) -> Tensor:
         """A tensor of the dtype and device that the model computes in."""
+
+    def widths_before(self) -> Sequence[int]:
+        """The width of each slot of `Cache.before`, in order."""
 
     def decode_states(self) -> Sequence[DecodeState]:
         """The decode state of every attention layer, in order."""

@@ -16,6 +16,7 @@ Weights start as follows:
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,18 @@ from torch import Tensor, nn
 from tinylm import ops
 from tinylm.config import ModelConfig, Role, choose
 from tinylm.context import Cache, Context, DecodeState
-from tinylm.layers import NORMS, POSITIONS, Block, Embedding, Linear, RMSNorm, TiedHead, is_plain
+from tinylm.layers import (
+    NORMS,
+    POSITIONS,
+    Before,
+    Block,
+    Embedding,
+    Head,
+    Linear,
+    RMSNorm,
+    TiedHead,
+    is_plain,
+)
 from tinylm.mask import CAUSAL, Mask
 
 
@@ -63,20 +75,26 @@ class Model(nn.Module):
         norm = choose(NORMS, "model.norm", chosen["norm"])
         position = choose(POSITIONS, "model.position", chosen["position"])
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.d_model)
+        # A norm takes the size of an embedding away, and with it the reason to start small.
+        deviation = 0.3 if chosen["embedding_norm"] and not config.tied else 0.02
+        self.embedding = Embedding(config.vocab_size, config.d_model, deviation=deviation)
+        sized = partial(norm, config.d_model, eps=config.norm_eps, bias=chosen["bias"])
+        self.embedding_norm = sized() if chosen["embedding_norm"] else None
         self.position = position(config)
         self.dropout = nn.Dropout(config.dropout)
         # Typed as a sequence of blocks, because nn.ModuleList forgets the type of its members.
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(config, layer=i) for i in range(config.n_layers)
         )
-        self.norm = norm(config.d_model, eps=config.norm_eps, bias=chosen["bias"])
+        self.norm = sized()
         # x [..., D] to logits [..., V].
         self.head = (
-            TiedHead(self.embedding)
+            TiedHead(self.embedding, softcap=config.logit_softcap)
             if config.tied
-            else Linear(config.d_model, config.vocab_size, bias=False, role="head")
+            else Head(config.d_model, config.vocab_size, softcap=config.logit_softcap)
         )
+        for slot, part in enumerate(self._befores()):
+            part.slot = slot
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -84,16 +102,21 @@ class Model(nn.Module):
         return self.origin.eos_ids
 
     def forward(
-        self, tokens: Tensor, *, cache: Cache | None = None, documents: Tensor | None = None
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """tokens [B, T] int to logits [B, T, V].
+        """tokens [B, T] int to logits [B, T, V], computed in `dtype` (default the weights').
 
         With a `cache` the tokens follow those in it, which they may look at. `documents`
         [B, T] numbers the document of each token: a token looks only inside its own, a run of
         equal numbers. Raises `ValueError` where the tokens pass the context length or the cache.
         """
-        context = self.context(tokens.size(1), cache=cache, documents=documents)
-        x = self.hidden(self.embed(tokens), context)
+        context = self.context(tokens.size(1), cache=cache, documents=documents, tokens=tokens)
+        x = self.hidden(self.embed(tokens, dtype), context)
         if cache is not None:
             # After the last layer: every layer of a pass must see the same lengths.
             cache.advance(tokens.size(1))
@@ -107,25 +130,31 @@ class Model(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Mean cross-entropy in nats (float32 scalar) over the targets [B, T] that are not -100.
 
         Losses that layers append to the context are added. `positions` and `documents` are as in
-        `context`.
+        `context`. The stream and its products have `dtype` (default the weights'): with float32
+        weights and bfloat16 here, gradients and the weights that they move stay float32.
         """
-        context = self.context(tokens.size(1), positions=positions, documents=documents)
-        x, norm, head = self.embed(tokens), self.norm, self.head
+        context = self.context(
+            tokens.size(1), positions=positions, documents=documents, tokens=tokens
+        )
+        x, norm, head = self.embed(tokens, dtype), self.norm, self.head
         # Pass the weights of the norm and the head, not their outputs, so that neither the logits
         # nor the normed vectors of all tokens exist at once.
-        if not is_plain(head, Linear, TiedHead) or getattr(head, "bias", None) is not None:
+        softcap = getattr(head, "softcap", None)
+        if not is_plain(head, Linear, Head, TiedHead) or getattr(head, "bias", None) is not None:
             loss = ops.cross_entropy(head(self.hidden(x, context)), targets)
         elif type(self).hidden is Model.hidden and is_plain(norm, RMSNorm):
             x = self._blocks(x, context)
             loss = ops.linear_cross_entropy(
-                x, head.weight, targets, norm_weight=norm.weight, eps=norm.eps
+                x, head.weight, targets, softcap=softcap, norm_weight=norm.weight, eps=norm.eps
             )
         else:
-            loss = ops.linear_cross_entropy(self.hidden(x, context), head.weight, targets)
+            x = self.hidden(x, context)
+            loss = ops.linear_cross_entropy(x, head.weight, targets, softcap=softcap)
         for own in context.losses:
             loss = loss + own
         return loss
@@ -137,12 +166,14 @@ class Model(nn.Module):
         cache: Cache | None = None,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Context:
         """The context of a forward pass over `length` tokens per row.
 
         `positions` [T] or [B, T] int count from 0 and stay below the context length; without them
         they go on from the cache, or start at 0. `documents` [B, T] int number the document of
-        each token. Raises `ValueError` for what does not fit.
+        each token. Blocks with value embeddings need the `tokens` [B, T]. Raises `ValueError` for
+        what does not fit.
         """
         limit, device = self.config.context_length, self.embedding.weight.device
         # The host's number: the maximum of `cache.lengths` would wait for the device.
@@ -170,12 +201,15 @@ class Model(nn.Module):
                 wrong = first if first < 0 else last
                 raise ValueError(f"position {wrong}: must be 0 to {limit - 1}, for T is {limit}")
         mask = CAUSAL if documents is None else Mask(documents=documents).with_spans()
-        return Context(positions, self.position.rotation(positions), mask, cache)
+        return Context(positions, self.position.rotation(positions), mask, cache, tokens)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """tokens [B, T] int to their vectors [B, T, D], without positions."""
+    def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """tokens [B, T] int to their vectors [B, T, D] in `dtype`, without positions.
+
+        Every layer computes in the dtype of the vectors that it gets; None is that of the weights.
+        """
         x: Tensor = self.embedding(tokens)
-        return x
+        return x if dtype is None else x.to(dtype)
 
     def hidden(self, x: Tensor, context: Context) -> Tensor:
         """Vectors [B, T, D] through all blocks to what the head reads [B, T, D].
@@ -188,7 +222,10 @@ class Model(nn.Module):
 
     def _blocks(self, x: Tensor, context: Context) -> Tensor:
         """`hidden` before its norm."""
-        x = self.dropout(self.position.embed(x, context.positions))
+        x = self.position.embed(x, context.positions)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        context.shared["embeddings"] = x = self.dropout(x)
         for block in self.blocks:
             x = block(x, context)
         return x
@@ -202,6 +239,13 @@ class Model(nn.Module):
     def weight(self) -> Tensor:
         """The embedding [V, D]: its dtype and device are the model's."""
         return self.embedding.weight
+
+    def _befores(self) -> list[Before]:
+        return [part for part in self.modules() if isinstance(part, Before)]
+
+    def widths_before(self) -> list[int]:
+        """The width of the vectors that decoding keeps for each part that looks one token back."""
+        return [part.width for part in self._befores()]
 
     def decode_states(self) -> list[DecodeState]:
         """What decoding keeps of each layer, in order."""

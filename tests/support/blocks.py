@@ -9,7 +9,7 @@ class Blocks:
     """`tinylm.context.Cache` over lists of blocks [K, 2, head], one list per layer and row."""
 
     def __init__(self, states, rows):
-        self.states = states
+        self.states, self.earlier = states, {}
         self.stored = [[([], []) for _ in range(rows)] for _ in states]
         self.lengths, self.longest = torch.zeros(rows, dtype=torch.int64), 0
 
@@ -33,6 +33,11 @@ class Blocks:
             [tuple([block.clone() for block in part] for part in layer[row]) for row in rows]
             for layer in self.stored
         ]
+        taken.earlier = {
+            (slot, new): list(self.earlier[slot, old])
+            for slot in {slot for slot, _ in self.earlier}
+            for new, old in enumerate(rows.tolist())
+        }
         taken.lengths, taken.longest = self.lengths[rows], int(self.lengths[rows].max())
         return taken
 
@@ -43,6 +48,17 @@ class Blocks:
             joined.append(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).transpose(1, 2))
         attend = self.states[layer].attend
         return attend(q, *joined, mask=context.mask, past=self.lengths)
+
+    def before(self, slot, x):
+        """One row after the other: the last token's x, and a list of all for `truncate`."""
+        rows = []
+        for row, new in enumerate(x):
+            earlier = self.earlier.setdefault((slot, row), [])
+            del earlier[int(self.lengths[row]) :]
+            last = earlier[-1] if earlier else torch.zeros_like(new[0])
+            rows.append(torch.stack([last, *new[:-1]]))
+            earlier.extend(new)
+        return torch.stack(rows)
 
     def put(self, layer, row, part, new):
         """Store new [K, T, head] where the row ends; the whole row [S, K, head], joined."""

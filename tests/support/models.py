@@ -9,6 +9,10 @@ from tinylm import model
 from tinylm.config import ARCHITECTURES, ModelConfig
 from tinylm.layers import ATTENTIONS, FEEDFORWARDS, NORMS, POSITIONS
 
+# The parts of a model that are there or not.
+SWITCHES = sorted(name for name, part in ARCHITECTURES["llama3"].items() if part is False)
+SWITCHES.remove("bias")
+
 
 @st.composite
 def configs(draw: st.DrawFn, **fixed: Any) -> ModelConfig:
@@ -29,6 +33,11 @@ def configs(draw: st.DrawFn, **fixed: Any) -> ModelConfig:
         "position": draw(st.none() | st.sampled_from(sorted(POSITIONS))),
         "feedforward": draw(st.none() | st.sampled_from(sorted(FEEDFORWARDS))),
         "attention": draw(st.sampled_from(sorted(ATTENTIONS))),
+        "head_size": draw(st.none() | st.integers(1, 4).map(lambda n: 2 * n)),
+        "value_embeddings": draw(st.integers(0, 1)),
+        "windows": draw(st.lists(st.integers(0, 4), max_size=2).map(tuple)),
+        "logit_softcap": draw(st.none() | st.floats(1, 30)),
+        **{name: draw(st.none() | st.booleans()) for name in SWITCHES},
     }
     return ModelConfig(**(drawn | fixed))
 

@@ -8,9 +8,41 @@ from typing import Any, Literal
 # The optimizer treats a parameter by its role; `tinylm.layers` has the table of roles.
 Role = Literal["embedding", "head", "matrix", "gain", "scalar"]
 
+_LLAMA: dict[str, Any] = {
+    "norm": "rmsnorm",
+    "position": "rope",
+    "feedforward": "swiglu",
+    "bias": False,
+    "qk_norm": False,
+    "embedding_norm": False,
+    "parallel": False,
+    "token_shift": False,
+    "key_mix": False,
+    "shortcut": False,
+    "value_residual": False,
+}
+
+# What a setting of the model that is null becomes. `bias` alone is no setting.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama3": {"norm": "rmsnorm", "position": "rope", "feedforward": "swiglu", "bias": False},
-    "gpt2": {"norm": "layernorm", "position": "learned", "feedforward": "mlp", "bias": True},
+    "llama3": _LLAMA,
+    "gpt2": {
+        **_LLAMA,
+        "norm": "layernorm",
+        "position": "learned",
+        "feedforward": "mlp",
+        "bias": True,
+    },
+    "qwen3": {**_LLAMA, "qk_norm": True},
+    "speedrun": {
+        **_LLAMA,
+        "norm": "plain_rmsnorm",
+        "feedforward": "relu2",
+        "qk_norm": True,
+        "embedding_norm": True,
+        "parallel": True,
+        "token_shift": True,
+        "key_mix": True,
+    },
 }
 
 

@@ -13,8 +13,8 @@ from tinylm.config.limits import Limits
 # Names and not the classes behind them: help and errors must not import torch.
 Kind = Literal["bpe", "byte", "char", "whitespace"]
 Order = Literal["shuffle", "sequential", "random"]
-Architecture = Literal["llama3", "gpt2"]
-Norm = Literal["rmsnorm", "layernorm"]
+Architecture = Literal["llama3", "gpt2", "qwen3", "speedrun"]
+Norm = Literal["rmsnorm", "layernorm", "plain_rmsnorm", "plain_layernorm"]
 Position = Literal["rope", "learned", "none"]
 FeedForward = Literal["swiglu", "mlp", "relu2"]
 Attention = Literal["auto", "triton", "hopper", "sdpa", "manual"]

@@ -6,7 +6,7 @@ from typing import Any
 from tinylm.config.architectures import ARCHITECTURES, choose
 from tinylm.config.checks import check
 from tinylm.config.fields import Architecture, Attention, FeedForward, Norm, Position, setting
-from tinylm.config.limits import COUNT, POSITIVE, require
+from tinylm.config.limits import COUNT, COUNT_OR_ZERO, POSITIVE, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,9 @@ class ModelConfig:
     """The transformer. If a component is null, the architecture decides it."""
 
     architecture: str = setting(
-        "llama3", "Preset of norm, position, feedforward and bias.", choices=Architecture
+        "llama3",
+        "Preset that decides the parts below that are null, and biases.",
+        choices=Architecture,
     )
     context_length: int = setting(256, "Number of tokens that the model sees at once (T).", COUNT)
     vocab_size: int | None = setting(
@@ -29,6 +31,7 @@ class ModelConfig:
         "between them gives GQA.",
         COUNT,
     )
+    head_size: int | None = setting(None, "Width of one head; default d_model / n_heads.", COUNT)
     d_ff: int | None = setting(
         None,
         "Width of the feedforward network (F). The default is 4 D; for swiglu it is 8/3 D, rounded "
@@ -49,6 +52,42 @@ class ModelConfig:
     feedforward: str | None = setting(
         None, "The feedforward network of a block.", choices=FeedForward
     )
+    qk_norm: bool | None = setting(
+        None, "Normalise queries and keys, each head by itself, before their rotation."
+    )
+    embedding_norm: bool | None = setting(None, "Normalise the embeddings before the first block.")
+    parallel: bool | None = setting(
+        None, "Compute attention and feedforward side by side, from one normalised input."
+    )
+    token_shift: bool | None = setting(
+        None,
+        "Add to the input of attention (and of a parallel feedforward) a learned share, per "
+        "channel, of that of the token before.",
+    )
+    key_mix: bool | None = setting(
+        None, "Mix each key with that of the token before, by a learned share per channel."
+    )
+    shortcut: bool | None = setting(
+        None, "Add a learned share of the embeddings to the input of each block."
+    )
+    value_residual: bool | None = setting(
+        None, "Mix the values of each block with those of the first, by a learned share."
+    )
+    value_embeddings: int = setting(
+        0,
+        "Number of blocks, counted from the last, whose values get a learned row per token.",
+        COUNT_OR_ZERO,
+        off=0,
+    )
+    windows: tuple[int, ...] = setting(
+        (),
+        "Number of newest tokens that each block attends to, in turn: [64,0] alternates between 64 "
+        "and all of them (0). Default: all.",
+        COUNT_OR_ZERO,
+    )
+    logit_softcap: float | None = setting(
+        None, "Bend each logit z to c tanh(z / c), where c is this number.", POSITIVE
+    )
     attention: str = setting(
         "auto",
         "How attention is computed. On CUDA, auto uses PyTorch for plain causal attention and "
@@ -67,21 +106,28 @@ class ModelConfig:
         # First: the divisions below need numbers of at least 1.
         check("model", self)
         heads = self.n_heads
-        fits = self.d_model % heads == 0
-        require(fits, "model.d_model", self.d_model, f"must be a multiple of n_heads={heads}")
+        fits = self.head_size is not None or self.d_model % heads == 0
+        limit = f"must be a multiple of n_heads={heads}, or set head_size"
+        require(fits, "model.d_model", self.d_model, limit)
         fits = heads % self.kv_heads == 0
         require(fits, "model.n_kv_heads", self.n_kv_heads, f"must divide n_heads={heads}")
         # An unknown architecture passes here: `choose` refuses it, with the names of the registry.
         preset = ARCHITECTURES.get(self.architecture, {})
         rope = (self.position or preset.get("position")) == "rope"
-        even = not rope or self.head_size % 2 == 0
+        even = not rope or self.head_width % 2 == 0
+        if self.head_size is not None:
+            limit = "must be even, because rope rotates pairs"
+            require(even, "model.head_size", self.head_size, limit)
         limit = f"divided by n_heads={heads} it must be even, because rope rotates pairs"
         require(even, "model.d_model", self.d_model, limit)
+        fits = self.value_embeddings <= self.n_layers
+        limit = f"must be at most n_layers={self.n_layers}"
+        require(fits, "model.value_embeddings", self.value_embeddings, limit)
 
     @property
-    def head_size(self) -> int:
-        """Width of one head: d_model / n_heads."""
-        return self.d_model // self.n_heads
+    def head_width(self) -> int:
+        """Width of one head: head_size, or d_model / n_heads if it is null."""
+        return self.d_model // self.n_heads if self.head_size is None else self.head_size
 
     @property
     def kv_heads(self) -> int:
@@ -99,8 +145,9 @@ class ModelConfig:
         return 4 * self.d_model
 
     def components(self) -> dict[str, Any]:
-        """Return norm, position, feedforward and bias; the architecture decides null settings."""
+        """Return each part by name, and bias; the architecture decides null settings."""
         chosen = dict(choose(ARCHITECTURES, "model.architecture", self.architecture))
-        for name in ("norm", "position", "feedforward"):
-            chosen[name] = getattr(self, name) or chosen[name]
+        for name in chosen.keys() - {"bias"}:
+            given = getattr(self, name)
+            chosen[name] = chosen[name] if given is None else given
         return chosen

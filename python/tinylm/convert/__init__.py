@@ -3,12 +3,12 @@
     config = import_config(json.loads(text))          # config.json to a ModelConfig
     theirs = export_tensors("llama", model.state_dict())
 
-Two formats of transformers hold what TinyLM builds, `gpt2` (GPT2LMHeadModel) and `llama`
-(LlamaForCausalLM). A model with any other mix of parts is written as model_type `tinylm`
-under our own names, and `obstacles` says what keeps it from opening elsewhere. All
-translations are exact: tensors are renamed, transposed, joined and split, never computed.
+Three formats of transformers hold what TinyLM builds, `llama` (LlamaForCausalLM), `qwen3`
+(Qwen3ForCausalLM) and `gpt2` (GPT2LMHeadModel). A model with any other mix of parts is written as
+model_type `tinylm` under our own names, and `obstacles` says what keeps it from opening elsewhere.
+All translations are exact: tensors are renamed, transposed, joined and split, never computed.
 
-`gpt2` and `llama` hold the tables of a format each, `configs` and `tensors` apply them.
+`gpt2` and `llama` hold the tables of the formats, `configs` and `tensors` apply them.
 """
 
 from tinylm.convert.configs import (

@@ -10,12 +10,12 @@ from tinylm.config import ARCHITECTURES, ModelConfig
 from tinylm.config.fields import Attention
 from tinylm.convert.format import COMMON, Format, one_of, typed
 from tinylm.convert.gpt2 import GPT2
-from tinylm.convert.llama import LLAMA
+from tinylm.convert.llama import LLAMA, QWEN3
 
-ModelType = Literal["gpt2", "llama", "tinylm"]
+ModelType = Literal["gpt2", "llama", "qwen3", "tinylm"]
 
 # By model_type; `tinylm` is what no format holds, under our own names.
-FORMATS: dict[str, Format] = {"llama": LLAMA, "gpt2": GPT2}
+FORMATS: dict[str, Format] = {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}
 
 # The keys that say the same of every model, whatever its format; written from the model.
 DERIVED = {"model_type", "architectures", "dtype", "torch_dtype", "vocab_size"}
@@ -28,7 +28,7 @@ def obstacles(config: ModelConfig) -> list[str]:
 
 
 def model_type(config: ModelConfig) -> ModelType:
-    """The format that a model is written in: gpt2, llama, or else tinylm."""
+    """The format that a model is written in: llama, qwen3, gpt2, or else tinylm."""
     for kind in FORMATS:
         if not _differences(config, kind):
             return kind  # type: ignore[return-value]
@@ -72,7 +72,7 @@ def import_config(content: Mapping[str, Any]) -> ModelConfig:
     """
     kind: Any = content.get("model_type")
     if not isinstance(kind, str) or (kind != "tinylm" and kind not in FORMATS):
-        raise ValueError(f"model_type={kind!r}: supported are gpt2, llama and tinylm")
+        raise ValueError(f"model_type={kind!r}: supported are llama, qwen3, gpt2 and tinylm")
     own = _own(content["tinylm"]) if "tinylm" in content else None
     if kind == "tinylm":
         if own is None:
@@ -144,7 +144,14 @@ def _differences(config: ModelConfig, kind: str) -> list[str]:
         found.append(f"model.attention={config.attention} ({kind} has sdpa)")
     if kind == "gpt2" and config.kv_heads != config.n_heads:
         found.append(f"model.n_kv_heads={config.n_kv_heads} (gpt2 has n_heads={config.n_heads})")
-    return found
+    if kind == "gpt2" and config.head_width * config.n_heads != config.d_model:
+        found.append(f"model.head_size={config.head_size} (gpt2 has d_model / n_heads)")
+    extra = {name: getattr(config, name) for name in ("logit_softcap", "value_embeddings")}
+    # A window of 0 is none.
+    extra["windows"] = any(config.windows) and list(config.windows)
+    return found + [
+        f"model.{name}={extra[name]} ({kind} has none)" for name in extra if extra[name]
+    ]
 
 
 def _own(content: Any) -> ModelConfig:
@@ -191,9 +198,13 @@ def _without_aliases(form: Format, content: Mapping[str, Any]) -> dict[str, Any]
 
 def _check_supported(kind: str, content: Mapping[str, Any]) -> None:
     supported = FORMATS[kind].supported if kind in FORMATS else {}
+    inert = FORMATS[kind].inert if kind in FORMATS else frozenset()
     for key, values in {**COMMON, **supported}.items():
         value = content.get(key, values[0])
-        if not one_of(value, values):
+        if key == "layer_types" and isinstance(value, list) and set(value) <= {"full_attention"}:
+            # One word per layer, all of them the default.
+            continue
+        if key not in inert and not one_of(value, values):
             allowed = " or ".join("null" if other is None else str(other) for other in values)
             raise ValueError(f"{key}={value!r}: TinyLM's {kind} supports {allowed}")
 

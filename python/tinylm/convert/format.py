@@ -11,7 +11,7 @@ Every key of a config.json has one of three fates:
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 from tinylm.config import ModelConfig
 
@@ -55,10 +55,10 @@ class Format:
     supported: Mapping[str, tuple[Any, ...]]
     # Other names that transformers takes for a key, and lets win over it.
     aliases: Mapping[str, str]
-    # Keys of transformers' own class for this model_type that change no logit.
+    # Keys of transformers' own class for this model_type that change no logit, whatever others do.
     inert: frozenset[str]
     # transformers' default of eos_token_id.
-    eos_id: int
+    eos_id: int | None
     # Whether q, k and v are one matrix and the matrices of blocks are kept [inputs, outputs].
     joined: bool
     export_keys: Callable[[ModelConfig], dict[str, Any]]
@@ -119,12 +119,16 @@ INERT = frozenset(
 def typed(content: Mapping[str, Any], key: str, kind: Any, default: Any = REQUIRED) -> Any:
     """`content[key]` if it is of this kind; `ValueError` if it is not, or if it is missing."""
     value = content.get(key, default)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        # JSON has no tuples; `ModelConfig` checks what is in them.
+        return tuple(value)
     if value is REQUIRED:
         raise ValueError(f"config.json lacks {key}: add it, the model cannot be built without")
     if type(value) is int and not isinstance(value, kind) and abs(value) < 2**53:
         value = float(value)
+    takes_bool = kind is bool or bool in get_args(kind)
     # A bool is an int to Python, but "n_layer": true is a mistake.
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and not takes_bool):
         name = getattr(kind, "__name__", str(kind)).replace("None", "null")
         raise ValueError(f"{key}={value!r}: expected {name}")
     return value

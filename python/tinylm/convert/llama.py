@@ -1,6 +1,7 @@
-"""The format `llama`: LlamaForCausalLM."""
+"""The formats `llama` and `qwen3`: LlamaForCausalLM and Qwen3ForCausalLM."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tinylm.config import ModelConfig
@@ -19,7 +20,7 @@ def export_keys(config: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
+        "head_dim": config.head_width,
         "intermediate_size": config.feedforward_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
@@ -73,16 +74,6 @@ def _check_plain(key: str, rope: Mapping[str, Any]) -> None:
         raise ValueError(f"{key}={rope}: TinyLM supports rope_type default, without scaling")
 
 
-def _check_heads(content: Mapping[str, Any], config: ModelConfig) -> None:
-    """Raise `ValueError` for heads of another size than the width divided by their number."""
-    size = typed(content, "head_dim", int | None, None)
-    if size is not None and size != config.head_size:
-        raise ValueError(
-            f"head_dim={size}: TinyLM supports hidden_size / num_attention_heads, "
-            f"{config.head_size}"
-        )
-
-
 LLAMA = Format(
     architecture="llama3",
     class_name="LlamaForCausalLM",
@@ -113,6 +104,7 @@ LLAMA = Format(
         "intermediate_size": Key("d_ff", int),
         "tie_word_embeddings": Key("tied", bool, False),
         "rms_norm_eps": Key("norm_eps", float, 1e-6),
+        "head_dim": Key("head_size", int | None, None),
     },
     rates={"attention_dropout": 0.0},
     supported={
@@ -128,7 +120,28 @@ LLAMA = Format(
     eos_id=2,
     joined=False,
     export_keys=export_keys,
-    rest_keys=frozenset({*ROPE, "rope_theta", "head_dim"}),
+    rest_keys=frozenset({*ROPE, "rope_theta"}),
     rest=_rotation,
-    check=_check_heads,
+)
+
+# Qwen3 is Llama with a norm on each head of queries and keys. `sliding_window` counts only if
+# `use_sliding_window` is true.
+QWEN3 = replace(
+    LLAMA,
+    architecture="qwen3",
+    class_name="Qwen3ForCausalLM",
+    bare_class_name="Qwen3Model",
+    names={
+        **LLAMA.names,
+        "attention.q_norm": "self_attn.q_norm",
+        "attention.k_norm": "self_attn.k_norm",
+    },
+    sizes={
+        **LLAMA.sizes,
+        "num_key_value_heads": Key("n_kv_heads", int | None, 32),
+        "head_dim": Key("head_size", int | None, 128),
+    },
+    supported={**LLAMA.supported, "use_sliding_window": (False,)},
+    inert=INERT | {"max_window_layers", "sliding_window"},
+    eos_id=None,
 )

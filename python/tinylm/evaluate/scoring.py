@@ -51,11 +51,11 @@ def evaluate(
     """Score every token of a split but its first, once, in windows of the context length.
 
     A window sees nothing of the one before it. `max_tokens` scores only the first so many, over
-    the bytes that they stand for; `dtype` is that of the matrix products (default the weights').
-    Logits and losses are float32 in any case, and made a part at a time, whatever `batch_size`;
-    `progress` is told the targets scored and to score. `batch_size` changes the figures by
-    rounding alone. `ValueError` for a split of another tokenizer, for one of fewer than 2 tokens,
-    and for a loss that is not finite.
+    the bytes that they stand for; `dtype` is that of the stream and its products (default the
+    weights'). Logits and losses are float32 in any case, and made a part at a time, whatever
+    `batch_size`, which changes the figures by rounding alone; `progress` is told the targets
+    scored and to score. `ValueError` for a split of another tokenizer, for one of fewer than 2
+    tokens, and for a loss that is not finite.
     """
     import torch
 
@@ -65,7 +65,6 @@ def evaluate(
 
     total = _check(model, dataset, tokenizer, batch_size, max_tokens)
     device = model.embedding.weight.device
-    autocast = torch.autocast(device.type, dtype, enabled=dtype not in (None, torch.float32))
     nats, done = 0.0, 0
     length = model.config.context_length
     # More rows than this at once gain nothing and only fill the memory.
@@ -77,9 +76,9 @@ def evaluate(
                 f"{model.embedding.num_embeddings}"
             )
         inputs, wanted = (torch.from_numpy(a).to(device) for a in (tokens, targets))
-        with inference(model), autocast:
+        with inference(model):
             # No cache: each window starts with an empty context.
-            losses, computed_in = _losses(model, inputs, wanted.flatten())
+            losses, computed_in = _losses(model, inputs, wanted.flatten(), dtype)
         if not losses.isfinite().all():
             place = int((~losses.isfinite()).nonzero()[0])
             what = f"the loss of target {first + place + 1} of the split"
@@ -99,7 +98,10 @@ def evaluate(
 
 
 def _losses(
-    model: "Model", tokens: "torch.Tensor", targets: "torch.Tensor"
+    model: "Model",
+    tokens: "torch.Tensor",
+    targets: "torch.Tensor",
+    wanted_dtype: "torch.dtype | None",
 ) -> "tuple[torch.Tensor, torch.dtype]":
     """tokens [B, T] and targets [B * T] to the loss of each in float32, and the logits' dtype."""
     import torch
@@ -107,7 +109,8 @@ def _losses(
 
     from tinylm.ops import IGNORED
 
-    x = model.hidden(model.embed(tokens), model.context(tokens.size(1))).flatten(0, 1)
+    context = model.context(tokens.size(1), tokens=tokens)
+    x = model.hidden(model.embed(tokens, wanted_dtype), context).flatten(0, 1)
     found, dtype = [], x.dtype
     size = max(1, LOGITS // model.embedding.num_embeddings)
     for part, wanted in zip(torch.split(x, size), torch.split(targets, size), strict=True):

@@ -17,10 +17,19 @@ utilisation follows, and how its weights start (`start`). To add one, assign it:
 from tinylm.layers.attention import Attention
 from tinylm.layers.block import Block
 from tinylm.layers.feedforward import MLP, SwiGLU
-from tinylm.layers.linear import Embedding, Linear, TiedHead
-from tinylm.layers.norms import LayerNorm, RMSNorm, add_and_norm, is_plain
-from tinylm.layers.positions import Learned, NoPosition, Rope, identity
-from tinylm.layers.registries import ATTENTIONS, FEEDFORWARDS, NORMS, POSITIONS
+from tinylm.layers.linear import Embedding, Head, Linear, TiedHead
+from tinylm.layers.mixing import Before, KeyMix, Shortcut, TokenShift, ValueResidual
+from tinylm.layers.norms import (
+    NORMS,
+    LayerNorm,
+    PlainLayerNorm,
+    PlainRMSNorm,
+    RMSNorm,
+    add_and_norm,
+    is_plain,
+)
+from tinylm.layers.positions import Learned, NoPosition, Rope, Rotation, identity
+from tinylm.layers.registries import ATTENTIONS, FEEDFORWARDS, POSITIONS
 
 __all__ = [
     "ATTENTIONS",
@@ -29,16 +38,25 @@ __all__ = [
     "NORMS",
     "POSITIONS",
     "Attention",
+    "Before",
     "Block",
     "Embedding",
+    "Head",
+    "KeyMix",
     "LayerNorm",
     "Learned",
     "Linear",
     "NoPosition",
+    "PlainLayerNorm",
+    "PlainRMSNorm",
     "RMSNorm",
     "Rope",
+    "Rotation",
+    "Shortcut",
     "SwiGLU",
     "TiedHead",
+    "TokenShift",
+    "ValueResidual",
     "add_and_norm",
     "identity",
     "is_plain",

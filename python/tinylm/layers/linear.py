@@ -10,6 +10,14 @@ from tinylm import ops
 from tinylm.config import Role
 
 
+def bent(logits: Tensor, softcap: float | None) -> Tensor:
+    """c tanh(z / c) of each logit z, where c is `softcap`; as they are without one.
+
+    Source: Gemma Team 2024 (Gemma 2), section 2.
+    """
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 class Linear(nn.Linear):
     """x [..., in] to x W^T + b [..., out]; `branch` marks the last product of a residual branch."""
 
@@ -43,25 +51,42 @@ class Linear(nn.Linear):
         return 6 * self.in_features * self.out_features
 
 
+class Head(Linear):
+    """x [..., D] to logits [..., V] by a matrix of its own."""
+
+    def __init__(self, width: int, vocab_size: int, *, softcap: float | None = None) -> None:
+        super().__init__(width, vocab_size, bias=False, role="head")
+        self.softcap = softcap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to [..., V]."""
+        return bent(super().forward(x), self.softcap)
+
+
 # Declares no `flops`: looking up a row multiplies nothing.
 class Embedding(nn.Embedding):
     """Ids [...] to rows [..., D]."""
 
     roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
 
+    def __init__(self, rows: int, width: int, *, deviation: float = 0.02) -> None:
+        super().__init__(rows, width)
+        self.deviation = deviation
+
     def reset_parameters(self) -> None:
         """Leave the new weights as they are: `start` draws them, from a generator of its own."""
 
     def start(self, generator: torch.Generator) -> None:
         """Draw the starting weights, in place."""
-        self.weight.normal_(0.0, 0.02, generator=generator)
+        self.weight.normal_(0.0, self.deviation, generator=generator)
 
 
 class TiedHead(nn.Module):
     """x [..., D] to logits [..., V] by the rows of an embedding, which stays the embedding's."""
 
-    def __init__(self, embedding: Embedding) -> None:
+    def __init__(self, embedding: Embedding, *, softcap: float | None = None) -> None:
         super().__init__()
+        self.softcap = softcap
         # In a tuple: a module that is an attribute would be saved and counted a second time.
         self._embedding = (embedding,)
 
@@ -73,7 +98,7 @@ class TiedHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] to [..., V]."""
-        return ops.linear(x, self.weight)
+        return bent(ops.linear(x, self.weight), self.softcap)
 
     def flops(self, context_length: int) -> int:
         """Operations of the product; looking up rows costs none."""

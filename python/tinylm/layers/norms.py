@@ -1,6 +1,6 @@
 """Norms, and a norm together with the sum before it."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,30 @@ class LayerNorm(nn.Module):
         return ops.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
 
 
+class PlainRMSNorm(nn.Module):
+    """`ops.rms_norm` without a weight."""
+
+    def __init__(self, width: int, *, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to the same shape."""
+        return ops.rms_norm(x, None, self.eps)
+
+
+class PlainLayerNorm(nn.Module):
+    """`ops.layer_norm` without weight and bias: on a CPU the cheapest of the norms."""
+
+    def __init__(self, width: int, *, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to the same shape."""
+        return ops.layer_norm(x, None, None, self.eps)
+
+
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a module is one of `kinds` and no more, so that its weights say all that it does.
 
@@ -64,3 +88,12 @@ def add_and_norm(norm: nn.Module, x: Tensor, branch: Tensor) -> tuple[Tensor, Te
         return total_and_normed
     total = x + branch
     return total, norm(total)
+
+
+# A module named in `imports` may add to it, so it is read when a model is built and never copied.
+NORMS: dict[str, Any] = {
+    "rmsnorm": RMSNorm,
+    "layernorm": LayerNorm,
+    "plain_rmsnorm": PlainRMSNorm,
+    "plain_layernorm": PlainLayerNorm,
+}

@@ -1,13 +1,29 @@
 """How positions enter: by rotation, by a learned vector, or not at all."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from tinylm import ops
 from tinylm.config import ModelConfig
 from tinylm.layers.linear import Embedding
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """The rotation of one pass: angles [T, head / 2] or [B, 1, T, head / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [B, H, T, head], rotated."""
+        return ops.rope(x, self.cos, self.sin)
+
+    def normed(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        """`ops.rms_norm` of x [B, H, T, head] over each head, rotated: one pass over memory."""
+        return ops.norm_rope(x, weight, self.cos, self.sin, eps)
 
 
 class Rope(nn.Module):
@@ -18,12 +34,12 @@ class Rope(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.head_size % 2:
+        if config.head_width % 2:
             raise ValueError(
                 f"model.position=rope needs an even head size, d_model / n_heads is "
-                f"{config.head_size}: change one of them"
+                f"{config.head_width}: change one of them"
             )
-        angles = ops.rotary_angles(config.context_length, config.head_size, config.rope_theta)
+        angles = ops.rotary_angles(config.context_length, config.head_width, config.rope_theta)
         for name, tensor in zip(("cos", "sin"), angles, strict=True):
             # They follow from the settings, so no checkpoint holds them. As buffers they still move
             # with the model.
@@ -48,7 +64,7 @@ class Rope(nn.Module):
         # Positions per row need an axis that all heads share.
         if positions.dim() > 1:
             cos, sin = cos[:, None], sin[:, None]
-        return partial(ops.rope, cos=cos, sin=sin)
+        return Rotation(cos, sin)
 
 
 class Learned(nn.Module):

@@ -10,10 +10,8 @@ from typing import Any
 from tinylm import ops
 from tinylm.layers.attention import Attention
 from tinylm.layers.feedforward import MLP, SwiGLU
-from tinylm.layers.norms import LayerNorm, RMSNorm
 from tinylm.layers.positions import Learned, NoPosition, Rope
 
-NORMS: dict[str, Any] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 POSITIONS: dict[str, Any] = {"rope": Rope, "learned": Learned, "none": NoPosition}
 FEEDFORWARDS: dict[str, Any] = {
     "swiglu": SwiGLU,

@@ -80,8 +80,8 @@ def linear_cross_entropy(
     """`cross_entropy` of the logits x W^T, which never all exist at once if they are many.
 
     x [..., D], weight [V, D], targets [...] int64; a scalar, float32 at least. With `norm_weight`
-    [D] the logits are those of `rms_norm(x, norm_weight, eps)`. As in `linear`, x and weight have
-    one dtype, or autocast gives one. The gradient of the weight is summed in float32. Raises
+    [D] the logits are those of `rms_norm(x, norm_weight, eps)`. As in `linear`, the products have
+    the dtype of x, or that of autocast. The gradient of the weight is summed in float32. Raises
     `NotImplementedError` for a second derivative of many logits.
     """
     _check_softcap(softcap)
@@ -89,11 +89,6 @@ def linear_cross_entropy(
         y = x if norm_weight is None else rms_norm(x, norm_weight, eps)
         return cross_entropy(linear(y, weight), targets, z_loss=z_loss, softcap=softcap)
     dtype = product_dtype(x)
-    if dtype != product_dtype(weight):
-        raise ValueError(
-            f"linear_cross_entropy: x is {x.dtype} and weight {weight.dtype}; "
-            "convert one of them, or let autocast do it"
-        )
     recorded = torch.is_grad_enabled()
     wanted = [
         recorded and tensor is not None and tensor.requires_grad

@@ -15,19 +15,21 @@ from tinylm.ops import choice
 from tinylm.ops.dtypes import widened
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis; x [..., D], weight [D].
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; x [..., D], weight [D] or None for 1.
 
     Source: Zhang and Sennrich 2019, equation 4.
     """
-    kernel = choice.kernel_for("rms_norm", weight.size(-1), x, weight)
-    if kernel is not None:
-        return kernel(x, weight, eps)
+    if weight is not None:
+        kernel = choice.kernel_for("rms_norm", weight.size(-1), x, weight)
+        if kernel is not None:
+            return kernel(x, weight, eps)
     wide = widened(x)
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     # Rounded before the product with the weight, as transformers' Llama does. A float32 weight must
-    # not widen the result, which is bfloat16 under autocast.
-    return scaled.to(x.dtype) * weight.to(x.dtype)
+    # not widen the result of a bfloat16 stream.
+    rounded = scaled.to(x.dtype)
+    return rounded if weight is None else rounded * weight.to(x.dtype)
 
 
 def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -44,17 +46,19 @@ def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple
     return total, rms_norm(total, weight, eps)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; x [..., D].
 
-    Source: Ba et al. 2016, equation 4.
+    weight and bias are [D], or None for 1 and 0. Source: Ba et al. 2016, equation 4.
     """
-    vectors = (weight,) if bias is None else (weight, bias)
-    kernel = choice.kernel_for("layer_norm", weight.size(-1), x, *vectors)
-    if kernel is not None:
-        return kernel(x, weight, bias, eps)
+    if weight is not None:
+        vectors = (weight,) if bias is None else (weight, bias)
+        kernel = choice.kernel_for("layer_norm", weight.size(-1), x, *vectors)
+        if kernel is not None:
+            return kernel(x, weight, bias, eps)
+        weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    return F.layer_norm(x, (x.size(-1),), weight.to(x.dtype), bias, eps)
+    return F.layer_norm(x, (x.size(-1),), weight, bias, eps)
 
 
 def add_layer_norm(

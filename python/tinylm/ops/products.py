@@ -24,12 +24,17 @@ MOST_PACKED_ROWS = 16
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b: x [..., in], weight [out, in], bias [out] to [..., out].
+    """x W^T + b: x [..., in], weight [out, in], bias [out] to [..., out], in the dtype of x.
 
-    Every product with a weight goes through here, including that of the head. A model whose weights
+    Every product with a weight goes through here, including that of the head. So the dtype of the
+    stream is that of all products, and the weights of training stay float32. A model whose weights
     have fewer bits needs a branch only here, to `linear_int8` or `linear_int4`.
     """
-    return F.linear(x, weight, bias)
+    dtype = product_dtype(x)
+    # Autocast would convert once per pass where this converts once per use: that is the same, for
+    # a weight is used once.
+    bias = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
+    return F.linear(x, weight if weight.dtype == dtype else weight.to(dtype), bias)
 
 
 def linear_int8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -23,8 +23,9 @@ class Stream(IntEnum):
 class Session:
     """What one process of a run keeps from its start to its end.
 
-    It computes on `device`, with matrix products in `dtype`. It is number `rank` of `world`
-    processes, and `say` prints a line for people, or does nothing in a run without a console.
+    It computes on `device`, with the stream and its products in `dtype`. It is number `rank` of
+    `world` processes, and `say` prints a line for people, or does nothing in a run without a
+    console.
     """
 
     device: torch.device
@@ -42,11 +43,6 @@ class Session:
         place = device.find(device_name)
         dtype = device.pick_dtype(dtype_name, place)
         return cls(device=place, dtype=dtype, rank=0, world=1, say=say)
-
-    def autocast(self) -> torch.autocast:
-        """A context in which matrix products run in `dtype`."""
-        mixed = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
 
     def manual_seed(self, seed: int, stream: Stream, step: int, micro: int) -> None:
         """Seed torch's generator for one micro-step: a resumed run repeats its numbers."""

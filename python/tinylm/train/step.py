@@ -89,9 +89,8 @@ class Stepper:
         for micro in range(rows // size):
             part = batch.rows(slice(micro * size, (micro + 1) * size))
             self.session.manual_seed(settings.seed, Stream.DROPOUT, step, micro)
-            with self.session.autocast():
-                places = {"positions": part.positions, "documents": part.documents}
-                loss = self.loss(part.tokens, part.targets, **places)
+            places = {"positions": part.positions, "documents": part.documents}
+            loss = self.loss(part.tokens, part.targets, dtype=self.session.dtype, **places)
             # Every target of the batch weighs the same, however they fall into micro-batches.
             share = (part.targets != IGNORED).sum() / counted
             scaled = loss * share if self.scale is None else loss * share * self.scale.value
