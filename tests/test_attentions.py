@@ -10,6 +10,7 @@ from tests.support import fake_gpu, interpreter
 from tinylm import config, layers, model, ops
 from tinylm.config import ModelConfig
 from tinylm.mask import Mask
+from tinylm.ops import spelled
 from tinylm.ops.attentions import DECODE_KEYS, DECODE_QUERIES, kernels_to_try
 
 BACKENDS = ["auto", "triton", "hopper", "sdpa"]
@@ -267,3 +268,33 @@ def test_a_kernel_follows_autocast_as_torch_does():
     assert y.dtype == torch.bfloat16
     wanted = ops.attention(q, k, k, mask=mask, backend="sdpa")
     torch.testing.assert_close(y.float(), wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_takes_products_where_they_are_faster(dtype, monkeypatch):
+    calls = []
+    real = spelled.causal_attention
+    monkeypatch.setattr(spelled, "causal_attention", lambda *a: calls.append(1) or real(*a))
+
+    def taken(tokens, **named):
+        q, k, v = (torch.randn(1, 2, tokens, 8, dtype=dtype, requires_grad=True) for _ in "qkv")
+        calls.clear()
+        ops.attention(q, k, v, **named)
+        return bool(calls)
+
+    least = spelled.LEAST_TOKENS[dtype]
+    assert taken(least)
+    assert taken(least, mask=Mask(window=5))
+    assert not taken(least - 1)
+    for other in ({"backend": "sdpa"}, {"dropout": 0.1}, {"softcap": 5.0}):
+        assert not taken(least, **other)
+    assert not taken(least, mask=Mask(causal=False))
+    with torch.no_grad():
+        assert taken(least) == (dtype == torch.bfloat16)
+
+
+def test_attention_by_products_compiles_to_one_operation():
+    arguments = [torch.randn(2, 4, 64, 16, requires_grad=True) for _ in "qkv"]
+    torch.library.opcheck(
+        torch.ops.tinylm.causal_attention.default, (*arguments, None, 9, 0.25, True)
+    )

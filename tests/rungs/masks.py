@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.rungs.rung import SEEDS, Rung, near
 from tinylm import ops
 from tinylm.mask import Mask
-from tinylm.ops import attentions
+from tinylm.ops import attentions, spelled
 from tinylm.reference import masks, tensors
 
 HEADS, GROUP, SIZE = 2, 2, 4
@@ -116,6 +116,44 @@ def by_fields(case, seed):
     return [found.numpy()]
 
 
+@st.composite
+def causal_cases(draw):
+    """Rows of several chunks; what `spelled` computes has no prefix, past or cap."""
+    rows, tokens = draw(st.integers(1, 3)), draw(st.integers(1, 9))
+    row = st.lists(st.integers(0, 2), min_size=tokens, max_size=tokens)
+    documents = draw(st.none() | st.lists(row, min_size=rows, max_size=rows))
+    window = draw(st.none() | st.integers(1, 10))
+    scale = draw(st.floats(0.1, 2))
+    return Case(tokens, tokens, rows, True, window, None, documents, None, scale)
+
+
+def value_and_gradients(function, case, seed):
+    leaves = [x.requires_grad_() for x in queries_keys_values(case, seed)]
+    y = function(*leaves)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=y.dtype)
+    return [x.detach().numpy() for x in (y, *torch.autograd.grad(y, leaves, dy))]
+
+
+def causal_by_definition(case, seed, keep):
+    seen = torch.tensor(in_lists(case))[:, None]
+    return value_and_gradients(
+        lambda q, k, v: tensors.attention(q, k, v, mask=seen, scale=case.scale), case, seed
+    )
+
+
+def causal_by_chunks(case, seed, keep):
+    """Chunks of 3 queries where the machine takes 128; with and without weights that are kept."""
+    mask, _ = mask_of(case)
+    before = spelled.CHUNK, spelled.KEPT
+    spelled.CHUNK, spelled.KEPT = (3 if case.keys < 10 else 128), (spelled.KEPT if keep else 0)
+    try:
+        return value_and_gradients(
+            lambda q, k, v: spelled.causal_attention(q, k, v, mask, case.scale), case, seed
+        )
+    finally:
+        spelled.CHUNK, spelled.KEPT = before
+
+
 LARGE = Case(256, 256, 4, True, 64, None, [[i // 50 for i in range(256)]] * 4, None)
 
 RUNGS = (
@@ -138,5 +176,15 @@ RUNGS = (
         lambda: (LARGE, 0),
         same=near(1e-11),
         cost=2,
+    ),
+    Rung(
+        "causal attention in chunks of queries",
+        "tensors",
+        ("tensors", "ops"),
+        causal_by_definition,
+        causal_by_chunks,
+        st.tuples(causal_cases(), SEEDS, st.booleans()),
+        lambda: (Case(256, 256, 4, True, 64, None, LARGE.documents, None, 0.5), 0, True),
+        same=near(1e-11),
     ),
 )

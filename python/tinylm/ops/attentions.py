@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinylm.mask import CAUSAL, Mask
-from tinylm.ops import choice
+from tinylm.ops import choice, spelled
 from tinylm.ops.dtypes import product_dtype, widened
 
 # Dense masks of more cells than this are made for a few rows at a time: 64 MiB of bools, and
@@ -39,13 +39,18 @@ def attention(
     past[b] keys. `mask` is a `Mask`, or a boolean tensor that broadcasts to [B, H, T, S], true
     where the query may look. `scale` is 1 / sqrt(head) by default. With `softcap` c, a score s
     becomes c tanh(s / c). Which kernel computes it follows from `backend` (see `kernels_to_try`);
-    torch does if none can. No boolean tensor is made where torch needs none.
+    torch does if none can. On a CPU auto takes the products of `spelled` where they are faster. No
+    boolean tensor is made where torch needs none.
     Sources: Vaswani et al. 2017, equation 1; Gemma Team 2024 (Gemma 2), section 2 for the cap.
     """
     if isinstance(mask, Mask) and dropout == 0.0:
         found = _by_kernel(q, k, v, mask, scale, softcap, past, backend)
         if found is not None:
             return found
+        if backend == "auto" and softcap is None and past is None:
+            found = _spelled_out(q, k, v, mask, scale)
+            if found is not None:
+                return found
     if softcap is not None:
         # torch's attention has no cap.
         return manual_attention(
@@ -148,6 +153,21 @@ def _by_kernel(
         prefix, causal, window = mask.prefix, mask.causal, mask.window
         return kernel(q, k, v, first, end, prefix, past, causal, window, scale, softcap)[0]
     return None
+
+
+def _spelled_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None) -> Tensor | None:
+    """`attention` by products on a CPU, or None where that is not faster or cannot be."""
+    dtype = product_dtype(q)
+    if not q.is_cpu or k.shape != v.shape or choice.forward_mode():
+        return None
+    if any(product_dtype(x) != dtype for x in (k, v)):
+        return None
+    gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if not spelled.pays(q, k, mask, gradients=gradients):
+        return None
+    scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
+    return spelled.causal_attention(q, k, v, mask, scale)
 
 
 def _by_torch(
