@@ -92,10 +92,10 @@ def counts_by_the_formula(config, seed, share):
     mixes = inside * chosen["key_mix"] + d * chosen["token_shift"] + 2 * chosen["shortcut"]
     block = products + chosen["bias"] * biases + (2 - chosen["parallel"]) * norm + heads + mixes
     body = layers * block + (1 + chosen["embedding_norm"]) * norm
-    body += (layers - 1) * chosen["value_residual"]
+    body += 2 * (layers - 1) * chosen["value_residual"]
     head = 0 if config.tied else vocab * d
     tables = vocab * d + config.context_length * d * (chosen["position"] == "learned")
-    tables += config.value_embeddings * vocab * inside
+    tables += config.value_embeddings * vocab * inside + config.bigrams * d
     assert made.n_parameters() == body + head + tables
     assert made.n_parameters(embedding=False) == body + head
     seen = 12 * layers * outside * config.context_length

@@ -185,6 +185,7 @@ def same(one, other):
 
 OWN = {
     "value_embeddings": st.integers(0, 1),
+    "bigrams": st.integers(0, 2),
     "windows": st.sampled_from([(), (0,), (3, 0)]),
     "logit_softcap": st.sampled_from([None, 15.0]),
     **dict.fromkeys(SWITCHES, st.none() | st.booleans()),

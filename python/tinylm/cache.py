@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tinylm.context import Context, Decodes, DecodeState
+from tinylm.context import Context, Decodes, DecodeState, EarlierState
 
 
 class Contiguous:
@@ -34,7 +34,7 @@ class Contiguous:
         batch_size: int,
         max_length: int,
         *,
-        widths: Sequence[int] = (),
+        earlier: Sequence[EarlierState] = (),
         fixed: bool = False,
         dtype: torch.dtype,
         device: torch.device,
@@ -46,9 +46,12 @@ class Contiguous:
         self.k = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.v = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         # One row more than tokens: place 0 holds the zeros before the first token.
+        self.earlier_states = earlier
         self.earlier = [
-            torch.zeros((batch_size, max_length + 1, width), dtype=dtype, device=device)
-            for width in widths
+            torch.zeros((batch_size, max_length + 1, kept.width), dtype=kept.dtype or dtype).to(
+                device
+            )
+            for kept in earlier
         ]
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.longest, self.ragged = 0, False
@@ -134,7 +137,7 @@ class Contiguous:
             self.states,
             rows.numel(),
             self.max_length,
-            widths=[rows.size(2) for rows in self.earlier],
+            earlier=self.earlier_states,
             fixed=self.fixed,
             dtype=like.dtype,
             device=like.device,
@@ -177,7 +180,7 @@ def build(
         model.decode_states(),
         batch_size,
         max_length,
-        widths=model.widths_before(),
+        earlier=model.earlier_states(),
         fixed=fixed,
         dtype=dtype,
         device=weight.device,

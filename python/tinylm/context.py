@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -58,6 +59,16 @@ class Cache(Protocol):
         """A cache of the sequences `rows` [N] int64 of this one; a row may come several times."""
 
 
+class EarlierState(NamedTuple):
+    """What decoding keeps per token of a part that looks one token back.
+
+    A dtype of None is that of the model.
+    """
+
+    width: int
+    dtype: torch.dtype | None
+
+
 class DecodeState(NamedTuple):
     """What decoding keeps per token of one attention layer, and how that layer attends."""
 
@@ -86,6 +97,15 @@ class Context:
     # leaves for the others is in `shared`, by name; to compute a block again changes nothing.
     losses: list[Tensor] = field(default_factory=list)
     shared: dict[str, Tensor] = field(default_factory=dict)
+
+    def ids(self, setting: str) -> Tensor:
+        """The token ids [B, T]; `ValueError` for a caller that began with vectors."""
+        if self.tokens is None:
+            raise ValueError(
+                f"model.{setting} looks up token ids: begin at Model.forward or Model.loss, or "
+                f"give Model.context the tokens="
+            )
+        return self.tokens
 
     def before(self, slot: int, x: Tensor) -> Tensor:
         """x [B, T, W] of these tokens to x of the tokens before them, inside each document.
@@ -118,8 +138,8 @@ class Decodes(Protocol):
     def weight(self) -> Tensor:
         """A tensor of the dtype and device that the model computes in."""
 
-    def widths_before(self) -> Sequence[int]:
-        """The width of each slot of `Cache.before`, in order."""
+    def earlier_states(self) -> Sequence[EarlierState]:
+        """The state of each slot of `Cache.before`, in order."""
 
     def decode_states(self) -> Sequence[DecodeState]:
         """The decode state of every attention layer, in order."""

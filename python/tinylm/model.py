@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from tinylm import ops
 from tinylm.config import ModelConfig, Role, choose
-from tinylm.context import Cache, Context, DecodeState
+from tinylm.context import Cache, Context, DecodeState, EarlierState
 from tinylm.layers import (
     NORMS,
     POSITIONS,
     Before,
+    Bigrams,
     Block,
     Embedding,
     Head,
@@ -79,6 +80,7 @@ class Model(nn.Module):
         deviation = 0.3 if chosen["embedding_norm"] and not config.tied else 0.02
         self.embedding = Embedding(config.vocab_size, config.d_model, deviation=deviation)
         sized = partial(norm, config.d_model, eps=config.norm_eps, bias=chosen["bias"])
+        self.bigrams = Bigrams(config.bigrams, config.d_model) if config.bigrams else None
         self.embedding_norm = sized() if chosen["embedding_norm"] else None
         self.position = position(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -223,6 +225,8 @@ class Model(nn.Module):
     def _blocks(self, x: Tensor, context: Context) -> Tensor:
         """`hidden` before its norm."""
         x = self.position.embed(x, context.positions)
+        if self.bigrams is not None:
+            x = self.bigrams(x, context)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         context.shared["embeddings"] = x = self.dropout(x)
@@ -243,9 +247,9 @@ class Model(nn.Module):
     def _befores(self) -> list[Before]:
         return [part for part in self.modules() if isinstance(part, Before)]
 
-    def widths_before(self) -> list[int]:
-        """The width of the vectors that decoding keeps for each part that looks one token back."""
-        return [part.width for part in self._befores()]
+    def earlier_states(self) -> list[EarlierState]:
+        """What decoding keeps for each part that looks one token back, in order."""
+        return [part.state for part in self._befores()]
 
     def decode_states(self) -> list[DecodeState]:
         """What decoding keeps of each layer, in order."""

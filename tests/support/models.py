@@ -35,6 +35,7 @@ def configs(draw: st.DrawFn, **fixed: Any) -> ModelConfig:
         "attention": draw(st.sampled_from(sorted(ATTENTIONS))),
         "head_size": draw(st.none() | st.integers(1, 4).map(lambda n: 2 * n)),
         "value_embeddings": draw(st.integers(0, 1)),
+        "bigrams": draw(st.integers(0, 3)),
         "windows": draw(st.lists(st.integers(0, 4), max_size=2).map(tuple)),
         "logit_softcap": draw(st.none() | st.floats(1, 30)),
         **{name: draw(st.none() | st.booleans()) for name in SWITCHES},

@@ -79,6 +79,13 @@ class ModelConfig:
         COUNT_OR_ZERO,
         off=0,
     )
+    bigrams: int = setting(
+        0,
+        "Number of learned rows that pairs of neighbouring tokens share by a hash; their sum with "
+        "the embeddings goes into the first block.",
+        COUNT_OR_ZERO,
+        off=0,
+    )
     windows: tuple[int, ...] = setting(
         (),
         "Number of newest tokens that each block attends to, in turn: [64,0] alternates between 64 "

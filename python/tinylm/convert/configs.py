@@ -146,7 +146,9 @@ def _differences(config: ModelConfig, kind: str) -> list[str]:
         found.append(f"model.n_kv_heads={config.n_kv_heads} (gpt2 has n_heads={config.n_heads})")
     if kind == "gpt2" and config.head_width * config.n_heads != config.d_model:
         found.append(f"model.head_size={config.head_size} (gpt2 has d_model / n_heads)")
-    extra = {name: getattr(config, name) for name in ("logit_softcap", "value_embeddings")}
+    extra = {
+        name: getattr(config, name) for name in ("logit_softcap", "value_embeddings", "bigrams")
+    }
     # A window of 0 is none.
     extra["windows"] = any(config.windows) and list(config.windows)
     return found + [

@@ -18,7 +18,7 @@ from tinylm.layers.attention import Attention
 from tinylm.layers.block import Block
 from tinylm.layers.feedforward import MLP, SwiGLU
 from tinylm.layers.linear import Embedding, Head, Linear, TiedHead
-from tinylm.layers.mixing import Before, KeyMix, Shortcut, TokenShift, ValueResidual
+from tinylm.layers.mixing import Before, Bigrams, KeyMix, Shortcut, TokenShift, ValueResidual
 from tinylm.layers.norms import (
     NORMS,
     LayerNorm,
@@ -39,6 +39,7 @@ __all__ = [
     "POSITIONS",
     "Attention",
     "Before",
+    "Bigrams",
     "Block",
     "Embedding",
     "Head",

@@ -96,12 +96,7 @@ class Attention(nn.Module):
     def _values(self, v: Tensor, context: Context) -> Tensor:
         """Values [B, T, K head] with what is mixed into them."""
         if self.value_embedding is not None:
-            if context.tokens is None:
-                raise ValueError(
-                    "model.value_embeddings looks up token ids: begin at Model.forward or loss, or "
-                    "pass tokens= to Model.context"
-                )
-            v = v + self.value_embedding(context.tokens).to(v.dtype)
+            v = v + self.value_embedding(context.ids("value_embeddings")).to(v.dtype)
         if self.gives_values:
             context.shared["values"] = v
         return v if self.value_residual is None else self.value_residual(v, context)

@@ -10,21 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from tinylm.config import Role
-from tinylm.context import Context
+from tinylm.context import Context, EarlierState
+from tinylm.layers.linear import Embedding
 
 
 class Before(nn.Module):
     """x [B, T, W] to the same vectors one token later; the first of a document gets zeros.
 
-    Its decode state is one vector of W numbers per token. The model numbers its parts of this kind
-    by `slot`, under which a cache keeps them.
+    Its decode state is one vector of W numbers per token, in `dtype` or, if that is None, in the
+    dtype of the model. The model numbers its parts of this kind by `slot`, under which a cache
+    keeps them.
     """
 
     slot = -1
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.width = width
+        self.state = EarlierState(width, dtype)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x [B, T, W] of these tokens to x of those before them."""
@@ -101,21 +103,44 @@ class Shortcut(nn.Module):
 
 
 class ValueResidual(nn.Module):
-    """(1 - s) v + s v0 with the values v0 of the first block and a learned s, 1/2 at the start.
+    """a v + b v0, where v0 are the values of the first block; a = 1 and b = 0 at the start.
 
     Source: Zhou et al. 2024, "Value residual learning", equation 5.
     """
 
-    roles: ClassVar[dict[str, Role]] = {"share": "scalar"}
+    roles: ClassVar[dict[str, Role]] = {"shares": "scalar"}
 
     def __init__(self) -> None:
         super().__init__()
-        self.share = nn.Parameter(torch.tensor(0.5))
+        self.shares = nn.Parameter(torch.tensor([1.0, 0.0]))
 
     def forward(self, v: Tensor, context: Context) -> Tensor:
         """v [B, T, K head] to the same shape."""
-        return torch.lerp(v, context.shared["values"], self.share.to(v.dtype))
+        own, first = self.shares.to(v.dtype).unbind()
+        return own * v + first * context.shared["values"]
 
     def start(self, generator: torch.Generator) -> None:
         """Set the starting value, in place."""
-        self.share.fill_(0.5)
+        self.shares.copy_(torch.tensor([1.0, 0.0]))
+
+
+class Bigrams(nn.Module):
+    """x plus a learned row for the pair of each token and the one before it, 0 at the start.
+
+    The pairs share the rows of the table by a hash. On a CPU a look-up costs nothing beside a
+    product. Source: Jordan et al. (modded-nanogpt), record 62.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.table = Embedding(rows, width, deviation=0.0)
+        self.before = Before(1, torch.int64)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x [B, T, D] to the same shape."""
+        ids = context.ids("bigrams")
+        earlier = self.before(ids[..., None], context)[..., 0]
+        # Two odd numbers without a common factor, so that neither token alone decides the row.
+        code = (earlier * 36313 + ids * 27191) % self.table.num_embeddings
+        rows: Tensor = self.table(code)
+        return x + rows.to(x.dtype)

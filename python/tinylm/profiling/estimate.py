@@ -170,7 +170,7 @@ def _activations(net: Model, rows: int, length: int, dtype: torch.dtype) -> int:
 
     tokens = torch.zeros(rows, length, dtype=torch.int64, device="meta")
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        net.hidden(net.embed(tokens), net.context(length))
+        net.hidden(net.embed(tokens), net.context(length, tokens=tokens))
     weights = {p.untyped_storage()._cdata for p in net.parameters()}
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 

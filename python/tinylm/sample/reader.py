@@ -144,7 +144,7 @@ class Reader:
 
     def _hidden(self, tokens: Tensor) -> Tensor:
         """tokens [R, T] into the cache, to what the head reads [R, T, D]."""
-        context = self.model.context(tokens.size(1), cache=self.cache)
+        context = self.model.context(tokens.size(1), cache=self.cache, tokens=tokens)
         x = self.model.hidden(self.model.embed(tokens), context)
         self.cache.advance(tokens.size(1))
         return x
