@@ -27,7 +27,8 @@ ROWS = [
     {"data", "model"},
     {"convert"},
     {"checkpoint"},
-    {"evaluate", "sample", "profiling"},
+    {"sample", "profiling"},
+    {"evaluate"},
     {"train"},
     {"__init__", "__main__"},
 ]

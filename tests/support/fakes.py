@@ -57,6 +57,7 @@ class ListDataset:
     ids: list[int]
     n_bytes: int | None = None
     tokenizer_sha256: str = ByteTokenizer.sha256
+    kind: str = "text"
 
     @property
     def n_tokens(self) -> int:

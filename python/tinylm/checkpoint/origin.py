@@ -116,20 +116,39 @@ def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:
         config = {k: v for k, v in config.items() if k not in id_keys or k in kept_config}
     found: dict[str, Any] = {"config.json": config | kept_config}
     generation = {key: config[key] for key in id_keys if config.get(key) is not None}
+    if (end := _end_of_turn(tokenizer)) is not None and "eos_token_id" in generation:
+        # Whoever generates an answer stops where the turn ends.
+        generation["eos_token_id"] = [generation["eos_token_id"], end]
     found[GENERATION] = _merge(generation, origin.files.get(GENERATION), same, id_keys)
+    templates: set[str] = set()
     if tokenizer is not None:
         beside = tokenizer.beside(model_max_length=model.config.context_length)
         ours = json.loads(beside.pop(TOKENIZER_CONFIG))
         # A list of the tokens of another tokenizer is no property of this one.
         names = [*(f"{role}_token" for role in ROLES), "added_tokens_decoder", "tokenizer_class"]
         found[TOKENIZER_CONFIG] = _merge(ours, origin.files.get(TOKENIZER_CONFIG), same, names)
+        if "chat_template" in ours:
+            # The tokenizer decides: training on conversations may have replaced the folder's own.
+            found[TOKENIZER_CONFIG]["chat_template"] = ours["chat_template"]
+            templates = {name for name in KEPT if name.startswith("chat_template.")} - beside.keys()
     lost = () if same else ("special_tokens_map.json", "added_tokens.json", *TOKENIZERS)
+    lost = (*lost, *templates)
     for name, content in origin.files.items():
         if name not in found and name not in lost:
             found[name] = content
     if tokenizer is not None:
         found = {**beside, **found}
     return found
+
+
+def _end_of_turn(tokenizer: "Tokenizer | None") -> int | None:
+    """The id that ends a turn of a conversation; None for a tokenizer without marks."""
+    if tokenizer is None:
+        return None
+    from tinylm.tokenizer import chat
+
+    found = chat.marks(tokenizer)
+    return None if found is None else found.end
 
 
 def _merge(

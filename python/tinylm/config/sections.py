@@ -81,8 +81,9 @@ class DataConfig:
 
     source: str = setting(
         "stdlib",
-        "The text: stdlib (the Python standard library of this machine), a text file, a "
-        "folder, a .jsonl file, or a named dataset (tinyshakespeare).",
+        "The text: stdlib (the Python standard library of this machine), tasks (small tasks with "
+        "answers, to learn to chat), a text file, a folder, a .jsonl file of texts or "
+        "conversations, or a named dataset (tinyshakespeare).",
     )
     folder: str | None = setting(
         None, "Folder of the token shards; default data/processed/<source>-<hash of the content>."
@@ -105,6 +106,11 @@ class DataConfig:
     )
     mask_after_eos: bool = setting(
         False, "Compute no loss on the targets after the first end of a document in a row."
+    )
+    loss: Literal["auto", "all", "assistant"] = setting(
+        "auto",
+        "Targets that count: all, or the words of the assistant's turns. auto is assistant for "
+        "conversations.",
     )
     threads: int = setting(1, "Number of threads that read batches in advance.", THREADS)
 
@@ -215,6 +221,11 @@ class TrainConfig:
     )
     init: str | None = setting(
         None, "Run or transformers folder whose weights the training starts from."
+    )
+    freeze: tuple[str, ...] = setting(
+        (),
+        "Parameters that are not trained: a role (embedding, head, matrix, gain), blocks by number "
+        "(blocks.0, blocks.0-3), or a pattern of names (*.norm*).",
     )
     resume: str = setting(
         "never",

@@ -1,12 +1,12 @@
 """Where text comes from: a source string to documents to train on and documents to validate on.
 
 A source is `stdlib` (the Python files of this interpreter's standard library, so that training
-needs no network), the name of a dataset in `DATASETS`, a file, or a folder of files. A file is
-read by its kind wherever it lies: `.jsonl` and its like have one document per line, in the field
-`text`; a text is one document, or several if a mark ends them (`data.separator`). Formats that
-are not read, such as `.gz` or `.parquet`, are refused, and in a folder left out and counted.
-Documents come one at a time, each held in memory whole, in an order that depends on nothing but
-the names of the files.
+needs no network), `tasks` (conversations about its names), the name of a dataset in `DATASETS`, a
+file, or a folder of files. A file is read by its kind wherever it lies: `.jsonl` and its like have
+one document per line, a text in the field `text` or a conversation in `messages`; a text is one
+document, or several if a mark ends them (`data.separator`). Formats that are not read, such as
+`.gz` or `.parquet`, are refused, and in a folder left out and counted. Documents come one at a
+time, each held in memory whole, in an order that depends on nothing but the names of the files.
 
 The content decides which part is validation, never chance: a hash of each file's path in its
 folder, or of each document in files of many. Of a single text, and where the hashes leave a split
@@ -15,8 +15,8 @@ empty, it is the last part.
 `open` reads the text once, to hash it. Open it once per start and hand the `Corpus` on.
 """
 
-from tinylm.corpus.documents import Corpus
+from tinylm.corpus.documents import Corpus, Kind
 from tinylm.corpus.download import DATASETS, Named, fetch
 from tinylm.corpus.sources import open, source_name
 
-__all__ = ["DATASETS", "Corpus", "Named", "fetch", "open", "source_name"]
+__all__ = ["DATASETS", "Corpus", "Kind", "Named", "fetch", "open", "source_name"]

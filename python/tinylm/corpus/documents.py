@@ -4,7 +4,11 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from tinylm.corpus.chats import messages_of
+
+Kind = Literal["text", "chat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +17,8 @@ class Corpus:
 
     `fingerprint` is a hash of their content and of how it is divided into documents: equal for
     equal text, wherever it lies. `separator` is the setting. `notes` are lines for the user: what
-    was left out, and how documents end. The code that opens a corpus must print them.
+    was left out, and how documents end. The code that opens a corpus must print them. A document
+    of the kind "chat" is a conversation, as `corpus.chats` writes it.
     """
 
     name: str
@@ -26,6 +31,7 @@ class Corpus:
     # A function and not an iterator: a run reads a split several times.
     documents: Callable[[bool], Iterator[str]]
     notes: tuple[str, ...] = ()
+    kind: Kind = "text"
 
     def train(self) -> Iterator[str]:
         """The documents to train on, one at a time."""
@@ -34,6 +40,14 @@ class Corpus:
     def validation(self) -> Iterator[str]:
         """The documents held out, one at a time."""
         return self.documents(True)
+
+    def training_texts(self) -> Iterator[str]:
+        """What a tokenizer learns from: the documents to train on, of chats the turns' texts."""
+        for document in self.train():
+            if self.kind == "chat":
+                yield from (turn["content"] for turn in messages_of(document))
+            else:
+                yield document
 
     def provenance(self) -> dict[str, Any]:
         """Where the text came from and how it is cut, as a manifest records it."""
@@ -45,6 +59,8 @@ class Corpus:
             "fingerprint": self.fingerprint,
             "val_fraction": self.val_fraction,
             "separator": self.separator,
+            # Left out for text: the manifests of before there were chats have no such key.
+            **({} if self.kind == "text" else {"kind": self.kind}),
         }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tinylm.corpus.documents import Corpus, decode
 from tinylm.corpus.splits import Documents, split
-from tinylm.corpus.texts import Text, inspect, unused
+from tinylm.corpus.texts import Text, inspect, kind_of, unused
 
 
 def file(
@@ -29,8 +29,9 @@ def file(
     else:
         documents, note = split([text], val_fraction, source)
         notes += (note,) if note else ()
+    size, kind = text.size, kind_of([text], source)
     return Corpus(
-        name, source, 1, text.size, text.digest, val_fraction, separator, documents, notes
+        name, source, 1, size, text.digest, val_fraction, separator, documents, notes, kind
     )
 
 

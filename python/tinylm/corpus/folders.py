@@ -16,7 +16,7 @@ from pathlib import Path
 from tinylm.corpus.documents import Corpus
 from tinylm.corpus.kinds import NoTextError
 from tinylm.corpus.splits import split
-from tinylm.corpus.texts import Text, inspect, shown, unused
+from tinylm.corpus.texts import Text, inspect, kind_of, shown, unused
 
 
 class Left:
@@ -147,6 +147,7 @@ def _of_texts(
         separator,
         documents,
         tuple(notes),
+        kind_of(texts, source),
     )
 
 

@@ -18,7 +18,7 @@ _SHOWN = 5
 # So many first lines decide whether a file of another name holds rows.
 _FIRST = 8
 # The beginning of a row that is longer than what is looked at.
-_ROW_BEGINS = re.compile(rb'\{\s*"text"\s*:\s*"')
+_ROW_BEGINS = re.compile(rb'\{\s*("text"\s*:\s*"|"messages"\s*:\s*\[)')
 _ONE_EACH = "write one whole object per line (jq -c . FILE; of a list, jq -c '.[]' FILE)"
 
 # An object becomes a tuple of pairs, so that a second "text" is seen and a list is told apart.
@@ -28,15 +28,25 @@ _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
 
 def rows(path: Path) -> Iterator[str]:
     """The text of each row; `ValueError` names the file and the line of a bad one."""
+    for where, line in lines(path):
+        text, problem = _field(record(line, where))
+        if text is None:
+            raise ValueError(f"{where} {problem}")
+        if text:
+            yield text
+
+
+def lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file that are not blank, each after its place for an error."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             data = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not data.isspace() and data and (text := _text(data, f"{path}: line {number}")):
-                yield text
+            if data and not data.isspace():
+                yield f"{path}: line {number}", data
 
 
 def begins_with_rows(block: bytes) -> bool:
-    """Whether the first line is an object with a field "text", and the next begin as objects.
+    """Whether the first line is a row of text or of a conversation, and the next begin as objects.
 
     `block` is the beginning of a file, without its byte order mark. Of the next lines, the last
     may go on in another block and one may be torn, so they are not decoded.
@@ -56,12 +66,13 @@ def _is_row(line: bytes) -> bool:
         record = _DECODER.decode(line.decode())
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, tuple) and any(name == FIELD for name, _ in record)
+    return isinstance(record, tuple) and any(name in (FIELD, "messages") for name, _ in record)
 
 
-def _text(line: bytes, where: str) -> str:
+def record(line: bytes, where: str) -> Any:
+    """A line of JSON decoded, an object as a tuple of (name, value); `ValueError` at `where`."""
     try:
-        record = _DECODER.decode(line.decode())
+        return _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 text (its byte {error.start}): convert the file"
     except json.JSONDecodeError as error:
@@ -71,10 +82,6 @@ def _text(line: bytes, where: str) -> str:
         problem = f"is not JSON: {what}: {_advice(line, error)}"
     except RecursionError:
         problem = "is nested too deeply to be read as JSON: mend or remove the line"
-    else:
-        found, problem = _field(record)
-        if found is not None:
-            return found
     raise ValueError(f"{where} {problem}") from None
 
 
@@ -92,7 +99,7 @@ def _field(record: Any) -> tuple[str | None, str]:
     """The text of a decoded row, or None and what is wrong with it."""
     missing = f'has no text in a field "{FIELD}"'
     if not isinstance(record, tuple):
-        return None, f"{missing}: it is {_kind(record)}, not an object: {_ONE_EACH}"
+        return None, f"{missing}: it is {kind_of(record)}, not an object: {_ONE_EACH}"
     texts = [value for name, value in record if name == FIELD]
     if not texts:
         names = ", ".join(json.dumps(name) for name, _ in record[:_SHOWN])
@@ -102,7 +109,7 @@ def _field(record: Any) -> tuple[str | None, str]:
         return None, f'has the field "{FIELD}" {len(texts)} times: keep one'
     (text,) = texts
     if not isinstance(text, str):
-        return None, f"{missing}: it is {_kind(text)} there: give a string or remove the line"
+        return None, f"{missing}: it is {kind_of(text)} there: give a string or remove the line"
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -111,6 +118,8 @@ def _field(record: Any) -> tuple[str | None, str]:
     return text, ""
 
 
-def _kind(value: Any) -> str:
-    kinds = {str: "a string", bool: "true or false", float: "a number", list: "a list"}
+def kind_of(value: Any) -> str:
+    """What a decoded value is, in words for an error."""
+    kinds = {str: "a string", bool: "true or false", int: "a number", float: "a number"}
+    kinds |= {list: "a list"}
     return "null" if value is None else kinds.get(type(value), "an object")

@@ -3,11 +3,15 @@
 import errno
 from pathlib import Path
 
+from tinylm.corpus import tasks
 from tinylm.corpus.documents import Corpus
 from tinylm.corpus.download import DATASETS, RAW, fetch
 from tinylm.corpus.files import file
 from tinylm.corpus.folders import folder, standard_library
 from tinylm.corpus.texts import shown
+
+# The sources that need neither a file of yours nor a download.
+MADE = ("stdlib", tasks.SOURCE)
 
 
 def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path = RAW) -> Corpus:
@@ -27,6 +31,8 @@ def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path
     # Names come before paths: a folder of the same name is reached as ./stdlib.
     if source == "stdlib":
         return standard_library(val_fraction, separator)
+    if source == tasks.SOURCE:
+        return tasks.corpus(val_fraction, separator)
     if source in DATASETS:
         path = fetch(source, raw)
         # `fetch` has read the file and found this hash.
@@ -40,7 +46,7 @@ def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path
     if path.is_dir():
         return folder(path, val_fraction, separator)
     if not path.exists():
-        names = ", ".join(["stdlib", *sorted(DATASETS)])
+        names = ", ".join([*MADE, *sorted(DATASETS)])
         problem = f"data.source is neither a file, a folder nor a dataset ({names})"
         raise FileNotFoundError(errno.ENOENT, problem, source)
     if not path.is_file():
@@ -51,5 +57,5 @@ def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path
 
 def source_name(source: str) -> str:
     """The short name of a source: what its folder of shards is called after."""
-    named = source == "stdlib" or source in DATASETS
+    named = source in MADE or source in DATASETS
     return source if named else Path(source).resolve().stem or "text"

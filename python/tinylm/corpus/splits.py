@@ -43,6 +43,11 @@ def _by_place(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[
         n, total = n + 1, total + len(document)
     if n == 0:
         raise ValueError(f"data.source={source} holds no document: add text")
+    if n == 1 and any(text.has_chats for text in texts):
+        raise ValueError(
+            f"data.source={source} holds one conversation, and one is not cut in two: add another"
+        )
+    # Of conversations, whose lines are one, this is the border between two of them.
     cut = _border(every(), int((1 - val_fraction) * total), total)
     if not 0 < cut < total:
         raise ValueError(

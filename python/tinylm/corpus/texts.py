@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinylm.corpus.documents import decode
+from tinylm.corpus.chats import conversations, has_chats
+from tinylm.corpus.documents import Kind, decode
 from tinylm.corpus.kinds import HEAD, NoTextError, has_rows, refuse_foreign, refuse_zeros
 from tinylm.corpus.rows import begins_with_rows, rows
 from tinylm.corpus.separators import USUAL, Marks, separated
@@ -38,6 +39,8 @@ class Text:
     mark: str | None
     notes: tuple[str, ...]
     stamp: tuple[int, ...]
+    # Its rows are conversations.
+    has_chats: bool = False
 
     @property
     def is_one_document(self) -> bool:
@@ -49,7 +52,8 @@ class Text:
         """A hash of the text and of how it is divided."""
         if self.is_one_document:
             return self.sha256
-        how = "rows" if self.has_rows else f"mark {self.mark}"
+        kind = "chats" if self.has_chats else "rows"
+        how = kind if self.has_rows else f"mark {self.mark}"
         return hashlib.sha256(f"{self.sha256} {how}".encode()).hexdigest()
 
     def documents(self, wanted: Wanted) -> Iterator[str]:
@@ -66,7 +70,8 @@ class Text:
 
     def _documents(self, wanted: Wanted) -> Iterator[str]:
         if self.has_rows:
-            yield from (text for text in rows(self.path) if wanted(text.encode()))
+            texts = conversations(self.path) if self.has_chats else rows(self.path)
+            yield from (text for text in texts if wanted(text.encode()))
         elif self.mark is not None:
             for data in separated(blocks(self.path, self.begin), self.mark.encode()):
                 if wanted(data):
@@ -141,15 +146,16 @@ def inspect(path: Path, label: bytes, separator: str, sha256: str | None = None)
         _check_utf8(utf8, b"", path, at)
     found, notes = _mark(marks, mark, separator, path)
     size, sha256 = at - begin, sha256 or digest.hexdigest()
-    return Text(path, label, begin, size, sha256, is_rows, found, notes, stamp)
+    chats = is_rows and has_chats(path)
+    return Text(path, label, begin, size, sha256, is_rows, found, notes, stamp, chats)
 
 
 def refuse_rows(path: Path, block: bytes) -> None:
     """Raise `NoTextError` if a file that is not named so begins with rows of JSON."""
     if begins_with_rows(block):
         raise NoTextError(
-            f'{path}: its lines are JSON objects with a field "text", which are read as rows only '
-            f"in a file named so: rename it to end in .jsonl",
+            f'{path}: its lines are JSON objects with a field "text" or "messages", which are read '
+            f"as rows only in a file named so: rename it to end in .jsonl",
             "rows of JSON not named .jsonl",
         )
 
@@ -210,6 +216,18 @@ def unused(texts: Sequence[Text], separator: str, source: str) -> tuple[str, ...
             f"{named} stands nowhere: {each} one document; other values are auto and off{shell}"
         )
     return tuple(notes)
+
+
+def kind_of(texts: Sequence[Text], source: str) -> Kind:
+    """Whether the texts of a source are conversations; `ValueError` where only some are."""
+    chats = [text for text in texts if text.has_chats]
+    if chats and len(chats) < len(texts):
+        other = next(text for text in texts if not text.has_chats)
+        raise ValueError(
+            f"data.source={shown(source)} holds conversations ({shown(str(chats[0].path))}) and "
+            f"text ({shown(str(other.path))}): put them into two folders and train on one at a time"
+        )
+    return "chat" if chats else "text"
 
 
 def shown(name: str) -> str:

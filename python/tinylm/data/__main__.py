@@ -1,4 +1,4 @@
-"""`python -m tinylm.data`: prepare, inspect, verify, export, subset. Needs no torch."""
+"""`python -m tinylm.data`: prepare, tasks, inspect, verify, export, subset. Needs no torch."""
 
 import argparse
 import errno
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tinylm import commands, corpus, disk, terminal
 from tinylm.config import DataConfig
+from tinylm.corpus import tasks
 from tinylm.data.folders import default_folder
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.preparation import prepare
@@ -56,6 +57,17 @@ def _parser() -> argparse.ArgumentParser:
         "begins or ends a line",
     )
     command.set_defaults(command=_prepare)
+
+    command = subparsers.add_parser("tasks", help="the demo conversations, one per line of jsonl")
+    command.add_argument("out", type=commands.path, metavar="OUT.jsonl")
+    command.add_argument("--seed", type=int, default=0, help="of their order; default: %(default)s")
+    command.add_argument(
+        "--val-fraction", type=float, default=DataConfig().val_fraction, help="default: %(default)s"
+    )
+    command.add_argument(
+        "--split", choices=("train", "val"), default="train", help="default: %(default)s"
+    )
+    command.set_defaults(command=_tasks)
 
     command = subparsers.add_parser("inspect", help="counts and lengths of a folder of shards")
     command.add_argument("folder", type=commands.path)
@@ -110,6 +122,17 @@ def _prepare(options: argparse.Namespace) -> None:
     manifest = prepare(text, tokenizer, folder)
     print(folder)
     _print_splits(manifest)
+
+
+def _tasks(options: argparse.Namespace) -> None:
+    if not 0 < options.val_fraction < 1:
+        raise ValueError(f"--val-fraction {options.val_fraction} must be above 0 and below 1")
+    validation, count = options.split == "val", 0
+    with disk.replacing(options.out) as file:
+        for row in tasks.rows(validation, options.val_fraction, options.seed):
+            file.write(row.encode())
+            count += 1
+    print(f"{options.out}: {count:,} conversations")
 
 
 def _print_splits(manifest: Manifest) -> None:
@@ -170,10 +193,16 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from tinylm.tokenizer import chat
+
     dataset = Dataset.open(options.folder, split=options.split)
     tokenizer = _tokenizer(options.tokenizer, dataset.manifest)
     with disk.replacing(options.out) as file:
         for ids in dataset.documents():
+            if dataset.kind == "chat":
+                row = {"messages": chat.decode(tokenizer, ids.tolist())}
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                continue
             text = tokenizer.decode_bytes(ids.tolist()).decode(errors="replace")
             file.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
     print(f"{options.out}: {dataset.n_documents:,} documents")

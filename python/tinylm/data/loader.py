@@ -10,7 +10,7 @@ only the rules that it cannot see.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -68,7 +68,8 @@ class Loader(AbstractContextManager["Loader"]):
     context length, so that every target is seen once per epoch). `order="shuffle"` changes with
     the epoch; "random" takes windows with replacement and has no stride. In the last row of the
     dataset, "shuffle" begins early enough for a whole row, "sequential" pads with -100.
-    `mask_after_eos` leaves out the targets after the first eos of a row.
+    `mask_after_eos` leaves out the targets after the first eos of a row. `keep` (tokens, targets
+    to targets) may leave out more, such as `turns.Answers` for conversations.
 
     `next` raises ValueError when a shard is damaged, and again when it is called again.
     """
@@ -89,6 +90,7 @@ class Loader(AbstractContextManager["Loader"]):
         prefetch: int = 3,
         dtype: Literal["int64", "int32"] = "int64",
         device: "str | torch.device" = "cpu",
+        keep: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None" = None,
     ) -> None:
         import torch
 
@@ -109,6 +111,7 @@ class Loader(AbstractContextManager["Loader"]):
             raise ValueError(f"stride={stride} has no meaning for order=random: leave it out")
         self._dataset = sources
         self._device = torch.device(device)
+        self._keep = keep
         # Kept, so that the hot path imports nothing: torch is not imported with this module.
         self._from_numpy = torch.from_numpy
         # What decides which rows come, and so belongs to the state of a run.
@@ -204,8 +207,8 @@ class Loader(AbstractContextManager["Loader"]):
             stream.close()
 
     def _batch(self, arrays: tuple[Any, Any]) -> Batch:
-        tokens, targets = arrays
-        return Batch(self._tensor(tokens), self._tensor(targets))
+        tokens, targets = (self._tensor(array) for array in arrays)
+        return Batch(tokens, targets if self._keep is None else self._keep(tokens, targets))
 
     def _tensor(self, array: Any) -> "torch.Tensor":
         """The array's memory as a tensor, or a copy of it on the device."""

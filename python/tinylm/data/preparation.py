@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinylm import disk, terminal
-from tinylm.corpus import Corpus
+from tinylm.corpus import Corpus, Kind
 from tinylm.data.manifest import NAME, Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter, empty_manifest, remove_leftovers
+from tinylm.tokenizer import chat
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
@@ -29,7 +30,8 @@ _OURS = re.compile(rf"[A-Za-z0-9_]+-\d{{5}}\.(bin|doc)(\.part)?|{re.escape(NAME)
 def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manifest:
     """Text to the splits `train` and `val` in `folder`.
 
-    Special tokens in the text are text; every document ends with eos. A folder that holds this
+    Special tokens in the text are text; every document ends with eos. Of a chat corpus the turns
+    stand between the tokenizer's marks (`tokenizer.chat`). A folder that holds this
     very text, tokenizer and fraction is used as it is; one that holds anything else is refused
     with `FileExistsError`. An interrupted run leaves no manifest, and the next one starts anew.
     A corpus with `val_fraction=1` leaves `train` empty.
@@ -55,7 +57,8 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
         splits = {}
         for split, documents in (("train", corpus.train()), ("val", corpus.validation())):
             writer = SplitWriter(folder, manifest, split)
-            splits[split] = _write(writer, Progress(split, corpus.bytes), documents, tokenizer)
+            progress = Progress(split, corpus.bytes)
+            splits[split] = _write(writer, progress, documents, tokenizer, corpus.kind)
             if splits[split].documents == 0 and (split, corpus.val_fraction) != ("train", 1):
                 raise ValueError(
                     f"data.val_fraction={corpus.val_fraction} leaves no document of "
@@ -99,11 +102,19 @@ def _occupied(folder: Path, content: str) -> FileExistsError:
 
 
 def _write(
-    writer: SplitWriter, progress: "Progress", documents: Iterator[str], tokenizer: "Tokenizer"
+    writer: SplitWriter,
+    progress: "Progress",
+    documents: Iterator[str],
+    tokenizer: "Tokenizer",
+    kind: Kind,
 ) -> Split:
     n_bytes = n_tokens = 0
     for texts, size in _batches(documents):
-        ids, offsets = tokenizer.encode_batch(texts, special="text")
+        if kind == "chat":
+            # The marks are no text, and neither is the JSON around a turn's words.
+            ids, offsets, size = chat.encode_documents(tokenizer, texts)
+        else:
+            ids, offsets = tokenizer.encode_batch(texts, special="text")
         writer.add(ids, offsets)
         n_bytes += size
         n_tokens += len(ids)

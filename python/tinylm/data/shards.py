@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinylm import _rust, disk
+from tinylm.corpus import Kind
 from tinylm.data.manifest import NAME, Manifest, Shard, Split
 
 if TYPE_CHECKING:
@@ -196,6 +197,13 @@ class Dataset:
         self.vocab_size = manifest.vocab_size
         self.eos_id = manifest.eos_id
         self.shards = part.shards
+        # What the documents are, "text" or "chat". Shards of before there were chats do not say.
+        self.kind: str = manifest.source.get("kind", "text")
+        if self.kind not in get_args(Kind):
+            known = ", ".join(get_args(Kind))
+            raise ValueError(
+                f"{folder / NAME}: source.kind={self.kind!r}: this TinyLM knows {known}"
+            )
         entries = [
             (
                 folder / shard.name,

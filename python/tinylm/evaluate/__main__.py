@@ -14,6 +14,7 @@ from tinylm.evaluate.scoring import evaluate
 
 if TYPE_CHECKING:
     from tinylm.data import Dataset
+    from tinylm.model import Model
     from tinylm.tokenizer import Tokenizer
 
 HELP = """usage: python -m tinylm.evaluate RUN [key=value ...]
@@ -24,10 +25,15 @@ RUN is the folder of a run, of one of its checkpoints, or of a transformers mode
 no settings and needs data.source=. Another text is tokenized by the model's own tokenizer, and
 its validation part is scored, or all of it:
   python -m tinylm.evaluate runs/stdlib data.source=novel.txt data.val_fraction=1
+
+With tasks=N a model that chats answers N held-out tasks of each kind of data.source=tasks, with
+tasks=all every one. An answer counts if it is right letter by letter:
+  python -m tinylm.evaluate runs/chat tasks=all
 """
 # The settings that change a score; the others of a run are taken as they are.
 KEYS = (
     "data.source",
+    "data.loss",
     "data.folder",
     "data.separator",
     "data.val_fraction",
@@ -51,11 +57,13 @@ def main(arguments: Sequence[str]) -> int:
             + "".join(f"\n  {key}: {ABOUT.get(key) or about[key].metadata['help']}" for key in KEYS)
         )
         return 0
+    arguments, asked = _tasks(arguments)
     folder, keys, run, fraction = _parse(arguments)
     # Asked for here: the dtype that the run was trained in does not decide how it is scored.
     in_bfloat16 = "train.dtype" in keys and run.train.dtype == "bfloat16"
     with commands.finding(folder, "evaluate"):
-        _check_text(folder, keys)
+        if asked is None:
+            _check_text(folder, keys)
         # These take seconds: a typo above is answered before them.
         import torch
 
@@ -69,6 +77,10 @@ def main(arguments: Sequence[str]) -> int:
 
         raise origin.why_no_tokenizer(folder, "its vocabulary cannot be known")
     watched = threads.sharing(torch.get_num_threads())
+    if asked is not None:
+        with watched:
+            _print_exact(model, tokenizer, asked, fraction)
+        return 0
     with tempfile.TemporaryDirectory() as scratch, watched:
         dataset = _validation(folder, run.data, fraction, tokenizer, keys, Path(scratch))
         print(f"{'part':15}{_part(dataset, other='data.source' in keys)}", flush=True)
@@ -78,6 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             tokenizer=tokenizer,
             batch_size=run.train.batch_size,
             dtype=torch.bfloat16 if in_bfloat16 else None,
+            loss=run.data.loss,
             progress=_show_progress if terminal.watched() else None,
         )
     for name, value in asdict(scores).items():
@@ -101,6 +114,32 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, float]:
     run = config.load(file, [word for word in overrides if word not in whole])
     fraction = 1.0 if whole else run.data.val_fraction
     return folder, keys, run, fraction
+
+
+def _tasks(arguments: Sequence[str]) -> tuple[list[str], int | None]:
+    """The arguments without tasks=N, and N: None without one, 0 for all."""
+    rest = [word for word in arguments if not word.startswith("tasks=")]
+    given = [word.partition("=")[2] for word in arguments if word.startswith("tasks=")]
+    if not given:
+        return rest, None
+    number = given[-1]
+    if number != "all" and not (number.isascii() and number.isdecimal() and int(number) > 0):
+        raise ConfigError(f"tasks={number}: expected a whole number above 0, or all")
+    return rest, 0 if number == "all" else int(number)
+
+
+def _print_exact(model: "Model", tokenizer: "Tokenizer", asked: int, fraction: float) -> None:
+    """A line for each kind of task, and one for all."""
+    from tinylm.corpus import tasks
+    from tinylm.evaluate.exact import exact_match
+
+    held_out = tasks.instances(True, fraction)
+    print(f"{'tasks':12}{'right':>8}{'asked':>8}{'share':>8}{'guess':>8}")
+    for part in exact_match(model, tokenizer, held_out, limit=asked or None):
+        print(
+            f"{part.kind:12}{part.right:8}{part.asked:8}{part.share:8.1%}{part.guess:8.1%}",
+            flush=True,
+        )
 
 
 def _refusal(key: str) -> str:

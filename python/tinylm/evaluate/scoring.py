@@ -47,8 +47,12 @@ def evaluate(
     max_tokens: int | None = None,
     dtype: "torch.dtype | None" = None,
     progress: Callable[[int, int], None] | None = None,
+    loss: str = "auto",
 ) -> Scores:
     """Score every token of a split but its first, once, in windows of the context length.
+
+    `loss` is `data.loss`: of conversations only the assistant's turns are scored, over the bytes
+    of its words, unless it is "all".
 
     A window sees nothing of the one before it. `max_tokens` scores only the first so many, over
     the bytes that they stand for; `dtype` is that of the stream and its products (default the
@@ -60,12 +64,15 @@ def evaluate(
     import torch
 
     from tinylm import device as devices
+    from tinylm.data.turns import answers
     from tinylm.model import inference
     from tinylm.ops import IGNORED
 
     total = _check(model, dataset, tokenizer, batch_size, max_tokens)
     device = model.embedding.weight.device
-    nats, done = 0.0, 0
+    keep = answers(loss, dataset, tokenizer)
+    sizes = torch.from_numpy(_sizes(tokenizer)) if keep is not None else None
+    nats, done, counted, kept_bytes = 0.0, 0, 0, 0
     length = model.config.context_length
     # More rows than this at once gain nothing and only fill the memory.
     rows = min(batch_size, max(1, TOKENS // length))
@@ -76,6 +83,11 @@ def evaluate(
                 f"{model.embedding.num_embeddings}"
             )
         inputs, wanted = (torch.from_numpy(a).to(device) for a in (tokens, targets))
+        if keep is not None and sizes is not None:
+            wanted = keep(inputs, wanted)
+            scored = wanted[wanted != IGNORED].cpu()
+            counted += len(scored)
+            kept_bytes += int(sizes[scored].sum())
         with inference(model):
             # No cache: each window starts with an empty context.
             losses, computed_in = _losses(model, inputs, wanted.flatten(), dtype)
@@ -89,12 +101,15 @@ def evaluate(
         done += int((targets != IGNORED).sum())
         if progress is not None:
             progress(done, total)
-    n_bytes = _count_bytes(dataset, tokenizer, total)
-    loss = nats / total
+    if keep is None:
+        counted, kept_bytes = total, _count_bytes(dataset, tokenizer, total)
+    if counted == 0:
+        raise ValueError("no turn of the assistant among the tokens to score: score more of them")
+    mean = nats / counted
     # exp overflows above 709 nats.
-    perplexity = math.exp(loss) if not loss > 709 else math.inf
-    bits = nats / math.log(2) / n_bytes if n_bytes else math.inf
-    return Scores(loss, perplexity, bits, total, n_bytes)
+    perplexity = math.exp(mean) if not mean > 709 else math.inf
+    bits = nats / math.log(2) / kept_bytes if kept_bytes else math.inf
+    return Scores(mean, perplexity, bits, counted, kept_bytes)
 
 
 def _losses(
@@ -176,15 +191,23 @@ def _count_bytes(dataset: "Dataset", tokenizer: "Tokenizer", total: int) -> int:
     whole = total == dataset.n_tokens - 1
     if whole and dataset.n_bytes is not None:
         return dataset.n_bytes
-    vocab = tokenizer.vocab
-    lengths = np.zeros(max(vocab) + 1, np.int64)
-    for token, content in vocab.items():
-        lengths[token] = len(content)
-    # A special token separates documents and is no text.
-    lengths[list(tokenizer.special_tokens.values())] = 0
+    lengths = _sizes(tokenizer)
     start = 0 if whole else 1
     block = 2**20
     return sum(
         int(lengths[np.asarray(dataset.read(at, min(block, total + 1 - at)))].sum())
         for at in range(start, total + 1, block)
     )
+
+
+def _sizes(tokenizer: "Tokenizer") -> "np.ndarray":
+    """Bytes of text that each id stands for (V,) int64."""
+    import numpy as np
+
+    vocab = tokenizer.vocab
+    lengths = np.zeros(max(vocab) + 1, np.int64)
+    for token, content in vocab.items():
+        lengths[token] = len(content)
+    # A special token separates documents or turns and is no text.
+    lengths[list(tokenizer.special_tokens.values())] = 0
+    return lengths

@@ -23,9 +23,14 @@ RUN is the folder of a run, of one of its checkpoints, or of a transformers mode
 PROMPT the text comes from standard input (less one final newline), or, where that is a
 terminal, a new document begins. After `--` the next argument is PROMPT whatever it looks like.
 
+With --chat a model that has learned conversations (data.source=tasks, or a .jsonl of messages)
+answers PROMPT; without PROMPT it answers line by line, and Ctrl-D ends the conversation.
+
 Settings start as in the run's config.yaml, or else as below; `sample.` may be left out:
   python -m tinylm.sample runs/stdlib "def main(" temperature=0 max_tokens=100
+  python -m tinylm.sample runs/chat --chat "What is 3 + 4?"
 """
+CHAT = "--chat"
 SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 # What can be done about a special token in a prompt.
 PLAIN = "take it out: a prompt is plain text, and without one a new document begins"
@@ -37,10 +42,10 @@ def main(arguments: Sequence[str]) -> int:
     if commands.wants_help(arguments[: [*arguments, "--"].index("--")]):
         print(f"{HELP}\n{config.describe(('sample',))}")
         return 0
-    folder, prompt, overrides = _parse(arguments)
+    folder, prompt, overrides, chat = _parse(arguments)
     with commands.finding(folder, "sample"):
         run = _settings(folder, overrides)
-        if prompt is None:
+        if prompt is None and not chat:
             prompt = _standard_input()
         # These take seconds: a typo above is answered before them.
         import torch
@@ -57,7 +62,12 @@ def main(arguments: Sequence[str]) -> int:
 
         raise origin.why_no_tokenizer(folder, "a text cannot become ids without one")
     with threads.sharing(torch.get_num_threads()):
-        _print(model, tokenizer, prompt, run)
+        if chat:
+            from tinylm.sample.talking import talk
+
+            talk(model, tokenizer, prompt, run.sample)
+        else:
+            _print(model, tokenizer, prompt or "", run)
     return 0
 
 
@@ -68,11 +78,13 @@ def _standard_input() -> str:
     return sys.stdin.read().removesuffix("\n")
 
 
-def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
-    """Arguments to the folder, the prompt and the settings."""
+def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str], bool]:
+    """Arguments to the folder, the prompt, the settings, and whether to chat."""
     arguments = list(arguments)
     mark = [*arguments, "--"].index("--")
     before, literal = arguments[:mark], arguments[mark + 1 :]
+    chat = CHAT in before
+    before = [word for word in before if word != CHAT]
     unknown = [word for word in before if word.startswith("--")]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}: settings are key=value, see --help")
@@ -86,7 +98,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
             f"{len(words) - 1} prompts: put quotes around the text to go on with; "
             "settings go before --"
         )
-    return Path(commands.path(words[0])), words[1] if len(words) == 2 else None, overrides
+    return Path(commands.path(words[0])), words[1] if len(words) == 2 else None, overrides, chat
 
 
 def _settings(folder: Path, overrides: Sequence[str]) -> Run:

@@ -24,7 +24,7 @@ from tinylm import disk
 from tinylm.tokenizer.contents import AddedToken, Contents, late_tokens, read_json
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-TEMPLATE = "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 # The keys of the tokens that end, begin and fill up a text.
 ROLES = ("eos_token", "bos_token", "pad_token")
 # The keys of more tokens: a list, or an object whose values are tokens.
@@ -41,8 +41,8 @@ def read(folder: Path, contents: Contents, *, source: str) -> Contents:
     found: dict[str, Any] = {
         name: read_json(folder / name) for name in (CONFIG, MAP) if (folder / name).exists()
     }
-    if (folder / TEMPLATE).exists():
-        found[TEMPLATE] = (folder / TEMPLATE).read_text(encoding="utf-8")
+    if (folder / TEMPLATE_FILE).exists():
+        found[TEMPLATE_FILE] = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     config = found.get(CONFIG, {})
     for key in CHANGE_IDS:
         # Refused and not kept: transformers would apply them and give other ids for the same
@@ -209,8 +209,8 @@ def written(contents: Contents, roles: Mapping[str, str], **changes: object) -> 
         name: json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
         for name, document in documents.items()
     }
-    if TEMPLATE in contents.beside:
-        files[TEMPLATE] = contents.beside[TEMPLATE].encode()
+    if TEMPLATE_FILE in contents.beside:
+        files[TEMPLATE_FILE] = contents.beside[TEMPLATE_FILE].encode()
     return files
 
 

@@ -13,8 +13,10 @@ from tinylm.checkpoint import Training
 from tinylm.config import Run
 from tinylm.corpus import Corpus
 from tinylm.data import Dataset, Loader
+from tinylm.data.turns import answers
 from tinylm.model import Model
-from tinylm.tokenizer import Tokenizer
+from tinylm.tokenizer import Tokenizer, chat
+from tinylm.train import finetuning
 from tinylm.train.folder import read_json
 from tinylm.train.session import Session
 from tinylm.train.state import load_state
@@ -96,6 +98,14 @@ def start(
 
     Calls `text` only to train a tokenizer.
     """
+    net, tokenizer = _weights(run, resumed, text, session)
+    finetuning.freeze(net, run.train.freeze)
+    return net, tokenizer
+
+
+def _weights(
+    run: Run, resumed: Resumed | None, text: Callable[[], Corpus], session: Session
+) -> tuple[Model, Tokenizer]:
     given = None if run.train.init is None else Path(run.train.init)
     given = given if resumed is None else resumed.checkpoint
     if given is None:
@@ -115,23 +125,37 @@ def start(
     _refuse_mismatch(loaded, net.embedding.num_embeddings, f"train.init={given}")
     if resumed is None:
         session.say(f"weights, model and tokenizer settings come from {given}")
+        if _is_chat(text):
+            return finetuning.with_marks(net, loaded, run.train.seed, session.say)
     return net, loaded
+
+
+def _is_chat(text: Callable[[], Corpus]) -> bool:
+    """Whether the run is to learn conversations. Where its text is gone, its tokenizer knows."""
+    try:
+        return text().kind == "chat"
+    except (FileNotFoundError, ConnectionError):
+        return False
 
 
 def _new_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer:
     settings = run.tokenizer
     if settings.path is not None:
-        loaded = Tokenizer.load(settings.path)
-        return loaded if settings.eos is None else loaded.with_eos(settings.eos)
-    source = text()
-    say(f"training a {settings.kind} tokenizer on {source.name}")
-    tokenizer = Tokenizer.train(
-        source.train(),
-        vocab_size=settings.vocab_size,
-        kind=settings.kind,
-        pattern=settings.pattern,
-        special_tokens=settings.special_tokens,
-    )
+        tokenizer = Tokenizer.load(settings.path)
+    else:
+        source = text()
+        say(f"training a {settings.kind} tokenizer on {source.name}")
+        marks = chat.MARKS if source.kind == "chat" else ()
+        tokenizer = Tokenizer.train(
+            source.training_texts(),
+            vocab_size=settings.vocab_size,
+            kind=settings.kind,
+            pattern=settings.pattern,
+            # Each once, in this order: one of them may be among the settings.
+            special_tokens=dict.fromkeys((*settings.special_tokens, *marks)),
+        )
+    if _is_chat(text):
+        tokenizer = chat.with_marks(tokenizer)
     return tokenizer if settings.eos is None else tokenizer.with_eos(settings.eos)
 
 
@@ -191,10 +215,13 @@ def _made_before(run: Run, resumed: Resumed | None, tokenizer: Tokenizer) -> Pat
     return data.find(**made_of, fingerprint=state.get("loader", {}).get("fingerprint"))
 
 
-def loader(run: Run, shards: Path, context_length: int, session: Session) -> Loader:
+def loader(
+    run: Run, shards: Path, tokenizer: Tokenizer, context_length: int, session: Session
+) -> Loader:
     """The batches of a run, of which this process gets its own rows."""
+    dataset = Dataset.open(shards, split="train")
     return Loader(
-        Dataset.open(shards, split="train"),
+        dataset,
         batch_size=run.train.batch_size,
         context_length=context_length,
         order=run.data.order,
@@ -205,4 +232,5 @@ def loader(run: Run, shards: Path, context_length: int, session: Session) -> Loa
         world_size=session.world,
         threads=run.data.threads,
         device=str(session.device),
+        keep=answers(run.data.loss, dataset, tokenizer),
     )

@@ -2,17 +2,18 @@
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from tinylm import checkpoint, device, evaluate, sample
+from tinylm import checkpoint, device, evaluate
 from tinylm.config import Run
 from tinylm.data import Dataset, Loader
 from tinylm.model import Model, inference
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Trackers
+from tinylm.train import prompts
 from tinylm.train.folder import add_sample, write_json
 from tinylm.train.nonfinite import NonFiniteError
 from tinylm.train.session import Session
@@ -140,6 +141,7 @@ class Trainer:
             batch_size=max(1, SCORED_TOGETHER // self.model.context_length),
             max_tokens=max_tokens,
             dtype=dtype,
+            loss=self.run.data.loss,
         )
         self.trackers.log(
             {
@@ -194,11 +196,11 @@ class Trainer:
 
     def show_sample(self) -> None:
         """Continue the prompt: all of it to samples.txt, its first lines to the trackers."""
-        settings = replace(self.run.sample.as_trained(), samples=1)
         # Once around all tokens: the sampler's own change of mode, per token, is then free.
         with inference(self.model):
-            words = "".join(sample.stream(self.model, self.tokenizer, self.prompt, settings))
-        text = self.prompt + words
+            text = prompts.continued(
+                self.run, self.validation, self.model, self.tokenizer, self.prompt
+            )
         add_sample(self.folder, self.progress.step, text)
         shown = text.splitlines()[:SHOWN_LINES]
         self.trackers.say("\n".join(f"    | {line}" for line in shown))

@@ -39,7 +39,7 @@ def train(run: Run) -> Path:
         text = cache(lambda: beginning.open_text(run, session.say))
         net, tokenizer = beginning.start(run, resumed, text, session)
         shards = beginning.shards(run, resumed, text, tokenizer, session)
-        loader = beginning.loader(run, shards, net.config.context_length, session)
+        loader = beginning.loader(run, shards, tokenizer, net.config.context_length, session)
         validation = Dataset.open(shards, split="val")
         prompt = prompts.first_words(run, validation, net, tokenizer)
         trainer = Trainer(

@@ -6,20 +6,40 @@ from tinylm import sample
 from tinylm.config import Run
 from tinylm.data import Dataset
 from tinylm.model import Model
-from tinylm.tokenizer import Tokenizer
+from tinylm.sample.chat import reply
+from tinylm.tokenizer import Tokenizer, chat
 
 
 def first_words(run: Run, validation: Dataset, net: Model, tokenizer: Tokenizer) -> str:
     """The prompt of samples: a function of Python, else an early line of the validation text.
 
+    Of conversations it is the first question in them.
+
     One token after it is drawn: invalid settings of `sample` fail now, not an hour into the run.
     """
+    if validation.kind == "chat":
+        return _first_question(validation, tokenizer)
     # No lone `def` or `def `: hardly a file begins so, and the space belongs to the name.
     python = run.data.source == "stdlib"
     prompt = "def main(" if python else _early_line(_beginning(validation, tokenizer), tokenizer)
     settings = replace(run.sample.as_trained(), samples=1, max_tokens=1)
     "".join(sample.stream(net, tokenizer, prompt, settings))
     return prompt
+
+
+def continued(run: Run, validation: Dataset, net: Model, tokenizer: Tokenizer, prompt: str) -> str:
+    """A sample: the prompt and how the model goes on, or its answer on a line of its own."""
+    settings = replace(run.sample.as_trained(), samples=1)
+    if validation.kind == "chat":
+        turns = [{"role": "user", "content": prompt}]
+        return f"{prompt}\n{''.join(reply(net, tokenizer, turns, settings))}"
+    return prompt + "".join(sample.stream(net, tokenizer, prompt, settings))
+
+
+def _first_question(validation: Dataset, tokenizer: Tokenizer) -> str:
+    ids = validation.read(0, min(4 * 1000, validation.n_tokens)).tolist()
+    turns = chat.decode(tokenizer, ids)
+    return next((turn["content"] for turn in turns if turn["role"] == "user"), "Hello")
 
 
 def _early_line(text: str, tokenizer: Tokenizer) -> str:

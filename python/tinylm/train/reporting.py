@@ -8,9 +8,11 @@ import torch
 
 from tinylm import device, evaluate, sample, track
 from tinylm.config import SampleConfig
+from tinylm.corpus import tasks
 from tinylm.model import Model, inference
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Trackers
+from tinylm.train import finetuning
 from tinylm.train.folder import provenance, read_json, rewind_samples, write_json
 from tinylm.train.loop import WATCHED_TOKENS, Trainer
 from tinylm.train.session import Session
@@ -62,13 +64,15 @@ def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
     counts = net.describe()
     rows = trainer.loader.n_rows
     peak = f"{trainer.peak / 1e9:,.0f} GFLOP/s measured peak" if trainer.peak else "peak unknown"
+    moved = finetuning.trainable(net)
+    trained = "" if moved == counts["parameters"] else f" of which {moved:,} are trained"
     epochs = run.train.steps * run.train.batch_size / rows
     return "\n".join(
         (
             f"run        {trainer.folder}",
             f"data       {shards}: {rows:,} rows of {net.config.context_length} tokens, "
             f"{epochs:.2f} epochs",
-            f"model      {net.config.architecture}, {counts['parameters']:,} parameters, "
+            f"model      {net.config.architecture}, {counts['parameters']:,} parameters{trained}, "
             f"vocabulary {net.config.vocab_size:,}",
             f"device     {session.device}, {str(session.dtype).removeprefix('torch.')}, "
             f"{peak}; ready after {seconds:.1f} s",
@@ -94,10 +98,20 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
         "best_step": progress.best_step,
     }
     lines = []
+    chat = trainer.validation.kind == "chat"
     if run.data.source == "stdlib":
         with trainer.trackers.guard("the share of Python"):
             results["parse_share"] = share = parse_share(trainer.model, trainer.tokenizer)
             lines.append(f"python     ast.parse accepts {share:.0%} of 32 samples")
+    if run.data.source == tasks.SOURCE:
+        with trainer.trackers.guard("the share of right answers"):
+            held_out = tasks.instances(True, run.data.val_fraction)
+            *_, total = evaluate.exact_match(trainer.model, trainer.tokenizer, held_out, limit=40)
+            results["exact_match"] = total.share
+            lines.append(
+                f"answers    {total.share:.0%} of {total.asked} held-out tasks are right "
+                f"(the commonest answer: {total.guess:.0%})"
+            )
     results["seconds"] = seconds()
     record = read_json(folder / "run.json")
     write_json(folder / "run.json", {**record, "results": results})
@@ -110,21 +124,22 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
                 f"(perplexity {scores.perplexity:.2f})",
                 *lines,
                 f"folder     {folder}: loss.png, samples.txt, metrics.jsonl, checkpoints",
-                f"next       {sample_command(folder, trainer.prompt)}",
+                f"next       {sample_command(folder, trainer.prompt, chat=chat)}",
                 f"bits per byte: {scores.bits_per_byte:.3f}",
             )
         )
     )
 
 
-def sample_command(folder: Path, prompt: str) -> str:
-    """The command that goes on with `prompt`; settings may be added to its end.
+def sample_command(folder: Path, prompt: str, *, chat: bool = False) -> str:
+    """The command that goes on with `prompt`, or answers it; settings may be added to its end.
 
     Only a prompt that could be taken for an option or a setting comes after `--`, where nothing
     can be added.
     """
     mark = ["--"] if prompt.startswith("-") or "=" in prompt else []
-    return shlex.join(["python", "-m", "tinylm.sample", str(folder), *mark, prompt])
+    command = ["python", "-m", "tinylm.sample", str(folder), *(["--chat"] if chat else [])]
+    return shlex.join([*command, *mark, prompt])
 
 
 def parse_share(net: Model, tokenizer: Tokenizer) -> float:

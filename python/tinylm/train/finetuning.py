@@ -1,0 +1,105 @@
+"""A model that was trained before, made ready for new data: frozen in part, grown by new tokens."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+
+from tinylm import model
+from tinylm.config import ConfigError
+from tinylm.model import Model
+from tinylm.tokenizer import Tokenizer, chat
+
+# blocks.0-3: the modules of several numbers.
+RANGE = re.compile(r"(.+)\.(\d+)-(\d+)")
+# Names of modules that an error lists.
+SHOWN = 8
+
+
+def freeze(net: Model, entries: Sequence[str]) -> None:
+    """Take the parameters that `train.freeze` names out of training: no gradient, no state.
+
+    An entry is a role, a module (blocks.0, or blocks.0-3 for four), or a pattern of parameters'
+    names. `ConfigError` for one that matches nothing, and if nothing would be left to train.
+    """
+    named = [*net.named_roles()]
+    for entry in entries:
+        found = [p for name, p, role in named if role == entry or _matches(name, entry)]
+        if not found:
+            raise ConfigError(f"train.freeze={entry}: matches no parameter; {_what_there_is(net)}")
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for _, parameter, _ in named):
+        raise ConfigError(f"train.freeze=[{','.join(entries)}]: leaves nothing to train")
+
+
+def trainable(net: Model) -> int:
+    """The number of weights that training moves."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def _matches(name: str, entry: str) -> bool:
+    if several := RANGE.fullmatch(entry):
+        stem, first, last = several.groups()
+        return any(_matches(name, f"{stem}.{n}") for n in range(int(first), int(last) + 1))
+    return fnmatchcase(name, entry) or name.startswith(f"{entry}.")
+
+
+def _what_there_is(net: Model) -> str:
+    roles = ", ".join(dict.fromkeys(role for _, _, role in net.named_roles()))
+    inner = [name for name in dict(net.blocks[0].named_parameters()) if name] if net.blocks else []
+    more = ", ..." if len(inner) > SHOWN else ""
+    tops = dict.fromkeys(name.partition(".")[0] for name, _ in net.named_parameters())
+    return (
+        f"there are the roles {roles}, the modules {', '.join(tops)} and blocks.0 to "
+        f"blocks.{len(net.blocks) - 1}, and in a block {', '.join(inner[:SHOWN])}{more}"
+    )
+
+
+def with_marks(
+    net: Model, tokenizer: Tokenizer, seed: int, say: Callable[[str], None]
+) -> tuple[Model, Tokenizer]:
+    """A model and tokenizer that know the marks of turns; new rows stand at the mean of the others.
+
+    A little noise by `seed` tells new rows apart where the embedding is frozen.
+    """
+    ready = chat.with_marks(tokenizer)
+    fresh = range(tokenizer.vocab_size, ready.vocab_size)
+    if not fresh:
+        return net, ready
+    rows, size = net.embedding.num_embeddings, max(net.embedding.num_embeddings, ready.vocab_size)
+    new = [mark for mark in chat.MARKS if mark not in tokenizer.special_tokens]
+    say(
+        f"{', '.join(new)}: new tokens, which mark the turns; the embedding has {size} rows now, "
+        f"{rows} before, and theirs begin at the mean of the others"
+    )
+    return _grown(net, size, fresh, seed), ready
+
+
+@torch.no_grad()
+def _grown(net: Model, size: int, fresh: range, seed: int) -> Model:
+    """The model with tables of `size` rows, those of the ids `fresh` new."""
+    grown = model.build(
+        replace(net.config, vocab_size=size),
+        seed=seed,
+        device=net.weight.device,
+        dtype=net.weight.dtype,
+    )
+    with torch.device("meta"):
+        # A table of the vocabulary is what has another shape where the vocabulary has.
+        other = dict(Model(replace(net.config, vocab_size=size + 1)).named_parameters())
+    generator = torch.Generator().manual_seed(seed)
+    old = net.state_dict()
+    for name, parameter in grown.named_parameters():
+        if other[name].shape == parameter.shape:
+            parameter.copy_(old[name])
+            continue
+        known = old[name][: fresh.start]
+        parameter[: len(old[name])] = old[name]
+        noise = torch.randn(len(fresh), *parameter.shape[1:], generator=generator)
+        spread = 0.1 * known.std(0, keepdim=True) if len(known) > 1 else 0.0
+        parameter[fresh.start : fresh.stop] = known.mean(0) + spread * noise.to(parameter)
+    grown.origin = net.origin
+    return grown.train(net.training)
