@@ -95,7 +95,9 @@ class Stepper:
             share = (part.targets != IGNORED).sum() / counted
             scaled = loss * share if self.scale is None else loss * share * self.scale.value
             torch.autograd.backward(scaled)
-            total += loss.detach() * share
+            # Without a target, as in a micro-batch of a user's words, the mean is nan and its
+            # gradients are 0.
+            total += (loss.detach() * share).where(share > 0, 0.0)
         return total
 
     def _verdict(self, loss: Tensor, finite: Tensor, gradients: list[Tensor]) -> Tensor:
