@@ -33,10 +33,10 @@ tasks=all every one. An answer counts if it is right letter by letter:
 # The settings that change a score; the others of a run are taken as they are.
 KEYS = (
     "data.source",
-    "data.loss",
     "data.folder",
     "data.separator",
     "data.val_fraction",
+    "data.loss",
     "train.batch_size",
     "train.device",
     "train.dtype",
