@@ -11,6 +11,8 @@ Weights start as follows:
 | untied head, branch outputs  | zero: every block begins as the identity     |
 | other matrices               | normal, deviation 0.6 / sqrt(inputs)         |
 | norm weights, biases         | one, zero                                    |
+
+`model.start=copying` sets some of them to weights that copy (`tinylm.layers.copying`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +39,7 @@ from tinylm.layers import (
     RMSNorm,
     TiedHead,
     is_plain,
+    start_copying,
 )
 from tinylm.mask import CAUSAL, Mask
 
@@ -318,6 +321,8 @@ def initialise(model: Model, seed: int) -> None:
         start = getattr(module, "start", None)
         if start is not None:
             start(generator)
+    if model.config.start == "copying":
+        start_copying(model.config, model.embedding, model.blocks, model.norm, generator)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The settings of the model, and the values derived from them: widths, heads, components."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tinylm.config.architectures import ARCHITECTURES, choose
 from tinylm.config.checks import check
@@ -102,6 +102,11 @@ class ModelConfig:
         "mask; hopper also uses a kernel for H100 and H200. sdpa always uses PyTorch, which also "
         "computes whatever has no kernel. manual is slower; it forms the matrix of weights.",
         choices=Attention,
+    )
+    start: Literal["plain", "copying"] = setting(
+        "plain",
+        "Starting weights. copying gives two heads in each of the first two blocks weights with "
+        "which they copy from the context, for short runs; it needs rope and qk_norm.",
     )
     rope_theta: float = setting(10000.0, "Base of the rotary angles.", POSITIVE)
     # 1e-7 gave the same bits per byte within 0.01 (docs/log.md, 2026-11-21).

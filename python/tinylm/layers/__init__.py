@@ -16,6 +16,7 @@ utilisation follows, and how its weights start (`start`). To add one, assign it:
 
 from tinylm.layers.attention import Attention
 from tinylm.layers.block import Block
+from tinylm.layers.copying import start_copying
 from tinylm.layers.feedforward import MLP, SwiGLU
 from tinylm.layers.linear import Embedding, Head, Linear, TiedHead
 from tinylm.layers.mixing import Before, Bigrams, KeyMix, Shortcut, TokenShift, ValueResidual
@@ -61,4 +62,5 @@ __all__ = [
     "add_and_norm",
     "identity",
     "is_plain",
+    "start_copying",
 ]
