@@ -3,11 +3,15 @@
 import io
 import json
 import re
+import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tinylm import track
+from tinylm.config.fields import Tracker
+from tinylm.track import drawing, plotting
 
 
 def times_left(paces):
@@ -66,3 +70,53 @@ def test_a_plot_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
         track.plot(tmp_path)
     assert (tmp_path / "loss.png").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "loss.png"}
+
+
+def records(folder, count):
+    """metrics.jsonl of `count` records with a loss, and the last one with a score as well."""
+    jsonl = track.Jsonl(folder, count)
+    for step in range(1, count + 1):
+        numbers = {"loss": 8.0 / step, "lr": 0.1, "grad_norm": 1.0, "seconds_per_step": 0.1}
+        jsonl.log({"step": step, "tokens": 10 * step, **numbers})
+    jsonl.log({"step": count, "tokens": 10 * count, "val_loss": 3.0, "bits_per_byte": 2.0})
+    jsonl.close()
+
+
+def test_the_plot_is_drawn_beside_the_steps_and_whole_at_the_end(tmp_path):
+    records(tmp_path, 3)
+    plot = track.Plot(tmp_path, 3)
+    began = time.perf_counter()
+    plot.log({"val_loss": 3.0})
+    plot.log({"step": 3})
+    # The process that draws has hardly begun.
+    assert time.perf_counter() - began < 0.1
+    plot.close()
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert plot._process.returncode is not None
+
+
+def test_the_time_of_a_drawing_decides_when_the_next_one_may_be(tmp_path, monkeypatch):
+    # A process that answers without drawing: 4 s are 5% of 80.
+    monkeypatch.setattr(plotting, "CODE", "for line in open(0): print(4.0, flush=True)")
+    plot = track.Plot(tmp_path, 3)
+    plot.log({"step": 1})
+    assert not plot._wanted
+    assert not plot._drawing
+    plot._next = time.monotonic()
+    plot.log({"step": 2})
+    assert plot._drawing
+    plot._listen(30.0)
+    assert not plot._drawing
+    assert 70 < plot._next - time.monotonic() <= 80
+    plot.close()
+
+
+def test_a_long_run_is_drawn_with_as_many_points_as_the_figure_shows():
+    assert drawing._thinned([1.0, 2.0]) == [1.0, 2.0]
+    many = drawing._thinned([float(n) for n in range(3 * drawing.POINTS)])
+    assert many[:2] == [1.0, 4.0]
+    assert len(many) == drawing.POINTS
+
+
+def test_the_trackers_are_those_that_the_setting_names():
+    assert tuple(track.TRACKERS) == get_args(Tracker)

@@ -17,6 +17,7 @@ import pytest
 from tests.support.calling import call
 from tests.test_train import SMALL, TEXT, assert_same_weights, settings
 from tinylm import checkpoint, device, evaluate, track
+from tinylm.track import plotting
 from tinylm.train import Interrupted, Trainer, loop, train
 from tinylm.train.__main__ import main
 
@@ -96,6 +97,24 @@ def on(target, name, value):
     return lambda patch: patch.setattr(target, name, value)
 
 
+# What the process that draws runs on a full disk.
+FULL = """
+import sys
+from tinylm.track import drawing
+def full(folder):
+    raise OSError(28, "No space left on device", "loss.png")
+drawing.plot = full
+drawing.serve(sys.argv[1])
+"""
+
+
+def broken_matplotlib(patch):
+    """A matplotlib that cannot be imported comes first on the path of new processes."""
+    Path("broken/matplotlib").mkdir(parents=True)
+    Path("broken/matplotlib/__init__.py").write_text("raise ValueError('Key backend: no x')")
+    patch.setenv("PYTHONPATH", str(Path("broken").resolve()))
+
+
 # What fails, and how: each case patches a run; the warning begins with the name of its observer.
 CASES = {
     **{
@@ -119,13 +138,10 @@ CASES = {
         for name, error in ERRORS.items()
     },
     "console absent": ("console", on(sys, "stdout", None)),
-    "plot backend": ("plot", on(track, "plot", raises(ValueError("Key backend: 'x' is not")))),
-    "plot import": ("plot", lambda patch: patch.setitem(sys.modules, "matplotlib.figure", None)),
-    "plot unwritable": ("plot", on(track, "plot", raises(PermissionError(13, "no", "loss.png")))),
-    "plot ENOSPC": (
-        "plot",
-        lambda patch: patch.setattr("matplotlib.figure.Figure.savefig", raises(ERRORS["ENOSPC"])),
-    ),
+    "plot import": ("plot", lambda patch: broken_matplotlib(patch)),
+    "plot ENOSPC": ("plot", on(plotting, "CODE", FULL)),
+    "plot killed": ("plot", on(plotting, "CODE", "import sys; sys.exit(3)")),
+    "plot unstarted": ("plot", on(sys, "executable", "/no/python")),
     "jsonl start": ("jsonl", on(track.Jsonl, "__init__", raises(ERRORS["EIO"]))),
     "jsonl log": ("jsonl", on(track.Jsonl, "log", raises(ERRORS["ENOSPC"]))),
     "sample": ("sample", on(loop.sample, "stream", raises(IndexError("index 300")))),
@@ -183,7 +199,7 @@ def test_an_observer_that_fails_is_warned_of_once_and_the_run_goes_on(name, whol
 
 
 def test_two_observers_that_fail_are_two_warnings(whole, monkeypatch):
-    monkeypatch.setattr(track, "plot", raises(ERRORS["ENOSPC"]))
+    monkeypatch.setattr(plotting, "CODE", "import sys; sys.exit(3)")
     monkeypatch.setattr(sys, "stdout", Broken(ERRORS["EPIPE"]))
     with pytest.warns(UserWarning, match="failed, and the run goes on") as told:
         assert_same_weights(whole, train(settings(*TINY, NAMES, "out=run")))

@@ -23,7 +23,7 @@ Schedule = Literal["wsd", "cosine", "linear", "constant"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 NonFinite = Literal["stop", "skip"]
-Tracker = Literal["console", "jsonl", "plot"]
+Tracker = Literal["console", "jsonl", "plot", "tensorboard", "trackio", "wandb"]
 
 
 def setting(

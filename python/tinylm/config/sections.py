@@ -288,7 +288,8 @@ class TrackConfig:
 
     names: tuple[str, ...] = setting(
         ("console", "jsonl", "plot"),
-        "Reports: console prints a live line, jsonl writes metrics.jsonl, plot draws loss.png.",
+        "Reports: console prints a live line, jsonl writes metrics.jsonl, plot draws loss.png. "
+        "tensorboard, trackio and wandb (offline unless WANDB_MODE=online) are extras.",
         choices=Tracker,
     )
     every: int = setting(10, "Steps between two lines of metrics.jsonl.", COUNT)
