@@ -97,7 +97,8 @@ def test_the_plot_is_drawn_beside_the_steps_and_whole_at_the_end(tmp_path):
 
 def test_the_time_of_a_drawing_decides_when_the_next_one_may_be(tmp_path, monkeypatch):
     # A process that answers without drawing: 4 s are 5% of 80.
-    monkeypatch.setattr(plotting, "CODE", "for line in open(0): print(4.0, flush=True)")
+    code = "import sys\nfor _ in sys.stdin:\n    sys.stdout.write('4.0\\n'); sys.stdout.flush()"
+    monkeypatch.setattr(plotting, "CODE", code)
     plot = track.Plot(tmp_path, 3)
     plot.log({"step": 1})
     assert not plot._wanted
