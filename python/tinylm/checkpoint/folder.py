@@ -10,6 +10,8 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,13 +20,13 @@ from torch import Tensor
 
 from tinylm import convert
 from tinylm.checkpoint import files, origin, state, steps
+from tinylm.checkpoint.parts import OPTIMIZER, read_state
 from tinylm.checkpoint.tensors import pieces
 from tinylm.checkpoint.weights import (
     CONFIG,
     WEIGHTS,
     check_tensors,
     read_json,
-    read_tensors,
     read_weights,
     widest,
 )
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
 T = TypeVar("T")
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -170,22 +172,25 @@ def _load(folder: Path) -> "tuple[Model, Tokenizer | None]":
     return model, tokenizer
 
 
-def load_training(path: str | Path, *, verify: bool = True) -> Training:
+def load_training(
+    path: str | Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)
+) -> Training:
     """The training state of a run's newest checkpoint that verifies, or of a checkpoint.
 
-    `verify=False` reads the checkpoint as it is. Raises `FileNotFoundError` if it was saved
-    without one, and `ValueError` naming the key of state.json that is missing or wrong.
+    `verify=False` reads the checkpoint as it is. `share` is (rank, world) of a process that wants
+    only its rows of the optimizer's tensors (see `checkpoint.parts`). Raises `FileNotFoundError`
+    if it was saved without one, and `ValueError` naming the key of state.json that is missing or
+    wrong.
     """
-    return _reading(Path(path), _load_training, STATE, OPTIMIZER, verify=verify)
+    read = partial(_load_training, share=share)
+    return _reading(Path(path), read, STATE, "optimizer*", verify=verify)
 
 
-def _load_training(folder: Path) -> Training:
+def _load_training(folder: Path, share: tuple[int, int]) -> Training:
     saved = read_json(folder / STATE)
     rules = {"step": state.WHOLE, "tokens": state.WHOLE, "state": state.OBJECT}
     state.check(folder / STATE, saved, rules)
-    # A copy in memory: the file may be purged, and the optimizer writes into its state.
-    optimizer = {name: t.clone() for name, t in read_tensors(folder / OPTIMIZER).items()}
-    return Training(saved["step"], saved["tokens"], optimizer, saved["state"])
+    return Training(saved["step"], saved["tokens"], read_state(folder, share), saved["state"])
 
 
 def _reading(path: Path, read: Callable[[Path], T], *names: str, verify: bool) -> T:
@@ -203,7 +208,9 @@ def _reading(path: Path, read: Callable[[Path], T], *names: str, verify: bool) -
 
 
 def _find(path: Path, *names: str, verify: bool) -> Path:
-    """The folder that a path stands for; if it has a manifest, verified, or these files of it.
+    """The folder that a path stands for; if it has a manifest, verified, or some files of it.
+
+    Those match one of `names`, which are names or patterns such as optimizer*.
 
     A run's checkpoint without a manifest counts as unfinished wherever TinyLM chooses, but not
     for the model (no `names`) of one that is named: people edit config.json and then remove it.
@@ -218,7 +225,9 @@ def _find(path: Path, *names: str, verify: bool) -> Path:
         return path
     if (path / files.MANIFEST).exists() or (names and steps.is_checkpoint(path)):
         listed = files.read_manifest(path)
-        files.check(path, {name: listed[name] for name in names or listed if name in listed})
+        patterns = names or ("*",)
+        wanted = [name for name in listed if any(fnmatch(name, pattern) for pattern in patterns)]
+        files.check(path, {name: listed[name] for name in wanted})
     elif steps.is_checkpoint(path):
         message = f"{path / files.MANIFEST}: missing, so nothing shows that the checkpoint is whole"
         warnings.warn(message, stacklevel=4)

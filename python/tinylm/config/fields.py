@@ -24,6 +24,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 NonFinite = Literal["stop", "skip"]
 Tracker = Literal["console", "jsonl", "plot", "tensorboard", "trackio", "wandb"]
+Mode = Literal["none", "ddp", "fsdp"]
+Tracker = Literal["console", "jsonl", "plot"]
 
 
 def setting(

@@ -32,7 +32,7 @@ from tinylm.config.reading import NULL, Plain, read, typed
 from tinylm.config.sections import SECTIONS, Run, is_folder_name
 
 # A run that resumes may change these settings; all others must be the same.
-NOT_COMPARED = ("name", "out", "train.resume", "train.steps")
+NOT_COMPARED = ("name", "out", "train.resume", "train.steps", "distributed.mode")
 # A run is saved with all sections in the order of `Run`, so a file with the last one is whole.
 CLOSING = "track"
 # ValueError: too many digits, or text that is not UTF-8. OSError: a folder. RecursionError: a

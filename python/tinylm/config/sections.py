@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from tinylm.config.checks import check
+from tinylm.config.distributed import DistributedConfig
 from tinylm.config.fields import (
     Device,
     Dtype,
@@ -322,6 +323,7 @@ class Run:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     # This section must stay last: `loading.CLOSING` takes a file that has it for a whole one.
     track: TrackConfig = field(default_factory=TrackConfig)
 

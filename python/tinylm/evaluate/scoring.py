@@ -48,6 +48,8 @@ def evaluate(
     dtype: "torch.dtype | None" = None,
     progress: Callable[[int, int], None] | None = None,
     loss: str = "auto",
+    share: tuple[int, int] = (0, 1),
+    add: "Callable[[torch.Tensor], torch.Tensor] | None" = None,
 ) -> Scores:
     """Score every token of a split but its first, once, in windows of the context length.
 
@@ -58,8 +60,10 @@ def evaluate(
     the bytes that they stand for; `dtype` is that of the stream and its products (default the
     weights'). Logits and losses are float32 in any case, and made a part at a time, whatever
     `batch_size`, which changes the figures by rounding alone; `progress` is told the targets
-    scored and to score. `ValueError` for a split of another tokenizer, for one of fewer than 2
-    tokens, and for a loss that is not finite.
+    scored and to score. Of several processes, each scores its `share` (rank, world) of the
+    batches, and `add` sums a tensor over them: all get the same scores, or all an error.
+    `ValueError` for a split of another tokenizer, for one of fewer than 2 tokens, and for a loss
+    that is not finite.
     """
     import torch
 
@@ -73,10 +77,11 @@ def evaluate(
     keep = answers(loss, dataset, tokenizer)
     sizes = torch.from_numpy(_sizes(tokenizer)) if keep is not None else None
     nats, done, counted, kept_bytes = 0.0, 0, 0, 0
+    problem: ValueError | None = None
     length = model.config.context_length
     # More rows than this at once gain nothing and only fill the memory.
     rows = min(batch_size, max(1, TOKENS // length))
-    for first, tokens, targets in _batches(dataset, total, rows, length):
+    for first, tokens, targets in _batches(dataset, total, rows, length, share):
         if tokens.max() >= model.embedding.num_embeddings:
             raise ValueError(
                 f"token {tokens.max()} of the dataset: the model's vocabulary has "
@@ -95,12 +100,20 @@ def evaluate(
             place = int((~losses.isfinite()).nonzero()[0])
             what = f"the loss of target {first + place + 1} of the split"
             value = float(losses[place])
-            raise ValueError(devices.not_finite(what, value, computed_in, model))
+            problem = ValueError(devices.not_finite(what, value, computed_in, model))
+            if add is None:
+                raise problem
         # On the CPU, for MPS has no float64.
         nats += losses.cpu().double().sum().item()
         done += int((targets != IGNORED).sum())
         if progress is not None:
             progress(done, total)
+    if add is not None:
+        sums = [nats, counted, kept_bytes, problem is not None]
+        found = add(torch.tensor(sums, dtype=torch.float64)).tolist()
+        nats, counted, kept_bytes = found[0], int(found[1]), int(found[2])
+        if found[3]:
+            raise problem or ValueError("a loss that another process scored is not finite")
     if keep is None:
         counted, kept_bytes = total, _count_bytes(dataset, tokenizer, total)
     if counted == 0:
@@ -159,17 +172,20 @@ def _check(
 
 
 def _batches(
-    dataset: "Dataset", total: int, batch_size: int, length: int
+    dataset: "Dataset", total: int, batch_size: int, length: int, share: tuple[int, int]
 ) -> "Iterator[tuple[int, np.ndarray, np.ndarray]]":
     """Windows of the first `total` targets: the first one's number, tokens, targets [B, T].
 
-    What is left over of the last window has the targets -100.
+    What is left over of the last window has the targets -100. Of every `world` batches, process
+    `rank` gets one; each gets as many as the others, the last perhaps without a target.
     """
     import numpy as np
 
     from tinylm.ops import IGNORED
 
-    for first in range(0, total, batch_size * length):
+    firsts, (rank, world) = range(0, total, batch_size * length), share
+    for at in range(rank, -(-len(firsts) // world) * world, world):
+        first = firsts[min(at, len(firsts) - 1)]
         count = min(batch_size * length, total - first)
         rows = -(-count // length)
         # One token more than targets: the last token of a window is only a target.
@@ -177,6 +193,8 @@ def _batches(
         tokens = np.zeros(rows * length, np.int64)
         targets = np.full(rows * length, IGNORED)
         tokens[:count], targets[:count] = read[:-1], read[1:]
+        if at >= len(firsts):
+            targets[:] = IGNORED
         yield first, tokens.reshape(rows, length), targets.reshape(rows, length)
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tinylm import commands, config
-from tinylm.train import Interrupted, folder
+from tinylm.train import Interrupted, folder, processes
 
 HELP = """\
 python -m tinylm.train [NAME|FILE] [section=preset] [section.key=value ...]
@@ -44,8 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     if flags:
         print(config.to_yaml(run), end="")
         return 0
-    # Refuses a folder that does not fit before torch is there, which takes two seconds to import.
-    folder.plan(run)
+    # Both refuse what does not fit before torch is there, which takes two seconds to import.
+    if processes.place(run).leads:
+        folder.plan(run)
     # A notebook sets a backend for the commands that it starts, and matplotlib cannot be imported
     # where that one is not installed. loss.png is drawn to a file, without any backend.
     os.environ.pop("MPLBACKEND", None)
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         train(run)
     except Interrupted as stopped:
         code = stopped.code
+        if not processes.place(run).leads:
+            return code
         make = f" (make says Error {code}: stopped before its end)" if _by_make() else ""
         command = _again(arguments, stopped.checkpoint.parents[1])
         _say(f"{stopped}{make}; go on with:\n  {command}")

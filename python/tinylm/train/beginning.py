@@ -1,6 +1,8 @@
 """What a run begins with: its earlier state, its text, tokenizer, weights, shards and batches."""
 
+import json
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,8 @@ from tinylm.data.turns import answers
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer, chat
 from tinylm.train import finetuning
-from tinylm.train.folder import read_json
+from tinylm.train.distributed import First
+from tinylm.train.folder import Home, read_json
 from tinylm.train.session import Session
 from tinylm.train.state import load_state
 
@@ -32,14 +35,14 @@ class Resumed:
     training: Training
 
 
-def resume(source: Path | None, say: Say) -> Resumed | None:
-    """The state that a run resumes from; None for a new run.
+def resume(source: Path | None, say: Say, share: tuple[int, int] = (0, 1)) -> Resumed | None:
+    """The state that a run resumes from, or `share` of it; None for a new run.
 
     If `source` is a checkpoint, it must verify (`ValueError`). If it is a run, the newest
     checkpoint that verifies is taken.
     """
     found = None if source is None else _resume_point(source, say)
-    return None if found is None else Resumed(found, load_state(found))
+    return None if found is None else Resumed(found, load_state(found, share))
 
 
 def _resume_point(source: Path, say: Say) -> Path | None:
@@ -54,6 +57,34 @@ def _resume_point(source: Path, say: Say) -> Path | None:
             raise
         say(f"{source} holds no checkpoint yet: starting from its beginning")
         return None
+
+
+def go_on(
+    run: Run, home: Home | None, first: First, say: Say
+) -> tuple[Resumed | None, Path | None]:
+    """The state that the run goes on from, and its folder if it has ended; equal in all processes.
+
+    `home` is the first process's, which chooses. Under FSDP each gets its rows of the optimizer's
+    tensors.
+    """
+    share = first.session.share
+
+    def choose() -> tuple[Resumed | None, Path | None]:
+        assert home is not None, "only the first process chooses"
+        resumed = resume(home.source, say, share)
+        ended = resumed is not None and is_finished(run, home.folder, resumed, say)
+        return resumed, home.folder if ended else None
+
+    def write(found: tuple[Resumed | None, Path | None]) -> str:
+        paths = (found[0] and found[0].checkpoint, found[1])
+        return json.dumps([None if path is None else str(path) for path in paths])
+
+    def read(text: str) -> tuple[Resumed | None, Path | None]:
+        chosen, ended = (None if path is None else Path(path) for path in json.loads(text))
+        resumed = None if chosen is None else Resumed(chosen, load_state(chosen, share))
+        return resumed, ended
+
+    return first("resumed", choose, write, read)
 
 
 def is_finished(run: Run, folder: Path, resumed: Resumed, say: Say) -> bool:
@@ -92,24 +123,25 @@ def open_text(run: Run, say: Say) -> Corpus:
 
 
 def start(
-    run: Run, resumed: Resumed | None, text: Callable[[], Corpus], session: Session
+    run: Run, resumed: Resumed | None, text: Callable[[], Corpus], first: First
 ) -> tuple[Model, Tokenizer]:
     """The model with its first weights, and its tokenizer; each is loaded, or new if there is none.
 
     Calls `text` only to train a tokenizer.
     """
-    net, tokenizer = _weights(run, resumed, text, session)
+    net, tokenizer = _weights(run, resumed, text, first)
     finetuning.freeze(net, run.train.freeze)
     return net, tokenizer
 
 
 def _weights(
-    run: Run, resumed: Resumed | None, text: Callable[[], Corpus], session: Session
+    run: Run, resumed: Resumed | None, text: Callable[[], Corpus], first: First
 ) -> tuple[Model, Tokenizer]:
+    session = first.session
     given = None if run.train.init is None else Path(run.train.init)
     given = given if resumed is None else resumed.checkpoint
     if given is None:
-        tokenizer = _new_tokenizer(run, text, session.say)
+        tokenizer = _new_tokenizer(run, text, first)
         size = run.model.vocab_size or tokenizer.vocab_size
         _refuse_mismatch(tokenizer, size, "model.vocab_size")
         config = replace(run.model, vocab_size=size)
@@ -119,7 +151,7 @@ def _weights(
         given, device=session.device, dtype=torch.float32, verify=resumed is None
     )
     if loaded is None or (resumed is None and run.tokenizer.path is not None):
-        loaded = _new_tokenizer(run, text, session.say)
+        loaded = _new_tokenizer(run, text, first)
     elif run.tokenizer.eos is not None:
         loaded = loaded.with_eos(run.tokenizer.eos)
     _refuse_mismatch(loaded, net.embedding.num_embeddings, f"train.init={given}")
@@ -138,7 +170,26 @@ def _is_chat(text: Callable[[], Corpus]) -> bool:
         return False
 
 
-def _new_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer:
+def _new_tokenizer(run: Run, text: Callable[[], Corpus], first: First) -> Tokenizer:
+    """The tokenizer of the settings, which one process makes for all."""
+
+    def make() -> Tokenizer:
+        return _make_tokenizer(run, text, first.session.say)
+
+    def write(made: Tokenizer) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            made.save(path := Path(folder) / "tokenizer.json")
+            return path.read_text(encoding="utf-8")
+
+    def read(content: str) -> Tokenizer:
+        with tempfile.TemporaryDirectory() as folder:
+            (path := Path(folder) / "tokenizer.json").write_text(content, encoding="utf-8")
+            return Tokenizer.load(path)
+
+    return first("tokenizer", make, write, read)
+
+
+def _make_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer:
     settings = run.tokenizer
     if settings.path is not None:
         tokenizer = Tokenizer.load(settings.path)

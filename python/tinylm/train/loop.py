@@ -73,7 +73,7 @@ class Trainer:
                 try:
                     step = self.step()
                 except RuntimeError as error:
-                    if signals.received != signal.SIGINT:
+                    if signals.received != signal.SIGINT or self.session.world > 1:
                         raise
                     # A terminal sends Ctrl-C to the C++ compiler too, which a step may need.
                     self.trackers.say("the step was stopped as well: nothing of it is saved")
@@ -82,10 +82,14 @@ class Trainer:
                 window.add(step)
                 with window.paused():
                     self.after_step()
-                if signals.received is not None and not self.ended:
+                # A signal may reach one process a step before another; all stop at the same one.
+                received = self.session.most(signals.received or 0)
+                if received and not self.ended:
                     path = self.save()
                     self.writer.wait()
-                    raise Interrupted(path, signals.received)
+                    # Nobody leaves before the checkpoint of all is there.
+                    self.session.most(0)
+                    raise Interrupted(path, received)
             # Before the end is scored: what is trained is not lost to what comes after.
             self.save()
 
@@ -142,6 +146,8 @@ class Trainer:
             max_tokens=max_tokens,
             dtype=dtype,
             loss=self.run.data.loss,
+            share=(self.session.rank, self.session.world),
+            add=self.session.sum if self.session.world > 1 else None,
         )
         self.trackers.log(
             {
@@ -185,6 +191,8 @@ class Trainer:
 
     def write_best(self, bits_per_byte: float | None) -> None:
         """Write best.json: the best step so far, its scores and its checkpoint."""
+        if not self.session.leads:
+            return
         progress = self.progress
         best = {
             "step": progress.best_step,
@@ -201,6 +209,9 @@ class Trainer:
             text = prompts.continued(
                 self.run, self.validation, self.model, self.tokenizer, self.prompt
             )
+        # Every process has drawn the same words: under FSDP a pass takes all of them.
+        if not self.session.leads:
+            return
         add_sample(self.folder, self.progress.step, text)
         shown = text.splitlines()[:SHOWN_LINES]
         self.trackers.say("\n".join(f"    | {line}" for line in shown))
@@ -223,8 +234,15 @@ class Trainer:
             optimizer=self.stepper.optimizer.state(),
             state=self.state().content(),
         )
-        taken = checkpoint.content(self.model, self.tokenizer, training=training)
-        self.writer.write(path, taken, then=self._after(step))
+        shards = self.stepper.spread.shards
+        if shards is not None:
+            shards.save(path, self.model, self.tokenizer, training)
+            self.saved = step
+        elif self.session.leads:
+            taken = checkpoint.content(self.model, self.tokenizer, training=training)
+            self.writer.write(path, taken, then=self._after(step))
+        if shards is not None and self.session.leads:
+            self._after(step)()
         self.written = step
         return path
 
@@ -265,6 +283,10 @@ class Trainer:
         if self.stepper.scale is not None and state.scale is not None:
             self.stepper.scale.load_state(state.scale)
         given, began = torch.get_num_threads(), state.threads
+        if self.session.world > 1:
+            # Each process has the threads that it was given: others would take them from its
+            # neighbours.
+            began = given
         if self.session.device.type == "cpu" and began != given:
             self.session.say(
                 f"threads: {began}, as this run began, and not the {given} offered now: with "

@@ -11,7 +11,7 @@ from tinylm import device, optim, threads
 from tinylm.config import Run
 from tinylm.data import Dataset
 from tinylm.track import Trackers
-from tinylm.train import beginning, compiling, prompts, reporting
+from tinylm.train import beginning, compiling, distributed, processes, prompts, reporting
 from tinylm.train.folder import Home
 from tinylm.train.loop import Trainer
 from tinylm.train.session import Session
@@ -27,46 +27,56 @@ def train(run: Run) -> Path:
     is sound. `BlockingIOError` names the process that writes to the run's folder.
     """
     began = time.perf_counter()
-    trackers = Trackers(run.track.names, run.train.steps)
-    session = Session.start(run.train.device, run.train.dtype, trackers.say)
+    place = processes.place(run)
+    # One process speaks for all.
+    trackers = Trackers(run.track.names if place.leads else (), run.train.steps)
+    session = Session.start(run.train.device, run.train.dtype, trackers.say, place)
     with ExitStack() as stack:
-        home = stack.enter_context(Home(run))
-        resumed = beginning.resume(home.source, session.say)
-        if resumed is not None and beginning.is_finished(run, home.folder, resumed, session.say):
-            return home.folder
+        first = stack.enter_context(distributed.meeting(place, session))
+        home = stack.enter_context(Home(run)) if session.leads else None
+        resumed, finished = beginning.go_on(run, home, first, session.say)
+        if finished is not None:
+            return finished
         # Opened once at most, and only if a stage asks: a resumed run that has its shards reads no
         # text.
         text = cache(lambda: beginning.open_text(run, session.say))
-        net, tokenizer = beginning.start(run, resumed, text, session)
-        shards = beginning.shards(run, resumed, text, tokenizer, session)
+        net, tokenizer = beginning.start(run, resumed, text, first)
+        shards = first(
+            "shards", lambda: beginning.shards(run, resumed, text, tokenizer, session), str, Path
+        )
         loader = beginning.loader(run, shards, tokenizer, net.config.context_length, session)
         validation = Dataset.open(shards, split="val")
         prompt = prompts.first_words(run, validation, net, tokenizer)
+        spread = distributed.spread(net, compiling.loss_function(run, net, session), session)
+        weights = net if spread.shards is None else spread.shards
         trainer = Trainer(
             run=run,
             # Only now is the folder made: whatever can be refused has been checked before.
-            folder=home.claim(),
+            folder=first("folder", lambda: _claim(home), str, Path),
             model=net,
             tokenizer=tokenizer,
             loader=stack.enter_context(loader),
             validation=validation,
             stepper=Stepper(
                 run=run,
-                loss=compiling.loss_function(run, net, session),
-                optimizer=optim.build(net, run.optim),
+                loss=spread.loss,
+                spread=spread,
+                optimizer=optim.build(weights, run.optim, spread.shards),
                 session=session,
                 say=trackers.say,
             ),
             session=session,
-            peak=reporting.peak(session, trackers),
+            peak=session.world * reporting.peak(session, trackers),
             prompt=prompt,
             trackers=trackers,
         )
-        tokenizer.save(trainer.folder / "tokenizer.json")
+        if session.leads:
+            tokenizer.save(trainer.folder / "tokenizer.json")
         if resumed is not None:
             session.say(f"going on from {resumed.checkpoint}")
             trainer.restore(resumed.training)
-        reporting.record(trainer, shards)
+        if session.leads:
+            reporting.record(trainer, shards)
         session.say(reporting.opening(trainer, shards, time.perf_counter() - began))
         trackers.start(trainer.folder)
         stack.enter_context(threads.sharing(torch.get_num_threads()))
@@ -75,3 +85,8 @@ def train(run: Run) -> Path:
             trainer.train()
             reporting.finish(trainer, lambda: time.perf_counter() - began)
     return trainer.folder
+
+
+def _claim(home: Home | None) -> Path:
+    assert home is not None, "only the first process claims the folder"
+    return home.claim()

@@ -113,8 +113,9 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
                 f"(the commonest answer: {total.guess:.0%})"
             )
     results["seconds"] = seconds()
-    record = read_json(folder / "run.json")
-    write_json(folder / "run.json", {**record, "results": results})
+    if trainer.session.leads:
+        record = read_json(folder / "run.json")
+        write_json(folder / "run.json", {**record, "results": results})
     trainer.trackers.say(
         "\n".join(
             (

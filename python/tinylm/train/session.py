@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
+from torch import Tensor
 
 from tinylm import device
+from tinylm.train.processes import Place
 
+ALONE = Place()
 # Python's integers do not wrap at 64 bits by themselves.
 _MASK = 0xFFFFFFFFFFFFFFFF
 
@@ -25,7 +28,7 @@ class Session:
 
     It computes on `device`, with the stream and its products in `dtype`. It is number `rank` of
     `world` processes, and `say` prints a line for people, or does nothing in a run without a
-    console.
+    console. `mode` is `distributed.mode`.
     """
 
     device: torch.device
@@ -33,20 +36,72 @@ class Session:
     rank: int
     world: int
     say: Callable[[str], None]
+    mode: str = "none"
 
     @classmethod
-    def start(cls, device_name: str, dtype_name: str, say: Callable[[str], None]) -> "Session":
-        """The session of `train.device` and `train.dtype`, in the only process of a run.
+    def start(
+        cls, device_name: str, dtype_name: str, say: Callable[[str], None], place: Place = ALONE
+    ) -> "Session":
+        """The session of `train.device` and `train.dtype` in the process at `place`.
 
         Raises `ValueError` if this machine has no such device.
         """
-        place = device.find(device_name)
-        dtype = device.pick_dtype(dtype_name, place)
-        return cls(device=place, dtype=dtype, rank=0, world=1, say=say)
+        on = device.find(device_name)
+        if on.type == "cuda" and not place.alone:
+            on = _own_gpu(place.local)
+        dtype = device.pick_dtype(dtype_name, on)
+        return cls(
+            device=on, dtype=dtype, rank=place.rank, world=place.world, say=say, mode=place.mode
+        )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks, writes the run's files and is asked by the others."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """The (rank, world) whose rows of the optimizer's tensors are in this process."""
+        return (self.rank, self.world) if self.mode == "fsdp" else (0, 1)
+
+    def sum(self, number: Tensor) -> Tensor:
+        """The sum over all processes of a tensor, which is overwritten; itself in one process."""
+        if self.mode != "none":
+            torch.distributed.all_reduce(number)
+        return number
+
+    def least(self, number: Tensor) -> Tensor:
+        """The smallest that any process gives of a scalar, which is overwritten."""
+        if self.mode != "none":
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MIN)
+        return number
+
+    def most(self, number: int) -> int:
+        """The largest of the numbers that all processes give; every process must ask.
+
+        It goes over the CPU, so no GPU is waited for.
+        """
+        if self.mode == "none":
+            return number
+        box = torch.tensor([number])
+        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
+        return int(box)
 
     def manual_seed(self, seed: int, stream: Stream, step: int, micro: int) -> None:
         """Seed torch's generator for one micro-step: a resumed run repeats its numbers."""
         torch.manual_seed(mix(seed, stream, step, micro, self.rank))
+
+
+def _own_gpu(number: int) -> torch.device:
+    """The GPU of one process of this machine, made torch's current one."""
+    found = torch.cuda.device_count()
+    if number >= found:
+        raise ValueError(
+            f"process {number} of this machine has no GPU, there are {found}: start "
+            f"{found} processes, or set train.device=cpu"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def mix(seed: int, stream: Stream, step: int, micro: int, rank: int) -> int:

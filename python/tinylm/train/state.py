@@ -104,12 +104,14 @@ LOADER = {"rows": WHOLE}
 SCALE = {"value": FACTOR, "good": WHOLE}
 
 
-def load_state(folder: Path) -> Training:
+def load_state(folder: Path, share: tuple[int, int] = (0, 1)) -> Training:
     """The training state of a checkpoint that was verified, fit for `Trainer.restore`.
 
+    `share` is (rank, world) where each process takes its rows of the optimizer's tensors.
     `ValueError` names the file and the key that is missing, wrong or unknown.
     """
-    path, training = folder / "state.json", checkpoint.load_training(folder, verify=False)
+    path = folder / "state.json"
+    training = checkpoint.load_training(folder, verify=False, share=share)
     state = training.state
     _check(path, state, State, "state.")
     progress = state["progress"]

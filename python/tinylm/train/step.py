@@ -11,6 +11,7 @@ from tinylm import optim
 from tinylm.config import Run
 from tinylm.data import Batch
 from tinylm.ops import IGNORED
+from tinylm.train.distributed import Spread
 from tinylm.train.nonfinite import FINE, RESCALED, Refusals, first_bad
 from tinylm.train.scaling import LossScale
 from tinylm.train.session import Session, Stream
@@ -34,6 +35,7 @@ class Stepper:
 
     run: Run
     loss: Callable[..., Tensor]
+    spread: Spread
     optimizer: optim.Optimizer
     session: Session
     say: Callable[[str], None]
@@ -67,7 +69,7 @@ class Stepper:
             self.scale.update(finite | ~loss.isfinite())
         # A skipped batch counts as a step: the schedule and the order of the data go on.
         progress.step += 1
-        progress.tokens += batch.tokens.numel()
+        progress.tokens += batch.tokens.numel() * self.session.world
         return Step(loss, norm, finite)
 
     def settle(self, progress: Progress, *, wait: bool = False) -> None:
@@ -80,31 +82,35 @@ class Stepper:
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
         """The mean loss of a batch; leaves the gradients, times the scale, in the parameters."""
-        settings = self.run.train
+        settings, session, spread = self.run.train, self.session, self.spread
         # A batch without a target must divide by 1, not by 0.
-        counted = (batch.targets != IGNORED).sum().clamp(min=1)
-        total = torch.zeros((), device=self.session.device)
+        counted = session.sum((batch.targets != IGNORED).sum()).clamp(min=1)
+        total = torch.zeros((), device=session.device)
+        # The rows of this process.
         rows = batch.tokens.size(0)
-        size = settings.micro_batch_size or rows
+        size = min(settings.micro_batch_size or rows, rows)
         for micro in range(rows // size):
             part = batch.rows(slice(micro * size, (micro + 1) * size))
-            self.session.manual_seed(settings.seed, Stream.DROPOUT, step, micro)
+            session.manual_seed(settings.seed, Stream.DROPOUT, step, micro)
             places = {"positions": part.positions, "documents": part.documents}
-            loss = self.loss(part.tokens, part.targets, dtype=self.session.dtype, **places)
-            # Every target of the batch weighs the same, however they fall into micro-batches.
+            # Every target of the batch weighs the same, however they fall into micro-batches and
+            # processes.
             share = (part.targets != IGNORED).sum() / counted
-            scaled = loss * share if self.scale is None else loss * share * self.scale.value
-            torch.autograd.backward(scaled)
+            factor = share * spread.scale
+            with spread.passes((micro + 1) * size == rows):
+                loss = self.loss(part.tokens, part.targets, dtype=session.dtype, **places)
+                scaled = loss * factor if self.scale is None else loss * factor * self.scale.value
+                torch.autograd.backward(scaled)
             # Without a target, as in a micro-batch of a user's words, the mean is nan and its
             # gradients are 0.
             total += (loss.detach() * share).where(share > 0, 0.0)
-        return total
+        return session.sum(total)
 
     def _verdict(self, loss: Tensor, finite: Tensor, gradients: list[Tensor]) -> Tensor:
         # The CPU has no delay to hide: it looks for the bad tensor only if there is one.
         if finite.device.type == "cpu" and finite:
             return torch.tensor(FINE)
-        bad = first_bad(loss, gradients)
+        bad = self.session.least(first_bad(loss, gradients))
         if self.scale is not None:
             bad = torch.where(loss.isfinite() & self.scale.can_shrink, RESCALED, bad)
         return torch.where(finite, FINE, bad)
