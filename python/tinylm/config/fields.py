@@ -25,7 +25,6 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 NonFinite = Literal["stop", "skip"]
 Tracker = Literal["console", "jsonl", "plot", "tensorboard", "trackio", "wandb"]
 Mode = Literal["none", "ddp", "fsdp"]
-Tracker = Literal["console", "jsonl", "plot"]
 
 
 def setting(
