@@ -1,5 +1,9 @@
 """The device of a process: what is known of a GPU by its name."""
 
+import ctypes
+import resource
+import sys
+
 import pytest
 import torch
 
@@ -58,3 +62,30 @@ def test_a_setting_of_the_caller_to_be_deterministic_is_kept(warn_only):
     with device.repeatable(torch.device("cpu")):
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux")
+def test_memory_that_is_kept_is_not_cleared_again_for_every_tensor(monkeypatch):
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("a C library without mallopt")
+    for key in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(key, raising=False)
+    device.keep_memory()
+    torch.ones(2**21)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**21)
+    # 8 MiB are 2,048 pages: each of the 20 would fault them all.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10 * 2048
+
+
+def test_memory_settings_of_the_user_are_left_as_they_are(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    device.keep_memory()
+
+
+def test_a_repeatable_step_does_not_fill_the_memory_that_it_allocates():
+    with device.repeatable(torch.device("cpu")):
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory

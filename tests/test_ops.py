@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tinylm import ops
+from tinylm.ops import activations
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 9)
@@ -156,3 +157,26 @@ def test_cross_entropy_of_bfloat16_is_taken_in_float32():
     assert torch.equal(
         ops.cross_entropy(logits, targets), ops.cross_entropy(logits.float(), targets)
     )
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "large"])
+def test_gelu_and_its_gradient_on_a_cpu_are_those_of_its_formula(layout, monkeypatch):
+    monkeypatch.setattr(activations, "TOGETHER", 2**18 if layout == "large" else 7)
+    x = torch.tensor(normal(0, 12, 9, scale=4.0))
+    x[0, :3] = torch.tensor([0.0, -40.0, 40.0])
+    x = x.T if layout == "transposed" else x
+    wide = x.detach().clone().requires_grad_()
+    narrow = x.float().requires_grad_()
+    dy = torch.tensor(normal(1, *x.shape))
+    wanted = torch.nn.functional.gelu(wide, approximate="tanh")
+    found = ops.gelu(narrow)
+    assert type(found.grad_fn).__name__.startswith("_Gelu")
+    close(found.detach(), wanted.detach().numpy())
+    (slope,) = torch.autograd.grad(found, narrow, dy.float())
+    close(slope, torch.autograd.grad(wanted, wide, dy)[0].numpy())
+
+
+def test_gelu_of_values_that_are_not_finite_is_torchs():
+    values = [float("nan"), float("inf"), 1e30]
+    x = torch.tensor(values, requires_grad=True)
+    assert_close(ops.gelu(x), torch.nn.functional.gelu(x, approximate="tanh"), equal_nan=True)

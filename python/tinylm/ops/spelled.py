@@ -35,7 +35,7 @@ CHUNK = 128
 # More weights than this are not kept for the backward pass but computed again: 64 MiB in float32.
 KEPT = 2**24
 # The least tokens of a row: below, torch's own attention is as fast.
-LEAST_TOKENS = {torch.bfloat16: 32, torch.float32: 128}
+LEAST_TOKENS = {torch.bfloat16: 32, torch.float32: 512}
 
 
 def pays(q: Tensor, k: Tensor, mask: Mask, *, gradients: bool) -> bool:

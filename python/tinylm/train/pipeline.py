@@ -31,6 +31,8 @@ def train(run: Run) -> Path:
     # One process speaks for all.
     trackers = Trackers(run.track.names if place.leads else (), run.train.steps)
     session = Session.start(run.train.device, run.train.dtype, trackers.say, place)
+    if session.device.type == "cpu":
+        device.keep_memory()
     with ExitStack() as stack:
         first = stack.enter_context(distributed.meeting(place, session))
         home = stack.enter_context(Home(run)) if session.leads else None
