@@ -142,12 +142,12 @@ def repeatable(device: torch.device, *, compiled: bool = True) -> Iterator[None]
     _deterministic(True, compiled)
     # torch would also fill every tensor that it allocates with nan, so that a read of memory that
     # was never written repeats too: 3% of a step, and nothing here reads such memory.
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    fill = torch._C._get_deterministic_fill_uninitialized_memory()
+    torch._C._set_deterministic_fill_uninitialized_memory(False)
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch._C._set_deterministic_fill_uninitialized_memory(fill)
         _deterministic(False, compiled)
 
 

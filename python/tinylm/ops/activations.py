@@ -29,7 +29,7 @@ def gelu(x: Tensor) -> Tensor:
     fast = x.is_cpu and x.dtype == torch.float32 and x.numel() > 0 and not choice.forward_mode()
     # A compiler fuses torch's form with what stands before and after it.
     if fast and torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
-        y: Tensor = _Gelu.apply(x)
+        y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
         return y
     return F.gelu(x, approximate="tanh")
 
@@ -45,7 +45,7 @@ class _Gelu(torch.autograd.Function):
         """y [...]; what is kept is dy/dx instead of x."""
         x = x.contiguous()
         y, slope = torch.empty_like(x), torch.empty_like(x)
-        parts = (part.view(-1).split(TOGETHER) for part in (x, y, slope))
+        parts = (torch.split(part.view(-1), TOGETHER) for part in (x, y, slope))
         for a, into, slopes in zip(*parts, strict=True):
             square = a * a
             gate = (square * B).add_(A).mul_(a).sigmoid_()
@@ -60,7 +60,7 @@ class _Gelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         """dx [...]."""
-        (slope,) = ctx.saved_tensors
+        slope: Tensor = ctx.saved_tensors[0]
         return dy * slope
 
 
