@@ -6,10 +6,7 @@ import fcntl
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
-import time
 import warnings
 
 import pytest
@@ -272,36 +269,3 @@ def test_a_write_that_the_system_cuts_short_is_continued(size, tmp_path, monkeyp
         save_step(tmp_path, 10)
     monkeypatch.undo()
     assert holds_step(tmp_path, 10)
-
-
-SAVE_FOREVER = """
-import itertools
-from tests.support.crashes import save_step
-from tinylm import checkpoint
-for step in itertools.count(int(sys.argv[2])):
-    save_step(Path(sys.argv[1]), step)
-    checkpoint.purge(sys.argv[1], 2)
-    print(step, flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_kill_9_at_any_time_loses_at_most_the_checkpoint_being_written(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    program = f"import sys\nfrom pathlib import Path\nsys.path[:0] = {sys.path}\n{SAVE_FOREVER}"
-    first = 1
-    for _ in range(10):
-        command = [sys.executable, "-c", program, str(tmp_path), str(first)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            finished = int(child.stdout.readline())
-            time.sleep(0.2 * torch.rand((), generator=generator).item())
-            child.kill()
-            finished = max([finished, *(int(line) for line in child.stdout)])
-        newest = checkpoint.latest(tmp_path)
-        step = checkpoint.step_of(newest)
-        assert step in (finished, finished + 1)
-        assert holds_step(newest, step)
-        # Over the checkpoint that may just have been written.
-        first = step
-    checkpoint.purge(tmp_path, 2)
-    assert all(name.startswith("step-") for name in steps_in(tmp_path))

@@ -30,6 +30,11 @@ DATA_SHEET = {
 # The numbers of malloc.h. Blocks below the first come from memory that is kept, up to the second.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 2**30
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
 
 
 def find(name: str) -> torch.device:
@@ -54,7 +59,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of `train.dtype`: bfloat16 for auto where the hardware multiplies in it."""
     if name == "auto":
         name = "bfloat16" if has_bfloat16(device) else "float32"
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+    return DTYPES[name]
 
 
 def data_sheet_flops(name: str) -> float | None:
@@ -80,6 +85,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         if known is not None:
             return known
     size = 1024 if device.type == "cpu" else 4096
+    if device.type == "cpu" and dtype == torch.float16:
+        # Which most of them multiply a thousand times slower.
+        size = 128
     a = torch.ones(size, size, dtype=dtype, device=device)
     # Bounded, for it is a part of the wall time of every run; the first product is a warm-up.
     best, end, products = float("inf"), time.perf_counter() + 0.1, 0
@@ -128,17 +136,30 @@ def keep_threads(device: torch.device, count: int) -> None:
         torch.set_num_threads(count)
 
 
-@contextmanager
-def repeatable(device: torch.device, *, compiled: bool = True) -> Iterator[None]:
-    """Inside, equal steps on the CPU give equal results, bit for bit, compiled ones if `compiled`.
+def reserve_workspaces() -> None:
+    """Let cuBLAS give equal results at every call: it must be said before its first product.
 
-    Elsewhere torch keeps the caller's setting.
+    A setting of yours is kept; torch refuses those that do not repeat.
     """
-    if torch.are_deterministic_algorithms_enabled() or device.type != "cpu":
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def repeatable(
+    device: torch.device, wanted: bool | None = None, *, compiled: bool = True
+) -> Iterator[None]:
+    """Inside, equal steps give equal results, bit for bit, compiled ones if `compiled`.
+
+    `wanted` None means on the CPU, where it costs nothing. On a GPU it needs `reserve_workspaces`
+    and takes the slower of two forms where there are two; an operation that has no repeatable form
+    raises RuntimeError, which names it. If the caller has asked torch for it, that setting stays.
+    """
+    if wanted is None:
+        wanted = device.type == "cpu"
+    if torch.are_deterministic_algorithms_enabled() or not wanted:
         # To set it again would turn the caller's `warn_only=True` into errors.
         yield
         return
-    # Not on a GPU, where operations without a repeatable form would raise.
     _deterministic(True, compiled)
     # torch would also fill every tensor that it allocates with nan, so that a read of memory that
     # was never written repeats too: 3% of a step, and nothing here reads such memory.

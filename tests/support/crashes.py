@@ -36,10 +36,10 @@ def save_step(run, step):
     return checkpoint.save(path, make_model(step), None, training=make_training(step))
 
 
-def holds_step(path, step):
+def holds_step(path, step, config=CONFIG):
     """Whether the checkpoint at `path` is, bit for bit, the one of `step`."""
     model, _ = checkpoint.load(path)
-    weights = make_model(step).state_dict()
+    weights = make_model(step, config).state_dict()
     exact = all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     return exact and checkpoint.load_training(path).tokens == step * 100
 

@@ -210,7 +210,9 @@ class TrainConfig:
         "auto", "Device. auto takes the first of cuda, mps and cpu that is available."
     )
     dtype: Dtype = setting(
-        "auto", "Type of the matrix products. auto is bfloat16 if the hardware supports it."
+        "auto",
+        "Type of the matrix products. auto is bfloat16 if the hardware supports it; float16, for "
+        "older GPUs, scales the loss and is slow on a CPU.",
     )
     compile: Literal["auto", True, False] = setting(
         "auto",
@@ -235,6 +237,11 @@ class TrainConfig:
     )
     nonfinite: NonFinite = setting(
         "stop", "What to do if a loss or gradient is not finite: stop the run, or skip the step."
+    )
+    deterministic: bool | None = setting(
+        None,
+        "Give the same bits at every run and after every resume. Default: on a CPU yes; on a GPU "
+        "it makes some operations slower.",
     )
 
     def __post_init__(self) -> None:

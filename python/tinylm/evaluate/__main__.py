@@ -44,7 +44,7 @@ KEYS = (
 # What a key means here, where that is not what it means in training.
 ABOUT = {
     "data.val_fraction": "Share of the text that is scored, what training holds out; 1 for all.",
-    "train.dtype": "Arithmetic of the scoring: float32 (default) or bfloat16.",
+    "train.dtype": "Arithmetic of the scoring: float32 (default), bfloat16 or float16.",
 }
 
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     arguments, asked = _tasks(arguments)
     folder, keys, run, fraction = _parse(arguments)
     # Asked for here: the dtype that the run was trained in does not decide how it is scored.
-    in_bfloat16 = "train.dtype" in keys and run.train.dtype == "bfloat16"
+    narrow = run.train.dtype if "train.dtype" in keys else "auto"
     with commands.finding(folder, "evaluate"):
         if asked is None:
             _check_text(folder, keys)
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
             dataset,
             tokenizer=tokenizer,
             batch_size=run.train.batch_size,
-            dtype=torch.bfloat16 if in_bfloat16 else None,
+            dtype=None if narrow == "auto" else device.DTYPES[narrow],
             loss=run.data.loss,
             progress=_show_progress if terminal.watched() else None,
         )

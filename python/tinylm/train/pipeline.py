@@ -27,6 +27,8 @@ def train(run: Run) -> Path:
     is sound. `BlockingIOError` names the process that writes to the run's folder.
     """
     began = time.perf_counter()
+    if run.train.deterministic:
+        device.reserve_workspaces()
     place = processes.place(run)
     # One process speaks for all.
     trackers = Trackers(run.track.names if place.leads else (), run.train.steps)
@@ -83,7 +85,8 @@ def train(run: Run) -> Path:
         trackers.start(trainer.folder)
         stack.enter_context(threads.sharing(torch.get_num_threads()))
         compiled = trainer.stepper.loss != net.loss
-        with device.repeatable(session.device, compiled=compiled), closing(trackers):
+        repeatable = device.repeatable(session.device, run.train.deterministic, compiled=compiled)
+        with repeatable, closing(trackers):
             trainer.train()
             reporting.finish(trainer, lambda: time.perf_counter() - began)
     return trainer.folder

@@ -45,6 +45,8 @@ class Stepper:
     def __post_init__(self) -> None:
         half = self.session.dtype == torch.float16
         self.scale = LossScale(self.session.device) if half else None
+        if half and self.session.device.type == "cpu":
+            self.say("float16 is slow on a CPU: train.dtype=float32 and bfloat16 are faster")
         self.refusals = Refusals(self.run.train.nonfinite, self.say)
 
     def __call__(self, batch: Batch, progress: Progress) -> Step:
