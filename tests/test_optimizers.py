@@ -70,15 +70,35 @@ def test_sgd_is_that_of_torch(weight_decay):
     assert_equal(kept, state, FLOAT64)
 
 
+ENDS = [("polar_express", 3, 0.18, 1.87), ("polar_express", 8, 0.99, 1.01)]
+ENDS += [("newton_schulz", 5, 0.68, 1.21)]
+
+
 @pytest.mark.parametrize("shape", [(4, 4), (3, 12), (12, 3), (1, 7), (16, 16)])
-def test_orthogonalising_leaves_directions_and_evens_their_sizes(shape):
+@pytest.mark.parametrize(("method", "steps", "low", "high"), ENDS)
+def test_orthogonalising_leaves_directions_and_evens_their_sizes(method, steps, low, high, shape):
     update = np.random.default_rng(2).normal(size=shape)
     left, sizes, right = np.linalg.svd(update, full_matrices=False)
-    near = optimizers.orthogonalise(update)
+    near = optimizers.orthogonalise(update, method, steps)
     rotated = left.T @ near @ right.T
     np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=1e-9)
     enough = np.diag(rotated)[sizes > 0.003 * np.linalg.norm(update)]
-    assert np.all((enough > 0.68) & (enough < 1.21))
+    assert np.all((enough > low) & (enough < high))
+
+
+def test_a_cautious_decay_leaves_what_the_update_moves_away_from_zero():
+    w, update = np.array([1.0, 1.0, -1.0, -1.0, 2.0]), np.array([0.1, -0.1, 0.1, -0.1, 0.0])
+    np.testing.assert_array_equal(
+        optimizers.decayed(w, update, 0.5, cautious=True), [0.5, 1, -1, -0.5, 1]
+    )
+    np.testing.assert_array_equal(optimizers.decayed(w, update, 0.5, cautious=False), w / 2)
+
+
+def test_courses_worked_out_by_hand():
+    points = [(0.2, 4), (0.6, 8)]
+    progress = [0, 0.2, 0.3, 0.6, 1]
+    assert [optimizers.line(points, p) for p in progress] == pytest.approx([4, 4, 5, 8, 8])
+    assert [optimizers.stairs(points, p) for p in progress] == [4, 4, 4, 8, 8]
 
 
 shares = st.floats(0, 1)

@@ -135,16 +135,17 @@ class Model(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        window: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Mean cross-entropy in nats (float32 scalar) over the targets [B, T] that are not -100.
 
-        Losses that layers append to the context are added. `positions` and `documents` are as in
-        `context`. The stream and its products have `dtype` (default the weights'): with float32
+        Losses that layers append to the context are added. `positions`, `documents` and `window`
+        are as in `context`. The stream and its products have `dtype` (default the weights'): with float32
         weights and bfloat16 here, gradients and the weights that they move stay float32.
         """
         context = self.context(
-            tokens.size(1), positions=positions, documents=documents, tokens=tokens
+            tokens.size(1), positions=positions, documents=documents, window=window, tokens=tokens
         )
         x, norm, head = self.embed(tokens, dtype), self.norm, self.head
         # Pass the weights of the norm and the head, not their outputs, so that neither the logits
@@ -171,13 +172,15 @@ class Model(nn.Module):
         cache: Cache | None = None,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        window: int | None = None,
         tokens: Tensor | None = None,
     ) -> Context:
         """The context of a forward pass over `length` tokens per row.
 
         `positions` [T] or [B, T] int count from 0 and stay below the context length; without them
         they go on from the cache, or start at 0. `documents` [B, T] int number the document of
-        each token. Blocks with value embeddings need the `tokens` [B, T]. Raises `ValueError` for
+        each token. With a `window` a token sees no further back than that many tokens, itself
+        included. Blocks with value embeddings need the `tokens` [B, T]. Raises `ValueError` for
         what does not fit.
         """
         limit, device = self.config.context_length, self.embedding.weight.device
@@ -205,7 +208,9 @@ class Model(nn.Module):
             if first < 0 or last >= limit:
                 wrong = first if first < 0 else last
                 raise ValueError(f"position {wrong}: must be 0 to {limit - 1}, for T is {limit}")
-        mask = CAUSAL if documents is None else Mask(documents=documents).with_spans()
+        mask = CAUSAL
+        if documents is not None or window is not None:
+            mask = Mask(window=window, documents=documents).with_spans()
         return Context(positions, self.position.rotation(positions), mask, cache, tokens)
 
     def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from tests.rungs.rung import SEEDS, Rung, near
 from tests.support.models import build, configs, tokens
 from tinylm import cache, ops, optim
-from tinylm.config import ModelConfig, OptimConfig
+from tinylm.config import ModelConfig, OptimConfig, courses
 from tinylm.reference import arrays_model, optimizers, tensors
 
 FLOAT64 = 1e-10
-# The quintic swings between 0.68 and 1.21, and a rounding of bfloat16, 3.9e-3, sends a singular
-# value to another place there.
-BFLOAT16 = 0.3
 SHARES = st.floats(0, 1)
 
 
@@ -115,19 +112,32 @@ def drawn(shapes, seed, scale=1.0):
     return {name: scale * random.normal(size=shape) for name, shape in shapes.items()}
 
 
-def reference_step(settings, roles, weights, gradients, states, rate):
+def reference_step(settings, roles, weights, gradients, states, rate, progress=0.0):
     """New weights and states (of the matrices, of the rest) after a step of `settings.name`."""
     groups = [{k: w for k, w in weights.items() if (roles[k] == "matrix") == m} for m in (1, 0)]
-    adamw = partial(optimizers.adamw, lr=settings.lr * rate, betas=settings.betas, eps=settings.eps)
+    adamw = partial(
+        optimizers.adamw,
+        lr=settings.lr * rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        cautious=settings.cautious,
+    )
     sgd = partial(optimizers.sgd, lr=settings.lr * rate, momentum=settings.betas[0])
-    muon = partial(optimizers.muon, lr=settings.matrix_lr * rate)
+    muon = partial(
+        optimizers.muon,
+        lr=settings.matrix_lr * rate,
+        momentum=settings.momenta.at(progress),
+        cautious=settings.cautious,
+        orthogonal=settings.orthogonal,
+        steps=settings.orthogonal_steps,
+    )
     moves = {"adamw": (adamw, adamw), "sgd": (sgd, sgd), "muon": (muon, adamw)}[settings.name]
     clipped = gradients
     if settings.clip:
         # Muon's matrices are neither clipped nor counted.
         seen = groups[1] if settings.name == "muon" else weights
         clipped = gradients | optimizers.clip({k: gradients[k] for k in seen}, settings.clip)
-    decays = (settings.weight_decay, 0.0)
+    decays = (settings.decays.at(progress), 0.0)
     moved = [
         move(group, clipped, state, weight_decay=decay)
         for move, group, state, decay in zip(moves, groups, states, decays, strict=True)
@@ -144,7 +154,10 @@ def optimize_slowly(settings, shapes, seed, rates):
     weights, states = drawn(shapes, seed), ({}, {})
     for step, rate in enumerate(rates, 1):
         gradients = drawn(shapes, seed + step)
-        weights, states = reference_step(settings, ROLES, weights, gradients, states, rate)
+        progress = step / len(rates)
+        weights, states = reference_step(
+            settings, ROLES, weights, gradients, states, rate, progress
+        )
     state = states[0] | states[1]
     return [*weights.values(), *(state[name] for name in sorted(state))]
 
@@ -156,7 +169,7 @@ def optimize(settings, shapes, seed, rates):
         gradients = drawn(shapes, seed + step)
         for name, parameter in module.named_parameters():
             parameter.grad = torch.tensor(gradients[name])
-        optimizer.step(rate)
+        optimizer.step(rate, progress=step / len(rates))
     state = optimizer.state()
     weights = [p.detach().numpy() for p in module.parameters()]
     return [*weights, *(state[name].numpy() for name in sorted(state))]
@@ -175,19 +188,15 @@ def optimizations(draw, name):
         matrix_lr=draw(st.floats(1e-4, 0.1)),
         betas=(draw(momenta), draw(momenta)),
         eps=draw(st.sampled_from([1e-8, 1e-3])),
-        weight_decay=draw(st.sampled_from([0.0, 0.1, 1.0])),
+        momentum=draw(momenta | st.just("0.5@0 0.95@0.5")),
+        orthogonal=draw(st.sampled_from(sorted(optim.ORTHOGONAL))),
+        orthogonal_steps=draw(st.none() | st.integers(1, 9)),
+        weight_decay=draw(st.sampled_from([0.0, 0.1, 1.0, "0.5@0.2 0@1"])),
+        cautious=name != "sgd" and draw(st.booleans()),
         clip=draw(st.sampled_from([0.0, 0.5, 100.0])),
     )
     rates = draw(st.lists(SHARES, min_size=1, max_size=4))
     return settings, dict(sorted(shapes.items())), draw(SEEDS), rates
-
-
-@contextlib.contextmanager
-def without_bfloat16():
-    """Orthogonalise in float64: bfloat16 would leave two digits, too few to tell formulas apart."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
-        yield
 
 
 def clip(gradients, limit):
@@ -214,11 +223,23 @@ def well_conditioned(draw):
     rows, columns = draw(st.integers(1, 16)), draw(st.integers(1, 16))
     random = np.random.default_rng(draw(SEEDS))
     left, _, right = np.linalg.svd(random.normal(size=(rows, columns)), full_matrices=False)
-    return (left * random.uniform(0.3, 1, min(rows, columns)) @ right,)
+    return left * random.uniform(0.3, 1, min(rows, columns)) @ right
 
 
 @st.composite
-def courses(draw):
+def points(draw, values):
+    """One to four points of a course as (progress, value), in order."""
+    places = sorted(draw(st.sets(SHARES, min_size=1, max_size=4)))
+    return [(place, draw(values)) for place in places]
+
+
+def text(points):
+    """A course as a setting has it."""
+    return " ".join(f"{value!r}@{place!r}" for place, value in points)
+
+
+@st.composite
+def schedules(draw):
     """A schedule of any kind and edges, a number of steps, and one of them."""
     warmup = draw(SHARES | st.sampled_from([0.0, 1.0]))
     decay = draw(st.floats(0, 1 - warmup) | st.sampled_from([0.0, 1 - warmup]))
@@ -249,7 +270,6 @@ def optimizer_rung(name):
         inputs=optimizations(name),
         example=lambda: (OptimConfig(name=name), MATRICES, 0, [1.0] * 3),
         same=near(FLOAT64),
-        around=without_bfloat16,
     )
 
 
@@ -293,10 +313,14 @@ RUNGS = (
         chapter="tensors",
         media=("arrays", "optim"),
         slow=optimizers.orthogonalise,
-        fast=lambda x: optim.orthogonalise(torch.tensor(x)[None])[0].numpy(),
-        inputs=well_conditioned(),
-        example=lambda: (drawn(MATRICES, 0)["a"],),
-        same=lambda slow, fast: np.linalg.norm(slow - fast) <= BFLOAT16 * np.linalg.norm(slow),
+        fast=lambda x, *way: optim.orthogonalise(torch.tensor(x)[None], *way)[0].numpy(),
+        inputs=st.tuples(
+            well_conditioned(),
+            st.sampled_from(sorted(optim.ORTHOGONAL)),
+            st.none() | st.integers(1, 9),
+        ),
+        example=lambda: (drawn(MATRICES, 0)["b"], "polar_express", 3),
+        same=lambda slow, fast: near(FLOAT64)([slow], [fast]),
     ),
     Rung(
         name="clip",
@@ -321,8 +345,27 @@ RUNGS = (
         fast=lambda step, steps, course, shape: optim.schedule(
             step, steps, OptimConfig(schedule=course, **shape)
         ),
-        inputs=courses(),
+        inputs=schedules(),
         example=lambda: (700, 1000, "cosine", {"warmup": 0.1, "decay": 0.2, "min_lr": 0.1}),
         same=partial(math.isclose, rel_tol=1e-12, abs_tol=1e-12),
+    ),
+    Rung(
+        name="course",
+        chapter="lists",
+        media=("lists", "config"),
+        slow=optimizers.line,
+        fast=lambda points, progress: courses.course(text(points)).at(progress),
+        inputs=st.tuples(points(st.floats(-1e3, 1e3)), SHARES),
+        example=lambda: ([(0.0, 0.85), (0.1, 0.95)], 0.05),
+        same=partial(math.isclose, rel_tol=1e-9, abs_tol=1e-9),
+    ),
+    Rung(
+        name="stairs",
+        chapter="lists",
+        media=("lists", "config"),
+        slow=optimizers.stairs,
+        fast=lambda points, progress: courses.stairs(text(points)).at(progress),
+        inputs=st.tuples(points(st.integers(1, 99)), SHARES),
+        example=lambda: ([(0.0, 4), (0.25, 8)], 0.25),
     ),
 )

@@ -90,14 +90,14 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/optim/muon.py",
-        "ahead = torch._foreach_lerp(gradients, momenta, beta)",
-        "ahead = momenta",
+        "ahead = torch._foreach_lerp(gradients, momenta[some], beta)",
+        "ahead = momenta[some]",
         "muon",
     ),
     Mutant(
         "python/tinylm/optim/groups.py",
-        '"weight_decay": config.weight_decay}',
-        '"weight_decay": 0.0}',
+        '"decays": True}',
+        '"decays": False}',
         "adamw or sgd or muon",
     ),
     Mutant(
@@ -155,8 +155,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/optim/muon.py",
-        "rows, columns = parameters[0].shape[-2:]",
-        "rows, columns = parameters[0].shape[:2]",
+        "rows, columns = shape[-2:]",
+        "rows, columns = shape[:2]",
         "stack",
         "tests/test_optim.py",
     ),
@@ -374,8 +374,8 @@ PYTHON = [
         "tests/test_sample.py",
     ),
     Mutant(
-        "python/tinylm/train/loop.py",
-        "part = batch.rows(rows)",
+        "python/tinylm/train/step.py",
+        "part = batch.rows(slice(micro * size, (micro + 1) * size))",
         "part = batch",
         "packed_rows_reach",
         "tests/test_train.py",

@@ -11,12 +11,12 @@ from tinylm.config.help import describe
 from tinylm.config.keys import ConfigError, flat, recipes, settings
 from tinylm.config.loading import differences, find, load, to_yaml
 from tinylm.config.model import ModelConfig
+from tinylm.config.optim import OptimConfig
 from tinylm.config.sample import SampleConfig
 from tinylm.config.sections import (
     CheckpointConfig,
     DataConfig,
     EvaluateConfig,
-    OptimConfig,
     Run,
     TokenizerConfig,
     TrackConfig,

@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tinylm.config.courses import checked
 from tinylm.config.limits import in_words, require
 
 # What `_convert` returns for a value of a wrong type, because None is a value of some settings.
@@ -38,21 +39,30 @@ def check(section: str, config: Any) -> None:
         if value is WRONG:
             shown = given if given is None or isinstance(given, int) else repr(given)
             require(False, key, shown, f"expected {expectation(setting, kind)}")
+        limits: Any = setting.metadata.get("limits")
+        number = setting.metadata.get("course")
+        if number is not None and value is not None:
+            value = checked(key, value, number, limits, expectation(setting, kind))
         if value is not given:
             # The class is frozen, but the instance is still under construction.
             object.__setattr__(config, setting.name, value)
-        limits = setting.metadata.get("limits")
-        for number in value if isinstance(value, tuple) else (value,):
-            if limits and isinstance(number, int | float):
-                inside = all(getattr(operator, name)(number, b) for name, b in limits.items())
-                require(inside, key, number, f"must be {in_words(limits)}")
+        for item in value if isinstance(value, tuple) else (value,):
+            if limits and isinstance(item, int | float):
+                inside = all(getattr(operator, name)(item, b) for name, b in limits.items())
+                require(inside, key, item, f"must be {in_words(limits)}")
 
 
 def expectation(setting: Field[Any], kind: Any) -> str:
     """Describe the allowed values of a field in words, for example "a number, above 0"."""
-    choices, limits = setting.metadata.get("choices"), setting.metadata.get("limits")
+    choices: Any = setting.metadata.get("choices")
+    limits: Any = setting.metadata.get("limits")
     if choices and get_origin(kind) is tuple:
         return f"a list of {', '.join(choices)}, such as [{','.join(choices[:2])}]"
+    if (unit := setting.metadata.get("course")) is not None:
+        example = "4@0 8@0.5" if unit is int else "0.85@0 0.95@0.1"
+        optional = type(None) in get_args(kind) or setting.metadata.get("off") is not None
+        course = f"or a course of them such as '{example}'{', or null' if optional else ''}"
+        return f"{_describe(unit)}, {in_words(limits)}, {course}"
     words = " or ".join(choices) if choices else _describe(kind)
     if choices and isinstance(kind, UnionType):
         words += " or null"

@@ -19,7 +19,8 @@ Position = Literal["rope", "learned", "none"]
 FeedForward = Literal["swiglu", "mlp", "relu2"]
 Attention = Literal["auto", "triton", "hopper", "sdpa", "manual"]
 Optimizer = Literal["muon", "adamw", "sgd"]
-Schedule = Literal["wsd", "cosine", "linear", "constant"]
+Orthogonal = Literal["polar_express", "newton_schulz"]
+Schedule = Literal["wsd", "wsd_sqrt", "cosine", "linear", "constant"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 NonFinite = Literal["stop", "skip"]
@@ -34,15 +35,17 @@ def setting(
     *,
     choices: Any = None,
     off: float | None = None,
+    course: type | None = None,
 ) -> Any:
     """Return a dataclass field with `text` as its help.
 
     `limits` bound a number, or each number of a tuple. `choices` is the `Literal` of the names that
     are implemented; pass it for a field whose names users may extend. `off` is the number that
     turns the feature off, for a field that is a number in any case: null means that number.
+    `course` is int or float for a number that may change over the run (`tinylm.config.courses`).
     """
     names = get_args(choices) if choices else ()
-    metadata = {"help": text, "limits": limits, "choices": names, "off": off}
+    metadata = {"help": text, "limits": limits, "choices": names, "off": off, "course": course}
     return field(default=default, metadata=metadata)
 
 

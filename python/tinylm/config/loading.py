@@ -47,6 +47,7 @@ REGISTRIES = {
     "model.feedforward": "layers.FEEDFORWARDS",
     "model.attention": "layers.ATTENTIONS",
     "optim.name": "optim.OPTIMIZERS",
+    "optim.orthogonal": "optim.ORTHOGONAL",
     "optim.schedule": "optim.SCHEDULES",
     "track.names": "track.TRACKERS",
 }

@@ -9,15 +9,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from tinylm.config.checks import check
+from tinylm.config.courses import Stairs, stairs
 from tinylm.config.distributed import DistributedConfig
 from tinylm.config.fields import (
     Device,
     Dtype,
     Kind,
     NonFinite,
-    Optimizer,
     Order,
-    Schedule,
     Tracker,
     expand_home,
     setting,
@@ -28,11 +27,11 @@ from tinylm.config.limits import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
-    SHARE,
     THREADS,
     require,
 )
 from tinylm.config.model import ModelConfig
+from tinylm.config.optim import OptimConfig
 from tinylm.config.sample import SampleConfig
 
 
@@ -132,66 +131,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """The optimizer and the schedule of its learning rate."""
-
-    name: str = setting(
-        "muon",
-        "Optimizer. muon updates the matrices with Muon and all other parameters with AdamW.",
-        choices=Optimizer,
-    )
-    lr: float = setting(
-        5e-3,
-        "Peak learning rate; for muon, that of the parameters that are not matrices.",
-        POSITIVE,
-    )
-    matrix_lr: float = setting(0.02, "Muon's peak learning rate, for the matrices.", POSITIVE)
-    betas: tuple[float, float] = setting(
-        (0.9, 0.95),
-        "Decay rates of AdamW's two moments. For sgd, the first one is the momentum.",
-        {"ge": 0, "lt": 1},
-    )
-    eps: float = setting(
-        1e-8, "Number added to the square root of AdamW's second moment.", POSITIVE
-    )
-    weight_decay: float = setting(
-        0.1,
-        "Weight decay of the matrices. It is decoupled; for sgd it is added to the gradient.",
-        NOT_NEGATIVE,
-        off=0.0,
-    )
-    clip: float = setting(
-        1.0,
-        "Largest norm of the gradient of the parameters that AdamW or SGD updates; 0 turns "
-        "clipping off.",
-        NOT_NEGATIVE,
-        off=0.0,
-    )
-    schedule: str = setting(
-        "wsd", "Schedule of the learning rate after the warm-up.", choices=Schedule
-    )
-    warmup: float = setting(
-        0.03, "Fraction of the run in which the learning rate rises from zero.", SHARE, off=0.0
-    )
-    decay: float = setting(
-        0.6,
-        "Fraction of the run, at its end, in which wsd lowers the rate linearly.",
-        SHARE,
-        off=0.0,
-    )
-    min_lr: float = setting(
-        0.02, "Learning rate at the end of the run, as a fraction of its peak.", SHARE
-    )
-
-    def __post_init__(self) -> None:
-        check("optim", self)
-        # wsd does not know of the warm-up: if the two overlapped, the rate would jump.
-        fits = self.schedule != "wsd" or self.warmup + self.decay <= 1
-        limit = f"with warmup={self.warmup} it passes the whole run; their sum must be at most 1"
-        require(fits, "optim.decay", self.decay, limit)
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop: its length, batch size, device, starting point and failures."""
 
@@ -200,11 +139,31 @@ class TrainConfig:
     steps: int = setting(1600, "Number of optimizer steps.", COUNT)
     # 4 rows with more steps, or with twice the context, gave more bits per byte (docs/log.md,
     # 2026-11-21).
-    batch_size: int = setting(8, "Rows of context_length tokens per step (B).", COUNT)
+    batch_size: int | str = setting(
+        8,
+        "Rows of context_length tokens per step (B). A course counts steps: '4@0 8@0.25' takes 8 "
+        "rows from a quarter of the steps on.",
+        COUNT,
+        course=int,
+    )
     micro_batch_size: int | None = setting(
         None,
         "Rows per forward pass; gradients are accumulated up to batch_size. Default batch_size.",
         COUNT,
+    )
+    sequence_length: int | str | None = setting(
+        None,
+        "Cut each row into shorter ones of this many tokens, for training alone. It must divide "
+        "context_length. Default context_length.",
+        COUNT,
+        course=int,
+    )
+    window: int | str | None = setting(
+        None,
+        "Let a token see at most this many tokens, itself included, in training alone. By default "
+        "it sees all tokens before it.",
+        COUNT,
+        course=int,
     )
     device: Device = setting(
         "auto", "Device. auto takes the first of cuda, mps and cpu that is available."
@@ -247,14 +206,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check("train", self)
         expand_home(self, "init", "resume")
-        rows, micro = self.batch_size, self.micro_batch_size
-        divides = rows % (micro or rows) == 0
-        require(divides, "train.micro_batch_size", micro, f"must divide batch_size={rows}")
+        micro = self.micro_batch_size
+        for rows in self.batch_sizes.values:
+            divides = rows % (micro or rows) == 0
+            require(divides, "train.micro_batch_size", micro, f"must divide batch_size={rows}")
 
     @property
-    def micro_batch(self) -> int:
-        """Rows per forward pass: micro_batch_size, or batch_size if it is null."""
-        return self.batch_size if self.micro_batch_size is None else self.micro_batch_size
+    def batch_sizes(self) -> Stairs:
+        """The rows per step over the run: the course of batch_size."""
+        return stairs(self.batch_size)
+
+    @property
+    def sequence_lengths(self) -> Stairs | None:
+        """The tokens per row over the run; None if rows are never cut."""
+        return None if self.sequence_length is None else stairs(self.sequence_length)
+
+    @property
+    def windows(self) -> Stairs | None:
+        """The window of attention over the run; None if there is none."""
+        return None if self.window is None else stairs(self.window)
+
+    def rows(self, steps: int) -> int:
+        """Return how many rows the first `steps` steps read together."""
+        sizes = self.batch_sizes
+        if len(sizes.points) == 1:
+            return steps * sizes.values[0]
+        return sum(sizes.at(step / self.steps) for step in range(steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +320,11 @@ class Run:
         # A larger stride would leave tokens between two rows that are never read.
         fits = stride is None or stride <= length
         require(fits, "data.stride", stride, f"must be at most model.context_length={length}")
+        # Weights to start from bring their own context length.
+        cuts = self.train.sequence_lengths if self.train.init is None else None
+        for cut in cuts.values if cuts else ():
+            limit = f"must divide model.context_length={length}"
+            require(length % cut == 0, "train.sequence_length", cut, limit)
 
 
 SECTIONS: dict[str, Any] = {

@@ -40,6 +40,14 @@ class Batch:
     positions: "torch.Tensor | None" = None
     documents: "torch.Tensor | None" = None
 
+    def split(self, length: int) -> "Batch":
+        """Every row cut into rows of `length` tokens, in order: [B T / length, length].
+
+        Without `positions` those of each new row begin at 0.
+        """
+        tensors = (self.tokens, self.targets, self.positions, self.documents)
+        return Batch(*(None if x is None else x.reshape(-1, length) for x in tensors))  # type: ignore[arg-type]
+
     def rows(self, which: slice) -> "Batch":
         """The rows `which` of every tensor, without a copy: a micro-batch."""
         return Batch(
@@ -158,6 +166,26 @@ class Loader(AbstractContextManager["Loader"]):
             self._stream = None
             self._rows = self._open_rows()
         return self._rows
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch, over all ranks. A new value holds from the next batch on.
+
+        The rows keep their order: the next batch begins where the last one ended.
+        """
+        size: int = self._slice["batch_size"]
+        return size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        """Set the rows of the batches to come."""
+        if size == self._slice["batch_size"]:
+            return
+        # A stream without rows checks the number and starts no thread.
+        self._current_rows().stream(first_row=0, end_row=0, **{**self._slice, "batch_size": size})
+        # Batches read ahead have the old size.
+        self.close()
+        self._slice["batch_size"] = size
 
     @property
     def n_rows(self) -> int:

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
             model,
             dataset,
             tokenizer=tokenizer,
-            batch_size=run.train.batch_size,
+            batch_size=max(run.train.batch_sizes.values),
             dtype=None if narrow == "auto" else device.DTYPES[narrow],
             loss=run.data.loss,
             progress=_show_progress if terminal.watched() else None,

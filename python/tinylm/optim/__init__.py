@@ -1,19 +1,24 @@
 """Gradients to updates: the optimizers, their groups by role, and the schedule of the rate.
 
 optimizer = build(model, OptimConfig())
-optimizer.step(rate=schedule(step, steps, config))
+optimizer.step(rate=schedule(step, steps, config), progress=step / steps)
 """
 
 from tinylm.optim.groups import DECAYED, OPTIMIZERS, build
-from tinylm.optim.muon import Muon, orthogonalise
+from tinylm.optim.muon import Muon
 from tinylm.optim.optimizer import Optimizer
-from tinylm.optim.schedules import SCHEDULES, constant, cosine, linear, schedule, wsd
+from tinylm.optim.orthogonal import ORTHOGONAL, orthogonalise, working_dtype
+from tinylm.optim.schedules import SCHEDULES, constant, cosine, linear, schedule, wsd, wsd_sqrt
+from tinylm.optim.stock import SGD, AdamW
 from tinylm.optim.whole import Whole
 
 __all__ = [
     "DECAYED",
     "OPTIMIZERS",
+    "ORTHOGONAL",
     "SCHEDULES",
+    "SGD",
+    "AdamW",
     "Muon",
     "Optimizer",
     "Whole",
@@ -23,5 +28,7 @@ __all__ = [
     "linear",
     "orthogonalise",
     "schedule",
+    "working_dtype",
     "wsd",
+    "wsd_sqrt",
 ]

@@ -1,37 +1,16 @@
 """Muon: momentum, made orthogonal."""
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tinylm.optim.keeping import decay, kept_if
+from tinylm.optim.orthogonal import orthogonalise, working_dtype
 from tinylm.optim.whole import Whole
-
-
-def orthogonalise(updates: Tensor, steps: int = 5) -> Tensor:
-    """Approximately the nearest semi-orthogonal matrix to each of `updates` [N, rows, columns].
-
-    Five Newton-Schulz steps of the quintic a x + b x^3 + c x^5 on the singular values, in
-    bfloat16; they end between 0.7 and 1.2. Source: Jordan et al. 2024, "Muon".
-    """
-    # Chosen there for a steep start: small singular values grow fast, at the price that none
-    # converges to exactly 1.
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = updates.bfloat16()
-    # The Frobenius norm is at least the largest singular value, so all of them start between 0 and
-    # 1, where the polynomial stays bounded. The small term keeps a gradient of zeros from giving
-    # nan.
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    tall = x.size(-2) > x.size(-1)
-    # The Gram matrix then has the size of the shorter side.
-    if tall:
-        x = x.mT
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    near: Tensor = x.mT if tall else x
-    return near.to(updates.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -40,17 +19,29 @@ class Muon(torch.optim.Optimizer):
     m <- beta m + (1 - beta) g;  W <- W - lr (s O(g + beta (m - g)) + decay W), with
     s = sqrt(max(1, rows / columns)). Parameters are [..., rows, columns]: of a stack, each matrix
     is orthogonalised by itself. Matrices of one shape are computed together. State: one number per
-    weight. Source: Jordan et al. 2024.
+    weight. If `found_inf` is set, as GradScaler sets it, and not 0, a step changes nothing.
+    Source: Jordan et al. 2024.
     """
 
+    found_inf: Tensor | None = None
     # Of one process; an `Optimizer` whose weights are parts of matrices sets another.
     whole = Whole()
 
     def __init__(
-        self, parameters: Any, *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        parameters: Any,
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        cautious: bool = False,
+        orthogonal: str = "polar_express",
+        steps: int | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
+        self.cautious = cautious
+        self.orthogonalise = partial(orthogonalise, method=orthogonal, steps=steps)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -71,18 +62,49 @@ class Muon(torch.optim.Optimizer):
         for parameter in parameters:
             if "momentum" not in self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-        beta, lr = group["momentum"], group["lr"]
-        # torch's private list functions: one call per step instead of one per parameter, as in its
-        # own optimizers.
-        torch._foreach_lerp_(momenta, gradients, 1 - beta)
-        ahead = torch._foreach_lerp(gradients, momenta, beta)
+        with kept_if(self.found_inf, [*momenta, *parameters]):
+            ahead = self._look_ahead(parameters, momenta, group["momentum"])
+            moves = self.whole.update(ahead, shape, self.orthogonalise)
+            del ahead
+            self._move(parameters, moves, shape, group)
+
+    def _look_ahead(
+        self, parameters: list[Tensor], momenta: list[Tensor], beta: float
+    ) -> list[Tensor]:
+        """Update the momenta; return their mean with the gradients, in the working dtype."""
+        dtype = working_dtype(parameters[0].dtype, parameters[0].device)
+        found: list[Tensor] = []
+        for some in _parts(parameters):
+            gradients = [p.grad for p in parameters[some] if p.grad is not None]
+            # torch's private list functions: one call instead of one per parameter, as in its own
+            # optimizers.
+            torch._foreach_lerp_(momenta[some], gradients, 1 - beta)
+            # Nesterov's momentum looks beta ahead.
+            ahead = torch._foreach_lerp(gradients, momenta[some], beta)
+            found += [update.to(dtype) for update in ahead]
+        return found
+
+    def _move(
+        self,
+        parameters: list[Tensor],
+        moves: list[Tensor],
+        shape: torch.Size,
+        group: dict[str, Any],
+    ) -> None:
         rows, columns = shape[-2:]
-        moves = self.whole.update(ahead, shape, orthogonalise)
-        # Decay before the move, as AdamW does: the move itself must not shrink.
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         # An orthogonal matrix with more rows than columns makes a smaller step per row; this evens
         # it out.
-        scale = lr * math.sqrt(max(1.0, rows / columns))
-        torch._foreach_add_(parameters, moves, alpha=-scale)
+        scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
+        for some in _parts(parameters):
+            # Decay before the move, as AdamW does: the move itself must not shrink.
+            amount = group["lr"] * group["weight_decay"]
+            decay(parameters[some], moves[some], amount, cautious=self.cautious)
+            torch._foreach_add_(parameters[some], moves[some], alpha=-scale)
+
+
+def _parts(parameters: list[Tensor]) -> Iterator[slice]:
+    """All at once on a GPU, which counts launches; one by one on a CPU, whose caches are small."""
+    step = 1 if parameters[0].device.type == "cpu" else len(parameters)
+    for first in range(0, len(parameters), step):
+        yield slice(first, first + step)

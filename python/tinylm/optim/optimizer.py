@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tinylm.config import OptimConfig
 from tinylm.optim.muon import Muon
 from tinylm.optim.whole import Whole
 
@@ -12,19 +13,21 @@ from tinylm.optim.whole import Whole
 class Optimizer:
     """One or more torch optimizers that move a model together, their state under clear names.
 
-    A group's "peak" is its rate when the schedule is 1. `clip` bounds the norm of the
-    gradients that AdamW and SGD see; Muon's step does not depend on its gradient's size.
+    A group's "peak" is its rate when the schedule is 1; a group with "decays" has the weight
+    decay of the settings. `config.clip` bounds the norm of the gradients that AdamW and SGD see;
+    Muon's step does not depend on its gradient's size.
     """
 
     def __init__(
         self,
         model: nn.Module,
         parts: list[torch.optim.Optimizer],
-        clip: float,
+        config: OptimConfig,
         whole: Whole | None = None,
     ) -> None:
-        self.parts, self.clip = parts, clip
+        self.parts, self.clip = parts, config.clip
         self.whole = Whole() if whole is None else whole
+        self.momentum, self.weight_decay = config.momenta, config.decays
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         for part in parts:
             if isinstance(part, Muon):
@@ -34,23 +37,32 @@ class Optimizer:
                 # own.
                 group["peak"] = group["lr"]
 
-    def step(self, rate: float, ok: Tensor | None = None) -> None:
-        """Move every weight; `rate` scales the peak learning rates. Gradients are then gone.
+    def step(self, rate: float, *, progress: float = 0.0, ok: Tensor | None = None) -> None:
+        """Move every weight; gradients are then gone.
 
-        If `ok` is False (scalar), weights and state stay as they are.
+        `rate` scales the peak learning rates; momentum and weight decay are those of their courses
+        at `progress` (0 to 1). If `ok`, a bool scalar, is false, weights and moments keep their
+        bits, whatever the gradients are. On a CUDA device the host does not read `ok`.
         """
-        if ok is not None and not ok:
-            self.zero_grad()
-            return
+        if ok is not None and ok.device.type != "cuda":
+            if not ok:
+                self.zero_grad()
+                return
+            ok = None
         for part in self.parts:
+            # torch's own name for a number that is not 0 if the step must change nothing.
+            part.found_inf = None if ok is None else (~ok).float()  # type: ignore[attr-defined]
             for group in part.param_groups:
                 group["lr"] = rate * group["peak"]
+                if group.get("decays"):
+                    group["weight_decay"] = self.weight_decay.at(progress)
+                if isinstance(part, Muon):
+                    group["momentum"] = self.momentum.at(progress)
             # Norms are taken per optimizer: matrices that Muon moves must not shrink what AdamW
             # gets.
             if self.clip and not isinstance(part, Muon):
                 parameters = [p for group in part.param_groups for p in group["params"]]
-                gradients = [p.grad for p in parameters if p.grad is not None]
-                norm = self.whole.norm(gradients)
+                norm = self.whole.norm([p.grad for p in parameters if p.grad is not None])
                 nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
             part.step()
         self.zero_grad()

@@ -14,6 +14,14 @@ def wsd(progress: float, config: OptimConfig) -> float:
     return 1.0 if left >= config.decay else config.min_lr + fall * left / config.decay
 
 
+def wsd_sqrt(progress: float, config: OptimConfig) -> float:
+    """As `wsd`, but the fall is 1 - sqrt(its progress): steep at first. Haegele et al. 2024."""
+    left = 1 - progress
+    if left >= config.decay:
+        return 1.0
+    return config.min_lr + (1 - config.min_lr) * (1 - math.sqrt(1 - left / config.decay))
+
+
 def _after_warmup(progress: float, config: OptimConfig) -> float:
     """Progress from the end of the warm-up (0) to that of the run (1)."""
     # In whole steps the warm-up may end a little before its share of the run.
@@ -41,6 +49,7 @@ def constant(progress: float, config: OptimConfig) -> float:
 
 SCHEDULES: dict[str, Callable[[float, OptimConfig], float]] = {
     "wsd": wsd,
+    "wsd_sqrt": wsd_sqrt,
     "cosine": cosine,
     "linear": linear,
     "constant": constant,

@@ -12,7 +12,7 @@ import torch
 
 from tinylm import checkpoint, corpus, data, model, optim
 from tinylm.checkpoint import Training
-from tinylm.config import Run
+from tinylm.config import ConfigError, Run
 from tinylm.corpus import Corpus
 from tinylm.data import Dataset, Loader
 from tinylm.data.turns import answers
@@ -269,11 +269,21 @@ def _made_before(run: Run, resumed: Resumed | None, tokenizer: Tokenizer) -> Pat
 def loader(
     run: Run, shards: Path, tokenizer: Tokenizer, context_length: int, session: Session
 ) -> Loader:
-    """The batches of a run, of which this process gets its own rows."""
+    """The batches of a run, of which this process gets its own rows.
+
+    Raises `ConfigError` if train.sequence_length does not divide the model's context length, which
+    a folder to start from may have decided.
+    """
+    for length in lengths.values if (lengths := run.train.sequence_lengths) else ():
+        if context_length % length:
+            raise ConfigError(
+                f"train.sequence_length={length}: must divide the context length of the model, "
+                f"{context_length}"
+            )
     dataset = Dataset.open(shards, split="train")
     return Loader(
         dataset,
-        batch_size=run.train.batch_size,
+        batch_size=run.train.batch_sizes.at(0),
         context_length=context_length,
         order=run.data.order,
         stride=run.data.stride,

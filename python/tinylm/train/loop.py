@@ -95,6 +95,8 @@ class Trainer:
 
     def step(self) -> Step:
         """One optimizer step over one global batch."""
+        settings = self.run.train
+        self.loader.batch_size = settings.batch_sizes.at(self.progress.step / settings.steps)
         step = self.stepper(next(self.loader), self.progress)
         self.settle()
         return step

@@ -66,7 +66,7 @@ def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
     peak = f"{trainer.peak / 1e9:,.0f} GFLOP/s measured peak" if trainer.peak else "peak unknown"
     moved = finetuning.trainable(net)
     trained = "" if moved == counts["parameters"] else f" of which {moved:,} are trained"
-    epochs = run.train.steps * run.train.batch_size / rows
+    epochs = run.train.rows(run.train.steps) / rows
     return "\n".join(
         (
             f"run        {trainer.folder}",

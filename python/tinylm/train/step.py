@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tinylm import optim
-from tinylm.config import Run
+from tinylm.config import Run, TrainConfig
 from tinylm.data import Batch
 from tinylm.ops import IGNORED
 from tinylm.train.distributed import Spread
@@ -65,7 +65,7 @@ class Stepper:
         finite = loss.isfinite() & norm.isfinite()
         self.refusals.add(progress.step, self._verdict(loss, finite, gradients), list(named))
         rate = optim.schedule(progress.step, settings.steps, self.run.optim)
-        self.optimizer.step(rate, ok=finite)
+        self.optimizer.step(rate, progress=progress.step / settings.steps, ok=finite)
         if self.scale is not None:
             # A loss that is itself not finite says nothing about the scale.
             self.scale.update(finite | ~loss.isfinite())
@@ -93,8 +93,8 @@ class Stepper:
         size = min(settings.micro_batch_size or rows, rows)
         for micro in range(rows // size):
             part = batch.rows(slice(micro * size, (micro + 1) * size))
+            part, places = _cut(part, settings, step)
             session.manual_seed(settings.seed, Stream.DROPOUT, step, micro)
-            places = {"positions": part.positions, "documents": part.documents}
             # Every target of the batch weighs the same, however they fall into micro-batches and
             # processes.
             share = (part.targets != IGNORED).sum() / counted
@@ -116,3 +116,15 @@ class Stepper:
         if self.scale is not None:
             bad = torch.where(loss.isfinite() & self.scale.can_shrink, RESCALED, bad)
         return torch.where(finite, FINE, bad)
+
+
+def _cut(part: Batch, settings: TrainConfig, step: int) -> tuple[Batch, dict[str, Any]]:
+    """Rows of the length that this step has, and what the loss takes besides tokens and targets."""
+    progress, lengths, windows = step / settings.steps, settings.sequence_lengths, settings.windows
+    if lengths is not None:
+        part = part.split(lengths.at(progress))
+    places: dict[str, Any] = {"positions": part.positions, "documents": part.documents}
+    # A window of the whole row hides nothing, and attention is faster without one.
+    if windows is not None and windows.at(progress) < part.tokens.size(1):
+        places["window"] = windows.at(progress)
+    return part, places

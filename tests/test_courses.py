@@ -1,0 +1,138 @@
+"""Numbers that change over a run: how they are written, and that training follows them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.models import build, tokens
+from tests.test_train import SMALL, assert_same_weights, stop_after, workplace
+from tinylm import checkpoint, config
+from tinylm.config import ConfigError, ModelConfig, OptimConfig, TrainConfig, courses
+from tinylm.data import Dataset, Loader
+from tinylm.model import Model
+from tinylm.train import Interrupted, train
+
+__all__ = ["workplace"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("0.9", 0.9),
+        (0, 0.0),
+        ("0.85@0 0.95@0.1", "0.85@0 0.95@0.1"),
+        ("  .5@0.0   5e-1@1 ", "0.5@0 0.5@1"),
+        ("0.7@0.3", 0.7),
+    ],
+)
+def test_a_course_is_kept_in_one_form(given, kept):
+    found = OptimConfig(momentum=given).momentum
+    assert (found, type(found)) == (kept, type(kept))
+    assert OptimConfig(momentum=found).momentum == found
+
+
+def test_a_course_goes_through_a_file(tmp_path):
+    run = config.load(None, ["optim.momentum=0.123456789@0.1 0.5@0.333333333333", "train.window=8"])
+    (tmp_path / "run.yaml").write_text(config.to_yaml(run))
+    assert config.load(tmp_path / "run.yaml") == run
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.momentum=0.5@0 1@0.5", "optim.momentum=1.0@0.5: must be at least 0 and below 1"),
+        ("optim.momentum=0.5@0 0.6@2", "0.6@2.0: progress must be between 0 and 1"),
+        ("optim.momentum=0.5@0.5 0.6@0.5", "progress must grow, but 0.5 follows 0.5"),
+        ("optim.momentum=0.5@0.5 0.6@nan", "0.6@nan: progress must be between 0 and 1"),
+        ("optim.momentum=0.5 0.6", "expected a number, at least 0 and below 1, or a course"),
+        ("optim.weight_decay=fast", "or a course of them such as '0.85@0 0.95@0.1', or null"),
+        ("train.batch_size=4@0 6.5@1", "expected a whole number, at least 1 and below 2^31, or a"),
+        ("train.batch_size=4@0 0@1", "train.batch_size=0@1: must be at least 1"),
+        ("train.sequence_length=48", "must divide model.context_length=256"),
+        ("train.window=0", "must be at least 1"),
+    ],
+)
+def test_a_wrong_course_is_refused_with_its_point(setting, message):
+    with pytest.raises(ConfigError) as refused:
+        config.load(None, [setting])
+    assert message in str(refused.value)
+
+
+def test_micro_batches_divide_every_batch():
+    assert TrainConfig(batch_size="4@0 6@0.5", micro_batch_size=2).micro_batch_size == 2
+    with pytest.raises(ValueError, match=r"micro_batch_size=4: must divide batch_size=6"):
+        TrainConfig(batch_size="4@0 6@0.5", micro_batch_size=4)
+
+
+def test_the_rows_of_a_run_are_counted():
+    settings = TrainConfig(batch_size="2@0 4@0.5 6@0.75", steps=8)
+    assert [settings.rows(steps) for steps in (0, 4, 6, 8)] == [0, 8, 16, 28]
+    assert TrainConfig(batch_size=5).rows(3) == 15
+    assert courses.stairs("2@0.5 3@1").at(0) == 2
+
+
+SETTINGS = (
+    "train.batch_size=2@0 4@0.5 6@0.75",
+    "train.micro_batch_size=2",
+    "train.sequence_length=8@0 16@0.25 32@0.5",
+    "train.window=4@0 16@0.5 32@0.75",
+)
+
+
+def test_batches_rows_and_windows_follow_their_courses(monkeypatch):
+    seen, rows = [], []
+
+    def loss(self, tokens, targets, *, positions, documents, window=None):
+        assert (positions, documents) == (None, None)
+        seen.append((*tokens.shape, window))
+        rows.append(torch.cat([tokens.reshape(2, 32), targets.reshape(2, 32)[:, -1:]], 1))
+        return self.embedding(tokens).sum() * 0
+
+    monkeypatch.setattr(Model, "loss", loss)
+    folder = train(config.load(None, [*SMALL, *SETTINGS, "train.steps=8", "checkpoint.every=0"]))
+    wanted = [(8, 8, 4)] * 2 + [(4, 16, 4)] * 2 + [(2, 32, 16)] * 4 + [(2, 32, None)] * 6
+    assert seen == wanted
+    state = checkpoint.load_training(checkpoint.latest(folder)).state
+    assert state["loader"]["rows"] == 28
+    # The rows of the dataset in their order, whatever the batches and the cuts were.
+    in_order = [torch.cat([pair[0], pair[1][-1:]]) for pair in row_pairs(folder, 28)]
+    assert torch.equal(torch.cat(rows), torch.stack(in_order))
+
+
+def row_pairs(folder, count):
+    """The first rows of a run's text, as a loader without batches gives them."""
+    shards = next(Path("data/processed").iterdir())
+    with Loader(Dataset.open(shards, split="train"), batch_size=1, context_length=32) as loader:
+        return [loader.row(*divmod(i, loader.n_rows)) for i in range(count)]
+
+
+@pytest.mark.slow
+def test_a_run_with_courses_goes_on_bit_for_bit(monkeypatch):
+    moving = ("optim.momentum=0.8@0 0.95@0.5", "optim.weight_decay=0.2@0 0@1", "model.dropout=0.1")
+    given = [*SMALL, *SETTINGS, *moving, "train.steps=8", "optim.cautious=true"]
+    whole = train(config.load(None, [*given, "out=whole"]))
+    for steps in (3, 7):
+        with monkeypatch.context() as patched:
+            stop_after(patched, steps)
+            with pytest.raises(Interrupted):
+                train(config.load(None, [*given, f"out=cut{steps}"]))
+        again = train(config.load(None, [*given, f"out=cut{steps}", "train.resume=auto"]))
+        assert_same_weights(whole, again)
+
+
+def test_a_window_hides_what_is_further_back():
+    model = build(ModelConfig(vocab_size=11, d_model=16, n_layers=1, n_heads=2, context_length=12))
+    ids = tokens(model.config, 1, 13)
+    # Nothing that one layer of window 3 can show the last target's token was changed.
+    other = ids.clone()
+    other[0, :9] = (other[0, :9] + 1) % 11
+    targets = torch.full((1, 12), -100)
+    targets[0, 11] = 4
+
+    def loss(given, **settings):
+        return model.loss(given[:, :-1], targets, **settings).item()
+
+    assert loss(ids, window=3) == loss(other, window=3)
+    assert loss(ids) != loss(other)
+    assert loss(ids, window=12) == pytest.approx(loss(ids))
