@@ -141,8 +141,8 @@ class Model(nn.Module):
         """Mean cross-entropy in nats (float32 scalar) over the targets [B, T] that are not -100.
 
         Losses that layers append to the context are added. `positions`, `documents` and `window`
-        are as in `context`. The stream and its products have `dtype` (default the weights'): with float32
-        weights and bfloat16 here, gradients and the weights that they move stay float32.
+        are as in `context`. The stream and its products have `dtype` (default the weights'): with
+        float32 weights and bfloat16 here, gradients and the weights that they move stay float32.
         """
         context = self.context(
             tokens.size(1), positions=positions, documents=documents, window=window, tokens=tokens
