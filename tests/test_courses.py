@@ -83,7 +83,7 @@ SETTINGS = (
 def test_batches_rows_and_windows_follow_their_courses(monkeypatch):
     seen, rows = [], []
 
-    def loss(self, tokens, targets, *, positions, documents, window=None):
+    def loss(self, tokens, targets, *, positions, documents, dtype, window=None):
         assert (positions, documents) == (None, None)
         seen.append((*tokens.shape, window))
         rows.append(torch.cat([tokens.reshape(2, 32), targets.reshape(2, 32)[:, -1:]], 1))

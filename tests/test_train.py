@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tinylm import checkpoint, config, track
+from tinylm import checkpoint, config, optim, track
 from tinylm.data import Loader
 from tinylm.model import Model
 from tinylm.train import Interrupted, NonFiniteError, Trainer, session, signals, train
@@ -338,7 +338,9 @@ def test_a_run_starts_from_the_weights_of_another():
     assert drift < 1e-6
 
 
-def test_micro_batches_add_up_to_the_whole_batch():
+def test_micro_batches_add_up_to_the_whole_batch(monkeypatch):
+    # In bfloat16, the last digit of a gradient may move a matrix by a few percent of its step.
+    monkeypatch.setattr(optim.muon, "working_dtype", lambda *_: torch.float32)
     one = train(settings("train.dtype=float32", "train.steps=3", "data.mask_after_eos=true"))
     many = train(
         settings(
