@@ -24,8 +24,6 @@ from tinylm.config.fields import (
 from tinylm.config.limits import (
     COUNT,
     COUNT_OR_ZERO,
-    NOT_NEGATIVE,
-    POSITIVE,
     SEED,
     THREADS,
     require,
