@@ -66,18 +66,18 @@ def place(run: Run, environment: Mapping[str, str] = os.environ) -> Place:
         )
     rank, local, processes = (int(environment[name]) for name in NEEDED[:3])
     found = Place(rank, local, processes, mode)
-    rows, micro = run.train.batch_size, run.train.micro_batch
-    if rows % found.world:
-        raise ConfigError(
-            f"train.batch_size={rows}: must be a multiple of the {found.world} processes, which "
-            f"share the rows of a batch"
-        )
-    own = rows // found.world
-    if own % min(micro, own):
-        raise ConfigError(
-            f"train.micro_batch_size={micro}: must divide the {own} rows of each of the "
-            f"{found.world} processes (batch_size={rows})"
-        )
+    for rows in run.train.batch_sizes.values:
+        if rows % found.world:
+            raise ConfigError(
+                f"train.batch_size={rows}: must be a multiple of the {found.world} processes, "
+                f"which share the rows of a batch"
+            )
+        own, micro = rows // found.world, run.train.micro_batch_size or rows
+        if own % min(micro, own):
+            raise ConfigError(
+                f"train.micro_batch_size={micro}: must divide the {own} rows of each of the "
+                f"{found.world} processes (batch_size={rows})"
+            )
     return found
 
 
