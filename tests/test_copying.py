@@ -49,6 +49,6 @@ def test_an_untrained_model_copies_what_it_has_read(changes):
     ],
 )
 def test_what_cannot_start_so_is_refused(changes, words):
-    with pytest.raises(ValueError, match="model.start=copying") as error:
+    with pytest.raises(ValueError, match=r"model\.start=copying") as error:
         model.build(dataclasses.replace(SMALL, **changes))
     assert words in str(error.value)
