@@ -9,7 +9,7 @@ from tinylm.config.architectures import ARCHITECTURES, Role, choose
 from tinylm.config.fields import Kind
 from tinylm.config.help import describe
 from tinylm.config.keys import ConfigError, flat, recipes, settings
-from tinylm.config.loading import differences, find, load, to_yaml
+from tinylm.config.loading import differences, find, general_recipe, load, to_yaml
 from tinylm.config.model import ModelConfig
 from tinylm.config.optim import OptimConfig
 from tinylm.config.sample import SampleConfig
@@ -43,6 +43,7 @@ __all__ = [
     "differences",
     "find",
     "flat",
+    "general_recipe",
     "load",
     "recipes",
     "settings",

@@ -33,6 +33,8 @@ from tinylm.config.sections import SECTIONS, Run, is_folder_name
 
 # A run that resumes may change these settings; all others must be the same.
 NOT_COMPARED = ("name", "out", "train.resume", "train.steps", "distributed.mode")
+# The recipe of `python -m tinylm.train` without one.
+GENERAL = "stdlib"
 # A run is saved with all sections in the order of `Run`, so a file with the last one is whole.
 CLOSING = "track"
 # ValueError: too many digits, or text that is not UTF-8. OSError: a folder. RecursionError: a
@@ -90,6 +92,15 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
     return run if run.name is not None else replace(run, name=_name(path, run))
 
 
+def general_recipe(overrides: Iterable[str]) -> str | None:
+    """Return the recipe that a command without one takes: stdlib, unless it names presets.
+
+    A preset is written for the plain defaults, and would not fit the recipe's other settings.
+    """
+    keys = [override.partition("=")[0] for override in overrides]
+    return None if any(key in SECTIONS for key in keys) else GENERAL
+
+
 def find(folder: str | Path, *, whole: bool = False) -> Path | None:
     """Return the config.yaml of a run's folder, or None; `folder` may also be a checkpoint.
 
@@ -122,7 +133,9 @@ def to_yaml(run: Run) -> str:
 
 def _name(path: Path | None, run: Run) -> str:
     """Return the default name of a run: that of its recipe, or of its source without a recipe."""
-    stem = (path or Path(run.data.source)).stem.strip(".")
+    # The recipe of a command without one, which serves any text.
+    general = path is None or path == CONFIGS / f"{GENERAL}.yaml"
+    stem = (Path(run.data.source) if general or path is None else path).stem.strip(".")
     return stem if is_folder_name(stem) else "run"
 
 

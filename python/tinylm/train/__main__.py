@@ -14,9 +14,10 @@ HELP = """\
 python -m tinylm.train [NAME|FILE] [section=preset] [section.key=value ...]
 
 Train a language model: text, tokenizer, shards, model, steps, checkpoint. Without arguments it
-learns the Python standard library of this machine: three to five minutes on two CPU cores.
+learns the Python standard library of this machine: about three minutes on two CPU cores.
 
-  NAME|FILE        a recipe ({recipes}) or your YAML file
+  NAME|FILE        a recipe ({recipes}) or your YAML file;
+                   default stdlib, or the settings below if a preset is given
   --print-config   print the resolved settings as YAML and stop
   --help           print this text
 
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     flags = [argument for argument in arguments if argument.startswith("-")]
     _refuse_slips(arguments)
     rest = [argument for argument in arguments if argument not in flags]
-    recipe = rest.pop(0) if rest and "=" not in rest[0] else None
+    named = rest and "=" not in rest[0]
+    recipe = rest.pop(0) if named else config.general_recipe(rest)
     run = config.load(recipe, rest)
     if flags:
         print(config.to_yaml(run), end="")
