@@ -13,6 +13,7 @@ from tests.support.bytes_tokenizer import VOCAB, Bytes, counting, flat, take
 from tinylm import _rust
 from tinylm.config.limits import THREADS
 from tinylm.data import Batch, Dataset, Loader, ShardWriter
+from tinylm.data.places import places
 from tinylm.reference import order as reference
 
 
@@ -246,3 +247,19 @@ def test_a_micro_batch_is_the_same_rows_of_every_field(dataset):
     part = packed.rows(slice(2, None))
     assert part.positions.tolist() == [[30, 31, 32], [33, 34, 35]]
     assert part.documents.tolist() == [[42, 43, 44], [45, 46, 47]]
+
+
+def test_documents_of_a_row_are_numbered_and_their_positions_restart():
+    tokens = torch.tensor([[5, 9, 7, 9, 9, 8], [9, 1, 2, 3, 4, 5]])
+    positions, documents = places(tokens, 9)
+    assert positions.tolist() == [[0, 0, 1, 0, 0, 1], [0, 1, 2, 3, 4, 5]]
+    assert documents.tolist() == [[0, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1]]
+
+
+def test_a_batch_says_where_its_documents_are(dataset):
+    with Loader(dataset, batch_size=2, context_length=64, documents=True) as batches:
+        batch = next(batches)
+    positions, documents = places(batch.tokens, dataset.eos_id)
+    assert torch.equal(batch.positions, positions)
+    assert torch.equal(batch.documents, documents)
+    assert documents.max() > 0

@@ -102,6 +102,11 @@ class DataConfig:
         "Number of tokens between the starts of two rows; default model.context_length.",
         COUNT,
     )
+    document_mask: bool = setting(
+        False,
+        "In training, let a token attend only to its own document, and count positions from its "
+        "beginning.",
+    )
     mask_after_eos: bool = setting(
         False, "Compute no loss on the targets after the first end of a document in a row."
     )

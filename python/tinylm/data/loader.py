@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from tinylm import _rust
+from tinylm.data.places import places
 from tinylm.data.shards import Dataset
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class Loader(AbstractContextManager["Loader"]):
     the epoch; "random" takes windows with replacement and has no stride. In the last row of the
     dataset, "shuffle" begins early enough for a whole row, "sequential" pads with -100.
     `mask_after_eos` leaves out the targets after the first eos of a row. `keep` (tokens, targets
-    to targets) may leave out more, such as `turns.Answers` for conversations.
+    to targets) may leave out more, such as `turns.Answers` for conversations. With `documents`,
+    batches say where the documents of a row are.
 
     `next` raises ValueError when a shard is damaged, and again when it is called again.
     """
@@ -99,6 +101,7 @@ class Loader(AbstractContextManager["Loader"]):
         dtype: Literal["int64", "int32"] = "int64",
         device: "str | torch.device" = "cpu",
         keep: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None" = None,
+        documents: bool = False,
     ) -> None:
         import torch
 
@@ -120,6 +123,9 @@ class Loader(AbstractContextManager["Loader"]):
         self._dataset = sources
         self._device = torch.device(device)
         self._keep = keep
+        if documents and sources.eos_id is None:
+            raise ValueError("documents=True: nothing marks where the documents of this text end")
+        self._eos_id = sources.eos_id if documents else None
         # Kept, so that the hot path imports nothing: torch is not imported with this module.
         self._from_numpy = torch.from_numpy
         # What decides which rows come, and so belongs to the state of a run.
@@ -236,7 +242,11 @@ class Loader(AbstractContextManager["Loader"]):
 
     def _batch(self, arrays: tuple[Any, Any]) -> Batch:
         tokens, targets = (self._tensor(array) for array in arrays)
-        return Batch(tokens, targets if self._keep is None else self._keep(tokens, targets))
+        if self._keep is not None:
+            targets = self._keep(tokens, targets)
+        if self._eos_id is None:
+            return Batch(tokens, targets)
+        return Batch(tokens, targets, *places(tokens, self._eos_id))
 
     def _tensor(self, array: Any) -> "torch.Tensor":
         """The array's memory as a tensor, or a copy of it on the device."""

@@ -294,4 +294,5 @@ def loader(
         threads=run.data.threads,
         device=str(session.device),
         keep=answers(run.data.loss, dataset, tokenizer),
+        documents=run.data.document_mask,
     )
