@@ -124,6 +124,9 @@ def typed(content: Mapping[str, Any], key: str, kind: Any, default: Any = REQUIR
         return tuple(value)
     if value is REQUIRED:
         raise ValueError(f"config.json lacks {key}: add it, the model cannot be built without")
+    if get_origin(kind) is Literal:
+        # `ModelConfig` knows what is allowed.
+        return value
     if type(value) is int and not isinstance(value, kind) and abs(value) < 2**53:
         value = float(value)
     takes_bool = kind is bool or bool in get_args(kind)
