@@ -11,7 +11,7 @@ Every key of a config.json has one of three fates:
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from tinylm.config import ModelConfig
 
