@@ -28,7 +28,7 @@ ROWS = [
     {"convert"},
     {"checkpoint"},
     {"sample", "profiling"},
-    {"evaluate"},
+    {"evaluate", "lora"},
     {"train"},
     {"__init__", "__main__"},
 ]

@@ -52,9 +52,9 @@ def test_a_pickle_of_any_name_is_refused_by_name(name, folder):
     refused(folder, rf"{name}: a pickle can run any code")
 
 
-def test_an_adapter_beside_the_weights_is_refused(folder):
+def test_an_adapter_of_another_kind_beside_the_weights_is_refused(folder):
     (folder / "adapter_config.json").write_text("{}")
-    refused(folder, r"adapter_config.json: TinyLM reads no adapters")
+    refused(folder, r"adapter_config.json: peft_type=None: TinyLM reads adapters of peft_type LORA")
 
 
 def test_a_matrix_that_is_transposed_is_named(folder):

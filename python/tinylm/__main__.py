@@ -46,6 +46,7 @@ MAP = (
     Row("loss, steps", "profiling"),
     Row("checkpoint", "checkpoint"),
     Row("checkpoint", "convert"),
+    Row("checkpoint", "lora"),
     Row("score", "evaluate"),
     Row("sampler", "cache", (), ("decoding",)),
     Row("sampler", "sample"),

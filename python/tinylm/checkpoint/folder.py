@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tinylm import convert
-from tinylm.checkpoint import files, origin, state, steps
+from tinylm.checkpoint import adapters, files, origin, state, steps
 from tinylm.checkpoint.parts import OPTIMIZER, read_state
 from tinylm.checkpoint.tensors import pieces
 from tinylm.checkpoint.weights import (
@@ -77,7 +77,10 @@ def content(
     """
     small = origin.contents(model, tokenizer)
     taken = model.state_dict() if weights is None else weights
-    exported = convert.export_tensors(small[CONFIG]["model_type"], dict(taken))
+    base, added = adapters.named(model, taken)
+    exported = convert.export_tensors(small[CONFIG]["model_type"], base) | added
+    if (settings := adapters.settings(model)) is not None:
+        small[adapters.SETTINGS] = settings
     return Content(model, tokenizer, exported, small, training)
 
 
@@ -105,7 +108,11 @@ def write(
     _check_fit(taken.tokenizer, taken.model, folder)
     with files.whole(folder) as draft:
         # Some versions of transformers refuse a file that does not name its framework.
-        draft.add(WEIGHTS, pieces(taken.weights, {"format": "pt"}))
+        added = {n: t for n, t in taken.weights.items() if n.startswith(adapters.PREFIX)}
+        base = {name: t for name, t in taken.weights.items() if name not in added}
+        draft.add(WEIGHTS, pieces(base, {"format": "pt"}))
+        if added:
+            draft.add(adapters.ADAPTER, pieces(added, {"format": "pt"}))
         if taken.tokenizer is not None:
             draft.add_written(origin.TOKENIZER, taken.tokenizer.save)
         for name, small in taken.files.items():
@@ -166,6 +173,8 @@ def _load(folder: Path) -> "tuple[Model, Tokenizer | None]":
         found = convert.import_tensors(kind, tensors)
         for name, parameter in model.state_dict().items():
             parameter.copy_(found[name])
+    if (folder / adapters.SETTINGS).is_file():
+        adapters.read(folder, model)
     tokenizer = origin.read_tokenizer(folder)
     _check_fit(tokenizer, model, folder)
     model.origin = origin.read(folder, described, tokenizer, model.embedding.num_embeddings)

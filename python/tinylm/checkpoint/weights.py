@@ -17,7 +17,6 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 # What else weights are kept in, by the ends of names: pickles and other formats.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-ADAPTER = "adapter_config.json"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Most tensors that an error names of those that do not fit.
 NAMED = 3
@@ -25,12 +24,6 @@ NAMED = 3
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder by their names in the files; every number is finite."""
-    # Before the weights: a folder may hold both, and the base model alone would give wrong text.
-    if (folder / ADAPTER).exists():
-        raise ValueError(
-            f"{folder / ADAPTER}: TinyLM reads no adapters: merge it into the weights "
-            f"(peft's merge_and_unload), then remove the file"
-        )
     if (folder / WEIGHTS).exists():
         tensors = read_tensors(folder / WEIGHTS)
     elif (folder / INDEX).exists():

@@ -10,6 +10,7 @@ from tinylm.config.fields import Kind
 from tinylm.config.help import describe
 from tinylm.config.keys import ConfigError, flat, recipes, settings
 from tinylm.config.loading import differences, find, general_recipe, load, to_yaml
+from tinylm.config.lora import LoraConfig
 from tinylm.config.model import ModelConfig
 from tinylm.config.optim import OptimConfig
 from tinylm.config.sample import SampleConfig
@@ -30,6 +31,7 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "Kind",
+    "LoraConfig",
     "ModelConfig",
     "OptimConfig",
     "Role",

@@ -6,7 +6,7 @@ The classes behind the names are in `tinylm.layers`.
 from typing import Any, Literal
 
 # The optimizer treats a parameter by its role; `tinylm.layers` has the table of roles.
-Role = Literal["embedding", "head", "matrix", "gain", "scalar"]
+Role = Literal["embedding", "head", "matrix", "gain", "scalar", "adapter"]
 
 _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",

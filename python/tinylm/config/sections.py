@@ -28,6 +28,7 @@ from tinylm.config.limits import (
     THREADS,
     require,
 )
+from tinylm.config.lora import LoraConfig
 from tinylm.config.model import ModelConfig
 from tinylm.config.optim import OptimConfig
 from tinylm.config.sample import SampleConfig
@@ -305,6 +306,7 @@ class Run:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -319,6 +321,8 @@ class Run:
         expand_home(self, "out")
         fits = self.name is None or is_folder_name(self.name)
         require(fits, "name", self.name, "must be the name of a folder in runs, without a slash")
+        fits = self.lora.rank is None or self.train.init is not None
+        require(fits, "lora.rank", self.lora.rank, "adapts a model: name it with train.init=RUN")
         stride, length = self.data.stride, self.model.context_length
         # A larger stride would leave tokens between two rows that are never read.
         fits = stride is None or stride <= length

@@ -20,7 +20,13 @@ from tinylm.convert.configs import (
     model_type,
     obstacles,
 )
-from tinylm.convert.tensors import CONSTANTS, export_tensors, import_tensors, tidy
+from tinylm.convert.tensors import (
+    CONSTANTS,
+    export_tensors,
+    import_tensors,
+    module_name,
+    tidy,
+)
 
 __all__ = [
     "CONSTANTS",
@@ -32,6 +38,7 @@ __all__ = [
     "import_tensors",
     "kept",
     "model_type",
+    "module_name",
     "obstacles",
     "tidy",
 ]

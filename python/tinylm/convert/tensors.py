@@ -55,6 +55,15 @@ def import_tensors(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     return ours
 
 
+def module_name(kind: str, module: str) -> str:
+    """The format's name of one of our modules; ours where the format joins several into one."""
+    if kind == "tinylm" or FORMATS[kind].joined:
+        return module
+    form = FORMATS[kind]
+    weight = _rename(f"{module}.weight", "blocks", form.names["blocks"], form.names)
+    return weight.removesuffix(".weight")
+
+
 def tidy(kind: str, tensors: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
     """The tensors of a file, of whatever age, under the names that transformers writes today.
 

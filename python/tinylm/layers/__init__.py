@@ -11,6 +11,7 @@ utilisation follows, and how its weights start (`start`). To add one, assign it:
 | head      | an untied output matrix          | AdamW                      | no      |
 | matrix    | every matrix between those two   | Muon                       | yes     |
 | gain      | norm weights and all biases      | AdamW                      | no      |
+| adapter   | the two factors of an adapter    | AdamW                      | no      |
 | scalar    | single learned numbers           | AdamW                      | no      |
 """
 

@@ -130,6 +130,7 @@ def start(
     Calls `text` only to train a tokenizer.
     """
     net, tokenizer = _weights(run, resumed, text, first)
+    finetuning.adapt(net, run.lora, run.train.seed)
     finetuning.freeze(net, run.train.freeze)
     return net, tokenizer
 
@@ -157,6 +158,7 @@ def _weights(
     _refuse_mismatch(loaded, net.embedding.num_embeddings, f"train.init={given}")
     if resumed is None:
         session.say(f"weights, model and tokenizer settings come from {given}")
+        finetuning.merge(net, session.say)
         if _is_chat(text):
             return finetuning.with_marks(net, loaded, run.train.seed, session.say)
     return net, loaded

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 import torch
 
 from tinylm import model
-from tinylm.config import ConfigError
+from tinylm.config import ConfigError, LoraConfig
+from tinylm.layers import lora
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer, chat
 
@@ -33,6 +34,33 @@ def freeze(net: Model, entries: Sequence[str]) -> None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for _, parameter, _ in named):
         raise ConfigError(f"train.freeze=[{','.join(entries)}]: leaves nothing to train")
+
+
+def adapt(net: Model, settings: LoraConfig, seed: int) -> None:
+    """Give a model the adapters that `lora` asks for; one that resumes has them already."""
+    if settings.rank is None:
+        return
+    if not lora.adapters(net):
+        try:
+            lora.adapt(
+                net,
+                rank=settings.rank,
+                alpha=settings.alpha,
+                dropout=settings.dropout,
+                targets=settings.targets,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        generator = torch.Generator().manual_seed(seed)
+        for part in lora.adapters(net).values():
+            part.start(generator)
+
+
+def merge(net: Model, say: Callable[[str], None]) -> None:
+    """Put the adapters of a model that a new run starts from into its matrices."""
+    if count := len(lora.adapters(net)):
+        lora.merge(net)
+        say(f"its {count} adapters are merged into its matrices")
 
 
 def trainable(net: Model) -> int:
