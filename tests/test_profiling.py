@@ -1,11 +1,14 @@
 """What a model costs: counts against the model itself, memory against what autograd keeps."""
 
+import json
+
 import pytest
 import torch
 
-from tinylm import model, optim
-from tinylm.config import ModelConfig, OptimConfig
+from tinylm import checkpoint, config, model, optim
+from tinylm.config import ConfigError, ModelConfig, OptimConfig
 from tinylm.profiling import estimate
+from tinylm.profiling.__main__ import main
 
 SHAPE = {"d_model": 32, "n_layers": 2, "n_heads": 4, "context_length": 16, "vocab_size": 64}
 
@@ -56,3 +59,36 @@ def test_the_counts_by_part_and_by_role_add_up():
     assert cost.total == net.flops_per_token(16)
     # Two layers, each 12 operations per number of D and token looked at.
     assert cost.attention == 2 * 12 * 32 * 16
+
+
+def test_the_command_prints_the_costs_of_a_recipe_a_run_and_a_model(tmp_path, capsys):
+    overrides = ["model.d_model=32", "model.n_heads=2", "train.device=cpu", "train.dtype=float32"]
+    assert main(["stdlib", *overrides]) == 0
+    text = capsys.readouterr().out
+    assert "tokens per parameter" in text
+    assert "% of the measured" in text
+    (tmp_path / "run.yaml").write_text(config.to_yaml(config.load("stdlib", overrides)))
+    found = []
+    for name in ("stdlib", str(tmp_path / "run.yaml")):
+        assert main([name, *overrides, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["parameters"] == found[1]["parameters"]
+    # A transformers folder has no settings; its model is that of its config.json.
+    shape = ModelConfig(architecture="gpt2", **SHAPE)
+    checkpoint.save(tmp_path / "gpt2", model.build(shape), None)
+    assert main([str(tmp_path / "gpt2"), "--json"]) == 0
+    theirs = json.loads(capsys.readouterr().out)
+    assert theirs["parameters"]["total"] == model.build(shape).n_parameters()
+    memory = theirs["memory of a step"]
+    parts = ("weights", "gradients", "optimizer", "activations", "logits")
+    parts += ("weights in the dtype of the products",)
+    assert memory["total"] == sum(memory[part] for part in parts)
+    with pytest.raises(ConfigError, match=r"model.n_layers=9: the model is that of the weights"):
+        main([str(tmp_path / "gpt2"), "model.n_layers=9"])
+
+
+def test_slips_of_the_command_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="which run"):
+        main([])
+    with pytest.raises(FileNotFoundError):
+        main([str(tmp_path)])

@@ -1,6 +1,7 @@
 """The device of a process: its dtype, peak, memory and threads, and whether results repeat."""
 
 import ctypes
+import importlib.util
 import os
 import re
 import resource
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
@@ -125,6 +127,25 @@ def keep_memory() -> None:
     if mallopt is not None:
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             mallopt(option, KEPT_BYTES)
+
+
+def utilisation(device: torch.device) -> float | None:
+    """The share of the last moments in which a CUDA device worked; None if nobody can say.
+
+    NVIDIA's management library says it, by the package nvidia-ml-py.
+    """
+    if device.type != "cuda" or not _has_nvml():
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    # A slice of a GPU has no such number, and a container may hide the library.
+    except Exception:
+        return None
+
+
+@cache
+def _has_nvml() -> bool:
+    return importlib.util.find_spec("pynvml") is not None
 
 
 def keep_threads(device: torch.device, count: int) -> None:

@@ -13,6 +13,7 @@ from tinylm.config.loading import differences, find, general_recipe, load, to_ya
 from tinylm.config.lora import LoraConfig
 from tinylm.config.model import ModelConfig
 from tinylm.config.optim import OptimConfig
+from tinylm.config.profile import ProfileConfig
 from tinylm.config.sample import SampleConfig
 from tinylm.config.sections import (
     CheckpointConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "OptimConfig",
+    "ProfileConfig",
     "Role",
     "Run",
     "SampleConfig",

@@ -32,7 +32,10 @@ from tinylm.config.reading import NULL, Plain, read, typed
 from tinylm.config.sections import SECTIONS, Run, is_folder_name
 
 # A run that resumes may change these settings; all others must be the same.
-NOT_COMPARED = ("name", "out", "train.resume", "train.steps", "distributed.mode")
+NOT_COMPARED = (
+    *("name", "out", "train.resume", "train.steps", "distributed.mode"),
+    *("track.norms", "profile.steps", "profile.start"),
+)
 # The recipe of `python -m tinylm.train` without one.
 GENERAL = "stdlib"
 # A run is saved with all sections in the order of `Run`, so a file with the last one is whole.

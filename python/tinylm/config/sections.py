@@ -31,6 +31,7 @@ from tinylm.config.limits import (
 from tinylm.config.lora import LoraConfig
 from tinylm.config.model import ModelConfig
 from tinylm.config.optim import OptimConfig
+from tinylm.config.profile import ProfileConfig
 from tinylm.config.sample import SampleConfig
 
 
@@ -282,6 +283,7 @@ class TrackConfig:
         choices=Tracker,
     )
     every: int = setting(10, "Steps between two lines of metrics.jsonl.", COUNT)
+    norms: bool = setting(False, "Also record the norm of the gradients of each role.")
 
     def __post_init__(self) -> None:
         check("track", self)
@@ -313,6 +315,7 @@ class Run:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     # This section must stay last: `loading.CLOSING` takes a file that has it for a whole one.
     track: TrackConfig = field(default_factory=TrackConfig)
 
@@ -323,6 +326,9 @@ class Run:
         require(fits, "name", self.name, "must be the name of a folder in runs, without a slash")
         fits = self.lora.rank is None or self.train.init is not None
         require(fits, "lora.rank", self.lora.rank, "adapts a model: name it with train.init=RUN")
+        ends = self.profile.steps and self.profile.start + self.profile.steps
+        limit = f"profile.start={self.profile.start} and these pass train.steps={self.train.steps}"
+        require(ends <= self.train.steps, "profile.steps", self.profile.steps, limit)
         stride, length = self.data.stride, self.model.context_length
         # A larger stride would leave tokens between two rows that are never read.
         fits = stride is None or stride <= length

@@ -14,14 +14,17 @@ from tinylm.lazy import on_first_use
 from tinylm.train.signals import Interrupted
 
 if TYPE_CHECKING:
+    from tinylm.train.callbacks import CALLBACKS, Event
     from tinylm.train.loop import Trainer
     from tinylm.train.nonfinite import NonFiniteError
     from tinylm.train.pipeline import train
 
-__all__ = ["Interrupted", "NonFiniteError", "Trainer", "train"]
+__all__ = ["CALLBACKS", "Event", "Interrupted", "NonFiniteError", "Trainer", "train"]
 __getattr__ = on_first_use(
     __name__,
     {
+        "CALLBACKS": "tinylm.train.callbacks",
+        "Event": "tinylm.train.callbacks",
         "NonFiniteError": "tinylm.train.nonfinite",
         "Trainer": "tinylm.train.loop",
         "train": "tinylm.train.pipeline",

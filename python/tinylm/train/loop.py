@@ -12,14 +12,17 @@ from tinylm.config import Run
 from tinylm.data import Dataset, Loader
 from tinylm.model import Model, inference
 from tinylm.tokenizer import Tokenizer
-from tinylm.track import Trackers
+from tinylm.track import Record, Trackers
 from tinylm.train import prompts
+from tinylm.train.callbacks import Callbacks, Event, Moment
+from tinylm.train.clock import Clock
 from tinylm.train.folder import add_sample, write_json
 from tinylm.train.nonfinite import NonFiniteError
 from tinylm.train.session import Session
 from tinylm.train.signals import Interrupted, Signals
 from tinylm.train.state import Progress, State
 from tinylm.train.step import Step, Stepper
+from tinylm.train.tracing import Tracer
 from tinylm.train.window import Window
 
 # Validation tokens scored during a run; the end scores them all.
@@ -46,42 +49,49 @@ class Trainer:
     peak: float
     prompt: str
     trackers: Trackers = field(default_factory=Trackers)
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    clock: Clock = field(default_factory=Clock)
     progress: Progress = field(default_factory=Progress)
     # The last step whose checkpoint is on the disk, and the last that was handed to the writer.
     saved: int = -1
     written: int = -1
     ended: bool = False
     writer: checkpoint.Writer = field(init=False)
+    window: Window = field(init=False)
+    tracer: Tracer = field(init=False)
+    # Steps of this process.
+    taken: int = 0
+    # The last checkpoint that the callbacks were told of.
+    _told: int = -1
 
     def __post_init__(self) -> None:
+        self.window = self._window()
+        self.tracer = Tracer(self.run.profile, self.folder, self.model, self.stepper)
         self.writer = checkpoint.Writer(background=self.run.checkpoint.background)
 
     def train(self) -> None:
         """Step to the end or to early stopping; a signal saves and raises `Interrupted`."""
         self.model.train()
-        window = Window(
-            self.run,
-            self.progress,
-            self.session.device,
-            self.trackers.log,
-            flops=self.model.flops_per_token(self.model.config.context_length),
-            peak=self.peak,
-        )
+        self.tell("on_start")
         # Left in the opposite order: a second Ctrl-C also ends the waiting for a checkpoint.
         with Signals() as signals, self.writer:
             while self.progress.step < self.run.train.steps and not self.ended:
+                first = "first step" if "first step" not in self.clock.spent else "steps"
                 try:
-                    step = self.step()
+                    with self.clock(first), self.tracer.step():
+                        record = self.window.add(self.step())
                 except RuntimeError as error:
                     if signals.received != signal.SIGINT or self.session.world > 1:
                         raise
                     # A terminal sends Ctrl-C to the C++ compiler too, which a step may need.
                     self.trackers.say("the step was stopped as well: nothing of it is saved")
                     raise KeyboardInterrupt from error
+                self.taken += 1
                 self.writer.check()
-                window.add(step)
-                with window.paused():
+                with self.window.paused():
+                    self.tell("on_step", record=record)
                     self.after_step()
+                    self.tell_saved()
                 # A signal may reach one process a step before another; all stop at the same one.
                 received = self.session.most(signals.received or 0)
                 if received and not self.ended:
@@ -92,12 +102,35 @@ class Trainer:
                     raise Interrupted(path, received)
             # Before the end is scored: what is trained is not lost to what comes after.
             self.save()
+            self.tracer.end()
+        self.tell_saved()
+
+    def tell(
+        self,
+        moment: Moment,
+        *,
+        record: Record | None = None,
+        scores: evaluate.Scores | None = None,
+        path: Path | None = None,
+    ) -> None:
+        """Call the callbacks of this moment."""
+        event = Event(moment, self, record=record, scores=scores, path=path)
+        self.callbacks.call(event, self.trackers.guard)
+
+    def tell_saved(self) -> None:
+        """Call the callbacks of a checkpoint, if there is a new one on the disk."""
+        saved = self.saved
+        if saved != self._told:
+            self._told = saved
+            self.tell("on_checkpoint", path=checkpoint.path_of(self.folder, saved))
 
     def step(self) -> Step:
         """One optimizer step over one global batch."""
         settings = self.run.train
         self.loader.batch_size = settings.batch_sizes.at(self.progress.step / settings.steps)
-        step = self.stepper(next(self.loader), self.progress)
+        with self.tracer.range("data"):
+            batch = next(self.loader)
+        step = self.stepper(batch, self.progress)
         self.settle()
         return step
 
@@ -140,26 +173,29 @@ class Trainer:
         self, *, max_tokens: int | None = None, dtype: torch.dtype | None = None
     ) -> evaluate.Scores:
         """Score the validation text, or its first `max_tokens`, and log the result."""
-        scores = evaluate.evaluate(
-            self.model,
-            self.validation,
-            tokenizer=self.tokenizer,
-            batch_size=max(1, SCORED_TOGETHER // self.model.context_length),
-            max_tokens=max_tokens,
-            dtype=dtype,
-            loss=self.run.data.loss,
-            share=(self.session.rank, self.session.world),
-            add=self.session.sum if self.session.world > 1 else None,
-        )
+        with self.clock("evaluation"):
+            scores = evaluate.evaluate(
+                self.model,
+                self.validation,
+                tokenizer=self.tokenizer,
+                batch_size=max(1, SCORED_TOGETHER // self.model.context_length),
+                max_tokens=max_tokens,
+                dtype=dtype,
+                loss=self.run.data.loss,
+                share=(self.session.rank, self.session.world),
+                add=self.session.sum if self.session.world > 1 else None,
+            )
         self.trackers.log(
             {
                 "step": self.progress.step,
                 "tokens": self.progress.tokens,
                 "val_loss": scores.loss,
+                "perplexity": scores.perplexity,
                 "bits_per_byte": scores.bits_per_byte,
                 "seconds": self.progress.seconds,
             }
         )
+        self.tell("on_eval", scores=scores)
         return scores
 
     def watch(self) -> None:
@@ -207,7 +243,7 @@ class Trainer:
     def show_sample(self) -> None:
         """Continue the prompt: all of it to samples.txt, its first lines to the trackers."""
         # Once around all tokens: the sampler's own change of mode, per token, is then free.
-        with inference(self.model):
+        with self.clock("samples"), inference(self.model):
             text = prompts.continued(
                 self.run, self.validation, self.model, self.tokenizer, self.prompt
             )
@@ -237,12 +273,13 @@ class Trainer:
             state=self.state().content(),
         )
         shards = self.stepper.spread.shards
-        if shards is not None:
-            shards.save(path, self.model, self.tokenizer, training)
-            self.saved = step
-        elif self.session.leads:
-            taken = checkpoint.content(self.model, self.tokenizer, training=training)
-            self.writer.write(path, taken, then=self._after(step))
+        with self.clock("saving"):
+            if shards is not None:
+                shards.save(path, self.model, self.tokenizer, training)
+                self.saved = step
+            elif self.session.leads:
+                taken = checkpoint.content(self.model, self.tokenizer, training=training)
+                self.writer.write(path, taken, then=self._after(step))
         if shards is not None and self.session.leads:
             self._after(step)()
         self.written = step
@@ -269,13 +306,28 @@ class Trainer:
             torch=torch.__version__,
             steps=self.run.train.steps,
             scale=None if scale is None else scale.state(),
+            window=self.window.state(),
+        )
+
+    def _window(self) -> Window:
+        return Window(
+            self.run,
+            self.progress,
+            self.session.device,
+            self.trackers.log,
+            flops=self.model.flops_per_token(self.model.config.context_length),
+            peak=self.peak,
+            roles=() if self.stepper.norms is None else self.stepper.norms.names,
         )
 
     def restore(self, training: checkpoint.Training) -> None:
         """Take over the state of a checkpoint whose weights the model already has."""
         state = State.of(training.state)
         self.progress = state.progress
-        self.saved = self.written = self.progress.step
+        self.saved = self.written = self._told = self.progress.step
+        self.window = self._window()
+        if state.window is not None:
+            self.window.restore(state.window)
         patience, length = self.run.evaluate.patience, state.steps or training.step
         # It stopped early and was killed before its results were there.
         out_of_patience = patience is not None and self.progress.without_better >= patience

@@ -1,6 +1,7 @@
 """The stages of a run in their order: text, tokenizer, shards, model, steps, results."""
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
@@ -12,14 +13,19 @@ from tinylm.config import Run
 from tinylm.data import Dataset
 from tinylm.track import Trackers
 from tinylm.train import beginning, compiling, distributed, processes, prompts, reporting
+from tinylm.train.callbacks import CALLBACKS, Callback, Callbacks
 from tinylm.train.folder import Home
 from tinylm.train.loop import Trainer
+from tinylm.train.norms import RoleNorms
 from tinylm.train.session import Session
 from tinylm.train.step import Stepper
 
 
-def train(run: Run) -> Path:
+def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
     """Carry out a run; returns the folder that holds it.
+
+    `callbacks` are functions named on_start, on_step, on_eval, on_checkpoint or on_end
+    (`tinylm.train.callbacks`).
 
     Ctrl-C, SIGTERM and SIGHUP save and raise `Interrupted`. Settings that do not go together raise
     `ConfigError`, text or tokenizers that cannot be used `ValueError`, both before the run's
@@ -29,6 +35,7 @@ def train(run: Run) -> Path:
     began = time.perf_counter()
     if run.train.deterministic:
         device.reserve_workspaces()
+    called = Callbacks((*CALLBACKS, *callbacks))
     place = processes.place(run)
     # One process speaks for all.
     trackers = Trackers(run.track.names if place.leads else (), run.train.steps)
@@ -53,6 +60,7 @@ def train(run: Run) -> Path:
         prompt = prompts.first_words(run, validation, net, tokenizer)
         spread = distributed.spread(net, compiling.loss_function(run, net, session), session)
         weights = net if spread.shards is None else spread.shards
+        optimizer = optim.build(weights, run.optim, spread.shards)
         trainer = Trainer(
             run=run,
             # Only now is the folder made: whatever can be refused has been checked before.
@@ -65,23 +73,26 @@ def train(run: Run) -> Path:
                 run=run,
                 loss=spread.loss,
                 spread=spread,
-                optimizer=optim.build(weights, run.optim, spread.shards),
+                optimizer=optimizer,
                 session=session,
                 say=trackers.say,
+                norms=RoleNorms(net, optimizer) if run.track.norms else None,
             ),
             session=session,
             peak=session.world * reporting.peak(session, trackers),
             prompt=prompt,
             trackers=trackers,
+            callbacks=called,
         )
         if session.leads:
             tokenizer.save(trainer.folder / "tokenizer.json")
         if resumed is not None:
             session.say(f"going on from {resumed.checkpoint}")
             trainer.restore(resumed.training)
+        trainer.clock.spent["setup"] = time.perf_counter() - began
         if session.leads:
             reporting.record(trainer, shards)
-        session.say(reporting.opening(trainer, shards, time.perf_counter() - began))
+        session.say(reporting.opening(trainer, shards, trainer.clock.spent["setup"]))
         trackers.start(trainer.folder)
         stack.enter_context(threads.sharing(torch.get_num_threads()))
         compiled = trainer.stepper.loss != net.loss

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tinylm import device, evaluate, sample, track
+from tinylm import checkpoint, device, evaluate, sample, track
 from tinylm.config import SampleConfig
 from tinylm.corpus import tasks
 from tinylm.model import Model, inference
@@ -116,20 +116,46 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
     if trainer.session.leads:
         record = read_json(folder / "run.json")
         write_json(folder / "run.json", {**record, "results": results})
+    trainer.tell("on_end", scores=scores)
+    if trainer.tracer.written is not None:
+        lines.append(f"profile    {trainer.tracer.written}: table.txt, trace.json")
     trainer.trackers.say(
         "\n".join(
             (
                 f"done       {progress.step} steps, {progress.tokens:,} tokens, "
-                f"{results['seconds']:.0f} s",
+                f"{results['seconds']:.1f} s",
+                f"time       {trainer.clock.words()} s; {_speed(trainer)}",
                 f"loss       {scores.loss:.4f} nats per token on the validation text "
                 f"(perplexity {scores.perplexity:.2f})",
                 *lines,
+                _best(trainer),
                 f"folder     {folder}: loss.png, samples.txt, metrics.jsonl, checkpoints",
                 f"next       {sample_command(folder, trainer.prompt, chat=chat)}",
+                f"           {shlex.join(['python', '-m', 'tinylm.evaluate', str(folder)])}",
                 f"bits per byte: {scores.bits_per_byte:.3f}",
             )
         )
     )
+
+
+def _speed(trainer: Trainer) -> str:
+    """Tokens per second of the steps but the first, and the most memory."""
+    spent, progress = trainer.clock.spent, trainer.progress
+    gib = device.memory_bytes(trainer.session.device) / 2**30
+    seconds = spent.get("steps", 0.0)
+    steps = trainer.taken - 1
+    if steps < 1 or not seconds:
+        return f"{gib:.2f} GiB of memory at most"
+    # Of this process, which may have gone on with an earlier one's run.
+    tokens = progress.tokens / progress.step * steps
+    return f"{tokens / seconds:,.0f} tokens/s, {gib:.2f} GiB of memory at most"
+
+
+def _best(trainer: Trainer) -> str:
+    """The step with the lowest validation loss, and its checkpoint."""
+    progress = trainer.progress
+    path = checkpoint.path_of(trainer.folder, progress.best_step)
+    return f"best       step {progress.best_step}, loss {progress.best_loss:.4f}: {path}"
 
 
 def sample_command(folder: Path, prompt: str, *, chat: bool = False) -> str:

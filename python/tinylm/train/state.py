@@ -78,7 +78,8 @@ class State:
 
     `loader` is the position in the data (`Loader.state`). `threads` is the number by which sums
     were split on the CPU, and `torch` the version that computed them. `steps` is the length of the
-    run when it was saved. `scale` is that of a float16 loss (`LossScale.state`).
+    run when it was saved. `scale` is that of a float16 loss (`LossScale.state`), `window` the steps
+    since the last record (`Window.state`).
     """
 
     progress: Progress = kept(OBJECT)
@@ -87,6 +88,7 @@ class State:
     torch: str | None = added(TEXT)
     steps: int | None = added(WHOLE)
     scale: dict[str, Any] | None = added(OBJECT)
+    window: dict[str, Any] | None = added(OBJECT)
 
     def content(self) -> dict[str, Any]:
         """What state.json holds of it."""
@@ -102,6 +104,14 @@ class State:
 # What the parts hold that are written by others.
 LOADER = {"rows": WHOLE}
 SCALE = {"value": FACTOR, "good": WHOLE}
+WINDOW = {
+    "losses": SECONDS,
+    "norm": SECONDS,
+    "seconds": SECONDS,
+    "counted": WHOLE,
+    "steps": WHOLE,
+    "tokens": WHOLE,
+}
 
 
 def load_state(folder: Path, share: tuple[int, int] = (0, 1)) -> Training:
@@ -125,6 +135,8 @@ def load_state(folder: Path, share: tuple[int, int] = (0, 1)) -> Training:
     check(path, state["loader"], LOADER, "state.loader.")
     if "scale" in state:
         check(path, state["scale"], SCALE, "state.scale.")
+    if "window" in state:
+        check(path, state["window"], WINDOW, "state.window.")
     return training
 
 

@@ -13,17 +13,22 @@ from tinylm.data import Batch
 from tinylm.ops import IGNORED
 from tinylm.train.distributed import Spread
 from tinylm.train.nonfinite import FINE, RESCALED, Refusals, first_bad
+from tinylm.train.norms import RoleNorms
 from tinylm.train.scaling import LossScale
 from tinylm.train.session import Session, Stream
 from tinylm.train.state import Progress
 
 
 class Step(NamedTuple):
-    """What a step computed, as scalars on the device; it moved the weights if `finite`."""
+    """What a step computed, as scalars on the device; it moved the weights if `finite`.
+
+    `roles` are the norms of the gradients by role, if the step was asked for them.
+    """
 
     loss: Tensor
     norm: Tensor
     finite: Tensor
+    roles: Tensor | None = None
 
 
 @dataclass
@@ -39,6 +44,8 @@ class Stepper:
     optimizer: optim.Optimizer
     session: Session
     say: Callable[[str], None]
+    # The norms by role, of the steps whose record is due.
+    norms: RoleNorms | None = None
     scale: LossScale | None = field(init=False)
     refusals: Refusals = field(init=False)
 
@@ -64,6 +71,9 @@ class Stepper:
         norm = self.optimizer.gradient_norm()
         finite = loss.isfinite() & norm.isfinite()
         self.refusals.add(progress.step, self._verdict(loss, finite, gradients), list(named))
+        every = self.run.track.every
+        due = (progress.step + 1) % every == 0 or progress.step in (0, settings.steps - 1)
+        roles = self.norms() if self.norms is not None and due else None
         rate = optim.schedule(progress.step, settings.steps, self.run.optim)
         self.optimizer.step(rate, progress=progress.step / settings.steps, ok=finite)
         if self.scale is not None:
@@ -72,7 +82,7 @@ class Stepper:
         # A skipped batch counts as a step: the schedule and the order of the data go on.
         progress.step += 1
         progress.tokens += batch.tokens.numel() * self.session.world
-        return Step(loss, norm, finite)
+        return Step(loss, norm, finite, roles)
 
     def settle(self, progress: Progress, *, wait: bool = False) -> None:
         """Count and tell the steps that were not finite, those that the host knows of by now.

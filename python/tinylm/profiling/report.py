@@ -1,0 +1,108 @@
+"""The costs of a run as numbers (`costs`) and as text (`text`)."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinylm import device
+from tinylm.config import ModelConfig, Run
+from tinylm.profiling import estimate
+
+Costs = dict[str, Any]
+
+
+def costs(run: Run, config: ModelConfig, place: torch.device, dtype: torch.dtype) -> Costs:
+    """What training `config` as `run` says costs on a device, as plain numbers for JSON.
+
+    Operations, bytes, and seconds at `estimate.GOOD_MFU` of the peak that is measured now. The
+    loss and its head are counted in `operations`, lookups and elementwise work are not.
+    """
+    net = estimate.outline(config)
+    rows = run.train.micro_batch_size or run.train.batch_size
+    memory = estimate.memory(config, rows=rows, optimizer=run.optim.name, dtype=dtype)
+    operations = estimate.operations(net)
+    per_step = run.train.batch_size * config.context_length
+    peak = device.peak_flops(place, dtype)
+    seconds = estimate.seconds_per_step(per_step * operations.total, peak)
+    parameters = net.n_parameters()
+    return {
+        "parameters": {
+            "total": parameters,
+            "by component": estimate.components(net),
+            "by role": estimate.roles(net),
+        },
+        "operations per token": {
+            "forward": operations.forward,
+            "backward": operations.backward,
+            "of these attention": operations.attention,
+        },
+        "memory of a step": {
+            "rows": rows,
+            "context length": config.context_length,
+            "weights": memory.weights,
+            "gradients": memory.gradients,
+            "optimizer": memory.optimizer,
+            "weights in the dtype of the products": memory.casts,
+            "activations": memory.activations,
+            "logits": memory.logits,
+            "total": memory.total,
+            "keys and values per token": memory.kv_per_token,
+        },
+        "time": {
+            "device": str(place),
+            "dtype": str(dtype).removeprefix("torch."),
+            "peak operations per second": peak,
+            "mfu": estimate.GOOD_MFU,
+            "tokens per step": per_step,
+            "seconds per step": seconds,
+            "steps": run.train.steps,
+            "seconds of all steps": seconds * run.train.steps,
+        },
+        "tokens per parameter": run.train.steps * per_step / parameters,
+    }
+
+
+def text(name: str | Path, found: Costs) -> str:
+    """The costs as lines for people, in the order of `costs`."""
+    counts, memory, time = found["parameters"], found["memory of a step"], found["time"]
+    total = counts["total"]
+    lines = [f"{name}", "", f"{'parameters':34}{total:>16,}"]
+    for kind in ("by component", "by role"):
+        lines += [f"  {kind}"]
+        lines += [
+            f"    {part:30}{number:>16,}  {number / total:6.1%}"
+            for part, number in counts[kind].items()
+        ]
+    lines += ["", "floating-point operations per token of a step"]
+    lines += [f"  {part:32}{number:>16,}" for part, number in found["operations per token"].items()]
+    lines += [
+        "",
+        f"memory of a step of {memory['rows']} rows of {memory['context length']} tokens, "
+        f"{time['dtype']}, before what the allocator and libraries add",
+    ]
+    for part, number in memory.items():
+        if part not in ("rows", "context length"):
+            lines.append(f"  {part:36}{_bytes(number):>12}")
+    words = "not known" if math.isinf(time["seconds per step"]) else _time(time)
+    lines += ["", f"time on {time['device']}: {words}"]
+    lines += [
+        f"{found['tokens per parameter']:.1f} tokens per parameter (20 is Chinchilla's ratio)"
+    ]
+    return "\n".join(lines)
+
+
+def _time(time: Costs) -> str:
+    return (
+        f"{time['seconds per step'] * 1000:.1f} ms per step of {time['tokens per step']:,} tokens "
+        f"at {time['mfu']:.0%} of the measured {time['peak operations per second'] / 1e9:,.0f} "
+        f"GFLOP/s; {time['steps']:,} steps take {time['seconds of all steps']:,.0f} s"
+    )
+
+
+def _bytes(number: int) -> str:
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} B"
