@@ -23,7 +23,7 @@ and while the clock of the steps stands still. Every process of a run calls them
 
 A callback watches. If it raises, one warning says so, the run goes on, and it is called again the
 next time. It may set `trainer.ended`, which ends the run after this step as early stopping does,
-and call `trainer.save()` and `trainer.say`. What changes weights, optimizer or loader is the
+and call `trainer.save()` and `trainer.trackers.say(text)`. What changes weights, optimizer or loader is the
 callback's own to repeat: a resumed run no longer equals an uninterrupted one bit for bit.
 """
 
@@ -31,15 +31,35 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from tinylm.track import Record
+from tinylm.track import Record, Trackers
 
 if TYPE_CHECKING:
+    from tinylm.config import Run
     from tinylm.evaluate import Scores
-    from tinylm.train.loop import Trainer
+    from tinylm.model import Model
+    from tinylm.tokenizer import Tokenizer
+    from tinylm.train.session import Session
+    from tinylm.train.state import Progress
 
 Moment = Literal["on_start", "on_step", "on_eval", "on_checkpoint", "on_end"]
+
+
+class Running(Protocol):
+    """The part of `Trainer` that is for callbacks."""
+
+    run: "Run"
+    folder: Path
+    model: "Model"
+    tokenizer: "Tokenizer"
+    session: "Session"
+    trackers: Trackers
+    progress: "Progress"
+    ended: bool
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment; returns where it will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +67,7 @@ class Event:
     """What a callback is told; `record`, `scores` and `path` as in the table above, else None."""
 
     moment: Moment
-    trainer: "Trainer"
+    trainer: Running
     record: Record | None = None
     scores: "Scores | None" = None
     path: Path | None = None
