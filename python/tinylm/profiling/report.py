@@ -20,10 +20,12 @@ def costs(run: Run, config: ModelConfig, place: torch.device, dtype: torch.dtype
     loss and its head are counted in `operations`, lookups and elementwise work are not.
     """
     net = estimate.outline(config)
-    rows = run.train.micro_batch_size or run.train.batch_size
+    # The largest batch of the run decides what memory it needs.
+    batch = max(run.train.batch_sizes.values)
+    rows = min(run.train.micro_batch_size or batch, batch)
     memory = estimate.memory(config, rows=rows, optimizer=run.optim.name, dtype=dtype)
     operations = estimate.operations(net)
-    per_step = run.train.batch_size * config.context_length
+    per_step = batch * config.context_length
     peak = device.peak_flops(place, dtype)
     seconds = estimate.seconds_per_step(per_step * operations.total, peak)
     parameters = net.n_parameters()
