@@ -119,10 +119,6 @@ INERT = frozenset(
 def typed(content: Mapping[str, Any], key: str, kind: Any, default: Any = REQUIRED) -> Any:
     """`content[key]` if it is of this kind; `ValueError` if it is not, or if it is missing."""
     value = content.get(key, default)
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f"{key}={value!r}: expected {' or '.join(map(str, get_args(kind)))}")
-        return value
     if get_origin(kind) is tuple and isinstance(value, list):
         # JSON has no tuples; `ModelConfig` checks what is in them.
         return tuple(value)

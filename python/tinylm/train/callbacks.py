@@ -23,8 +23,8 @@ and while the clock of the steps stands still. Every process of a run calls them
 
 A callback watches. If it raises, one warning says so, the run goes on, and it is called again the
 next time. It may set `trainer.ended`, which ends the run after this step as early stopping does,
-and call `trainer.save()` and `trainer.trackers.say(text)`. What changes weights, optimizer or loader is the
-callback's own to repeat: a resumed run no longer equals an uninterrupted one bit for bit.
+and call `trainer.save()` and `trainer.trackers.say(text)`. What it changes of weights, optimizer
+or loader is its own to repeat: a resumed run no longer equals an uninterrupted one bit for bit.
 """
 
 from collections.abc import Callable, Iterable
