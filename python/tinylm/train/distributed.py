@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -103,6 +104,16 @@ def _neighbours(place: Place) -> dict[int, int]:
     }
 
 
+def _compile(block: nn.Module) -> None:
+    """Compile the forward pass of a block for training alone: a sampler has ever new lengths."""
+    plain, compiled = block.forward, torch.compile(block.forward, dynamic=False)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if block.training else plain)(*args, **kwargs)
+
+    block.forward = forward
+
+
 class Loss(nn.Module):
     """A loss of a model as the forward pass of a module, which DDP can wrap."""
 
@@ -134,13 +145,19 @@ class Spread:
     shards: "Shards | None" = None
 
 
-def spread(model: Model, loss: Callable[..., Tensor], session: Session) -> Spread:
-    """Spread `model` over the processes as `session.mode` says; `loss` is its loss function."""
+def spread(
+    model: Model, loss: Callable[..., Tensor], session: Session, *, compiled: bool = False
+) -> Spread:
+    """Spread `model` over the processes as `session.mode` says; `loss` is its loss function.
+
+    `compiled` says whether that is a compiled one. Under FSDP every block is compiled by itself:
+    what torch does around a block cannot be a part of a graph.
+    """
     if session.mode == "none":
         return Spread(loss)
     if session.mode == "ddp":
         return _replicate(model, loss, session)
-    return _shard(model, loss, session)
+    return _shard(model, session, compiled=compiled)
 
 
 def _replicate(model: Model, loss: Callable[..., Tensor], session: Session) -> Spread:
@@ -156,7 +173,7 @@ def _replicate(model: Model, loss: Callable[..., Tensor], session: Session) -> S
     return Spread(wrapped, passes, session.world)
 
 
-def _shard(model: Model, loss: Callable[..., Tensor], session: Session) -> Spread:
+def _shard(model: Model, session: Session, *, compiled: bool) -> Spread:
     """Weights, gradients and optimizer state spread over the processes.
 
     A block is one unit, which is whole only while it computes. All other weights are one unit, the
@@ -168,6 +185,8 @@ def _shard(model: Model, loss: Callable[..., Tensor], session: Session) -> Sprea
 
     from tinylm.train.shards import Shards
 
+    for block in model.blocks if compiled else ():
+        _compile(block)
     mesh = init_device_mesh(session.device.type, (session.world,))
     units: list[FSDPModule] = [fully_shard(block, mesh=mesh) for block in model.blocks]
     units.append(fully_shard(model, mesh=mesh))

@@ -58,7 +58,9 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
         loader = beginning.loader(run, shards, tokenizer, net.config.context_length, session)
         validation = Dataset.open(shards, split="val")
         prompt = prompts.first_words(run, validation, net, tokenizer)
-        spread = distributed.spread(net, compiling.loss_function(run, net, session), session)
+        loss = compiling.loss_function(run, net, session)
+        compiled = loss != net.loss
+        spread = distributed.spread(net, loss, session, compiled=compiled)
         weights = net if spread.shards is None else spread.shards
         optimizer = optim.build(weights, run.optim, spread.shards)
         trainer = Trainer(
@@ -95,7 +97,6 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
         session.say(reporting.opening(trainer, shards, trainer.clock.spent["setup"]))
         trackers.start(trainer.folder)
         stack.enter_context(threads.sharing(torch.get_num_threads()))
-        compiled = trainer.stepper.loss != net.loss
         repeatable = device.repeatable(session.device, run.train.deterministic, compiled=compiled)
         with repeatable, closing(trackers):
             trainer.train()
