@@ -76,9 +76,9 @@ def test_a_killed_rank_ends_the_others_and_leaves_the_checkpoint_before():
     victim = child(process.pid, "1")
     os.kill(victim, signal.SIGKILL)
     began = time.monotonic()
-    words = process.communicate(timeout=60)[1]
+    words = process.communicate(timeout=120)[1]
     assert process.returncode == 1
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 100
     assert f"error: rank 1 (process {victim}) has ended, so this run cannot go on" in words
     last = checkpoint.step_of(checkpoint.latest("cut"))
     again = finished(2, *COMMAND, f"train.steps={last + 3}", "train.resume=cut", *keys[-2:])
@@ -92,7 +92,7 @@ def test_a_signal_to_torchrun_saves_once_at_one_step(mode, number, code):
     keys = [*COMMAND, "train.steps=100000", f"distributed.mode={mode}", "checkpoint.every=0"]
     process = started(2, *keys, "evaluate.every=0", "out=cut")
     process.send_signal(number)
-    out, words = process.communicate(timeout=60)
+    out, words = process.communicate(timeout=120)
     assert process.returncode != 0
     saved = list(Path("cut/checkpoints").iterdir())
     assert len(saved) == 1, words
@@ -113,12 +113,12 @@ def test_an_error_of_one_rank_before_the_first_step_ends_all(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{tmp_path}"},
     )
     assert found.returncode == 1
     assert "rank 1 breaks" in found.stderr
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 100
 
 
 def started(world, *arguments):
@@ -126,7 +126,7 @@ def started(world, *arguments):
     process = subprocess.Popen(
         torchrun(world, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while time.monotonic() < end and process.poll() is None:
         if records("cut", "loss") and max(records("cut", "loss")) > 20:
             return process

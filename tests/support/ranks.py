@@ -15,7 +15,7 @@ from tinylm.train.distributed import meeting
 from tinylm.train.processes import Place
 from tinylm.train.session import Session
 
-SECONDS = 120
+SECONDS = 400
 
 
 def session(place: Place) -> Session:
