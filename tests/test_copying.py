@@ -1,12 +1,13 @@
 """Starting weights that copy: an untrained model reads a text better the second time."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
 from tests.support.models import tokens
-from tinylm import model
+from tinylm import checkpoint, model
 from tinylm.config import ModelConfig
 
 SMALL = ModelConfig(
@@ -52,3 +53,11 @@ def test_what_cannot_start_so_is_refused(changes, words):
     with pytest.raises(ValueError, match=r"model\.start=copying") as error:
         model.build(dataclasses.replace(SMALL, **changes))
     assert words in str(error.value)
+
+
+def test_a_saved_model_says_how_it_started(tmp_path):
+    made = model.build(dataclasses.replace(SMALL, vocab_size=9))
+    checkpoint.save(tmp_path / "model", made, None)
+    assert checkpoint.load(tmp_path / "model")[0].config == made.config
+    content = json.loads((tmp_path / "model/config.json").read_text())
+    assert content["model_type"] == "qwen3"

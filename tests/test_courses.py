@@ -75,29 +75,33 @@ def test_the_rows_of_a_run_are_counted():
 SETTINGS = (
     "train.batch_size=2@0 4@0.5 6@0.75",
     "train.micro_batch_size=2",
-    "train.sequence_length=8@0 16@0.25 32@0.5",
+    "train.sequence_length=8@0 16@0.5 32@0.75",
     "train.window=4@0 16@0.5 32@0.75",
 )
 
 
 def test_batches_rows_and_windows_follow_their_courses(monkeypatch):
-    seen, rows = [], []
+    seen = []
 
     def loss(self, tokens, targets, *, positions, documents, dtype, window=None):
         assert (positions, documents) == (None, None)
-        seen.append((*tokens.shape, window))
-        rows.append(torch.cat([tokens.reshape(2, 32), targets.reshape(2, 32)[:, -1:]], 1))
+        seen.append((tokens, targets, window))
         return self.embedding(tokens).sum() * 0
 
     monkeypatch.setattr(Model, "loss", loss)
     folder = train(config.load(None, [*SMALL, *SETTINGS, "train.steps=8", "checkpoint.every=0"]))
-    wanted = [(8, 8, 4)] * 2 + [(4, 16, 4)] * 2 + [(2, 32, 16)] * 4 + [(2, 32, None)] * 6
-    assert seen == wanted
+    # A window as long as the row hides nothing.
+    wanted = [(8, 8, 4)] * 4 + [(4, 16, None)] * 4 + [(2, 32, None)] * 6
+    assert [(*tokens.shape, window) for tokens, _, window in seen] == wanted
     state = checkpoint.load_training(checkpoint.latest(folder)).state
     assert state["loader"]["rows"] == 28
-    # The rows of the dataset in their order, whatever the batches and the cuts were.
-    in_order = [torch.cat([pair[0], pair[1][-1:]]) for pair in row_pairs(folder, 28)]
-    assert torch.equal(torch.cat(rows), torch.stack(in_order))
+    assert "cut" not in state
+    # Rows that are cut together, put together again: those of the dataset in their order.
+    pairs = [torch.stack((tokens, targets)) for tokens, targets, _ in seen]
+    halves = [torch.cat(pairs[4:6], 1), torch.cat(pairs[6:8], 1)]
+    rows = torch.cat((torch.cat(pairs[:4], 2), torch.cat(halves, 2), *pairs[8:]), 1)
+    in_order = torch.stack([torch.stack(pair) for pair in row_pairs(folder, 28)], 1)
+    assert torch.equal(rows, in_order)
 
 
 def row_pairs(folder, count):

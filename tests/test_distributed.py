@@ -62,6 +62,7 @@ def train(session: Session, overrides: list[str]) -> tuple[list[dict[str, Tensor
     optimizer = optim.build(weights, run.optim, spread.shards)
     stepper = Stepper(
         run=run,
+        context_length=net.config.context_length,
         loss=spread.loss,
         spread=spread,
         optimizer=optimizer,
@@ -162,6 +163,7 @@ def stop_at_nan(session: Session) -> str:
     optimizer = optim.build(spread.shards, run.optim, spread.shards)
     stepper = Stepper(
         run=run,
+        context_length=net.config.context_length,
         loss=spread.loss,
         spread=spread,
         optimizer=optimizer,

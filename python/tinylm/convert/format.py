@@ -122,9 +122,6 @@ def typed(content: Mapping[str, Any], key: str, kind: Any, default: Any = REQUIR
     if get_origin(kind) is tuple and isinstance(value, list):
         # JSON has no tuples; `ModelConfig` checks what is in them.
         return tuple(value)
-    if get_origin(kind) is Literal and key in content:
-        # `ModelConfig` checks it against the names that there are.
-        return value
     if value is REQUIRED:
         raise ValueError(f"config.json lacks {key}: add it, the model cannot be built without")
     if get_origin(kind) is Literal:

@@ -10,7 +10,7 @@ only the rules that it cannot see.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -41,13 +41,23 @@ class Batch:
     positions: "torch.Tensor | None" = None
     documents: "torch.Tensor | None" = None
 
-    def split(self, length: int) -> "Batch":
-        """Every row cut into rows of `length` tokens, in order: [B T / length, length].
+    @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """The rows of several batches of one length, in order."""
+        if len(batches) == 1:
+            return batches[0]
+        import torch
 
-        Without `positions` those of each new row begin at 0.
-        """
+        def all_of(name: str) -> Any:
+            parts = [getattr(batch, name) for batch in batches]
+            return None if parts[0] is None else torch.cat(parts)
+
+        return cls(*map(all_of, ("tokens", "targets", "positions", "documents")))
+
+    def columns(self, which: slice) -> "Batch":
+        """The tokens `which` of every row, without a copy; without `positions` they begin at 0."""
         tensors = (self.tokens, self.targets, self.positions, self.documents)
-        return Batch(*(None if x is None else x.reshape(-1, length) for x in tensors))  # type: ignore[arg-type]
+        return Batch(*(None if x is None else x[:, which] for x in tensors))  # type: ignore[arg-type]
 
     def rows(self, which: slice) -> "Batch":
         """The rows `which` of every tensor, without a copy: a micro-batch."""

@@ -16,6 +16,7 @@ from tinylm.track import Record, Trackers
 from tinylm.train import prompts
 from tinylm.train.callbacks import Callbacks, Event, Moment
 from tinylm.train.clock import Clock
+from tinylm.train.cutting import Cuts
 from tinylm.train.folder import add_sample, write_json
 from tinylm.train.nonfinite import NonFiniteError
 from tinylm.train.session import Session
@@ -63,11 +64,13 @@ class Trainer:
     taken: int = 0
     # The last checkpoint that the callbacks were told of.
     _told: int = -1
+    cuts: Cuts = field(init=False)
 
     def __post_init__(self) -> None:
         self.window = self._window()
         self.tracer = Tracer(self.run.profile, self.folder, self.model, self.stepper)
         self.writer = checkpoint.Writer(background=self.run.checkpoint.background)
+        self.cuts = Cuts(self.loader, self.run.train)
 
     def train(self) -> None:
         """Step to the end or to early stopping; a signal saves and raises `Interrupted`."""
@@ -126,10 +129,8 @@ class Trainer:
 
     def step(self) -> Step:
         """One optimizer step over one global batch."""
-        settings = self.run.train
-        self.loader.batch_size = settings.batch_sizes.at(self.progress.step / settings.steps)
         with self.tracer.range("data"):
-            batch = next(self.loader)
+            batch = self.cuts.take(self.progress.step)
         step = self.stepper(batch, self.progress)
         self.settle()
         return step
@@ -299,9 +300,11 @@ class Trainer:
     def state(self) -> State:
         """All that the run needs to go on from here, beside weights and moments."""
         scale = self.stepper.scale
+        place, cut = self.cuts.state()
         return State(
             progress=self.progress,
-            loader=self.loader.state(),
+            loader=place,
+            cut=cut,
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             steps=self.run.train.steps,
@@ -333,7 +336,7 @@ class Trainer:
         out_of_patience = patience is not None and self.progress.without_better >= patience
         self.ended = out_of_patience and self.run.train.steps <= length
         self.stepper.optimizer.load_state(training.optimizer)
-        self.loader.restore(state.loader)
+        self.cuts.restore(state.loader, state.cut, self.progress.step)
         if self.stepper.scale is not None and state.scale is not None:
             self.stepper.scale.load_state(state.scale)
         given, began = torch.get_num_threads(), state.threads

@@ -73,6 +73,7 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
             validation=validation,
             stepper=Stepper(
                 run=run,
+                context_length=net.config.context_length,
                 loss=spread.loss,
                 spread=spread,
                 optimizer=optimizer,

@@ -79,7 +79,8 @@ class State:
     `loader` is the position in the data (`Loader.state`). `threads` is the number by which sums
     were split on the CPU, and `torch` the version that computed them. `steps` is the length of the
     run when it was saved. `scale` is that of a float16 loss (`LossScale.state`), `window` the steps
-    since the last record (`Window.state`).
+    since the last record (`Window.state`), `cut` what was used of the rows after the place of
+    `loader` (`Cuts.state`).
     """
 
     progress: Progress = kept(OBJECT)
@@ -89,6 +90,7 @@ class State:
     steps: int | None = added(WHOLE)
     scale: dict[str, Any] | None = added(OBJECT)
     window: dict[str, Any] | None = added(OBJECT)
+    cut: dict[str, int] | None = added(OBJECT)
 
     def content(self) -> dict[str, Any]:
         """What state.json holds of it."""
@@ -112,6 +114,7 @@ WINDOW = {
     "steps": WHOLE,
     "tokens": WHOLE,
 }
+CUT = {"length": whole(1), "used": whole(1)}
 
 
 def load_state(folder: Path, share: tuple[int, int] = (0, 1)) -> Training:
@@ -137,6 +140,8 @@ def load_state(folder: Path, share: tuple[int, int] = (0, 1)) -> Training:
         check(path, state["scale"], SCALE, "state.scale.")
     if "window" in state:
         check(path, state["window"], WINDOW, "state.window.")
+    if "cut" in state:
+        check(path, state["cut"], CUT, "state.cut.")
     return training
 
 

@@ -39,6 +39,7 @@ class Stepper:
     """
 
     run: Run
+    context_length: int
     loss: Callable[..., Tensor]
     spread: Spread
     optimizer: optim.Optimizer
@@ -100,10 +101,12 @@ class Stepper:
         total = torch.zeros((), device=session.device)
         # The rows of this process.
         rows = batch.tokens.size(0)
-        size = min(settings.micro_batch_size or rows, rows)
+        # A shorter row counts for its share of a whole one.
+        share_of_row = self.context_length // batch.tokens.size(1)
+        size = min((settings.micro_batch_size or rows) * share_of_row, rows)
         for micro in range(rows // size):
             part = batch.rows(slice(micro * size, (micro + 1) * size))
-            part, places = _cut(part, settings, step)
+            places = _places(part, settings, step)
             session.manual_seed(settings.seed, Stream.DROPOUT, step, micro)
             # Every target of the batch weighs the same, however they fall into micro-batches and
             # processes.
@@ -128,13 +131,11 @@ class Stepper:
         return torch.where(finite, FINE, bad)
 
 
-def _cut(part: Batch, settings: TrainConfig, step: int) -> tuple[Batch, dict[str, Any]]:
-    """Rows of the length that this step has, and what the loss takes besides tokens and targets."""
-    progress, lengths, windows = step / settings.steps, settings.sequence_lengths, settings.windows
-    if lengths is not None:
-        part = part.split(lengths.at(progress))
+def _places(part: Batch, settings: TrainConfig, step: int) -> dict[str, Any]:
+    """What the loss takes besides tokens and targets."""
+    progress, windows = step / settings.steps, settings.windows
     places: dict[str, Any] = {"positions": part.positions, "documents": part.documents}
     # A window of the whole row hides nothing, and attention is faster without one.
     if windows is not None and windows.at(progress) < part.tokens.size(1):
         places["window"] = windows.at(progress)
-    return part, places
+    return places
