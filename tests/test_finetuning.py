@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.models import build
-from tinylm import checkpoint, config, optim
+from tinylm import checkpoint, commands, config, optim
 from tinylm.config import ConfigError, ModelConfig
+from tinylm.evaluate.__main__ import main as evaluate_main
 from tinylm.tokenizer import Tokenizer, chat
 from tinylm.train import finetuning, train
 
@@ -149,3 +150,42 @@ def test_a_model_with_rows_to_spare_does_not_grow():
     assert not torch.equal(grown.weight[257:261], net.weight[257:261])
     assert finetuning.with_marks(grown, tokenizer, 0, said.append) == (grown, tokenizer)
     assert len(said) == 1
+
+
+def test_best_stands_for_the_best_checkpoint(tmp_path):
+    net = build(TINY)
+    for step in (1, 2):
+        with torch.no_grad():
+            net.norm.weight.fill_(step)
+        checkpoint.save(tmp_path / f"run/checkpoints/step-{step:08d}", net, None)
+    record = tmp_path / "run/best.json"
+    assert config.best(tmp_path / "run/best") == tmp_path / "run/best"
+    record.write_text('{"checkpoint": "checkpoints/step-00000001"}')
+    found, _ = checkpoint.load(tmp_path / "run/best")
+    assert found.norm.weight.eq(1).all()
+    assert checkpoint.load(tmp_path / "run")[0].norm.weight.eq(2).all()
+    assert commands.path(f"{tmp_path}/run/best").endswith("checkpoints/step-00000001")
+    assert commands.path("~/best") == str(Path("~/best").expanduser())
+    record.write_text('{"step": 1}')
+    with pytest.raises(ValueError, match=r"best.json: names no checkpoint"):
+        checkpoint.load(tmp_path / "run/best")
+
+
+@pytest.mark.slow
+def test_fine_tuning_that_gets_worse_ends_early_and_keeps_the_best(capsys):
+    run("out=base", "train.steps=60", "optim.matrix_lr=0.05")
+    # The rate rises from 0 to one that ruins the model on the way.
+    out = run(
+        "out=worse", "train.init=base", "optim.name=adamw", "optim.lr=3",
+        "optim.schedule=constant", "optim.warmup=1", "train.steps=200", "evaluate.every=2",
+        "evaluate.patience=3", "checkpoint.keep=1", "track.names=[console,jsonl]",
+        "train.nonfinite=skip",
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    best = json.loads((out / "best.json").read_text())
+    assert "no better validation loss in 3 evaluations: stopping" in said
+    assert f"best       step {best['step']}" in said
+    assert checkpoint.latest(out) != config.best(out / "best")
+    evaluate_main([str(out / "best")])
+    scored = capsys.readouterr().out.split()
+    assert float(scored[scored.index("loss") + 1]) == pytest.approx(best["val_loss"], rel=2e-2)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
 from tinylm import disk, terminal
-from tinylm.config import ConfigError
+from tinylm.config import ConfigError, best
 
 # 75 is EX_TEMPFAIL of sysexits.h: try again. 130 is what a shell reports after Ctrl-C: 128 + 2.
 USAGE, TERMINATED, INTERRUPTED = 2, 75, 130
@@ -119,8 +119,12 @@ def path(word: str) -> str:
     """Return a path of the command line with a leading `~` replaced by the home folder.
 
     A shell replaces `~` only at the beginning of a word without quotes, so not in `--out=~/x`.
+    `RUN/best` becomes the checkpoint that it stands for (`config.best`).
     """
-    return os.path.expanduser(word)
+    word = os.path.expanduser(word)
+    found = best(word)
+    # Only then as a path, which would lose a slash at the end.
+    return word if found == Path(word) else str(found)
 
 
 def wants_help(arguments: Sequence[str]) -> bool:

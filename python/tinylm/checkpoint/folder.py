@@ -30,6 +30,7 @@ from tinylm.checkpoint.weights import (
     read_weights,
     widest,
 )
+from tinylm.config import best
 from tinylm.model import Model
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ def load(
 ) -> "tuple[Model, Tokenizer | None]":
     """A run, a checkpoint or a transformers folder to its model, in eval mode, and its tokenizer.
 
-    A run gives its newest checkpoint that verifies (see `latest`). A checkpoint is verified
+    A run gives its newest checkpoint that verifies (see `latest`), `RUN/best` the one with the
+    lowest validation loss. A checkpoint is verified
     first; `verify=False` reads it as it is, for files that were edited. The tokenizer is None if
     the folder holds none, or, with a warning, if it is one of another program that TinyLM cannot
     read. `dtype` None keeps that of the file, the widest of its tensors. Raises
@@ -224,6 +226,7 @@ def _find(path: Path, *names: str, verify: bool) -> Path:
     A run's checkpoint without a manifest counts as unfinished wherever TinyLM chooses, but not
     for the model (no `names`) of one that is named: people edit config.json and then remove it.
     """
+    path = best(path)
     # A writer that died between its two renames has left this folder under another name.
     files.restore(path)
     if (path / steps.FOLDER).is_dir() and not (path / CONFIG).exists():

@@ -6,6 +6,7 @@ This package imports neither torch nor numpy, so `--help` and errors in settings
 """
 
 from tinylm.config.architectures import ARCHITECTURES, Role, choose
+from tinylm.config.best import best
 from tinylm.config.fields import Kind
 from tinylm.config.help import describe
 from tinylm.config.keys import ConfigError, flat, recipes, settings
@@ -42,6 +43,7 @@ __all__ = [
     "TokenizerConfig",
     "TrackConfig",
     "TrainConfig",
+    "best",
     "choose",
     "describe",
     "differences",

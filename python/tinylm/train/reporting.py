@@ -112,6 +112,11 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
                 f"answers    {total.share:.0%} of {total.asked} held-out tasks are right "
                 f"(the commonest answer: {total.guess:.0%})"
             )
+    if 0 <= progress.best_step < progress.step and progress.best_loss < scores.loss:
+        lines.append(
+            f"best       step {progress.best_step}: {progress.best_loss:.4f} nats per token "
+            f"({folder / 'best'} in a command is that checkpoint)"
+        )
     results["seconds"] = seconds()
     if trainer.session.leads:
         record = read_json(folder / "run.json")
