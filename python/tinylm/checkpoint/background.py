@@ -87,12 +87,15 @@ class Writer(AbstractContextManager["Writer"]):
         if self.thread is not None and not self.thread.is_alive():
             self.wait()
 
+    def settle(self) -> None:
+        """Wait until no checkpoint is in the making; an error of it is raised later."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
     def wait(self) -> None:
         """Wait until the checkpoint in the making is on the disk, and raise its error."""
-        if self.thread is None:
-            return
-        self.thread.join()
-        self.thread = None
+        self.settle()
         error, self.error = self.error, None
         if error is not None:
             raise error

@@ -143,6 +143,7 @@ class Trainer:
         try:
             self.stepper.settle(self.progress, wait=wait)
         except NonFiniteError as error:
+            self.writer.settle()
             saved = self.saved
             sound = f"step {saved} is saved" if saved >= 0 else "no checkpoint is saved yet"
             advice = "lower optim.lr or optim.matrix_lr"
