@@ -366,3 +366,23 @@ def test_null_is_refused_where_nothing_can_be_off():
     assert {"optim.clip", "checkpoint.every", "model.dropout"} <= OFF.keys()
     for key in ("optim.lr", "train.steps", "sample.temperature"):
         assert refusal(f"{key}=null").startswith(f"{key}=null: expected")
+
+
+@pytest.mark.parametrize(
+    ("given", "recipe"),
+    [
+        ([], "stdlib"),
+        (["data.source=a.txt", "train.steps=5", "out=x"], "stdlib"),
+        (["model=small"], None),
+        (["train.steps=5", "model.n_layers=2"], None),
+        (["optim=adamw"], None),
+    ],
+)
+def test_a_command_without_a_recipe_takes_the_one_of_the_default_run(given, recipe):
+    assert config.general_recipe(given) == recipe
+
+
+def test_a_run_of_the_general_recipe_is_named_after_its_text():
+    assert config.load("stdlib").name == "stdlib"
+    assert config.load("stdlib", ["data.source=books/a.txt"]).name == "a"
+    assert config.load("shakespeare", ["data.source=books/a.txt"]).name == "shakespeare"

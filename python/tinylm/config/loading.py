@@ -96,12 +96,14 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
 
 
 def general_recipe(overrides: Iterable[str]) -> str | None:
-    """Return the recipe that a command without one takes: stdlib, unless it names presets.
+    """Return the recipe that a command without one takes: stdlib, or None for the plain defaults.
 
-    A preset is written for the plain defaults, and would not fit the recipe's other settings.
+    None if a preset or a setting of the model is given: the recipe's other settings are for its own
+    model.
     """
     keys = [override.partition("=")[0] for override in overrides]
-    return None if any(key in SECTIONS for key in keys) else GENERAL
+    own = any(key in SECTIONS or key.startswith("model.") for key in keys)
+    return None if own else GENERAL
 
 
 def find(folder: str | Path, *, whole: bool = False) -> Path | None:

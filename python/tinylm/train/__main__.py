@@ -17,7 +17,7 @@ Train a language model: text, tokenizer, shards, model, steps, checkpoint. Witho
 learns the Python standard library of this machine: about three minutes on two CPU cores.
 
   NAME|FILE        a recipe ({recipes}) or your YAML file;
-                   default stdlib, or the settings below if a preset is given
+                   default stdlib, or if a preset or a setting of the model is given, what is below
   --print-config   print the resolved settings as YAML and stop
   --help           print this text
 
