@@ -108,7 +108,7 @@ def test_without_arguments_the_default_run_is_trained(monkeypatch):
     runs = []
     monkeypatch.setattr("tinylm.train.train", runs.append)
     assert main([]) == 0
-    assert runs == [config.load()]
+    assert runs == [config.load("stdlib")]
 
 
 def test_metrics_hold_the_documented_keys(tmp_path):
