@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tinylm import ops
 from tinylm.config import ModelConfig, Role, choose
@@ -69,6 +70,8 @@ class Model(nn.Module):
 
     # Of a loaded model; empty for one that was built.
     origin: Origin = Origin()
+    # Whether the backward pass computes each block again instead of keeping what it needs.
+    activation_checkpointing = False
 
     def __init__(self, config: ModelConfig) -> None:
         """Allocate the weights, which hold anything until `initialise` or a copy fills them."""
@@ -238,8 +241,9 @@ class Model(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         context.shared["embeddings"] = x = self.dropout(x)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, context)
+            x = recomputed(block, x, context) if again else block(x, context)
         return x
 
     @property
@@ -296,6 +300,12 @@ class Model(nn.Module):
             for _, parameter, role in self.named_roles()
             if embedding or role != "embedding"
         )
+
+
+def recomputed(block: Block, x: Tensor, context: Context) -> Tensor:
+    """A block of which only the input is kept: the backward pass runs it again, same dropout."""
+    y: Tensor = checkpoint(block, x, context, use_reentrant=False)
+    return y
 
 
 def build(

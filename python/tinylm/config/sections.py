@@ -151,10 +151,16 @@ class TrainConfig:
         COUNT,
         course=int,
     )
-    micro_batch_size: int | None = setting(
+    micro_batch_size: int | str | None = setting(
         None,
-        "Rows per forward pass; gradients are accumulated up to batch_size. Default batch_size.",
+        "Rows per forward pass; gradients are accumulated up to batch_size. auto takes the most "
+        "that fit into memory. Default batch_size.",
         COUNT,
+    )
+    activation_checkpointing: bool = setting(
+        False,
+        "Keep only the input of each block for the backward pass and compute the rest again: less "
+        "memory, a third more time, the same gradients.",
     )
     sequence_length: int | str | None = setting(
         None,
@@ -180,8 +186,8 @@ class TrainConfig:
     )
     compile: Literal["auto", True, False] = setting(
         "auto",
-        "Use torch.compile. auto uses it for runs of at least 500 steps if there is a C++ "
-        "compiler.",
+        "Use torch.compile. auto uses it if it pays back within the run by this machine's own "
+        "measurements, which it keeps in the user's cache folder; a resumed run keeps its choice.",
     )
     seed: int = setting(
         0, "Seed of the initial weights, the order of the rows and the dropout.", SEED
@@ -211,10 +217,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check("train", self)
         expand_home(self, "init", "resume")
-        micro = self.micro_batch_size
+        given = self.micro_batch_size
+        if isinstance(given, str) and given != "auto":
+            number = given.isascii() and given.isdecimal() and int(given) > 0
+            limit = "must be auto or a number of rows, at least 1"
+            require(number, "train.micro_batch_size", given, limit)
+            object.__setattr__(self, "micro_batch_size", int(given))
+        micro = self.micro_rows
         for rows in self.batch_sizes.values:
             divides = rows % (micro or rows) == 0
             require(divides, "train.micro_batch_size", micro, f"must divide batch_size={rows}")
+
+    @property
+    def micro_rows(self) -> int | None:
+        """micro_batch_size if it is a number; None for all rows of a batch, or not found yet."""
+        return self.micro_batch_size if isinstance(self.micro_batch_size, int) else None
 
     @property
     def batch_sizes(self) -> Stairs:

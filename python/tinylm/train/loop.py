@@ -49,6 +49,7 @@ class Trainer:
     session: Session
     peak: float
     prompt: str
+    compiled: bool
     trackers: Trackers = field(default_factory=Trackers)
     callbacks: Callbacks = field(default_factory=Callbacks)
     clock: Clock = field(default_factory=Clock)
@@ -311,6 +312,8 @@ class Trainer:
             steps=self.run.train.steps,
             scale=None if scale is None else scale.state(),
             window=self.window.state(),
+            compiled=int(self.compiled),
+            micro_batch=self.run.train.micro_rows,
         )
 
     def _window(self) -> Window:

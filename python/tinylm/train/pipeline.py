@@ -12,7 +12,7 @@ from tinylm import device, optim, threads
 from tinylm.config import Run
 from tinylm.data import Dataset
 from tinylm.track import Trackers
-from tinylm.train import beginning, compiling, distributed, processes, prompts, reporting
+from tinylm.train import beginning, compiling, distributed, fitting, processes, prompts, reporting
 from tinylm.train.callbacks import CALLBACKS, Callback, Callbacks
 from tinylm.train.folder import Home
 from tinylm.train.loop import Trainer
@@ -58,8 +58,13 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
         loader = beginning.loader(run, shards, tokenizer, net.config.context_length, session)
         validation = Dataset.open(shards, split="val")
         prompt = prompts.first_words(run, validation, net, tokenizer)
-        loss = compiling.loss_function(run, net, session)
-        compiled = loss != net.loss
+        begun = None if resumed is None else resumed.training
+        run = fitting.fit(run, net, session, begun, first)
+        net.activation_checkpointing = run.train.activation_checkpointing
+        compiled = first(
+            "compile", lambda: compiling.wanted(run, net, session, begun), str, "True".__eq__
+        )
+        loss = compiling.loss_function(net, session, compiled)
         spread = distributed.spread(net, loss, session, compiled=compiled)
         weights = net if spread.shards is None else spread.shards
         optimizer = optim.build(weights, run.optim, spread.shards)
@@ -84,6 +89,7 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
             session=session,
             peak=session.world * reporting.peak(session, trackers),
             prompt=prompt,
+            compiled=compiled,
             trackers=trackers,
             callbacks=called,
         )

@@ -72,7 +72,7 @@ def place(run: Run, environment: Mapping[str, str] = os.environ) -> Place:
                 f"train.batch_size={rows}: must be a multiple of the {found.world} processes, "
                 f"which share the rows of a batch"
             )
-        own, micro = rows // found.world, run.train.micro_batch_size or rows
+        own, micro = rows // found.world, run.train.micro_rows or rows
         if own % min(micro, own):
             raise ConfigError(
                 f"train.micro_batch_size={micro}: must divide the {own} rows of each of the "

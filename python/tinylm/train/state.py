@@ -80,7 +80,8 @@ class State:
     were split on the CPU, and `torch` the version that computed them. `steps` is the length of the
     run when it was saved. `scale` is that of a float16 loss (`LossScale.state`), `window` the steps
     since the last record (`Window.state`), `cut` what was used of the rows after the place of
-    `loader` (`Cuts.state`).
+    `loader` (`Cuts.state`), `compiled` 1 if the loss was compiled,
+    `micro_batch` the rows per forward pass.
     """
 
     progress: Progress = kept(OBJECT)
@@ -91,6 +92,8 @@ class State:
     scale: dict[str, Any] | None = added(OBJECT)
     window: dict[str, Any] | None = added(OBJECT)
     cut: dict[str, int] | None = added(OBJECT)
+    compiled: int | None = added(whole(0, 1))
+    micro_batch: int | None = added(whole(1))
 
     def content(self) -> dict[str, Any]:
         """What state.json holds of it."""

@@ -103,7 +103,7 @@ class Stepper:
         rows = batch.tokens.size(0)
         # A shorter row counts for its share of a whole one.
         share_of_row = self.context_length // batch.tokens.size(1)
-        size = min((settings.micro_batch_size or rows) * share_of_row, rows)
+        size = min((settings.micro_rows or rows) * share_of_row, rows)
         for micro in range(rows // size):
             part = batch.rows(slice(micro * size, (micro + 1) * size))
             places = _places(part, settings, step)

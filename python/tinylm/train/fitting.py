@@ -1,0 +1,174 @@
+"""Whether a run fits into the memory of its device, and the rows per forward pass that do.
+
+`check` compares an estimate with what there is before the first step, which may be minutes away
+from the moment that runs out of memory. `micro_batch_size` finds the most rows for
+`train.micro_batch_size=auto`: on a GPU by trying, elsewhere by the estimate.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tinylm import device
+from tinylm.checkpoint import Training
+from tinylm.config import Run
+from tinylm.model import Model
+from tinylm.profiling import estimate
+from tinylm.train.distributed import First
+from tinylm.train.session import Session
+
+# Shares of the memory: what a micro-batch may fill that is found by itself, and what a rough
+# estimate must stay below to save the exact one, which takes up to 0.2 s.
+FILLED, ROUGH = 0.8, 0.25
+# A run without a GPU that is refused must have been a hopeless one: the estimate may be off.
+HOPELESS = 1.2
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+MEMINFO = Path("/proc/meminfo")
+
+
+def fit(run: Run, net: Model, session: Session, begun: Training | None, first: First) -> Run:
+    """The run with a number for `train.micro_batch_size=auto`, checked against the memory.
+
+    A run that goes on from `begun` keeps the number that it found: with another one its weights
+    would differ in the last digits.
+    """
+    train = run.train
+    largest = max(1, max(train.batch_sizes.values) // session.world)
+    if train.micro_batch_size == "auto":
+        found = None if begun is None else begun.state.get("micro_batch")
+        if found is None:
+            find = partial(micro_batch_size, run, net, session)
+            found = first("micro_batch_size", find, str, int)
+        run = replace(run, train=replace(train, micro_batch_size=found))
+    check(run, net, session, min(run.train.micro_rows or largest, largest))
+    return run
+
+
+def memory_of(place: torch.device) -> int | None:
+    """Bytes that the device has; of a CPU what the machine or its container has. None: unknown."""
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[1])
+    if place.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    found: list[int] = []
+    # ValueError: a container without a limit says "max".
+    with suppress(OSError, ValueError):
+        found.append(int(CGROUP.read_text()))
+    with suppress(OSError, ValueError, IndexError):
+        found.append(1024 * int(MEMINFO.read_text().split("MemTotal:")[1].split()[0]))
+    return min(found, default=None)
+
+
+def bytes_needed(run: Run, net: Model, session: Session, rows: int) -> dict[str, int]:
+    """Estimated bytes of a step over `rows` rows, by what they hold."""
+    optimizer, dtype = run.optim.name, session.dtype
+    costs = estimate.memory(net.config, rows=rows, optimizer=optimizer, dtype=dtype)
+    activations = costs.activations
+    if run.train.activation_checkpointing:
+        # The input of every block, and all of one.
+        stream = rows * net.config.context_length * net.config.d_model * dtype.itemsize
+        activations = activations // net.config.n_layers + stream * net.config.n_layers
+    return {
+        "weights": costs.weights + costs.gradients + costs.optimizer + costs.casts,
+        "activations": activations,
+        "logits": costs.logits,
+    }
+
+
+def check(run: Run, net: Model, session: Session, rows: int) -> None:
+    """Warn if `rows` rows will hardly fit into the memory; `ValueError` if they cannot."""
+    there = memory_of(session.device)
+    if there is None or _rough(net, rows) < ROUGH * there:
+        return
+    parts = bytes_needed(run, net, session, rows)
+    needed = sum(parts.values())
+    if needed <= there:
+        return
+    largest = max(parts, key=lambda name: parts[name])
+    fixes = {
+        "weights": f"lower model.d_model={net.config.d_model} or model.n_layers",
+        "activations": f"lower train.micro_batch_size={rows} (auto finds the largest that fits), "
+        "or set train.activation_checkpointing=true",
+        "logits": f"lower train.micro_batch_size={rows} (auto finds the largest that fits)",
+    }
+    told = (
+        f"a step over {rows} rows needs about {_gib(needed)} ({_gib(parts[largest])} of it for "
+        f"{largest}), and {session.device} has {_gib(there)}: {fixes[largest]}"
+    )
+    if needed > HOPELESS * there:
+        raise ValueError(told)
+    session.say(f"warning: {told}")
+
+
+def micro_batch_size(run: Run, net: Model, session: Session) -> int:
+    """The most rows per forward pass that fit and that divide every batch of this process.
+
+    Raises `ValueError` if not even one row fits.
+    """
+    common = math.gcd(*(max(1, rows // session.world) for rows in run.train.batch_sizes.values))
+    sizes = [rows for rows in range(common, 0, -1) if common % rows == 0]
+    if session.device.type == "cuda":
+        spare = estimate.memory(net.config, rows=1, optimizer=run.optim.name).optimizer
+        found = largest_that_fits(sizes, lambda rows: _tries(run, net, session, rows, spare))
+    else:
+        there = memory_of(session.device)
+        if there is None:
+            return sizes[0]
+        limit = FILLED * there
+        found = largest_that_fits(
+            sizes, lambda rows: sum(bytes_needed(run, net, session, rows).values()) <= limit
+        )
+    if found is None:
+        check(run, net, session, 1)
+        raise ValueError(
+            f"train.micro_batch_size=auto: not even one row of {net.config.context_length} tokens "
+            f"fits into the memory of {session.device}: lower model.context_length or model.d_model"
+        )
+    session.say(f"train.micro_batch_size=auto: {found} rows per forward pass")
+    return found
+
+
+def largest_that_fits(sizes: Iterable[int], fits: Callable[[int], bool]) -> int | None:
+    """The first of `sizes`, largest first, for which `fits` is true; None if it never is."""
+    return next((size for size in sizes if fits(size)), None)
+
+
+def _tries(run: Run, net: Model, session: Session, rows: int, spare: int) -> bool:
+    """Whether a forward and a backward pass fit beside `spare` bytes, the optimizer's state."""
+    place = session.device
+    try:
+        held = torch.empty(spare, dtype=torch.uint8, device=place)
+        ids = torch.zeros((rows, net.config.context_length), dtype=torch.int64, device=place)
+        with device.repeatable(place, run.train.deterministic, compiled=False):
+            torch.autograd.backward(net.loss(ids, ids, dtype=session.dtype))
+        del held
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        for parameter in net.parameters():
+            parameter.grad = None
+        torch.cuda.empty_cache()
+
+
+def _rough(net: Model, rows: int) -> float:
+    """Bytes that a step does not pass, by a formula: 16 a weight, 34 D and 4 F numbers a token.
+
+    Source of the activations: Korthikanti et al. 2022, "Reducing Activation Recomputation".
+    """
+    config = net.config
+    tokens = rows * config.context_length
+    width = 34 * config.d_model + 4 * config.feedforward_width
+    scores = 4 * config.n_heads * config.context_length
+    return 16 * net.n_parameters() + tokens * (
+        4 * config.n_layers * (width + scores) + 12 * net.embedding.num_embeddings
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
