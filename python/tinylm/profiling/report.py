@@ -22,7 +22,7 @@ def costs(run: Run, config: ModelConfig, place: torch.device, dtype: torch.dtype
     net = estimate.outline(config)
     # The largest batch of the run decides what memory it needs.
     batch = max(run.train.batch_sizes.values)
-    rows = min(run.train.micro_batch_size or batch, batch)
+    rows = min(run.train.micro_rows or batch, batch)
     memory = estimate.memory(config, rows=rows, optimizer=run.optim.name, dtype=dtype)
     operations = estimate.operations(net)
     per_step = batch * config.context_length
