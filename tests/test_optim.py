@@ -1,6 +1,8 @@
 """The optimizers against their formulas, and the course of the rate at its edges."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,8 +71,9 @@ def test_an_unknown_schedule_or_optimizer_is_named():
         optim.build(build(SMALL), OptimConfig(name="lion"))
 
 
-# Between which values the singular values above 0.003 of the norm end, by method and steps.
+# Between which values the singular values above 0.01 of the norm end, by method and steps.
 ENDS = {
+    ("polar_express", 2): (0.19, 1.97),
     ("polar_express", 3): (0.18, 1.87),
     ("polar_express", 5): (0.86, 1.13),
     ("newton_schulz", 5): (0.68, 1.21),
@@ -85,7 +88,7 @@ def test_orthogonalising_moves_the_singular_values_to_about_one(method, steps, s
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     near = u.T @ optim.orthogonalise(matrix[None], method, steps)[0] @ v.T
-    values = near.diagonal()[s > 0.003 * s.norm()]
+    values = near.diagonal()[s > 0.01 * s.norm()]
     low, high = ENDS[method, steps]
     assert ((values > low) & (values < high)).all()
     torch.testing.assert_close(near, torch.diag(near.diagonal()), rtol=0, atol=1e-9)
@@ -329,6 +332,24 @@ class OnGPU:
 
     def __invert__(self):
         return ~self.flag
+
+
+def test_a_step_does_not_import_the_compiler():
+    program = (
+        "import sys, torch\n"
+        "from tinylm import optim\n"
+        "from tinylm.config import OptimConfig\n"
+        "from tests.rungs.training import Weights\n"
+        "from numpy import ones\n"
+        "for name in optim.OPTIMIZERS:\n"
+        "    module = Weights({'a': ones((2, 3)), 'b': ones(3)}, {'a': 'matrix', 'b': 'gain'})\n"
+        "    optimizer = optim.build(module, OptimConfig(name=name))\n"
+        "    for p in module.parameters():\n"
+        "        p.grad = p.detach().clone()\n"
+        "    optimizer.step(1.0)\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_frozen_parameters_are_left_out():

@@ -45,7 +45,7 @@ class OptimConfig:
     )
     orthogonal_steps: int | None = setting(
         None,
-        "Number of these polynomials; default 3 for polar_express and 5 for newton_schulz.",
+        "Number of these polynomials; default 2 for polar_express and 5 for newton_schulz.",
         COUNT,
     )
     betas: tuple[float, float] = setting(

@@ -2,9 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import unwrap
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class LightOptimizer(torch.optim.Optimizer):
+    """An optimizer of torch that is made without importing torch's compiler, which is slow."""
+
+    add_param_group: Any = unwrap(torch.optim.Optimizer.add_param_group)
 
 
 def decay(

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinylm.optim.keeping import decay, kept_if
+from tinylm.optim.keeping import LightOptimizer, decay, kept_if
 from tinylm.optim.orthogonal import orthogonalise, working_dtype
 from tinylm.optim.whole import Whole
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(LightOptimizer):
     """Momentum, orthogonalised: every direction of a matrix moves by the same amount.
 
     m <- beta m + (1 - beta) g;  W <- W - lr (s O(g + beta (m - g)) + decay W), with

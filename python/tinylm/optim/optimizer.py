@@ -69,8 +69,9 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        # Not by torch's `zero_grad`, which imports its compiler.
+        for _, parameter in self._parameters():
+            parameter.grad = None
 
     def gradient_norm(self) -> Tensor:
         """2-norm of all gradients together, before clipping (scalar)."""

@@ -1,16 +1,21 @@
 """torch's AdamW and SGD, in their fused form, with what a run needs besides."""
 
+from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinylm.optim.keeping import decay, kept_if
+from tinylm.optim.keeping import LightOptimizer, decay, kept_if
 
 Groups = list[dict[str, Any]]
 
+# Without their wrappers, which import the compiler: a second and a half of every start.
+_ADAMW: Any = unwrap(torch.optim.AdamW.step)
+_SGD: Any = unwrap(torch.optim.SGD.step)
 
-class AdamW(torch.optim.AdamW):
+
+class AdamW(LightOptimizer, torch.optim.AdamW):
     """torch's fused AdamW; with `cautious`, its decay follows `keeping.decay`.
 
     If `found_inf` is set and not 0, a step changes nothing.
@@ -30,20 +35,20 @@ class AdamW(torch.optim.AdamW):
         super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True)
         self.cautious = cautious
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         if not self.cautious:
-            super().step()
+            _ADAMW(self)
             return
         amounts = [group["weight_decay"] for group in self.param_groups]
-        with torch.no_grad():
-            moved = [p for g in self.param_groups if g["weight_decay"] for p in g["params"]]
-            with kept_if(self.found_inf, moved):
-                for group in self.param_groups:
-                    self._decay(group)
-                    # The fused kernel knows no caution: it must not decay a second time.
-                    group["weight_decay"] = 0.0
-                super().step()
+        moved = [p for g in self.param_groups if g["weight_decay"] for p in g["params"]]
+        with kept_if(self.found_inf, moved):
+            for group in self.param_groups:
+                self._decay(group)
+                # The fused kernel knows no caution: it must not decay a second time.
+                group["weight_decay"] = 0.0
+            _ADAMW(self)
         for group, amount in zip(self.param_groups, amounts, strict=True):
             group["weight_decay"] = amount
 
@@ -58,7 +63,7 @@ class AdamW(torch.optim.AdamW):
             decay([parameter], [update], group["lr"] * group["weight_decay"], cautious=True)
 
 
-class SGD(torch.optim.SGD):
+class SGD(LightOptimizer, torch.optim.SGD):
     """torch's fused SGD. If `found_inf` is set and not 0, a step changes nothing."""
 
     found_inf: Tensor | None = None
@@ -66,6 +71,7 @@ class SGD(torch.optim.SGD):
     def __init__(self, groups: Groups, *, lr: float, momentum: float) -> None:
         super().__init__(groups, lr=lr, momentum=momentum, fused=True)
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
@@ -75,4 +81,4 @@ class SGD(torch.optim.SGD):
                     state = self.state[parameter]
                     if "momentum_buffer" not in state:
                         state["momentum_buffer"] = torch.zeros_like(parameter)
-        super().step()
+        _SGD(self)
