@@ -116,8 +116,7 @@ def test_two_ranks_have_the_gradients_and_updates_of_one_process(mode):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("world", "mode"), [(2, "ddp"), (2, "fsdp"), (4, "fsdp")])
 @pytest.mark.parametrize("tied", ["true", "false"])
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_ranks_have_the_gradients_and_updates_of_one_process(world, mode, tied, name):
