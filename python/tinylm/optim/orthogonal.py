@@ -131,10 +131,15 @@ def _directly(x: Tensor, coefficients: Coefficients, tight: bool) -> Tensor:
         gram = x @ x.mT
         if tight and place == 0:
             square, bound = _bound(gram)
-            x, rest = x * bound.rsqrt(), gram * (b / bound) + square * (c / bound.square())
+            # x / sqrt(bound) goes into the step: one pass over the Gram matrix less, and none over
+            # x.
+            root = bound.rsqrt()
+            step = torch.addcmul(gram * (b * root / bound), square, c * root / bound.square())
+            step.diagonal(dim1=-2, dim2=-1).add_(a * root[..., 0])
+            x = step @ x
         else:
             rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, rest, x, beta=a)
+            x = torch.baddbmm(x, rest, x, beta=a)
     return x
 
 
