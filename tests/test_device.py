@@ -89,3 +89,25 @@ def test_a_repeatable_step_does_not_fill_the_memory_that_it_allocates():
     with device.repeatable(torch.device("cpu")):
         assert not torch.utils.deterministic.fill_uninitialized_memory
     assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_a_gpu_is_found_by_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device.find("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="cuda:2: GPUs count from 0, and there are 2"):
+        device.find("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="cuda:1: torch finds none"):
+        device.find("cuda:1")
+
+
+def test_tf32_is_for_cuda_alone():
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (True, False):
+            device.use_tf32(torch.device("cuda"), allowed)
+            device.use_tf32(torch.device("cpu"), not allowed)
+            assert torch.backends.cuda.matmul.allow_tf32 == allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

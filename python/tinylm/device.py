@@ -40,13 +40,27 @@ DTYPES = {
 
 
 def find(name: str) -> torch.device:
-    """The device of a setting: auto takes cuda, then mps, then cpu; `ValueError` if not here."""
+    """The device of a setting, such as cuda:1; auto takes cuda, then mps, then cpu.
+
+    Raises `ValueError` if this machine has no such device.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next((kind for kind in ("cuda", "mps") if present[kind]), "cpu")
-    if not present.get(name, True):
+    kind, _, number = name.partition(":")
+    if not present.get(kind, True):
         raise ValueError(f"train.device={name}: torch finds none here; train.device=cpu works")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ValueError(
+            f"train.device={name}: GPUs count from 0, and there are {torch.cuda.device_count()}"
+        )
     return torch.device(name)
+
+
+def use_tf32(device: torch.device, allowed: bool) -> None:
+    """On CUDA, let float32 products use TF32 or not; nothing changes elsewhere."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def find_or_best(name: str) -> torch.device:

@@ -5,6 +5,7 @@ a property with its formula, never a setting. If users may extend the values of 
 registry, the field is a `str` with `choices`; otherwise it is a `Literal` of the implemented names.
 """
 
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
@@ -12,7 +13,6 @@ from tinylm.config.checks import check
 from tinylm.config.courses import Stairs, stairs
 from tinylm.config.distributed import DistributedConfig
 from tinylm.config.fields import (
-    Device,
     Dtype,
     Kind,
     NonFinite,
@@ -33,6 +33,8 @@ from tinylm.config.model import ModelConfig
 from tinylm.config.optim import OptimConfig
 from tinylm.config.profile import ProfileConfig
 from tinylm.config.sample import SampleConfig
+
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
 def is_folder_name(name: str) -> bool:
@@ -157,6 +159,11 @@ class TrainConfig:
         "that fit into memory. Default batch_size.",
         COUNT,
     )
+    tf32: bool = setting(
+        True,
+        "On CUDA, multiply float32 matrices with 10 bits after the point (TF32), several times "
+        "faster; sums stay float32.",
+    )
     activation_checkpointing: bool = setting(
         False,
         "Keep only the input of each block for the backward pass and compute the rest again: less "
@@ -176,8 +183,10 @@ class TrainConfig:
         COUNT,
         course=int,
     )
-    device: Device = setting(
-        "auto", "Device. auto takes the first of cuda, mps and cpu that is available."
+    device: str = setting(
+        "auto",
+        "Device: cpu, cuda, mps, or cuda:1 for the second GPU. auto takes the first of cuda, mps "
+        "and cpu that is available.",
     )
     dtype: Dtype = setting(
         "auto",
@@ -217,6 +226,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check("train", self)
         expand_home(self, "init", "resume")
+        limit = "expected auto or cpu or cuda or mps, or a GPU by its number such as cuda:1"
+        require(DEVICES.fullmatch(self.device) is not None, "train.device", self.device, limit)
         given = self.micro_batch_size
         if isinstance(given, str) and given != "auto":
             number = given.isascii() and given.isdecimal() and int(given) > 0

@@ -42,6 +42,7 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
     session = Session.start(run.train.device, run.train.dtype, trackers.say, place)
     if session.device.type == "cpu":
         device.keep_memory()
+    device.use_tf32(session.device, run.train.tf32)
     with ExitStack() as stack:
         first = stack.enter_context(distributed.meeting(place, session))
         home = stack.enter_context(Home(run)) if session.leads else None

@@ -49,6 +49,9 @@ class Session:
         on = device.find(device_name)
         if on.type == "cuda" and not place.alone:
             on = _own_gpu(place.local)
+        elif on.index is not None:
+            # Triton launches on the current GPU.
+            torch.cuda.set_device(on)
         dtype = device.pick_dtype(dtype_name, on)
         return cls(
             device=on, dtype=dtype, rank=place.rank, world=place.world, say=say, mode=place.mode
