@@ -29,7 +29,7 @@ ROWS = [
     {"checkpoint"},
     {"sample", "profiling"},
     {"evaluate", "lora"},
-    {"train"},
+    {"train", "lightning"},
     {"__init__", "__main__"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

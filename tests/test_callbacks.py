@@ -79,6 +79,7 @@ def test_a_callback_may_end_the_run_and_one_that_raises_ends_nothing():
     assert (short / "checkpoints/step-00000002").is_dir()
 
 
+@pytest.mark.slow
 def test_watching_changes_no_weight():
     seen = []
     one = train(settings(*TINY, "out=one"), noting(seen))

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -36,6 +38,7 @@ def test_the_norms_of_the_roles_make_up_the_norm_of_all():
         assert whole == pytest.approx(record["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_records_the_means_of_all_steps_since_the_last_record():
     every = [*TINY, "checkpoint.every=1", "checkpoint.keep=9", "evaluate.every=0", "train.steps=9"]
     whole = train(settings(*every, "out=whole"))
@@ -49,6 +52,7 @@ def test_a_resumed_run_records_the_means_of_all_steps_since_the_last_record():
     assert mine == theirs[2:]
 
 
+@pytest.mark.slow
 def test_a_profile_has_a_trace_and_a_table_with_the_ranges(capsys):
     names = ("track.names=[console,jsonl]", "profile.steps=2", "profile.start=3")
     folder = train(settings(*TINY, *names, "out=run"))
@@ -67,6 +71,21 @@ def test_a_profile_has_a_trace_and_a_table_with_the_ranges(capsys):
     parts = dict(part.rsplit(" ", 1) for part in line.split(", "))
     assert set(parts) >= {"setup", "first step", "steps", "evaluation", "samples", "saving"}
     assert out.splitlines()[-1].startswith("bits per byte: ")
+
+
+@pytest.mark.slow
+def test_a_run_that_compiles_nothing_imports_no_compiler():
+    code = (
+        "import sys; from tinylm import config; from tinylm.train import train; "
+        "train(config.load(None, sys.argv[1:])); "
+        "print([m for m in ('torch._dynamo', 'torch._inductor', 'matplotlib', 'sympy') "
+        "if m in sys.modules])"
+    )
+    for name in ("muon", "adamw", "sgd"):
+        changes = (f"out={name}", f"optim.name={name}", "track.names=[jsonl,plot]")
+        command = [sys.executable, "-c", code, *TINY, "train.compile=false", *changes]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
 
 
 def test_steps_that_are_not_there_cannot_be_profiled():

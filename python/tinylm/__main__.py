@@ -44,6 +44,7 @@ MAP = (
     Row("loss, steps", "train"),
     Row("loss, steps", "track"),
     Row("loss, steps", "profiling"),
+    Row("loss, steps", "lightning"),
     Row("checkpoint", "checkpoint"),
     Row("checkpoint", "convert"),
     Row("checkpoint", "lora"),
