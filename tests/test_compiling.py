@@ -34,7 +34,7 @@ class Case:
         self.said = []
         place = torch.device("cpu")
         self.session = SimpleNamespace(
-            device=place, dtype=torch.float32, world=1, say=self.said.append
+            device=place, dtype=torch.float32, world=1, mode="none", say=self.said.append
         )
 
     def wanted(self, **state):
@@ -150,3 +150,10 @@ def test_the_key_tells_models_batches_and_threads_apart():
     case.session.dtype = torch.bfloat16
     keys.add(compiling.key_of(case.run, case.net, case.session))
     assert len(keys) == 4
+
+
+def test_several_processes_are_not_measured():
+    for steps in (499, 500):
+        case = Case(steps)
+        case.session.mode = "fsdp"
+        assert case.wanted() == (steps == 500)

@@ -24,7 +24,7 @@ class Case:
         self.run = config.load(None, ["train.batch_size=12", *overrides])
         self.net, self.said = model.build(SMALL), []
         self.session = SimpleNamespace(
-            device=CPU, dtype=torch.float32, world=1, say=self.said.append
+            device=CPU, dtype=torch.float32, world=1, mode="none", say=self.said.append
         )
         needed = self.needed(12)
         monkeypatch.setattr(fitting, "memory_of", lambda place: int(share * needed))

@@ -35,6 +35,7 @@ LEAST_STEPS = 200
 GUESSED_SECONDS, GUESSED_GAIN = 40.0, 0.2
 # Steps that are timed, of which the fastest counts: others can only slow one down.
 TIMED = 3
+# What is compiled where nothing is measured: runs of several processes.
 COMPILED_BEFORE = 500
 # Models whose times are remembered; the file stays below 64 KiB.
 REMEMBERED = 200
@@ -147,6 +148,9 @@ def wanted(run: Run, net: Model, session: Session, begun: Training | None) -> bo
     steps = run.train.steps
     if steps < LEAST_STEPS or session.device.type not in ("cpu", "cuda") or not _can(False, say):
         return False
+    if session.mode != "none":
+        # The times of one process are not those of many, and under FSDP it may lack the memory.
+        return steps >= COMPILED_BEFORE
     key = key_of(run, net, session)
     times = recall(key)
     if times is None:

@@ -45,7 +45,9 @@ def fit(run: Run, net: Model, session: Session, begun: Training | None, first: F
             find = partial(micro_batch_size, run, net, session)
             found = first("micro_batch_size", find, str, int)
         run = replace(run, train=replace(train, micro_batch_size=found))
-    check(run, net, session, min(run.train.micro_rows or largest, largest))
+    # Under FSDP each process holds a share of what is estimated.
+    if session.mode != "fsdp":
+        check(run, net, session, min(run.train.micro_rows or largest, largest))
     return run
 
 
