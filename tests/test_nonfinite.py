@@ -5,13 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tests.test_resume import snapshot
 from tests.test_train import SMALL, TEXT, settings, weights
-from tinylm import checkpoint, config
+from tinylm import checkpoint, config, optim
+from tinylm.config import ModelConfig
+from tinylm.data import Batch
+from tinylm.model import Model
 from tinylm.train import NonFiniteError, Trainer, nonfinite, train
+from tinylm.train.distributed import Spread
 from tinylm.train.nonfinite import MOST_SKIPPED, first_bad
 from tinylm.train.scaling import FIRST, FLOOR, GROWTH, PATIENCE, SHRINK, LossScale
+from tinylm.train.session import Session
+from tinylm.train.state import Progress
+from tinylm.train.step import Stepper
 
 BAD = (float("nan"), float("inf"), -float("inf"))
 PLAIN = ["evaluate.every=0", "checkpoint.every=0", "track.names=[]", "model.n_layers=1"]
@@ -227,3 +235,50 @@ def test_an_infinite_gradient_of_a_scaled_loss_is_no_failure_until_the_scale_is_
 
     half = [*SMALL, *PLAIN, "train.dtype=float16", "train.steps=40"]
     within(monkeypatch, config.load(None, half), experiment)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_cuda_the_host_reads_no_number_of_a_step(name, dtype, monkeypatch):
+    # Tensors that say they are on CUDA and hold no number: to read one raises. Their backward pass
+    # needs a real GPU, so the gradients are given.
+    read = []
+    monkeypatch.setattr(nonfinite, "to_host", lambda number: (read.append(number), Never()))
+    run = config.load(None, [f"optim.name={name}", "train.nonfinite=skip"])
+    place, shape = (
+        torch.device("cuda", 0),
+        ModelConfig(vocab_size=64, n_layers=1, d_model=32, n_heads=2),
+    )
+    with FakeTensorMode(), place:
+        net = Model(shape)
+        session = Session(device=place, dtype=dtype, rank=0, world=1, say=print)
+        stepper = Stepper(
+            run=run,
+            context_length=16,
+            loss=net.loss,
+            spread=Spread(net.loss),
+            optimizer=optim.build(net, run.optim),
+            session=session,
+            say=print,
+        )
+
+        def backward(batch, step):
+            for parameter in net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            return torch.ones(())
+
+        monkeypatch.setattr(stepper, "_backward", backward)
+        tokens, progress = torch.zeros(4, 16, dtype=torch.int64), Progress()
+        for _ in range(3):
+            stepper(Batch(tokens, tokens), progress)
+            stepper.settle(progress)
+        with pytest.raises(DataDependentOutputException):
+            read[0].item()
+    assert len(read) == progress.step == 3
+
+
+class Never:
+    """An arrival that is still to come."""
+
+    def query(self):
+        return False

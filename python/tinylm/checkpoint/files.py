@@ -162,7 +162,9 @@ def remove(folder: Path) -> None:
         # The rename must be on disk before the first file goes: a loss of power then leaves a whole
         # checkpoint or a draft, never half a checkpoint.
         disk.sync(folder.parent)
-        shutil.rmtree(doomed)
+        # rmtree names a file without its folder.
+        with disk.naming(doomed):
+            shutil.rmtree(doomed)
 
 
 def _draft(folder: Path, stack: ExitStack) -> tuple[Path, int]:
@@ -195,7 +197,8 @@ def _swap(draft: Path, folder: Path) -> None:
             raise
         disk.sync(folder.parent)
         if aside is not None:
-            shutil.rmtree(aside)
+            with disk.naming(aside):
+                shutil.rmtree(aside)
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
