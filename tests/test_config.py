@@ -252,6 +252,8 @@ def runs(draw: st.DrawFn) -> Run:
             "data.stride",
             "name both",
             "n_layers=",
+            "has no effect without lora.rank",
+            "lora.rank=",
         ):
             assume(words not in str(error))
         raise
