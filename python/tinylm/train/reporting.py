@@ -112,11 +112,6 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
                 f"answers    {total.share:.0%} of {total.asked} held-out tasks are right "
                 f"(the commonest answer: {total.guess:.0%})"
             )
-    if 0 <= progress.best_step < progress.step and progress.best_loss < scores.loss:
-        lines.append(
-            f"best       step {progress.best_step}: {progress.best_loss:.4f} nats per token "
-            f"({folder / 'best'} in a command is that checkpoint)"
-        )
     results["seconds"] = seconds()
     if trainer.session.leads:
         record = read_json(folder / "run.json")
@@ -157,7 +152,7 @@ def _speed(trainer: Trainer) -> str:
 
 
 def _best(trainer: Trainer) -> str:
-    """The step with the lowest validation loss, and its checkpoint."""
+    """The step with the lowest validation loss, and its checkpoint, also known as RUN/best."""
     progress = trainer.progress
     path = checkpoint.path_of(trainer.folder, progress.best_step)
     return f"best       step {progress.best_step}, loss {progress.best_loss:.4f}: {path}"
