@@ -191,6 +191,8 @@ def test_the_first_bad_tensor_is_found_without_the_host(dtype):
         assert first_bad(torch.tensor(bad), spoiled) == 0
     # Each is finite, and the sum of their squares is not.
     assert first_bad(torch.ones(()), [torch.full((2,), 3e38)]) == 2
+    # A weight without rows in this process has nothing that could be bad.
+    assert first_bad(torch.ones(()), [torch.ones(0, 2), torch.full((2,), BAD[0])]) == 2
 
 
 def test_the_scale_moves_as_that_of_torch():

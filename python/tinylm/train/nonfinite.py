@@ -41,8 +41,10 @@ def first_bad(loss: Tensor, gradients: list[Tensor]) -> Tensor:
 
     A whole number (scalar) on the device of `loss`; the host waits for nothing.
     """
+    # Under FSDP a process may hold no row of a small weight, and no numbers have no largest.
+    filled = [part if part.numel() else part.new_zeros(1) for part in gradients]
     # The largest entry and not the 2-norm, which passes the largest float32 sooner.
-    sizes = torch._foreach_norm(gradients, float("inf"))
+    sizes = torch._foreach_norm(filled, float("inf"))
     sound = torch.stack([loss.float(), *(size.float() for size in sizes)]).isfinite()
     # The last place holds no tensor: if all are finite, only their norm is not.
     places = torch.arange(len(sound) + 1, device=loss.device)
