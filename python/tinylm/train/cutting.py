@@ -25,10 +25,11 @@ class Cuts:
 
     def __init__(self, loader: Loader, settings: TrainConfig) -> None:
         self.loader, self.settings = loader, settings
-        # The rows that are being cut, the place of the loader before them, and the pieces used.
+        # The rows that are being cut, the place of the loader before them, the tokens of a piece,
+        # the pieces used, and the rows of each batch among them.
         self.rows: Batch | None = None
         self.before: dict[str, Any] = {}
-        self.length = self.used = 0
+        self.length = self.used = self.batch = 0
 
     def take(self, step: int) -> Batch:
         """This process's rows of a step, whole [B, T] or pieces [B T / L, L]."""
@@ -49,24 +50,30 @@ class Cuts:
         """The place of the loader, and what was used of the rows that follow it, if any."""
         if self.rows is None:
             return self.loader.state(), None
-        return self.before, {"length": self.length, "used": self.used}
+        return self.before, {"length": self.length, "used": self.used, "batch": self.batch}
 
-    def restore(self, place: dict[str, Any], cut: dict[str, int] | None, step: int) -> None:
-        """Go on where `state` was taken, before step `step`."""
+    def restore(self, place: dict[str, Any], cut: dict[str, int] | None) -> None:
+        """Go on where `state` was taken."""
         self.loader.restore(place)
         self.rows = None
         if cut is not None:
-            self._open(step - cut["used"], length=cut["length"])
+            # Not by the courses: another train.steps may give another length or batch here, and
+            # the rows that were begun must be cut as they were.
+            self._read(cut["batch"], cut["length"])
             self.used = cut["used"]
 
-    def _open(self, step: int, length: int | None = None) -> None:
+    def _open(self, step: int) -> None:
         """Read the rows of the steps from `step` on that are cut together."""
-        progress = step / self.settings.steps
-        self.loader.batch_size = self.settings.batch_sizes.at(progress)
+        progress, lengths = step / self.settings.steps, self.settings.sequence_lengths
+        length = None if lengths is None else lengths.at(progress)
+        self._read(self.settings.batch_sizes.at(progress), length)
+
+    def _read(self, batch: int, length: int | None) -> None:
+        """Read as many batches of `batch` rows as are cut together; None does not cut them."""
+        self.loader.batch_size = self.batch = batch
         self.before, self.used = self.loader.state(), 0
         read = [next(self.loader)]
         whole = read[0].tokens.size(1)
-        lengths = self.settings.sequence_lengths
-        self.length = length or (whole if lengths is None else lengths.at(progress))
+        self.length = length or whole
         read += [next(self.loader) for _ in range(whole // self.length - 1)]
         self.rows = Batch.joined(read)

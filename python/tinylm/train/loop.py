@@ -340,7 +340,7 @@ class Trainer:
         out_of_patience = patience is not None and self.progress.without_better >= patience
         self.ended = out_of_patience and self.run.train.steps <= length
         self.stepper.optimizer.load_state(training.optimizer)
-        self.cuts.restore(state.loader, state.cut, self.progress.step)
+        self.cuts.restore(state.loader, state.cut)
         if self.stepper.scale is not None and state.scale is not None:
             self.stepper.scale.load_state(state.scale)
         given, began = torch.get_num_threads(), state.threads
