@@ -19,6 +19,7 @@ from tinylm.checkpoint import Training
 from tinylm.config import Run
 from tinylm.model import Model
 from tinylm.profiling import estimate
+from tinylm.train import finetuning
 from tinylm.train.distributed import First
 from tinylm.train.session import Session
 
@@ -34,14 +35,16 @@ MEMINFO = Path("/proc/meminfo")
 def fit(run: Run, net: Model, session: Session, begun: Training | None, first: First) -> Run:
     """The run with a number for `train.micro_batch_size=auto`, checked against the memory.
 
-    A run that goes on from `begun` keeps the number that it found: with another one its weights
-    would differ in the last digits.
+    A run that goes on from `begun` keeps the number that it found, if it still divides every batch:
+    with another one its weights would differ in the last digits.
     """
     train = run.train
     largest = max(1, max(train.batch_sizes.values) // session.world)
     if train.micro_batch_size == "auto":
         found = None if begun is None else begun.state.get("micro_batch")
-        if found is None:
+        own = [max(1, rows // session.world) for rows in train.batch_sizes.values]
+        # With other batches, or another number of processes, it may leave rows over.
+        if found is None or any(rows % min(found, rows) for rows in own):
             find = partial(micro_batch_size, run, net, session)
             found = first("micro_batch_size", find, str, int)
         run = replace(run, train=replace(train, micro_batch_size=found))
@@ -75,8 +78,9 @@ def bytes_needed(run: Run, net: Model, session: Session, rows: int) -> dict[str,
         # The input of every block, and all of one.
         stream = rows * net.config.context_length * net.config.d_model * dtype.itemsize
         activations = activations // net.config.n_layers + stream * net.config.n_layers
+    moved = round(_trained_share(net) * (costs.gradients + costs.optimizer))
     return {
-        "weights": costs.weights + costs.gradients + costs.optimizer + costs.casts,
+        "weights": costs.weights + costs.casts + moved,
         "activations": activations,
         "logits": costs.logits,
     }
@@ -115,7 +119,8 @@ def micro_batch_size(run: Run, net: Model, session: Session) -> int:
     common = math.gcd(*(max(1, rows // session.world) for rows in run.train.batch_sizes.values))
     sizes = [rows for rows in range(common, 0, -1) if common % rows == 0]
     if session.device.type == "cuda":
-        spare = estimate.memory(net.config, rows=1, optimizer=run.optim.name).optimizer
+        whole = estimate.memory(net.config, rows=1, optimizer=run.optim.name).optimizer
+        spare = round(_trained_share(net) * whole)
         found = largest_that_fits(sizes, lambda rows: _tries(run, net, session, rows, spare))
     else:
         there = memory_of(session.device)
@@ -159,7 +164,7 @@ def _tries(run: Run, net: Model, session: Session, rows: int, spare: int) -> boo
 
 
 def _rough(net: Model, rows: int) -> float:
-    """Bytes that a step does not pass, by a formula: 16 a weight, 34 D and 4 F numbers a token.
+    """An upper bound of the bytes of a step: 16 per weight, 34 D + 4 F numbers per token.
 
     Source of the activations: Korthikanti et al. 2022, "Reducing Activation Recomputation".
     """
@@ -170,6 +175,11 @@ def _rough(net: Model, rows: int) -> float:
     return 16 * net.n_parameters() + tokens * (
         4 * config.n_layers * (width + scores) + 12 * net.embedding.num_embeddings
     )
+
+
+def _trained_share(net: Model) -> float:
+    """The share of the parameters that have gradients and a state of the optimizer."""
+    return finetuning.trainable(net) / net.n_parameters()
 
 
 def _gib(count: int) -> str:

@@ -60,8 +60,9 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
         validation = Dataset.open(shards, split="val")
         prompt = prompts.first_words(run, validation, net, tokenizer)
         begun = None if resumed is None else resumed.training
-        run = fitting.fit(run, net, session, begun, first)
+        # Before `fit`, which measures what a step needs.
         net.activation_checkpointing = run.train.activation_checkpointing
+        run = fitting.fit(run, net, session, begun, first)
         compiled = first(
             "compile", lambda: compiling.wanted(run, net, session, begun), str, "True".__eq__
         )

@@ -104,6 +104,7 @@ class Stepper:
         # A shorter row counts for its share of a whole one.
         share_of_row = self.context_length // batch.tokens.size(1)
         size = min((settings.micro_rows or rows) * share_of_row, rows)
+        assert rows % size == 0, "checked with the settings: every row is in a micro-batch"
         for micro in range(rows // size):
             part = batch.rows(slice(micro * size, (micro + 1) * size))
             places = _places(part, settings, step)
