@@ -32,12 +32,13 @@ class Copies:
         """Copies of `tensors`; those from CUDA have arrived when the device has done its work."""
         taken = {}
         for name, tensor in tensors.items():
-            old, key = self.buffers.get(f"{kind}/{name}"), f"{kind}/{name}"
+            key, cuda = f"{kind}/{name}", tensor.device.type == "cuda"
+            old = self.buffers.get(key)
             if old is None or old.shape != tensor.shape or old.dtype != tensor.dtype:
-                pinned = tensor.device.type == "cuda"
-                old = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                old = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=cuda)
                 self.buffers[key] = old
-            taken[name] = old.copy_(tensor.detach(), non_blocking=True)
+            # Only of copies from CUDA the writer learns when they have arrived (`_arrival`).
+            taken[name] = old.copy_(tensor.detach(), non_blocking=cuda)
         return taken
 
     def of(self, taken: Content) -> Content:
