@@ -78,7 +78,7 @@ class Trainer:
         self.model.train()
         self.tell("on_start")
         # Left in the opposite order: a second Ctrl-C also ends the waiting for a checkpoint.
-        with Signals() as signals, self.writer:
+        with Signals() as signals, self.writer, self.tracer:
             while self.progress.step < self.run.train.steps and not self.ended:
                 first = "first step" if "first step" not in self.clock.spent else "steps"
                 try:
@@ -106,7 +106,6 @@ class Trainer:
                     raise Interrupted(path, received)
             # Before the end is scored: what is trained is not lost to what comes after.
             self.save()
-            self.tracer.end()
         self.tell_saved()
 
     def tell(

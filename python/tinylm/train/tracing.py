@@ -1,9 +1,10 @@
 """A profile of a few steps: a trace for a browser, and a table to read (`profile.steps`)."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from tinylm import ops
 from tinylm.config.profile import ProfileConfig
 from tinylm.model import Model
+from tinylm.train.signals import Interrupted
 from tinylm.train.step import Stepper
 
 # The ranges that the code of TinyLM marks, in the order of a step.
@@ -20,11 +22,12 @@ RANGES = ("data", "forward", "embed", "attention", "feedforward", "loss", "optim
 ROWS = 25
 
 
-class Tracer:
+class Tracer(AbstractContextManager["Tracer"]):
     """Profiles the steps that `settings` name, of those that this process takes.
 
     While no step is profiled, nothing is marked and nothing is wrapped: a step costs what it
-    costs without this class. A compiled model shows no parts: the compiler has mixed them.
+    costs without this class. A compiled model, or one under DDP, shows no parts. Leaving the `with`
+    block ends a profile that is still open.
     """
 
     def __init__(self, settings: ProfileConfig, folder: Path, net: Model, stepper: Stepper) -> None:
@@ -37,6 +40,18 @@ class Tracer:
         self._open: ExitStack | None = None
         self._profile: Any = None
         self.written: Path | None = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None or isinstance(error, Interrupted):
+            self.end()
+        else:
+            # Half a step was recorded: nothing is written of it.
+            self._drop()
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -103,13 +118,18 @@ class Tracer:
         """End the profile, if one is open, and write its files."""
         if self._open is None:
             return
-        opened, self._open = self._open, None
-        opened.close()
+        self._drop()
         self._folder.mkdir(exist_ok=True)
         self._profile.export_chrome_trace(str(self._folder / "trace.json"))
         steps = self._taken - self._settings.start
         (self._folder / "table.txt").write_text(table(self._profile, steps), encoding="utf-8")
         self.written, self._profile = self._folder, None
+
+    def _drop(self) -> None:
+        """Stop recording, and take every mark off the model and the optimizer."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened.close()
 
 
 def table(profiled: Any, steps: int) -> str:
