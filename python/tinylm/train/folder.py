@@ -131,10 +131,14 @@ def _lock(folder: Path) -> disk.Lock:
 
 
 def _refuse_unfit(run: Run, home: Path) -> None:
-    """Raise `ConfigError` if the run changes the model, tokenizer or optimizer it resumes from."""
+    """Raise `ConfigError` if the run changes the model, tokenizer or optimizer it resumes from.
+
+    Adapters and frozen weights count as the model: the optimizer has a state of the others alone.
+    """
     for key in _differences(run, home):
         # The state of one optimizer does not fit another. Rates and lengths may change.
-        if key.startswith(("model.", "tokenizer.")) or key == "optim.name":
+        fixed = key.startswith(("model.", "tokenizer.", "lora."))
+        if fixed or key in ("optim.name", "train.freeze"):
             raise ConfigError(
                 f"train.resume={run.train.resume}: {key} differs from the run's ({home}); repeat "
                 f"it, or start from its weights alone with train.init="
