@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader
 from tinylm import device, optim
 from tinylm.config import Run
 from tinylm.data import Batch, Dataset, Loader
+from tinylm.data.turns import answers
 from tinylm.model import Model
 from tinylm.ops import IGNORED
+from tinylm.tokenizer import Tokenizer
 
 
 class Joined(torch.optim.Optimizer):
@@ -67,12 +69,18 @@ class TinyModule(lightning.LightningModule):  # type: ignore[misc]
     def __init__(self, model: Model, run: Run) -> None:
         super().__init__()
         train = run.train
-        if len(train.batch_sizes.points) > 1 or train.sequence_lengths or train.windows:
-            raise ValueError(
-                "train.batch_size, train.sequence_length and train.window are courses here: "
-                "TinyModule trains with one shape, so give one batch_size and neither of the others"
-            )
+        for key, value in (
+            ("batch_size", train.batch_size if len(train.batch_sizes.points) > 1 else None),
+            ("sequence_length", train.sequence_length),
+            ("window", train.window),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"train.{key}={value}: TinyModule trains on whole rows and batches of one "
+                    f"size: give one batch_size, and neither sequence_length nor window"
+                )
         self.model, self.run = model, run
+        model.activation_checkpointing = train.activation_checkpointing
 
     def configure_optimizers(self) -> Joined:
         """The optimizer of the run."""
@@ -115,12 +123,13 @@ class TinyModule(lightning.LightningModule):  # type: ignore[misc]
 class TinyData(lightning.LightningDataModule):  # type: ignore[misc]
     """The batches of a run from a folder of shards, in the order of `tinylm.train`.
 
-    With several processes each gets its own rows of every global batch.
+    Shards of conversations need the `tokenizer`, unless `data.loss` is all. With several processes
+    each gets its own rows of every global batch.
     """
 
-    def __init__(self, shards: str | Path, run: Run) -> None:
+    def __init__(self, shards: str | Path, run: Run, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
-        self.shards, self.run = Path(shards), run
+        self.shards, self.run, self.tokenizer = Path(shards), run, tokenizer
 
     def train_dataloader(self) -> Loader:
         """The training batches, without end."""
@@ -134,8 +143,9 @@ class TinyData(lightning.LightningDataModule):  # type: ignore[misc]
 
     def _loader(self, split: str, order: Any) -> Loader:
         run, trainer = self.run, self.trainer
+        dataset = Dataset.open(self.shards, split=split)
         return Loader(
-            Dataset.open(self.shards, split=split),
+            dataset,
             batch_size=run.train.batch_sizes.at(0),
             context_length=run.model.context_length,
             order=order,
@@ -145,5 +155,7 @@ class TinyData(lightning.LightningDataModule):  # type: ignore[misc]
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
             threads=run.data.threads,
-            documents=run.data.document_mask,
+            keep=answers(run.data.loss, dataset, self.tokenizer),
+            # As in `tinylm.train`, the validation text is read without a mask.
+            documents=run.data.document_mask and split == "train",
         )

@@ -41,7 +41,17 @@ class Answers:
         return targets.masked_fill(open_since <= shut_since, IGNORED)
 
 
-def answers(setting: str, dataset: Dataset, tokenizer: "Tokenizer") -> Answers | None:
-    """What `data.loss` asks for: None where every target counts; auto goes by the dataset."""
+def answers(setting: str, dataset: Dataset, tokenizer: "Tokenizer | None") -> Answers | None:
+    """What `data.loss` asks for: None where every target counts; auto goes by the dataset.
+
+    `ValueError` if the assistant's words are to be found without a tokenizer.
+    """
     wanted = dataset.kind == "chat" if setting == "auto" else setting == "assistant"
-    return Answers(tokenizer) if wanted else None
+    if not wanted:
+        return None
+    if tokenizer is None:
+        raise ValueError(
+            f"data.loss={setting}: only the tokenizer knows which tokens of {dataset.folder} are "
+            f"the assistant's: pass tokenizer=, or set data.loss=all"
+        )
+    return Answers(tokenizer)
