@@ -105,6 +105,8 @@ def read(folder: Path, model: Model) -> None:
         if not tensor.isfinite().all():
             raise ValueError(f"{folder / ADAPTER}: {name} has numbers that are not finite")
         found[f"{names[module]}.{leaf}"] = tensor
+    if not found:
+        raise ValueError(f"{folder / ADAPTER}: holds no adapter: take the file that PEFT saved")
     targets = dict.fromkeys(name.rpartition(".")[0] for name in found)
     rank = int(given["r"])
     lora.adapt(
