@@ -117,9 +117,11 @@ def memory(
     optimizer: str,
     dtype: torch.dtype = torch.float32,
     length: int | None = None,
+    checkpointing: bool = False,
 ) -> Memory:
     """Estimate the bytes of one training step over a micro-batch of `rows` rows.
 
+    With `checkpointing` a block keeps only its input (`train.activation_checkpointing`).
     `dtype` is that of the products; weights, gradients and the optimizer's state are float32. An
     optimizer that is not in `STATES` is taken for AdamW. With a compiler the activations are an
     upper bound: it recomputes some. Needs `config.vocab_size`.
@@ -132,12 +134,17 @@ def memory(
     mixed = dtype != torch.float32
     state = sum(number * kept.get(role, kept[""]) for role, number in counts.items())
     size = dtype.itemsize
+    activations = _activations(net, rows, length, dtype)
+    if checkpointing:
+        # The input of every block, and all of the one that is computed again.
+        inputs = config.n_layers * rows * length * config.d_model * size
+        activations = activations // config.n_layers + inputs
     return Memory(
         weights=4 * n_parameters,
         gradients=4 * n_parameters,
         optimizer=4 * state,
         casts=size * counts.get("matrix", 0) if mixed else 0,
-        activations=_activations(net, rows, length, dtype),
+        activations=activations,
         logits=_logits(rows * length, net.embedding.num_embeddings, size),
         kv_per_token=sum(2 * state.heads * state.size * size for state in net.decode_states()),
     )

@@ -23,12 +23,18 @@ def costs(run: Run, config: ModelConfig, place: torch.device, dtype: torch.dtype
     # The largest batch of the run decides what memory it needs.
     batch = max(run.train.batch_sizes.values)
     rows = min(run.train.micro_rows or batch, batch)
-    memory = estimate.memory(config, rows=rows, optimizer=run.optim.name, dtype=dtype)
+    memory = estimate.memory(
+        config,
+        rows=rows,
+        optimizer=run.optim.name,
+        dtype=dtype,
+        checkpointing=run.train.activation_checkpointing,
+    )
     operations = estimate.operations(net)
     per_step = batch * config.context_length
     peak = device.peak_flops(place, dtype)
     seconds = estimate.seconds_per_step(per_step * operations.total, peak)
-    parameters = net.n_parameters()
+    parameters, all_rows = net.n_parameters(), run.train.rows(run.train.steps)
     return {
         "parameters": {
             "total": parameters,
@@ -60,9 +66,9 @@ def costs(run: Run, config: ModelConfig, place: torch.device, dtype: torch.dtype
             "tokens per step": per_step,
             "seconds per step": seconds,
             "steps": run.train.steps,
-            "seconds of all steps": seconds * run.train.steps,
+            "seconds of all steps": seconds * all_rows / batch,
         },
-        "tokens per parameter": run.train.steps * per_step / parameters,
+        "tokens per parameter": all_rows * config.context_length / parameters,
     }
 
 

@@ -71,17 +71,17 @@ def memory_of(place: torch.device) -> int | None:
 
 def bytes_needed(run: Run, net: Model, session: Session, rows: int) -> dict[str, int]:
     """Estimated bytes of a step over `rows` rows, by what they hold."""
-    optimizer, dtype = run.optim.name, session.dtype
-    costs = estimate.memory(net.config, rows=rows, optimizer=optimizer, dtype=dtype)
-    activations = costs.activations
-    if run.train.activation_checkpointing:
-        # The input of every block, and all of one.
-        stream = rows * net.config.context_length * net.config.d_model * dtype.itemsize
-        activations = activations // net.config.n_layers + stream * net.config.n_layers
+    costs = estimate.memory(
+        net.config,
+        rows=rows,
+        optimizer=run.optim.name,
+        dtype=session.dtype,
+        checkpointing=run.train.activation_checkpointing,
+    )
     moved = round(_trained_share(net) * (costs.gradients + costs.optimizer))
     return {
         "weights": costs.weights + costs.casts + moved,
-        "activations": activations,
+        "activations": costs.activations,
         "logits": costs.logits,
     }
 
