@@ -378,6 +378,7 @@ def test_null_is_refused_where_nothing_can_be_off():
         (["model=small"], None),
         (["train.steps=5", "model.n_layers=2"], None),
         (["optim=adamw"], None),
+        (["train.init=runs/base"], None),
     ],
 )
 def test_a_command_without_a_recipe_takes_the_one_of_the_default_run(given, recipe):

@@ -98,11 +98,11 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
 def general_recipe(overrides: Iterable[str]) -> str | None:
     """Return the recipe that a command without one takes: stdlib, or None for the plain defaults.
 
-    None if a preset or a setting of the model is given: the recipe's other settings are for its own
-    model.
+    None if a preset, a setting of the model or train.init is given: the recipe's other settings,
+    such as rows that grow to 2,048 tokens, are for its own model.
     """
     keys = [override.partition("=")[0] for override in overrides]
-    own = any(key in SECTIONS or key.startswith("model.") for key in keys)
+    own = any(key in SECTIONS or key == "train.init" or key.startswith("model.") for key in keys)
     return None if own else GENERAL
 
 

@@ -17,7 +17,8 @@ Train a language model: text, tokenizer, shards, model, steps, checkpoint. Witho
 learns the Python standard library of this machine: about three minutes on two CPU cores.
 
   NAME|FILE        a recipe ({recipes}) or your YAML file;
-                   default stdlib, or if a preset or a setting of the model is given, what is below
+                   default stdlib; if a preset, a setting of the model or train.init is given,
+                   the settings below
   --print-config   print the resolved settings as YAML and stop
   --help           print this text
 

@@ -280,7 +280,7 @@ def loader(
         if context_length % length:
             raise ConfigError(
                 f"train.sequence_length={length}: must divide the context length of the model, "
-                f"{context_length}"
+                f"{context_length}: choose another, or null for whole rows"
             )
     dataset = Dataset.open(shards, split="train")
     return Loader(
