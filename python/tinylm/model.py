@@ -7,10 +7,13 @@ Weights start as follows:
 
 | parameter                    | start                                        |
 |------------------------------|----------------------------------------------|
-| embeddings                   | normal, deviation 0.02                       |
+| embeddings                   | normal, deviation 0.02; 0.3 if they are      |
+|                              | normed and the head is untied                |
+| value embeddings, bigrams    | zero                                         |
 | untied head, branch outputs  | zero: every block begins as the identity     |
 | other matrices               | normal, deviation 0.6 / sqrt(inputs)         |
 | norm weights, biases         | one, zero                                    |
+| shares of `layers.mixing`    | the part changes nothing; 1/2 for `key_mix`  |
 
 `model.start=copying` sets some of them to weights that copy (`tinylm.layers.copying`).
 """

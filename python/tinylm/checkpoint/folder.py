@@ -55,7 +55,7 @@ class Content:
     """What a checkpoint will hold, taken from a model at one moment.
 
     `weights` and the optimizer's state are the model's own tensors, or copies on the host
-    (`tinylm.checkpoint.copies`); `files` are the small files beside them.
+    (`tinylm.checkpoint.background`); `files` are the small files beside them.
     """
 
     model: Model
@@ -141,8 +141,8 @@ def load(
     """A run, a checkpoint or a transformers folder to its model, in eval mode, and its tokenizer.
 
     A run gives its newest checkpoint that verifies (see `latest`), `RUN/best` the one with the
-    lowest validation loss. A checkpoint is verified
-    first; `verify=False` reads it as it is, for files that were edited. The tokenizer is None if
+    lowest validation loss. A checkpoint is verified first; `verify=False` reads it as it is, for
+    files that were edited. Adapters in the folder are put on the model. The tokenizer is None if
     the folder holds none, or, with a warning, if it is one of another program that TinyLM cannot
     read. `dtype` None keeps that of the file, the widest of its tensors. Raises
     `FileNotFoundError`, or `ValueError` naming the file and what does not fit.

@@ -206,8 +206,8 @@ class TrainConfig:
     )
     freeze: tuple[str, ...] = setting(
         (),
-        "Parameters that are not trained: a role (embedding, head, matrix, gain), blocks by number "
-        "(blocks.0, blocks.0-3), or a pattern of names (*.norm*).",
+        "Parameters that are not trained: a role (embedding, head, matrix, gain, scalar), blocks "
+        "by number (blocks.0, blocks.0-3), or a pattern of names (*.norm*).",
     )
     resume: str = setting(
         "never",

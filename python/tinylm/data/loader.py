@@ -32,7 +32,7 @@ class Batch:
     """`tokens[B, T]` and `targets[B, T]`, the token after each; -100 where it does not count.
 
     Where a row holds pieces of several documents, `positions[B, T]` counts from 0 in each piece
-    and `documents[B, T]` numbers the documents, -1 for padding. Both are None if every row is one
+    and `documents[B, T]` numbers the documents. Both are None if every row is one
     piece: then the positions of every row are 0 to T - 1, and every row is one document.
     """
 
@@ -134,7 +134,10 @@ class Loader(AbstractContextManager["Loader"]):
         self._device = torch.device(device)
         self._keep = keep
         if documents and sources.eos_id is None:
-            raise ValueError("documents=True: nothing marks where the documents of this text end")
+            raise ValueError(
+                "documents=True (data.document_mask): nothing marks where the documents of this "
+                "text end: name an end-of-text token with tokenizer.eos, or set it to false"
+            )
         self._eos_id = sources.eos_id if documents else None
         # Kept, so that the hot path imports nothing: torch is not imported with this module.
         self._from_numpy = torch.from_numpy

@@ -19,7 +19,8 @@ A callback is a plain function named after the moment that it is called at:
 A module that a run names in `imports` appends its functions to `CALLBACKS`. Those are called
 first, then those of `train(callbacks=)`, each in the order of the list, in the thread of the run
 and while the clock of the steps stands still. Every process of a run calls them
-(`event.trainer.session.rank`).
+(`event.trainer.session.rank`); only `on_checkpoint` is, with `distributed.mode=ddp`, called by
+process 0 alone, which writes the checkpoints.
 
 A callback watches. If it raises, one warning says so, the run goes on, and it is called again the
 next time. It may set `trainer.ended`, which ends the run after this step as early stopping does,

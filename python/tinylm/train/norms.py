@@ -8,7 +8,7 @@ from tinylm.model import Model
 
 
 class RoleNorms:
-    """The 2-norm of the gradients of each role: embedding, head, matrix, gain, scalar."""
+    """The 2-norm of the gradients of each trained role (`tinylm.layers` lists the roles)."""
 
     def __init__(self, model: Model, optimizer: optim.Optimizer) -> None:
         roles = {name: role for name, _, role in model.named_roles()}
