@@ -26,6 +26,7 @@ from tinylm import device, disk
 from tinylm.checkpoint import Training
 from tinylm.config import Run
 from tinylm.model import Model
+from tinylm.train import finetuning
 from tinylm.train.session import Session
 
 # Runs of fewer steps are not compiled: they are over before the first compiled step is.
@@ -91,7 +92,8 @@ def remember(key: str, times: Times) -> None:
     kept = {name: entry for name, entry in _entries().items() if name != key}
     newest = dict(list(kept.items())[-(REMEMBERED - 1) :])
     newest[key] = asdict(times)
-    with suppress(OSError):
+    # RuntimeError: this user has no home.
+    with suppress(OSError, RuntimeError):
         path = cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         disk.replace(path, json.dumps(newest, indent=1).encode())
@@ -112,7 +114,8 @@ def key_of(run: Run, net: Model, session: Session) -> str:
     machine = torch.cuda.get_device_name(session.device) if cuda else _processor()
     threads = 0 if cuda else torch.get_num_threads()
     known = (machine, threads, platform.python_version(), torch.__version__, str(session.dtype))
-    model = (astuple(net.config), _rows(run, session), run.train.activation_checkpointing)
+    rows, moved = _rows(run, session), finetuning.trainable(net)
+    model = (astuple(net.config), rows, moved, run.train.activation_checkpointing)
     return hashlib.sha256(repr((known, model)).encode()).hexdigest()[:16]
 
 
@@ -191,8 +194,10 @@ class Probe:
 
     def _step(self, loss: Loss) -> float:
         net, session = self.net, self.session
+        # A plain step must not import the compiler, which takes 1.6 s.
+        compiled = loss != net.loss
         with (
-            device.repeatable(session.device, self.run.train.deterministic),
+            device.repeatable(session.device, self.run.train.deterministic, compiled=compiled),
             torch.random.fork_rng(devices=()),
         ):
             net.train()
