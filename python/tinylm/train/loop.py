@@ -69,7 +69,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.window = self._window()
-        self.tracer = Tracer(self.run.profile, self.folder, self.model, self.stepper)
+        self.tracer = Tracer(
+            self.run.profile, self.folder, self.model, self.stepper, self.trackers.guard
+        )
         self.writer = checkpoint.Writer(background=self.run.checkpoint.background)
         self.cuts = Cuts(self.loader, self.run.train)
 

@@ -30,8 +30,16 @@ class Tracer(AbstractContextManager["Tracer"]):
     block ends a profile that is still open.
     """
 
-    def __init__(self, settings: ProfileConfig, folder: Path, net: Model, stepper: Stepper) -> None:
-        self._settings, self._folder = settings, folder / "profile"
+    def __init__(
+        self,
+        settings: ProfileConfig,
+        folder: Path,
+        net: Model,
+        stepper: Stepper,
+        guard: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        """Inside `guard` an error is a warning: a full disk costs the profile, not the run."""
+        self._settings, self._folder, self._guard = settings, folder / "profile", guard
         self._net, self._stepper = net, stepper
         # One process of a run speaks for all.
         self._wanted = settings.steps > 0 and stepper.session.leads
@@ -119,11 +127,13 @@ class Tracer(AbstractContextManager["Tracer"]):
         if self._open is None:
             return
         self._drop()
-        self._folder.mkdir(exist_ok=True)
-        self._profile.export_chrome_trace(str(self._folder / "trace.json"))
         steps = self._taken - self._settings.start
-        (self._folder / "table.txt").write_text(table(self._profile, steps), encoding="utf-8")
-        self.written, self._profile = self._folder, None
+        with self._guard("profile"):
+            self._folder.mkdir(exist_ok=True)
+            self._profile.export_chrome_trace(str(self._folder / "trace.json"))
+            (self._folder / "table.txt").write_text(table(self._profile, steps), encoding="utf-8")
+            self.written = self._folder
+        self._profile = None
 
     def _drop(self) -> None:
         """Stop recording, and take every mark off the model and the optimizer."""
