@@ -47,6 +47,7 @@ def test_an_untrained_model_copies_what_it_has_read(changes):
         ({"n_kv_heads": 1}, "2 heads"),
         ({"n_heads": 12}, "32 channels"),
         ({"n_heads": 2, "d_model": 96, "head_size": 64}, "d_model of at least"),
+        ({"rope_theta": 2.0}, "larger rope_theta than 2"),
     ],
 )
 def test_what_cannot_start_so_is_refused(changes, words):

@@ -48,16 +48,27 @@ LARGER = 1.4
 
 def refusal(config: ModelConfig) -> str | None:
     """Why a model of these settings has no such start; None if it has one."""
-    chosen = config.components()
-    if chosen["position"] != "rope" or not chosen["qk_norm"] or chosen["norm"] != "rmsnorm":
-        return "needs position=rope, norm=rmsnorm and qk_norm=true"
+    chosen, size = config.components(), config.head_width
+    for part, needed in (("position", "rope"), ("norm", "rmsnorm"), ("qk_norm", True)):
+        if chosen[part] != needed:
+            words = "position=rope, norm=rmsnorm and qk_norm=true"
+            return f"needs {words}, and {part} is {str(chosen[part]).lower()}"
     if config.n_layers < 2 or config.kv_heads < 2:
-        return "needs at least 2 blocks and 2 heads of keys and values"
-    if config.head_width < 4 * FAST:
-        return f"needs heads of at least {4 * FAST} channels"
+        return (
+            f"needs at least 2 blocks and 2 heads of keys and values, and there are "
+            f"{config.n_layers} and {config.kv_heads}: raise model.n_layers or model.n_kv_heads"
+        )
+    if size < 4 * FAST:
+        return f"needs heads of at least {4 * FAST} channels, and they have {size}: set head_size"
     slow = len(_slow(_frequencies(config), config.context_length))
-    if config.d_model < 1 + 3 * slow or config.d_model < 1 + config.head_width:
-        return f"needs a d_model of at least {1 + 3 * slow}"
+    if not slow:
+        return (
+            f"needs a larger rope_theta than {config.rope_theta:g}: all pairs of a head turn far "
+            f"within {config.context_length} tokens"
+        )
+    least = 1 + max(3 * slow, size)
+    if config.d_model < least:
+        return f"needs a d_model of at least {least}, and it is {config.d_model}"
     return None
 
 
