@@ -5,7 +5,7 @@
 
 The tensors are copied first, so that the steps that follow cannot tear them: on the host, or from
 CUDA into pinned memory, which no step waits for. The bytes on the disk are those that `write` would
-have written at that moment. At most one checkpoint is in the making.
+have written at that moment. At most one checkpoint is being written.
 """
 
 import sys
@@ -23,13 +23,13 @@ from tinylm.checkpoint.folder import Content, write
 
 
 class Copies:
-    """Copies of tensors on the host; their memory serves again at the next time."""
+    """Copies of tensors on the host, in buffers that the next checkpoint uses again."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, Tensor] = {}
 
     def take(self, tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-        """Copies of `tensors`; those from CUDA have arrived when the device has done its work."""
+        """Copy `tensors`; copies from CUDA are complete once the device has done its work."""
         taken = {}
         for name, tensor in tensors.items():
             key, cuda = f"{kind}/{name}", tensor.device.type == "cuda"
@@ -42,7 +42,7 @@ class Copies:
         return taken
 
     def of(self, taken: Content) -> Content:
-        """The same content, of copies."""
+        """Return the content with copies in place of its tensors."""
         training = taken.training
         if training is not None:
             moments = self.take(training.optimizer, "optimizer")
@@ -89,13 +89,13 @@ class Writer(AbstractContextManager["Writer"]):
             self.wait()
 
     def settle(self) -> None:
-        """Wait until no checkpoint is in the making; an error of it is raised later."""
+        """Wait until no checkpoint is being written; its error is raised by the next call."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
 
     def wait(self) -> None:
-        """Wait until the checkpoint in the making is on the disk, and raise its error."""
+        """Wait until the checkpoint that is being written is on the disk; raise its error."""
         self.settle()
         error, self.error = self.error, None
         if error is not None:

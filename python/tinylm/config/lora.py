@@ -9,7 +9,7 @@ from tinylm.config.limits import COUNT, POSITIVE, require
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (LoRA): the model of train.init stays as it is, small additions learn."""
+    """Low-rank adapters (LoRA): only small additions to the model of train.init are trained."""
 
     rank: int | None = setting(None, "Rank of each adapter; null trains the model itself.", COUNT)
     alpha: float = setting(16.0, "An adapter's output is multiplied by alpha / rank.", POSITIVE)

@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self.k = Linear(config.d_model, inside, bias=bias)
         self.v = Linear(config.d_model, inside, bias=bias)
         self.o = Linear(outside, config.d_model, bias=bias, branch=True)
-        # Of all blocks one has no other: a part that is not there is None.
+        # A part that the settings leave out is None.
         norm = partial(NORMS[chosen["norm"]], self.head_size, eps=config.norm_eps, bias=False)
         self.q_norm: nn.Module | None = norm() if chosen["qk_norm"] else None
         self.k_norm: nn.Module | None = norm() if chosen["qk_norm"] else None

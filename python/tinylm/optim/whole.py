@@ -1,8 +1,8 @@
-"""What an optimizer must know of weights that are only parts: their whole shapes and norms.
+"""What an optimizer asks about weights of which its process may hold only some rows.
 
-Most of an optimizer is elementwise, and works on a part of a weight as on the whole. The two
-things that are not go through a `Whole`: the norm of the gradients, and Muon's update, which takes
-a whole matrix. Where the weights of a run are spread over processes, a `Whole` of theirs is given.
+Most of an optimizer is elementwise and works on some rows as on all. Two things do not: the norm of
+the gradients, and Muon's update, which needs a whole matrix. Both go through a `Whole`. The class
+here serves one process; `train.shards` has the one for weights spread over several.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Whole:
-    """Of one process, where every tensor is whole."""
+    """For a run in one process, where every tensor is a whole weight."""
 
     def shape(self, parameter: Tensor) -> torch.Size:
         """The shape of the whole weight that `parameter` is a part of."""
@@ -27,8 +27,8 @@ class Whole:
     ) -> list[Tensor]:
         """Apply `function` ([N, rows, columns] to the same) to each of the whole updates.
 
-        `updates` belong to weights of one whole `shape` [..., rows, columns]; they and the results
-        are the parts of this process.
+        `updates` belong to weights of one whole `shape` [..., rows, columns]. They and the results
+        are the rows that this process holds.
         """
         stacked = torch.stack([*updates])
         return list(function(stacked.view(-1, *shape[-2:])).view_as(stacked).unbind())

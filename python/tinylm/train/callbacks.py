@@ -1,4 +1,4 @@
-"""Functions of yours that a run calls: at its start and end, after steps, scores and checkpoints.
+"""Your own functions, called at the start and end of a run, after steps, scores and checkpoints.
 
     def on_step(event):
         if event.record and event.record["loss"] < 1.5:

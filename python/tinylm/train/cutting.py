@@ -8,10 +8,10 @@ of these steps gets one piece of every row:
     step 1  -----[piece 1]-  ...                                               B = 1, T / L = 4
     step 2  ...
 
-A step so sees as many places of the text as it has rows. Were each row cut up for the step that
-read it, the pieces of a batch would be neighbours and say much the same: 0.2 nats more at the same
-step of the default run (docs/log.md, 2026-11-27). No token is read twice or left out, and the order
-is a function of the step alone.
+So every step reads from as many places of the text as it has rows. If each step cut up its own row
+instead, the pieces of a batch would be neighbours that say much the same; the default run then had
+0.2 nats more at the same step (docs/log.md, 2026-11-27). No token is read twice or left out, and
+the order is a function of the step alone.
 """
 
 from typing import Any

@@ -40,7 +40,7 @@ MINUTES_TO_MEET = 30
 
 @dataclass(frozen=True)
 class First:
-    """Values that process 0 makes and the others read; what one process makes in a run of one."""
+    """Makes a value in process 0 and hands it to the others; a run of one process just makes it."""
 
     session: Session
     store: Store | None = None

@@ -63,7 +63,7 @@ class Trainer:
     tracer: Tracer = field(init=False)
     # Steps of this process.
     taken: int = 0
-    # The last checkpoint that the callbacks were told of.
+    # The step of the last checkpoint for which the callbacks were called.
     _told: int = -1
     cuts: Cuts = field(init=False)
 
@@ -138,9 +138,9 @@ class Trainer:
         return step
 
     def settle(self, *, wait: bool = False) -> None:
-        """Count and tell the steps that were not finite, as far as they are known.
+        """Count and report the steps that were not finite, of those that the host knows by now.
 
-        With `wait`, all of them. Raises `NonFiniteError`.
+        With `wait` it waits until it knows all. Raises `NonFiniteError` with what to change.
         """
         try:
             self.stepper.settle(self.progress, wait=wait)
@@ -259,12 +259,12 @@ class Trainer:
         self.trackers.say("\n".join(f"    | {line}" for line in shown))
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment; returns where it will be.
+        """Write a checkpoint of this moment; returns its path.
 
-        With `checkpoint.background` it is there when `writer.wait` returns. After it the oldest
-        go, those that are there read again.
+        With `checkpoint.background` it is on the disk when `writer.wait` returns. The oldest
+        checkpoints are deleted after that.
         """
-        # What is saved has passed every check, and has counted them.
+        # Only weights whose steps were all checked are saved, with the skipped ones counted.
         self.settle(wait=True)
         step = self.progress.step
         path = checkpoint.path_of(self.folder, step)
@@ -290,7 +290,7 @@ class Trainer:
         return path
 
     def _after(self, step: int) -> Callable[[], None]:
-        """What is done when the checkpoint of a step is on the disk."""
+        """Return what to call once the checkpoint of `step` is on the disk."""
         run, keep, best = self.folder.absolute(), self.run.checkpoint.keep, self.progress.best_step
 
         def note_and_purge() -> None:

@@ -1,9 +1,9 @@
-"""Steps whose loss or gradients are not finite: what was bad, who is told, when it is enough.
+"""Steps whose loss or gradients are not finite: how they are found, reported and counted.
 
 The device decides whether a step may move the weights, and it finds the first bad tensor. The host
-learns of it when it comes to know it anyway: on the CPU at once, on CUDA a few steps later, so that
-no step waits for the device. Until then nothing is lost, for the weights are as they were before
-the step.
+reads the result when it has arrived: on the CPU at once, on CUDA a few steps later, so that no step
+waits for the device. Nothing is lost until then, because the weights are as they were before the
+step.
 """
 
 from collections import deque

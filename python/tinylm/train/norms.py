@@ -25,7 +25,7 @@ class RoleNorms:
         return [f"grad_norm/{role}" for role in self._parameters]
 
     def __call__(self) -> Tensor:
-        """Of the gradients as they are now [roles], before clipping; one reduction per role."""
+        """Return the norms [roles] of the present gradients, before clipping."""
         found = []
         for parameters in self._parameters.values():
             gradients = [p.grad for p in parameters if isinstance(p.grad, Tensor)]

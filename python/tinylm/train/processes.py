@@ -1,7 +1,7 @@
-"""The processes of a run, as torchrun starts them: which one is this, and do the others live.
+"""The processes of a run, as torchrun starts them: the place of this one, a watch on the others.
 
-torchrun tells each process its place by environment variables. Nothing here imports torch, so that
-a command that was started wrongly says so at once.
+torchrun tells each process its place by environment variables. Nothing here imports torch, so a
+command that was started wrongly fails at once.
 """
 
 import os

@@ -61,27 +61,32 @@ class Progress:
     skipped_in_all: int = added(WHOLE, 0)
 
     def state(self) -> dict[str, Any]:
-        """What JSON can hold of it: None for a best loss that there is not yet."""
+        """Return the counters for JSON, where a best loss that does not exist yet is None."""
         best = self.best_loss if math.isfinite(self.best_loss) else None
         return {**vars(self), "best_loss": best}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Progress":
-        """The progress of which `state` was taken."""
+        """Return the progress that `state` describes."""
         best = math.inf if state["best_loss"] is None else state["best_loss"]
         return cls(**{**state, "best_loss": best})
 
 
 @dataclass(kw_only=True)
 class State:
-    """All that the loop needs to go on, beside weights and moments.
+    """Everything that the loop needs to go on, beside weights and moments.
 
-    `loader` is the position in the data (`Loader.state`). `threads` is the number by which sums
-    were split on the CPU, and `torch` the version that computed them. `steps` is the length of the
-    run when it was saved. `scale` is that of a float16 loss (`LossScale.state`), `window` the steps
-    since the last record (`Window.state`), `cut` what was used of the rows after the place of
-    `loader` (`Cuts.state`), `compiled` 1 if the loss was compiled,
-    `micro_batch` the rows per forward pass.
+    | field       | what it holds                                                           |
+    |-------------|-------------------------------------------------------------------------|
+    | loader      | the position in the data (`Loader.state`)                               |
+    | threads     | the number of threads, by which sums were split on the CPU              |
+    | torch       | the version of torch that computed the steps                            |
+    | steps       | the length of the run when it was saved                                 |
+    | scale       | the scale of a float16 loss (`LossScale.state`)                         |
+    | window      | the steps since the last record (`Window.state`)                        |
+    | cut         | how far the rows after `loader` were used, if cut (`Cuts.state`)        |
+    | compiled    | 1 if the loss was compiled                                              |
+    | micro_batch | the rows per forward pass                                               |
     """
 
     progress: Progress = kept(OBJECT)
@@ -96,17 +101,17 @@ class State:
     micro_batch: int | None = added(whole(1))
 
     def content(self) -> dict[str, Any]:
-        """What state.json holds of it."""
+        """Return what state.json holds."""
         used = {key: value for key, value in vars(self).items() if value is not None}
         return {**used, "progress": self.progress.state()}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "State":
-        """The state of which `content` was taken; it must have been checked (`load_state`)."""
+        """Return the state that `content` describes, which `load_state` must have checked."""
         return cls(**{**content, "progress": Progress.of(content["progress"])})
 
 
-# What the parts hold that are written by others.
+# The rules of the parts that other modules write.
 LOADER = {"rows": WHOLE}
 SCALE = {"value": FACTOR, "good": WHOLE}
 WINDOW = {

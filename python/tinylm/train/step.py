@@ -61,7 +61,7 @@ class Stepper:
         """One step over one global batch, counted in `progress`.
 
         A step that is not finite leaves weights and moments as if the batch had not been seen.
-        `settle` tells of it.
+        `settle` reports it.
         """
         settings = self.run.train
         loss = self._backward(batch, progress.step)
@@ -86,10 +86,10 @@ class Stepper:
         return Step(loss, norm, finite, roles)
 
     def settle(self, progress: Progress, *, wait: bool = False) -> None:
-        """Count and tell the steps that were not finite, those that the host knows of by now.
+        """Count and report the steps that were not finite, of those that the host knows by now.
 
-        With `wait` it waits for the rest. Raises `NonFiniteError` if the run does not pass over
-        such batches, or passed over too many.
+        With `wait` it waits until it knows all. Raises `NonFiniteError` if `train.nonfinite` is
+        stop, or if too many steps in a row were skipped.
         """
         self.refusals.settle(progress, wait=wait)
 

@@ -53,7 +53,7 @@ class Window:
         self.start = time.perf_counter()
 
     def state(self) -> dict[str, Any] | None:
-        """What `restore` takes: numbers that JSON keeps exactly; None right after a record."""
+        """Return what `restore` takes, which JSON keeps exactly; None right after a record."""
         if not self.steps:
             return None
         return {
@@ -66,7 +66,7 @@ class Window:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with the steps that `state` was taken of."""
+        """Go on with the steps that `state` counted."""
         self.losses = torch.tensor(state["losses"], device=self.device)
         self.counted = torch.tensor(float(state["counted"]), device=self.device)
         self.norm = torch.tensor(state["norm"], device=self.device)
