@@ -1,8 +1,9 @@
 """Whether the loss is compiled: if that takes less time than it saves in the rest of the run.
 
-    seconds(eager) = n e        seconds(compiled) = first + n c
+    seconds(eager) = n e        seconds(compiled) = g first + n c
 
-A step takes e or c seconds and the first compiled one `first`. They are measured, once for each
+A step takes e or c seconds and the first compiled one `first`, for each of the g shapes of batch
+and window that the run goes through. They are measured, once for each
 machine, model and batch, and kept in a small file (`cache_file`). Where nothing is known yet, a
 compiler is tried if the run is long enough to pay for it by a cautious guess.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from tinylm import device, disk
 from tinylm.checkpoint import Training
-from tinylm.config import Run
+from tinylm.config import Run, TrainConfig
 from tinylm.model import Model
 from tinylm.train import finetuning
 from tinylm.train.session import Session
@@ -52,19 +53,20 @@ class Times:
     first: float
     compiled: float
 
-    def pays(self, steps: int) -> bool:
-        """Whether `steps` compiled steps take less time than plain ones."""
-        return self.first + steps * self.compiled < steps * self.eager
+    def pays(self, steps: int, graphs: int = 1) -> bool:
+        """Whether `steps` compiled steps of `graphs` shapes take less time than plain ones."""
+        return graphs * self.first + steps * self.compiled < steps * self.eager
 
-    def describe(self, steps: int) -> str:
-        """The line that says what was decided for the `steps` that are left."""
-        taken = "compiling the model" if self.pays(steps) else "not compiling the model"
+    def describe(self, steps: int, graphs: int = 1) -> str:
+        """Return the line that says what was decided for a run of `steps` steps."""
+        taken = "compiling the model" if self.pays(steps, graphs) else "not compiling the model"
         each = f"a step takes {1e3 * self.compiled:.0f} ms compiled and {1e3 * self.eager:.0f} not"
         gain = self.eager - self.compiled
         if gain <= 0:
             return f"{taken}: {each}"
-        even = f"{self.first / gain:,.0f} steps"
-        return f"{taken}: {each}, which pays for the first {self.first:.0f} s after {even}"
+        spent = graphs * self.first
+        even = f"{spent / gain:,.0f} steps"
+        return f"{taken}: {each}, which pays for the first {spent:.0f} s after {even}"
 
 
 def cache_file() -> Path:
@@ -134,6 +136,13 @@ def _rows(run: Run, session: Session) -> int:
     return min(run.train.micro_rows or rows, rows)
 
 
+def shapes(train: TrainConfig) -> int:
+    """Return how often a run compiles: anew where batch size, sequence length or window change."""
+    courses = (train.batch_sizes, train.sequence_lengths, train.windows)
+    changes = {place for course in courses if course for place, _ in course.points[1:]}
+    return 1 + len(changes)
+
+
 def wanted(run: Run, net: Model, session: Session, begun: Training | None) -> bool:
     """Whether the loss of this run is to be compiled; says why if `train.compile=auto` decides.
 
@@ -154,23 +163,23 @@ def wanted(run: Run, net: Model, session: Session, begun: Training | None) -> bo
     if session.mode != "none":
         # The times of one process are not those of many, and under FSDP it may lack the memory.
         return steps >= COMPILED_BEFORE
-    key = key_of(run, net, session)
+    key, graphs = key_of(run, net, session), shapes(run.train)
     times = recall(key)
     if times is None:
         probe = Probe(run, net, session)
         eager = probe.seconds(net.loss)
-        if steps * eager * GUESSED_GAIN < GUESSED_SECONDS:
+        if steps * eager * GUESSED_GAIN < graphs * GUESSED_SECONDS:
             return False
         say("trying the compiler, once for this model and machine: up to a minute")
         times = probe.compiled(eager)
         remember(key, times)
-        # The compiler's time is spent, so only what each step gains counts for this run.
-        chosen = times.compiled < times.eager
+        # The compiler's time for one shape is spent: it counts no more for this run.
+        chosen = times.pays(steps, graphs - 1)
         each = f"{1e3 * times.compiled:.0f} ms compiled and {1e3 * times.eager:.0f} not"
         say(f"{'' if chosen else 'not '}compiling the model: a step takes {each}")
         return chosen
-    say(times.describe(steps))
-    return times.pays(steps)
+    say(times.describe(steps, graphs))
+    return times.pays(steps, graphs)
 
 
 class Probe:
