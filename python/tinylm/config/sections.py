@@ -278,7 +278,7 @@ class CheckpointConfig:
     background: bool = setting(
         True,
         "Write checkpoints in a thread while training goes on, from a copy of weights and moments; "
-        "false saves that memory.",
+        "false saves that memory. With fsdp they are written at once.",
     )
 
     def __post_init__(self) -> None:

@@ -64,7 +64,10 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
         net.activation_checkpointing = run.train.activation_checkpointing
         run = fitting.fit(run, net, session, begun, first)
         compiled = first(
-            "compile", lambda: compiling.wanted(run, net, session, begun), str, "True".__eq__
+            "compile",
+            lambda: compiling.wanted(run, net, session, begun),
+            str,
+            lambda text: text == "True",
         )
         loss = compiling.loss_function(net, session, compiled)
         spread = distributed.spread(net, loss, session, compiled=compiled)
