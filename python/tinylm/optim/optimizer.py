@@ -97,13 +97,13 @@ class Optimizer:
             for key in mine:
                 value = rest.pop(key)
                 quantity = key.rpartition(".")[2]
+                # Scalars, such as a step count, have no shape to compare.
                 if value.dim() and value.shape != parameter.shape:
                     raise ValueError(
                         f"optimizer state {key} has shape {list(value.shape)}, the parameter "
                         f"{list(parameter.shape)}: the checkpoint is of another model"
                     )
-                # torch keeps the step count of a fused optimizer where it made it.
-                # Scalars, such as a step count, have no shape to compare.
+                # A fused optimizer counts its steps on the device of the parameter.
                 part.state[parameter][quantity] = value.to(parameter.device)
         if rest:
             raise ValueError(f"optimizer state for unknown parameters: {', '.join(sorted(rest))}")

@@ -2,10 +2,11 @@
 
     folder = train(config.load(overrides=["train.steps=200"]))
 
-`pipeline` puts the stages in order. `beginning`, `compiling` and `prompts` come before the steps,
-`loop` takes them, each one a `step`, and `reporting` comes after. `folder` knows the files and who
-writes to them, `session` the device and the random numbers. Nothing here imports torch before it
-is used, so that the command answers `--help` and a slip at once.
+`pipeline` puts the stages in order. Before the steps come `beginning` (text, tokenizer, weights),
+`fitting` (memory), `compiling`, `distributed` (several processes) and `prompts`; `loop` takes the
+steps, each one a `step`; `reporting` comes after. `folder` knows the files and who writes to them,
+`session` the device and the random numbers. Nothing here imports torch before it is used, so that
+the command answers `--help` and typing errors at once.
 """
 
 from typing import TYPE_CHECKING

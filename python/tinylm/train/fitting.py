@@ -130,6 +130,11 @@ def micro_batch_size(run: Run, net: Model, session: Session) -> int:
         found = largest_that_fits(
             sizes, lambda rows: sum(bytes_needed(run, net, session, rows).values()) <= limit
         )
+    if found is None and session.mode == "fsdp":
+        raise ValueError(
+            f"train.micro_batch_size=auto: it is found with the whole model on one device, and "
+            f"there not even one row fits into {session.device}: give a number of rows"
+        )
     if found is None:
         check(run, net, session, 1)
         raise ValueError(
