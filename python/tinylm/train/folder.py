@@ -133,12 +133,11 @@ def _lock(folder: Path) -> disk.Lock:
 def _refuse_unfit(run: Run, home: Path) -> None:
     """Raise `ConfigError` if the run changes the model, tokenizer or optimizer it resumes from.
 
-    Adapters and frozen weights count as the model: the optimizer has a state of the others alone.
+    Adapters count as the model: they are those of the checkpoint, whatever the settings say.
     """
     for key in _differences(run, home):
         # The state of one optimizer does not fit another. Rates and lengths may change.
-        fixed = key.startswith(("model.", "tokenizer.", "lora."))
-        if fixed or key in ("optim.name", "train.freeze"):
+        if key.startswith(("model.", "tokenizer.", "lora.")) or key == "optim.name":
             raise ConfigError(
                 f"train.resume={run.train.resume}: {key} differs from the run's ({home}); repeat "
                 f"it, or start from its weights alone with train.init="
