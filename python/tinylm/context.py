@@ -60,7 +60,7 @@ class Cache(Protocol):
 
 
 class EarlierState(NamedTuple):
-    """What decoding keeps per token of a part that looks one token back.
+    """The state that decoding keeps per token for a part that looks one token back.
 
     A dtype of None is that of the model.
     """
@@ -70,7 +70,7 @@ class EarlierState(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """What decoding keeps per token of one attention layer, and how that layer attends."""
+    """The state that decoding keeps per token for an attention layer, and how the layer attends."""
 
     heads: int
     size: int

@@ -71,7 +71,7 @@ class Model(nn.Module):
     tokens calls `head` on those alone.
     """
 
-    # Of a loaded model; empty for one that was built.
+    # Set for a loaded model; empty for one that was built.
     origin: Origin = Origin()
     # Whether the backward pass computes each block again instead of keeping what it needs.
     activation_checkpointing = False
@@ -263,11 +263,11 @@ class Model(nn.Module):
         return [part for part in self.modules() if isinstance(part, Before)]
 
     def earlier_states(self) -> list[EarlierState]:
-        """What decoding keeps for each part that looks one token back, in order."""
+        """Return the decode state of each part that looks one token back, in order."""
         return [part.state for part in self._befores()]
 
     def decode_states(self) -> list[DecodeState]:
-        """What decoding keeps of each layer, in order."""
+        """Return the decode state of each attention layer, in order."""
         return [block.attention.decode_state() for block in self.blocks]
 
     def named_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:

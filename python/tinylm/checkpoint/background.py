@@ -127,7 +127,7 @@ class Writer(AbstractContextManager["Writer"]):
         except Exception as own:
             if error is None:
                 raise
-            # What is on its way matters more, and this must not be lost.
+            # The exception that ends the block matters more, but this one must not be lost.
             print(f"the last checkpoint was not saved: {own}", file=sys.stderr)
 
 

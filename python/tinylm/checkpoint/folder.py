@@ -72,9 +72,9 @@ def content(
     training: Training | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Content:
-    """What `write` puts into a folder; `weights` are whole tensors in place of the model's own.
+    """Collect what `write` puts into a folder; `weights` replace the model's own tensors.
 
-    No copy: a step that moves the model before `write` is over would tear it.
+    The tensors are not copied: the model must not change before `write` has returned.
     """
     small = origin.contents(model, tokenizer)
     taken = model.state_dict() if weights is None else weights
@@ -205,7 +205,7 @@ def _load_training(folder: Path, share: tuple[int, int]) -> Training:
 
 
 def _reading(path: Path, read: Callable[[Path], T], *names: str, verify: bool) -> T:
-    """What `read` makes of the folder that a path stands for (see `_find`).
+    """Return `read` of the folder that a path stands for (see `_find`).
 
     A trainer may purge a run's checkpoint while it is read here: then the newest one is read.
     """

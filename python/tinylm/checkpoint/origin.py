@@ -117,7 +117,7 @@ def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:
     found: dict[str, Any] = {"config.json": config | kept_config}
     generation = {key: config[key] for key in id_keys if config.get(key) is not None}
     if (end := _end_of_turn(tokenizer)) is not None and "eos_token_id" in generation:
-        # Whoever generates an answer stops where the turn ends.
+        # An answer ends where the turn of the assistant ends.
         generation["eos_token_id"] = [generation["eos_token_id"], end]
     found[GENERATION] = _merge(generation, origin.files.get(GENERATION), same, id_keys)
     templates: set[str] = set()

@@ -105,6 +105,6 @@ def _read(
         if taken:
             state[name] = torch.cat(taken)
         else:
-            # Of few rows a process may have none; the dtype is that of the tensor.
+            # A process may hold no row of a small tensor; the dtype is kept all the same.
             state[name] = found[0][0:0].clone()
     return state

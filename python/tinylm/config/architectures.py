@@ -22,7 +22,7 @@ _LLAMA: dict[str, Any] = {
     "value_residual": False,
 }
 
-# What a setting of the model that is null becomes. `bias` alone is no setting.
+# The values of the model's settings that are null. `bias` alone is not a setting.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama3": _LLAMA,
     "gpt2": {

@@ -42,9 +42,9 @@ class Answers:
 
 
 def answers(setting: str, dataset: Dataset, tokenizer: "Tokenizer | None") -> Answers | None:
-    """What `data.loss` asks for: None where every target counts; auto goes by the dataset.
+    """The filter of targets that `data.loss` asks for; None if every target counts.
 
-    `ValueError` if the assistant's words are to be found without a tokenizer.
+    auto is assistant for a dataset of conversations and all for text. `ValueError` if the assistant's words are to be found without a tokenizer.
     """
     wanted = dataset.kind == "chat" if setting == "auto" else setting == "assistant"
     if not wanted:

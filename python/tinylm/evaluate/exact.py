@@ -19,7 +19,7 @@ LONGEST = 40
 
 @dataclass(frozen=True)
 class Exact:
-    """Of `asked` tasks of one kind `right` had the answer, letter by letter.
+    """The result of `asked` tasks of one kind, `right` of them answered letter by letter.
 
     `guess` is the share that the commonest answer would have had.
     """

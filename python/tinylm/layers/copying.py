@@ -42,7 +42,7 @@ SLOW = 0.5 * math.pi
 SLOW_GAIN = 1.5
 # How strongly the sketch of an earlier token is written beside the embedding.
 WRITTEN = 0.3
-# What is written is smaller than the embedding; a query that reads it makes up for that.
+# The written sketch is smaller than the embedding: queries that read it are larger by this.
 LARGER = 1.4
 
 

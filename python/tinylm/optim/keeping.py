@@ -1,4 +1,4 @@
-"""What the optimizers share: weight decay, and steps that leave everything as it was."""
+"""Parts that the optimizers share: weight decay, and steps that can be taken back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -24,7 +24,7 @@ class Muon(LightOptimizer):
     """
 
     found_inf: Tensor | None = None
-    # Of one process; an `Optimizer` whose weights are parts of matrices sets another.
+    # For one process; `Optimizer` sets another if weights are spread over several.
     whole = Whole()
 
     def __init__(

@@ -110,7 +110,7 @@ def orthogonalise(
 
 
 def _loss(coefficients: Coefficients, dtype: torch.dtype) -> float:
-    """How large rounding of the first Gram matrix is in the last: each step multiplies by a^2."""
+    """Rounding of the first Gram matrix as a share of the last: each step multiplies it by a^2."""
     growth = math.prod(a * a for a, _, _ in coefficients[:-1])
     return growth * torch.finfo(dtype).eps
 

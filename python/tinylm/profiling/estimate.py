@@ -83,7 +83,7 @@ def operations(net: Model, context_length: int | None = None) -> Operations:
     """The operations of a model per token, at its own context length if none is given."""
     length = context_length or net.config.context_length
     total = net.flops_per_token(length)
-    # What grows with the length is what a context of 0 would not cost.
+    # The operations that grow with the length are those that a context of 0 saves.
     return Operations(total // 3, total - total // 3, total - net.flops_per_token(0))
 
 

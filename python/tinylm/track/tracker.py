@@ -1,4 +1,4 @@
-"""What a tracker is, and what trackers share."""
+"""The interface of a tracker, and functions that trackers share."""
 
 import sys
 import warnings

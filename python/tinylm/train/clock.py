@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Seconds by what they were spent on; a part inside another counts for itself alone.
+    """Adds up seconds by what they were spent on; the time of an inner part counts for it alone.
 
     with clock("evaluation"):
         ...
@@ -14,7 +14,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = {}
-        # Of each part that is open, the seconds that parts inside it have taken.
+        # For each open part, the seconds that the parts inside it have taken.
         self._inside: list[float] = []
 
     @contextmanager

@@ -37,7 +37,7 @@ LEAST_STEPS = 200
 GUESSED_SECONDS, GUESSED_GAIN = 40.0, 0.2
 # Steps that are timed, of which the fastest counts: others can only slow one down.
 TIMED = 3
-# What is compiled where nothing is measured: runs of several processes.
+# Runs of several processes are not measured: they are compiled from this many steps on.
 COMPILED_BEFORE = 500
 # Models whose times are remembered; the file stays below 64 KiB.
 REMEMBERED = 200
@@ -89,7 +89,7 @@ def recall(key: str) -> Times | None:
 
 def remember(key: str, times: Times) -> None:
     """Keep `times` under `key`. Where the file cannot be written the next run measures again."""
-    # Of two processes that write at once one's entry may be lost, never the file: it is replaced
+    # If two processes write at once, one entry may be lost, but never the file, which is replaced
     # as a whole.
     kept = {name: entry for name, entry in _entries().items() if name != key}
     newest = dict(list(kept.items())[-(REMEMBERED - 1) :])
@@ -111,7 +111,7 @@ def _entries() -> dict[str, Any]:
 
 
 def key_of(run: Run, net: Model, session: Session) -> str:
-    """What the times depend on, as one word: the machine, torch, the model and its batch."""
+    """Return a hash of everything that the times depend on: machine, torch, model and batch."""
     cuda = session.device.type == "cuda"
     machine = torch.cuda.get_device_name(session.device) if cuda else _processor()
     threads = 0 if cuda else torch.get_num_threads()

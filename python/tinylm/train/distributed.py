@@ -84,7 +84,7 @@ def meeting(place: Place, session: Session) -> Iterator[First]:
             # Nobody leaves while another still writes or asks.
             dist.barrier()
         except RuntimeError as error:
-            # What gloo says of a killed process is the address of a socket.
+            # gloo's own error for a killed process names the address of a socket.
             dead = watch.dead(seconds=2.0)
             if dead is None:
                 raise

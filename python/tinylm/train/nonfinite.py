@@ -18,7 +18,7 @@ from tinylm.train.state import Progress
 
 # After this many steps in a row that are not finite, skipping has no prospect.
 MOST_SKIPPED = 10
-# What a verdict says beside the place of the first bad tensor.
+# The other values of a verdict, which is else the place of the first bad tensor.
 FINE, RESCALED, LOSS = -2, -1, 0
 
 
@@ -27,7 +27,7 @@ class NonFiniteError(ValueError):
 
 
 class Event(Protocol):
-    """Of `torch.cuda.Event`, what is needed to know that a copy has arrived."""
+    """The part of `torch.cuda.Event` that tells whether a copy has arrived."""
 
     def query(self) -> bool:
         """Whether it has; does not wait."""

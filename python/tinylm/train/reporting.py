@@ -146,7 +146,7 @@ def _speed(trainer: Trainer) -> str:
     steps = trainer.taken - 1
     if steps < 1 or not seconds:
         return f"{gib:.2f} GiB of memory at most"
-    # Of this process, which may have gone on with an earlier one's run.
+    # Only the steps of this process count: an earlier one may have begun the run.
     tokens = progress.tokens / progress.step * steps
     return f"{tokens / seconds:,.0f} tokens/s, {gib:.2f} GiB of memory at most"
 

@@ -40,7 +40,7 @@ class LossScale:
         return self.value > FLOOR
 
     def state(self) -> dict[str, Any]:
-        """What JSON holds of it; waits for the device."""
+        """Return the scale and its count for JSON; waits for the device."""
         return {"value": self.value.item(), "good": int(self.good)}
 
     def load_state(self, state: dict[str, Any]) -> None:

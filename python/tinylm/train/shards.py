@@ -93,7 +93,7 @@ class Shards(Whole):
         owned = [len(range(rank, len(updates), self.world)) for rank in range(self.world)]
         width = shape[1:].numel()
         own_rows = rows[self.rank]
-        # What a process sends to the owner of some updates are its rows of them, update by update.
+        # A process sends its rows of an update to the update's owner, sorted by owner.
         order = [i for rank in range(self.world) for i in range(rank, len(updates), self.world)]
         sent = torch.cat([updates[i].reshape(-1) for i in order])
         out = [count * own_rows * width for count in owned]

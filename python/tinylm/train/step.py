@@ -133,7 +133,7 @@ class Stepper:
 
 
 def _places(part: Batch, settings: TrainConfig, step: int) -> dict[str, Any]:
-    """What the loss takes besides tokens and targets."""
+    """Return the keywords of the loss: positions, documents and the window of this step."""
     progress, windows = step / settings.steps, settings.windows
     places: dict[str, Any] = {"positions": part.positions, "documents": part.documents}
     # A window of the whole row hides nothing, and attention is faster without one.
