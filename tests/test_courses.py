@@ -9,9 +9,10 @@ from tests.support.models import build, tokens
 from tests.test_train import SMALL, assert_same_weights, stop_after, workplace
 from tinylm import checkpoint, config
 from tinylm.config import ConfigError, ModelConfig, OptimConfig, TrainConfig, courses
-from tinylm.data import Dataset, Loader
+from tinylm.data import Batch, Dataset, Loader
 from tinylm.model import Model
 from tinylm.train import Interrupted, train
+from tinylm.train.cutting import Cuts
 
 __all__ = ["workplace"]
 
@@ -102,6 +103,42 @@ def test_batches_rows_and_windows_follow_their_courses(monkeypatch):
     rows = torch.cat((torch.cat(pairs[:4], 2), torch.cat(halves, 2), *pairs[8:]), 1)
     in_order = torch.stack([torch.stack(pair) for pair in row_pairs(folder, 28)], 1)
     assert torch.equal(rows, in_order)
+
+
+class Rows:
+    """A loader of rows of 8 tokens that are all different."""
+
+    batch_size, row = 1, 0
+
+    def __next__(self):
+        rows = torch.arange(self.row, self.row + self.batch_size)
+        self.row += self.batch_size
+        tokens = rows[:, None] * 8 + torch.arange(8)
+        return Batch(tokens, tokens + 1)
+
+    def state(self):
+        return {"rows": self.row}
+
+    def restore(self, place):
+        self.row = place["rows"]
+
+
+@pytest.mark.parametrize("steps", [20, 60])
+@pytest.mark.parametrize("stop", range(1, 20))
+def test_rows_that_were_begun_are_finished_also_by_a_longer_run(stop, steps):
+    def cuts(steps):
+        courses = {"batch_size": "2@0 4@0.5", "sequence_length": "2@0 4@0.5 8@0.9"}
+        return Cuts(Rows(), TrainConfig(steps=steps, **courses))
+
+    whole, before, after = cuts(20), cuts(20), cuts(steps)
+    wanted = [whole.take(step).tokens for step in range(20)]
+    seen = [before.take(step).tokens for step in range(stop)]
+    after.restore(*before.state())
+    seen += [after.take(step).tokens for step in range(stop, steps)]
+    if steps == 20:
+        assert all(map(torch.equal, seen, wanted))
+    ids = torch.cat([tokens.flatten() for tokens in seen])
+    assert len(ids) == len(ids.unique())
 
 
 def row_pairs(folder, count):

@@ -44,7 +44,8 @@ class Answers:
 def answers(setting: str, dataset: Dataset, tokenizer: "Tokenizer | None") -> Answers | None:
     """The filter of targets that `data.loss` asks for; None if every target counts.
 
-    auto is assistant for a dataset of conversations and all for text. `ValueError` if the assistant's words are to be found without a tokenizer.
+    auto is assistant for a dataset of conversations and all for text. `ValueError` if the words of
+    the assistant are to be found without a tokenizer.
     """
     wanted = dataset.kind == "chat" if setting == "auto" else setting == "assistant"
     if not wanted:
