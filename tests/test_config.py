@@ -254,6 +254,9 @@ def runs(draw: st.DrawFn) -> Run:
             "n_layers=",
             "has no effect without lora.rank",
             "lora.rank=",
+            "has no effect with model.tied",
+            "these pass train.steps",
+            "optim.cautious",
         ):
             assume(words not in str(error))
         raise

@@ -354,6 +354,10 @@ class Run:
         require(fits, "name", self.name, "must be the name of a folder in runs, without a slash")
         fits = self.lora.rank is None or self.train.init is not None
         require(fits, "lora.rank", self.lora.rank, "adapts a model: name it with train.init=RUN")
+        # Weights to start from may have an untied head, whatever the settings say.
+        fits = self.optim.head_lr is None or not self.model.tied or self.train.init is not None
+        limit = "has no effect with model.tied=true: set optim.embedding_lr, or model.tied=false"
+        require(fits, "optim.head_lr", self.optim.head_lr, limit)
         ends = self.profile.steps and self.profile.start + self.profile.steps
         limit = f"profile.start={self.profile.start} and these pass train.steps={self.train.steps}"
         require(ends <= self.train.steps, "profile.steps", self.profile.steps, limit)
