@@ -1,4 +1,4 @@
-"""Training beside nanoGPT: the time to its loss, steps a second, and the same losses.
+"""Training beside nanoGPT: the time to its loss, steps per second, and the same losses.
 
     python benches/bench_train.py --nanogpt FOLDER                 all sections
     python benches/bench_train.py --nanogpt FOLDER throughput      one of them
@@ -10,7 +10,7 @@ FOLDER is a checkout of github.com/karpathy/nanoGPT. The texts come from the fol
     recipe      nanoGPT's CPU command and the recipe nanogpt-cpu, each from the start of its process
                 to its end, on tinyshakespeare; the loss of both on nanoGPT's whole validation split
     english     the same on the characters of english.txt
-    throughput  tokens a second of the same mathematics, plain and compiled; each contender has a
+    throughput  tokens per second of the same mathematics, plain and compiled; each contender has a
                 process of its own, and they take turns
     parity      the same weights give the same logits; from the same weights and batches both reach
                 the same loss

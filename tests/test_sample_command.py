@@ -88,9 +88,9 @@ def test_a_prompt_may_look_like_a_setting_after_two_dashes(run, capsys):
 def test_the_command_that_a_run_suggests_goes_on_with_its_prompt(prompt):
     words = shlex.split(sample_command(Path("a run"), prompt))
     assert words[:3] == ["python", "-m", "tinylm.sample"]
-    assert _parse(words[3:]) == (Path("a run"), prompt, [])
+    assert _parse(words[3:]) == (Path("a run"), prompt, [], False)
     if "--" not in words[:-1]:
-        assert _parse([*words[3:], "top_k=3"]) == (Path("a run"), prompt, ["top_k=3"])
+        assert _parse([*words[3:], "top_k=3"]) == (Path("a run"), prompt, ["top_k=3"], False)
 
 
 def test_the_suggested_command_of_the_default_run_is_plain():

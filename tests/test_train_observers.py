@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.calling import call
 from tests.test_train import SMALL, TEXT, assert_same_weights, settings
-from tinylm import checkpoint, device, evaluate, track
+from tinylm import checkpoint, device, evaluate, sample, track
 from tinylm.track import plotting
 from tinylm.train import Interrupted, Trainer, loop, train
 from tinylm.train.__main__ import main
@@ -144,7 +144,7 @@ CASES = {
     "plot unstarted": ("plot", on(sys, "executable", "/no/python")),
     "jsonl start": ("jsonl", on(track.Jsonl, "__init__", raises(ERRORS["EIO"]))),
     "jsonl log": ("jsonl", on(track.Jsonl, "log", raises(ERRORS["ENOSPC"]))),
-    "sample": ("sample", on(loop.sample, "stream", raises(IndexError("index 300")))),
+    "sample": ("sample", on(sample, "stream", raises(IndexError("index 300")))),
     "samples.txt": ("sample", on(loop, "add_sample", raises(ERRORS["ENOSPC"]))),
     "best.json": ("best.json", on(loop, "write_json", raises(ERRORS["EIO"]))),
     "peak": (

@@ -290,14 +290,14 @@ def test_what_a_killed_process_left_is_no_obstacle_and_removed():
 
 def test_a_process_gets_its_rows_and_its_random_numbers_from_its_rank():
     run = settings("train.steps=1")
-    train(run)
+    tokenizer = Tokenizer.load(train(run) / "tokenizer.json")
     (shards,) = Path("data/processed").iterdir()
     cpu, float32 = torch.device("cpu"), torch.float32
     ranks = [session.Session(cpu, float32, rank, 2, print) for rank in range(2)]
     alone = session.Session(cpu, float32, 0, 1, print)
 
     def tokens(one):
-        with beginning.loader(run, shards, 32, one) as batches:
+        with beginning.loader(run, shards, tokenizer, 32, one) as batches:
             return next(batches).tokens
 
     whole, parts = tokens(alone), [tokens(one) for one in ranks]

@@ -178,7 +178,7 @@ RUNGS = (
         cost=2,
     ),
     Rung(
-        "causal attention in chunks of queries",
+        "attention in chunks of queries",
         "tensors",
         ("tensors", "ops"),
         causal_by_definition,
@@ -186,5 +186,6 @@ RUNGS = (
         st.tuples(causal_cases(), SEEDS, st.booleans()),
         lambda: (Case(256, 256, 4, True, 64, None, LARGE.documents, None, 0.5), 0, True),
         same=near(1e-11),
+        covers=("causal_attention", "causal_attention_backward"),
     ),
 )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 
 from tests.rungs.rung import SEEDS, Rung, near
-from tests.support.models import build, configs, tokens
+from tests.support.models import SWITCHES, build, configs, tokens
 from tinylm import cache, ops, optim
 from tinylm.config import ModelConfig, OptimConfig, courses
 from tinylm.reference import arrays_model, optimizers, tensors
@@ -252,8 +252,12 @@ def schedules(draw):
     return draw(st.integers(0, steps - 1)), steps, draw(st.sampled_from([*optim.SCHEDULES])), shape
 
 
-SIZES = {"norm": None, "position": None, "feedforward": None}
-TRANSFORMERS = st.tuples(configs(**SIZES), SEEDS)
+# What the definitions know: GPT-2 and Llama as they are.
+PARTS = ("norm", "position", "feedforward", *SWITCHES, "head_size", "logit_softcap")
+SIZES = dict.fromkeys(PARTS) | {"value_embeddings": 0, "bigrams": 0, "windows": ()}
+TRANSFORMERS = st.tuples(
+    st.one_of(*(configs(architecture=name, **SIZES) for name in ("gpt2", "llama3"))), SEEDS
+)
 LARGE = ModelConfig(
     vocab_size=256, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, context_length=64
 )

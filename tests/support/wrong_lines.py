@@ -60,8 +60,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/layers/attention.py",
-        "v = self._split(self.v(x), self.kv_heads)",
-        "v = context.rotate(self._split(self.v(x), self.kv_heads))",
+        "v = self._split(self._values(v, context), self.kv_heads)",
+        "v = context.rotate(self._split(self._values(v, context), self.kv_heads))",
         "transformer-tensors-model",
     ),
     Mutant(

@@ -26,6 +26,7 @@ from tinylm.config.limits import (
     COUNT_OR_ZERO,
     SEED,
     THREADS,
+    in_words,
     require,
 )
 from tinylm.config.lora import LoraConfig
@@ -230,8 +231,8 @@ class TrainConfig:
         require(DEVICES.fullmatch(self.device) is not None, "train.device", self.device, limit)
         given = self.micro_batch_size
         if isinstance(given, str) and given != "auto":
-            number = given.isascii() and given.isdecimal() and int(given) > 0
-            limit = "must be auto or a number of rows, at least 1"
+            number = given.isascii() and given.isdecimal() and 0 < int(given) < 2**31
+            limit = f"must be auto or a number of rows, {in_words(COUNT)}"
             require(number, "train.micro_batch_size", given, limit)
             object.__setattr__(self, "micro_batch_size", int(given))
         micro = self.micro_rows

@@ -193,13 +193,13 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from tinylm.tokenizer import chat
-
     dataset = Dataset.open(options.folder, split=options.split)
     tokenizer = _tokenizer(options.tokenizer, dataset.manifest)
     with disk.replacing(options.out) as file:
         for ids in dataset.documents():
             if dataset.kind == "chat":
+                from tinylm.tokenizer import chat
+
                 row = {"messages": chat.decode(tokenizer, ids.tolist())}
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 continue

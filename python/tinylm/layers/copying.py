@@ -16,7 +16,7 @@ two are given as starting weights of an ordinary model, which may change them li
     stream   0 | sketch of the token | of the one before | of the one before that | the rest
              constant, equal for all tokens
 
-A head looks back by position alone: its query and key see the constant channel only, and are one
+Those of block 0 look by position alone: query and key see the constant channel only, and are one
 vector, the key turned by d + 1 positions; the rotation brings it back where the distance is d + 1.
 Looking for a token is done in those pairs of a head that hardly turn within a row. The sketch is a
 few channels of the embedding as they are, because embeddings are random.
