@@ -232,7 +232,11 @@ def _numbers(limits: Limits, *, whole: bool) -> st.SearchStrategy:
 def runs(draw: st.DrawFn) -> Run:
     """A run of legal settings: a few drawn, the others their defaults."""
     drawn = draw(
-        st.lists(st.sampled_from(sorted(set(KEYS) - {"imports", "train.device"})), max_size=8, unique=True)
+        st.lists(
+            st.sampled_from(sorted(set(KEYS) - {"imports", "train.device"})),
+            max_size=8,
+            unique=True,
+        )
     )
     made: dict[str, dict] = {}
     for key in drawn:
