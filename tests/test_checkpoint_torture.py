@@ -115,7 +115,8 @@ def test_a_disk_that_fails_raises_with_the_file_and_keeps_the_old_checkpoint(
         assert holds_step(newest, 30 if done else 20)
         shutil.rmtree(checkpoint.path_of(tmp_path, 30), ignore_errors=True)
         assert steps_in(tmp_path) == ["step-00000010", "step-00000020"]
-    assert len(os.listdir("/dev/fd")) == handles
+    # What an earlier test left open may have been closed meanwhile.
+    assert len(os.listdir("/dev/fd")) <= handles
     save_step(tmp_path, 30)
     assert holds_step(tmp_path, 30)
 

@@ -56,6 +56,7 @@ def check_section(content):
 needs_kernels = pytest.mark.skipif(bool(interpreter.missing()), reason=interpreter.missing())
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_section_runs_dry_and_packs_its_results(tmp_path):
     output, files = dry(tmp_path, "loss", seconds=100)

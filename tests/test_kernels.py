@@ -146,6 +146,8 @@ def offline(*arguments, limit=600):
     return done.stdout
 
 
+# `make kernels-offline` compiles all of them.
+@pytest.mark.slow
 def test_a_kernel_compiles_without_a_gpu_to_what_the_table_says():
     assert "swiglu_backward_kernel halves float32" in offline("--only", "swiglu halves float32")
 
