@@ -121,7 +121,7 @@ def test_two_ranks_have_the_gradients_and_updates_of_one_process(mode):
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_ranks_have_the_gradients_and_updates_of_one_process(world, mode, tied, name):
     # Muon makes a matrix orthogonal in bfloat16, where rounding shows in the third digit.
-    close = {"muon": 2e-3, "adamw": 1e-5, "sgd": 1e-5}[name]
+    close = {"muon": 4e-3, "adamw": 1e-5, "sgd": 1e-5}[name]
     compare(world, mode, [f"optim.name={name}", f"model.tied={tied}"], close)
 
 
