@@ -5,7 +5,7 @@
 
 A save that is cut short at any instant, by kill -9, a full disk or a loss of power, leaves the
 previous checkpoint as it was. A byte that changed later is found when the checkpoint is
-read. transformers opens the folders of gpt2 and llama3 models, and `load` opens its folders.
+read. transformers opens the folders of gpt2, llama3 and qwen3 models, and `load` opens its folders.
 """
 
 from tinylm.checkpoint.background import Writer
