@@ -48,6 +48,19 @@ def whole_batch(step: int) -> Batch:
     return Batch(tokens, targets)
 
 
+def stepper_of(run, net, spread, optimizer, session) -> Stepper:
+    """What takes the steps of a rank, as the pipeline makes it."""
+    return Stepper(
+        run=run,
+        context_length=net.config.context_length,
+        loss=spread.loss,
+        spread=spread,
+        optimizer=optimizer,
+        session=session,
+        say=session.say,
+    )
+
+
 def train(session: Session, overrides: list[str]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
     """Three steps of this process: the gradients of each and the weights after them; the losses."""
     run = config.load(None, [*SMALL, *overrides])
@@ -60,15 +73,7 @@ def train(session: Session, overrides: list[str]) -> tuple[list[dict[str, Tensor
     spread = distributed.spread(net, net.loss, session)
     weights = net if spread.shards is None else spread.shards
     optimizer = optim.build(weights, run.optim, spread.shards)
-    stepper = Stepper(
-        run=run,
-        context_length=net.config.context_length,
-        loss=spread.loss,
-        spread=spread,
-        optimizer=optimizer,
-        session=session,
-        say=session.say,
-    )
+    stepper = stepper_of(run, net, spread, optimizer, session)
     seen: list[dict[str, Tensor]] = []
     move = optimizer.step
 
@@ -160,15 +165,7 @@ def stop_at_nan(session: Session) -> str:
     net = model.build(run.model, seed=1)
     spread = distributed.spread(net, net.loss, session)
     optimizer = optim.build(spread.shards, run.optim, spread.shards)
-    stepper = Stepper(
-        run=run,
-        context_length=net.config.context_length,
-        loss=spread.loss,
-        spread=spread,
-        optimizer=optimizer,
-        session=session,
-        say=session.say,
-    )
+    stepper = stepper_of(run, net, spread, optimizer, session)
     take = spread.shards.take_gradients
 
     def poisoned():

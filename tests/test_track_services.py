@@ -149,7 +149,7 @@ def test_a_tool_that_hangs_holds_up_neither_the_steps_nor_for_long_the_end(folde
     stand, free = Stand(), threading.Event()
     stand.log = lambda *_, **__: free.wait()
     monkeypatch.setitem(sys.modules, "wandb", stand.module)
-    monkeypatch.setattr(services.Behind, "PATIENCE", 0.05)
+    monkeypatch.setattr(services.ThreadedTracker, "PATIENCE", 0.05)
     with pytest.warns(UserWarning, match="wandb failed.*not finished within"):
         tracked("wandb", folder)
     free.set()

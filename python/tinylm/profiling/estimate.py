@@ -183,7 +183,10 @@ def _activations(net: Model, rows: int, length: int, dtype: torch.dtype) -> int:
 
 
 class _Flash(torch.autograd.Function):
-    """Keeps what a fused attention keeps: queries, keys, values, result, a number per row."""
+    """Keeps what a fused attention keeps: queries, keys, values, result, a number per row.
+
+    It has no backward pass: only what is kept for one is counted.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -191,11 +194,6 @@ class _Flash(torch.autograd.Function):
         out = q.new_empty(*q.shape[:-1], v.size(-1))
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        """Never called: only the forward pass is counted."""
-        raise NotImplementedError
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:

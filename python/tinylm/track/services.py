@@ -7,6 +7,7 @@ named. It works in a thread of its own: the steps never wait for it. None needs 
 import importlib.util
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tinylm.track.tracker import Record
 PROJECT = "tinylm"
 
 
-class Behind:
+class ThreadedTracker(ABC):
     """A tracker in a thread: `log` hands the record over and returns.
 
     `start` runs in the thread and returns the two functions that take a record and that finish.
@@ -40,9 +41,9 @@ class Behind:
         self._thread = threading.Thread(target=self._work, name=f"tinylm-{package}", daemon=True)
         self._thread.start()
 
+    @abstractmethod
     def start(self) -> tuple[Callable[[Record], Any], Callable[[], Any]]:
         """Import the tool and begin its run; returns its `log` and its `finish`."""
-        raise NotImplementedError
 
     def log(self, record: Record) -> None:
         """Hand the record over; raises what went wrong with an earlier one."""
@@ -50,7 +51,7 @@ class Behind:
         if self._thread.is_alive():
             self._records.put_nowait(record)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str) -> None:  # noqa: B027 (the tools take metrics alone)
         """Words are not metrics."""
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ class Behind:
             self._problems.put(error)
 
 
-class TensorBoard(Behind):
+class TensorBoard(ThreadedTracker):
     """Event files in the run's folder: `tensorboard --logdir runs`."""
 
     def __init__(self, folder: Path, steps: int) -> None:
@@ -105,7 +106,7 @@ class TensorBoard(Behind):
         return log, writer.close
 
 
-class Trackio(Behind):
+class Trackio(ThreadedTracker):
     """A run of the project "tinylm" in Trackio's own folder on this machine: `trackio show`."""
 
     def __init__(self, folder: Path, steps: int) -> None:
@@ -130,7 +131,7 @@ class Trackio(Behind):
         return lambda record: run.log(_metrics(record), step=int(record["step"])), run.finish
 
 
-class Wandb(Behind):
+class Wandb(ThreadedTracker):
     """A run of the project "tinylm", in the run's folder; `wandb sync` uploads it.
 
     It is offline unless the environment says `WANDB_MODE=online`.
