@@ -94,6 +94,17 @@ def test_a_finished_run_whose_results_are_torn_gets_them_again(cut):
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
 
 
+def test_a_run_killed_between_its_last_sample_and_its_results_has_that_sample_once(cut):
+    resumed()
+    samples = (cut / "samples.txt").read_bytes()
+    record = json.loads((cut / "run.json").read_text())
+    del record["results"]
+    (cut / "run.json").write_text(json.dumps(record))
+    resumed()
+    assert "results" in json.loads((cut / "run.json").read_text())
+    assert (cut / "samples.txt").read_bytes() == samples
+
+
 def test_records_stay_as_they_are_where_the_run_tracks_none(workplace, monkeypatch):  # noqa: F811
     names = "track.names=[console]"
     with monkeypatch.context() as patched:

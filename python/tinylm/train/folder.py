@@ -223,7 +223,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def add_sample(folder: Path, step: int, text: str) -> None:
-    """Append a sample to samples.txt under the step that it is of."""
+    """Append a sample to samples.txt under the step that it is of, in place of an earlier one.
+
+    A run that was killed between its last sample and its results draws that sample again.
+    """
+    rewind_samples(folder, step - 1)
     with (folder / "samples.txt").open("a", encoding="utf-8") as file:
         file.write(f"--- step {step}\n{text}\n\n")
 
