@@ -32,10 +32,10 @@ SMALL = [
     f"model.context_length={T}",
     f"model.vocab_size={VOCAB}",
     f"train.batch_size={ROWS}",
-    # Close to nothing, a gradient's sign is rounding: a large eps keeps it from being a whole step.
-    "optim.eps=1e-3",
     "train.steps=3",
 ]
+# Close to nothing, a gradient's sign is rounding: a large eps keeps it from being a whole step.
+EPS = "optim.eps=1e-3"
 
 
 def whole_batch(step: int) -> Batch:
@@ -63,7 +63,8 @@ def stepper_of(run, net, spread, optimizer, session) -> Stepper:
 
 def train(session: Session, overrides: list[str]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
     """Three steps of this process: the gradients of each and the weights after them; the losses."""
-    run = config.load(None, [*SMALL, *overrides])
+    eps = [] if "optim.name=sgd" in overrides else [EPS]
+    run = config.load(None, [*SMALL, *eps, *overrides])
     net = model.build(run.model, seed=1)
     # A head and branches that start at zero would leave most gradients zero.
     with torch.no_grad():
@@ -290,6 +291,9 @@ def test_a_process_knows_its_place_and_says_how_to_start():
     keys = ["distributed.mode=ddp", "train.batch_size=24", "train.micro_batch_size=4"]
     with pytest.raises(ConfigError, match="micro_batch_size=4: must divide the 6 rows"):
         processes.place(config.load(None, keys), TORCHRUN)
+    one = config.load(None, ["distributed.mode=ddp", "train.device=cuda:1"])
+    with pytest.raises(ConfigError, match=r"device=cuda:1: .* set train.device=cuda, .*VISIBLE"):
+        processes.place(one, TORCHRUN)
 
 
 def test_a_process_that_has_ended_is_not_alive_also_before_it_is_reaped():

@@ -1,6 +1,7 @@
 """Fine-tuning: what is frozen, what grows, what the best checkpoint is."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,29 @@ def test_a_run_on_another_text_keeps_what_is_frozen_and_resumes_exactly(capsys):
     assert all(torch.equal(new[name], tensor) for name, tensor in tensors(again).items())
     with pytest.raises(ConfigError, match=r"train.freeze differs"):
         run("out=whole", *more[:2], "train.resume=auto")
+
+
+def test_more_than_a_run_froze_is_refused_when_it_goes_on():
+    net = build(TINY)
+    state = [f"{name}.exp_avg" for name, _ in net.named_parameters()]
+    finetuning.freeze(net, ["blocks.0"])
+    with pytest.raises(ConfigError) as caught:
+        finetuning.refuse_state(net, ["blocks.0"], Path("base/checkpoints/step-1"), state)
+    found = str(caught.value)
+    assert re.match(r"train.freeze=\[blocks.0\]: freezes blocks.0\.\S+ and 8 more, which", found)
+    assert "start from its weights alone with train.init=base/checkpoints/step-1" in found
+    # What trains again begins without moments.
+    finetuning.refuse_state(net, ["blocks.0"], Path(), [n for n in state if "blocks.0" not in n])
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_may_freeze_less_and_not_more():
+    run("out=base", "train.steps=2", "checkpoint.every=1")
+    with pytest.raises(ConfigError, match=r"train.freeze=\[blocks.0\]: freezes blocks.0"):
+        run("out=more", "train.resume=base/checkpoints/step-00000001", "train.freeze=[blocks.0]")
+    assert not Path("more").exists()
+    run("out=part", "train.init=base", "train.freeze=[blocks.0]", "checkpoint.every=4")
+    run("out=less", "train.init=base", "train.resume=part/checkpoints/step-00000004")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tinylm.config import idle
 from tinylm.config.keys import (
     CONFIGS,
     ConfigError,
@@ -72,7 +73,10 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
     """
     path = None if name_or_file is None else _find(str(name_or_file))
     assignments = []
-    for key, value, where in (*_file(path), *_arguments(overrides)):
+    of_file = [*_file(path)]
+    # Nobody writes so many settings by hand.
+    saved = len(of_file) > len(settings()) / 2
+    for key, value, where in (*of_file, *_arguments(overrides)):
         check_key(key, where)
         null = isinstance(value, Plain) and value in NULL
         if takes_list(key) and isinstance(value, str | int) and not null:
@@ -89,6 +93,7 @@ def load(name_or_file: str | Path | None = None, overrides: Iterable[str] = ()) 
     origin = {key: where for key, _, where in assignments}
     try:
         run = _build(assignments)
+        idle.refuse(run, assignments[len(of_file) if saved else 0 :], _off)
     except UNREADABLE as error:
         raise _explain(error, assignments, origin) from None
     _check_choices(run, origin)

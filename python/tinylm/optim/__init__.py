@@ -4,7 +4,7 @@ optimizer = build(model, OptimConfig())
 optimizer.step(rate=schedule(step, steps, config), progress=step / steps)
 """
 
-from tinylm.optim.groups import DECAYED, OPTIMIZERS, build
+from tinylm.optim.groups import DECAYED, OPTIMIZERS, RATES, build
 from tinylm.optim.muon import Muon
 from tinylm.optim.optimizer import Optimizer
 from tinylm.optim.orthogonal import ORTHOGONAL, orthogonalise, working_dtype
@@ -16,6 +16,7 @@ __all__ = [
     "DECAYED",
     "OPTIMIZERS",
     "ORTHOGONAL",
+    "RATES",
     "SCHEDULES",
     "SGD",
     "AdamW",

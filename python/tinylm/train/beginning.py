@@ -132,6 +132,11 @@ def start(
     net, tokenizer = _weights(run, resumed, text, first)
     finetuning.adapt(net, run.lora, run.train.seed)
     finetuning.freeze(net, run.train.freeze)
+    if resumed is not None:
+        moved = resumed.training.optimizer
+        finetuning.refuse_state(net, run.train.freeze, resumed.checkpoint, moved)
+    for line in finetuning.idle_rates(net, run.optim):
+        first.session.say(line)
     return net, tokenizer
 
 

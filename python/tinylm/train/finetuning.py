@@ -1,14 +1,15 @@
 """A model that was trained before, made ready for new data: frozen in part, grown by new tokens."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 
-from tinylm import model
-from tinylm.config import ConfigError, LoraConfig
+from tinylm import model, optim
+from tinylm.config import ConfigError, LoraConfig, OptimConfig
 from tinylm.layers import lora
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer, chat
@@ -34,6 +35,24 @@ def freeze(net: Model, entries: Sequence[str]) -> None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for _, parameter, _ in named):
         raise ConfigError(f"train.freeze=[{','.join(entries)}]: leaves nothing to train")
+
+
+def refuse_state(
+    net: Model, entries: Sequence[str], checkpoint: Path, state: Collection[str]
+) -> None:
+    """Raise `ConfigError` if the optimizer of a checkpoint moved weights that are now frozen.
+
+    `state` has its quantities by `<parameter>.<quantity>`.
+    """
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    moved = dict.fromkeys(name for key in state if (name := key.rpartition(".")[0]) in frozen)
+    if moved:
+        more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+        raise ConfigError(
+            f"train.freeze=[{','.join(entries)}]: freezes {next(iter(moved))}{more}, which the run "
+            f"of {checkpoint} trained: give train.freeze as that run had it, or start from its "
+            f"weights alone with train.init={checkpoint}"
+        )
 
 
 def adapt(net: Model, settings: LoraConfig, seed: int) -> None:
@@ -66,6 +85,16 @@ def merge(net: Model, say: Callable[[str], None]) -> None:
 def trainable(net: Model) -> int:
     """The number of weights that training moves."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def idle_rates(net: Model, settings: OptimConfig) -> list[str]:
+    """Return a line for each learning rate of a role of which no weight is trained."""
+    moved = {role for _, parameter, role in net.named_roles() if parameter.requires_grad}
+    return [
+        f"warning: optim.{key}={getattr(settings, key):g} has no effect: no {role} is trained"
+        for role, key in optim.RATES.items()
+        if getattr(settings, key) is not None and role not in moved
+    ]
 
 
 def _matches(name: str, entry: str) -> bool:

@@ -46,8 +46,8 @@ class Place:
 def place(run: Run, environment: Mapping[str, str] = os.environ) -> Place:
     """The place of this process in a run.
 
-    Raises `ConfigError` if `distributed.mode` does not fit how the process was started, or if the
-    rows of a batch cannot be spread evenly.
+    Raises `ConfigError` if `distributed.mode` does not fit how the process was started, if
+    `train.device` names one GPU for all, or if the rows of a batch cannot be spread evenly.
     """
     mode = run.distributed.mode
     world = environment.get("WORLD_SIZE", "1")
@@ -63,6 +63,12 @@ def place(run: Run, environment: Mapping[str, str] = os.environ) -> Place:
         raise ConfigError(
             f"distributed.mode={mode} and no {missing[0]} in the environment: start it with "
             f"{START.replace('ddp', mode)}"
+        )
+    if run.train.device.startswith("cuda:"):
+        raise ConfigError(
+            f"train.device={run.train.device}: with distributed.mode={mode} each process takes the "
+            f"GPU of its own number: set train.device=cuda, and choose the GPUs by "
+            f"CUDA_VISIBLE_DEVICES"
         )
     rank, local, processes = (int(environment[name]) for name in NEEDED[:3])
     found = Place(rank, local, processes, mode)
