@@ -6,9 +6,12 @@ import json
 import pytest
 import torch
 
+from tests.support import ranks
 from tests.support.models import tokens
-from tinylm import checkpoint, model
+from tinylm import checkpoint, config, model
 from tinylm.config import ModelConfig
+from tinylm.train import beginning, processes
+from tinylm.train.distributed import First
 
 SMALL = ModelConfig(
     architecture="qwen3",
@@ -54,6 +57,17 @@ def test_what_cannot_start_so_is_refused(changes, words):
     with pytest.raises(ValueError, match=r"model\.start=copying") as error:
         model.build(dataclasses.replace(SMALL, **changes))
     assert words in str(error.value)
+
+
+def test_a_run_that_cannot_start_so_is_refused_before_its_text_is_read():
+    def text():
+        raise AssertionError("the text was opened")
+
+    words = ["model.start=copying", "model.n_layers=1", "model.architecture=qwen3"]
+    run = config.load(None, words)
+    first = First(ranks.session(processes.Place()))
+    with pytest.raises(config.ConfigError, match=r"model\.start=copying: needs at least 2 blocks"):
+        beginning.start(run, None, text, first)
 
 
 def test_a_saved_model_says_how_it_started(tmp_path):

@@ -16,6 +16,7 @@ from tinylm.config import ConfigError, Run
 from tinylm.corpus import Corpus
 from tinylm.data import Dataset, Loader
 from tinylm.data.turns import answers
+from tinylm.layers import copying
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer, chat
 from tinylm.train import finetuning
@@ -147,6 +148,9 @@ def _weights(
     given = None if run.train.init is None else Path(run.train.init)
     given = given if resumed is None else resumed.checkpoint
     if given is None:
+        # Before any work on the text, which may take hours.
+        if run.model.start == "copying" and (problem := copying.refusal(run.model)) is not None:
+            raise ConfigError(f"model.start=copying: {problem}")
         tokenizer = _new_tokenizer(run, text, first)
         size = run.model.vocab_size or tokenizer.vocab_size
         _refuse_mismatch(tokenizer, size, "model.vocab_size")
