@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +296,28 @@ def test_a_process_knows_its_place_and_says_how_to_start():
     one = config.load(None, ["distributed.mode=ddp", "train.device=cuda:1"])
     with pytest.raises(ConfigError, match=r"device=cuda:1: .* set train.device=cuda, .*VISIBLE"):
         processes.place(one, TORCHRUN)
+
+
+def fail_or_wait(session: Session, heard: Path) -> None:
+    """Rank 1 fails, while rank 0 is where no exception reaches it; its words go to a file."""
+    if session.rank == 1:
+        raise OSError(28, "No space left on device", "shard-1.bin")
+    sys.stderr = heard.open("w", buffering=1)
+    time.sleep(60)
+
+
+def test_an_error_of_one_rank_ends_the_others_and_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(processes, "SECONDS_TO_FAIL", 0.05)
+    # Not by the process that is gone, which on another machine nobody sees.
+    monkeypatch.setattr(processes, "is_alive", lambda process: True)
+    began = time.monotonic()
+    with pytest.raises(EOFError):
+        ranks.spawn(2, "ddp", fail_or_wait, tmp_path / "heard")
+    assert time.monotonic() - began < 30
+    words = (tmp_path / "heard").read_text()
+    assert "error: rank 1 has failed (OSError: [Errno 28] No space left on device" in words
+    assert words.endswith("so this run cannot go on\n")
 
 
 def test_a_process_that_has_ended_is_not_alive_also_before_it_is_reaped():

@@ -126,6 +126,44 @@ def test_an_error_of_one_rank_before_the_first_step_ends_all(tmp_path):
     assert time.monotonic() - began < 100
 
 
+WATCHED = """
+from pathlib import Path
+import torch
+from tinylm.train.callbacks import CALLBACKS
+
+def on_step(event):
+    if event.step == {poisoned}:
+        with torch.no_grad():
+            event.trainer.model.norm.weight.fill_(float("nan"))
+    if event.step == 7 and event.trainer.session.rank == 1:
+        event.trainer.ended = True
+
+def on_checkpoint(event):
+    with Path(f"told-{{event.trainer.session.rank}}").open("a") as file:
+        file.write(f"{{event.step}} {{event.path.name}}\\n")
+
+CALLBACKS.extend([on_step, on_checkpoint])
+"""
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_all_ranks_know_what_is_saved_and_one_of_them_may_end_the_run(mode, tmp_path):
+    keys = [*COMMAND, f"distributed.mode={mode}", "imports=[watched]", "checkpoint.every=3"]
+    env = {**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{tmp_path}"}
+    again = {"capture_output": True, "text": True, "check": False, "timeout": 300, "env": env}
+    (tmp_path / "watched.py").write_text(WATCHED.format(poisoned=0))
+    found = subprocess.run(torchrun(2, *keys, "out=good", "checkpoint.background=false"), **again)
+    assert found.returncode == 0, found.stderr
+    told = [Path(f"told-{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert [line.split()[1] for line in told[0]][-1] == "step-00000007"
+    assert "3 step-00000003" in told[0]
+    (tmp_path / "watched.py").write_text(WATCHED.format(poisoned=5))
+    found = subprocess.run(torchrun(2, *keys, "out=bad", "checkpoint.background=false"), **again)
+    assert found.returncode == 1
+    assert found.stderr.count("is not finite; step 3 is saved") == 2, found.stderr
+
+
 def started(world, *arguments):
     """The training, when its first step is behind it."""
     process = subprocess.Popen(

@@ -18,14 +18,14 @@ A callback is a plain function named after the moment that it is called at:
 
 A module that a run names in `imports` appends its functions to `CALLBACKS`. Those are called
 first, then those of `train(callbacks=)`, each in the order of the list, in the thread of the run
-and while the clock of the steps stands still. Every process of a run calls them
-(`event.trainer.session.rank`); only `on_checkpoint` is, with `distributed.mode=ddp`, called by
-process 0 alone, which writes the checkpoints.
+and while the clock of the steps stands still. Every process of a run calls them after the same
+step (`event.trainer.session.rank`).
 
 A callback watches. If it raises, one warning says so, the run goes on, and it is called again the
-next time. It may set `trainer.ended`, which ends the run after this step as early stopping does,
-and call `trainer.save()` and `trainer.trackers.say(text)`. What it changes of weights, optimizer
-or loader is its own to repeat: a resumed run no longer equals an uninterrupted one bit for bit.
+next time. It may set `trainer.ended`, in one process or in all, which ends the run after this step
+as early stopping does, and call `trainer.save()` and `trainer.trackers.say(text)`. What it changes
+of weights, optimizer or loader is its own to repeat: a resumed run no longer equals an
+uninterrupted one bit for bit.
 """
 
 from collections.abc import Callable, Iterable

@@ -12,7 +12,7 @@ gradient of the mean over all targets, as one process computes it.
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from tinylm.config.limits import show
 from tinylm.model import Model
 from tinylm.train.processes import Place, Watch
 from tinylm.train.session import Session
@@ -78,7 +79,8 @@ def meeting(place: Place, session: Session) -> Iterator[First]:
         world_size=world,
         timeout=timedelta(minutes=MINUTES_TO_MEET),
     )
-    with Watch(_neighbours(place)) as watch:
+    failures = Failures(store, rank)
+    with Watch(_neighbours(place), failures.first) as watch:
         try:
             yield First(session, PrefixStore("first", store))
             # Nobody leaves while another still writes or asks.
@@ -87,9 +89,35 @@ def meeting(place: Place, session: Session) -> Iterator[First]:
             # gloo's own error for a killed process names the address of a socket.
             dead = watch.dead(seconds=2.0)
             if dead is None:
+                failures.tell(error)
                 raise
             raise ConnectionError(f"{dead}, so this run cannot go on") from error
+        except Exception as error:
+            failures.tell(error)
+            raise
     dist.destroy_process_group()
+
+
+class Failures:
+    """The first error of any process of a run, which the others read in a thread of their own."""
+
+    def __init__(self, store: Store, rank: int) -> None:
+        # A connection of its own: a process that waits for a value of the first holds the other.
+        self._store, self._rank = PrefixStore("failures", store.clone()), rank  # type: ignore[attr-defined]
+
+    def tell(self, error: Exception) -> None:
+        """Let the others know that this process cannot go on."""
+        words = f"rank {self._rank} has failed ({type(error).__name__}: {show(error)})"
+        # RuntimeError: the process that keeps the store has ended.
+        with suppress(RuntimeError):
+            self._store.compare_set("error", "", words)
+
+    def first(self) -> str:
+        """What `tell` told first, of any process; "" as long as all is well."""
+        with suppress(RuntimeError):
+            if self._store.check(["error"]):
+                return self._store.get("error").decode()
+        return ""
 
 
 def _neighbours(place: Place) -> dict[int, int]:
@@ -166,6 +194,9 @@ def _replicate(model: Model, loss: Callable[..., Tensor], session: Session) -> S
     wrapped = DistributedDataParallel(
         Loss(model, loss), device_ids=gpus, gradient_as_bucket_view=True
     )
+    # The buffers of a model are tables that no step changes. Not as an argument, whose name depends
+    # on the version of torch.
+    wrapped.broadcast_buffers = False
 
     def passes(last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last else wrapped.no_sync()

@@ -55,8 +55,10 @@ class Trainer:
     clock: Clock = field(default_factory=Clock)
     progress: Progress = field(default_factory=Progress)
     # The last step whose checkpoint is on the disk, and the last that was handed to the writer.
+    # With ddp only the first process knows `saved` by itself: `known` is what all have agreed on.
     saved: int = -1
     written: int = -1
+    known: int = -1
     ended: bool = False
     writer: checkpoint.Writer = field(init=False)
     window: Window = field(init=False)
@@ -81,7 +83,8 @@ class Trainer:
         self.tell("on_start")
         # Left in the opposite order: a second Ctrl-C also ends the waiting for a checkpoint.
         with Signals() as signals, self.writer, self.tracer:
-            while self.progress.step < self.run.train.steps and not self.ended:
+            received, ends = self._agree(signals)
+            while self.progress.step < self.run.train.steps and not ends:
                 first = "first step" if "first step" not in self.clock.spent else "steps"
                 try:
                     with self.clock(first), self.tracer.step():
@@ -97,18 +100,32 @@ class Trainer:
                 with self.window.paused():
                     self.tell("on_step", record=record)
                     self.after_step()
+                    received, ends = self._agree(signals)
                     self.tell_saved()
-                # A signal may reach one process a step before another; all stop at the same one.
-                received = self.session.most(signals.received or 0)
-                if received and not self.ended:
+                # Of several processes each must leave at the same step: the wish of this callback
+                # is then heard after the next one.
+                ends = ends or (self.ended and self.session.world == 1)
+                if received and not ends:
                     path = self.save()
                     self.writer.wait()
                     # Nobody leaves before the checkpoint of all is there.
-                    self.session.most(0)
+                    self._agree(signals)
                     raise Interrupted(path, received)
             # Before the end is scored: what is trained is not lost to what comes after.
             self.save()
+        self._agree(signals)
         self.tell_saved()
+
+    def _agree(self, signals: Signals) -> tuple[int, bool]:
+        """The signal that any process has received, and whether the run is to end; `known` as well.
+
+        A signal may reach one process a step before another, and a callback may end the run in one
+        of them: all stop at the same step.
+        """
+        received, ends, self.known = self.session.most(
+            signals.received or 0, self.ended, self.saved
+        )
+        return received, bool(ends)
 
     def tell(
         self,
@@ -124,10 +141,9 @@ class Trainer:
 
     def tell_saved(self) -> None:
         """Call the callbacks of a checkpoint, if there is a new one on the disk."""
-        saved = self.saved
-        if saved != self._told:
-            self._told = saved
-            self.tell("on_checkpoint", path=checkpoint.path_of(self.folder, saved))
+        if self.known != self._told:
+            self._told = self.known
+            self.tell("on_checkpoint", path=checkpoint.path_of(self.folder, self.known))
 
     def step(self) -> Step:
         """One optimizer step over one global batch."""
@@ -146,8 +162,11 @@ class Trainer:
             self.stepper.settle(self.progress, wait=wait)
         except NonFiniteError as error:
             self.writer.settle()
-            saved = self.saved
+            # Others than the first process may know of an older one than the newest.
+            saved = max(self.saved, self.known)
             sound = f"step {saved} is saved" if saved >= 0 else "no checkpoint is saved yet"
+            if saved < 0 and not self.session.leads:
+                sound = "the first process says which checkpoint is the newest"
             advice = "lower optim.lr or optim.matrix_lr"
             if self.run.train.nonfinite == "stop":
                 advice += ", or set train.nonfinite=skip to pass over such batches"
@@ -332,7 +351,7 @@ class Trainer:
         """Take over the state of a checkpoint whose weights the model already has."""
         state = State.of(training.state)
         self.progress = state.progress
-        self.saved = self.written = self._told = self.progress.step
+        self.saved = self.written = self.known = self._told = self.progress.step
         self.window = self._window()
         if state.window is not None:
             self.window.restore(state.window)

@@ -7,7 +7,7 @@ command that was started wrongly fails at once.
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,14 +88,15 @@ def place(run: Run, environment: Mapping[str, str] = os.environ) -> Place:
 
 
 class Watch(AbstractContextManager["Watch"]):
-    """Inside, this process ends with code 1 if one of `others` on this machine dies.
+    """Inside, this process ends with code 1 if one of `others` on this machine dies, or one fails.
 
-    `others` is {rank: process id}. Without it a process whose other side was killed can wait for
-    a collective until its time limit. An error of its own comes first if it comes within 5 s.
+    `others` is {rank: process id}. `failure` returns the error of a process on any machine, or "".
+    Without it a process whose other side is gone can wait for a collective until its time limit.
+    An error of its own comes first if it comes within a few seconds.
     """
 
-    def __init__(self, others: Mapping[int, int]) -> None:
-        self._others = others
+    def __init__(self, others: Mapping[int, int], failure: Callable[[], str] = str) -> None:
+        self._others, self._failure = others, failure
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="tinylm-watch", daemon=True)
 
@@ -113,9 +114,11 @@ class Watch(AbstractContextManager["Watch"]):
         self._thread.join()
 
     def dead(self, seconds: float = 0.0) -> str | None:
-        """The first of the others that has ended, in words, if one ends within `seconds`."""
+        """The first of the others that failed or ended, in words, if one does within `seconds`."""
         tries = 1 + round(seconds / 0.1)
         for _ in range(tries):
+            if told := self._failure():
+                return told
             for rank, process in self._others.items():
                 if not is_alive(process):
                     return f"rank {rank} (process {process}) has ended"

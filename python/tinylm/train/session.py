@@ -79,16 +79,16 @@ class Session:
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MIN)
         return number
 
-    def most(self, number: int) -> int:
-        """The largest of the numbers that all processes give; every process must ask.
+    def most(self, *numbers: int) -> list[int]:
+        """Each number as the largest that any process gives; every process must ask.
 
         It goes over the CPU, so no GPU is waited for.
         """
         if self.mode == "none":
-            return number
-        box = torch.tensor([number])
+            return [*numbers]
+        box = torch.tensor(numbers)
         torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
-        return int(box)
+        return [int(number) for number in box]
 
     def manual_seed(self, seed: int, stream: Stream, step: int, micro: int) -> None:
         """Seed torch's generator for one micro-step: a resumed run repeats its numbers."""
