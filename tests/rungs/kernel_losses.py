@@ -21,9 +21,11 @@ def limits(chunks=8, least=1, cached=2**18, whole=0):
     """Chunks of a few rows for a few logits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "WHOLE", whole)
+        patch.setattr(losses, "WHOLE_CPU", whole)
         patch.setattr(losses, "CHUNKS", chunks)
         patch.setattr(losses, "LEAST_ROWS", least)
         patch.setattr(losses, "LEAST_ROWS_GPU", least)
+        patch.setattr(losses, "LEAST_LOGITS", 1)
         patch.setattr(losses, "CACHED", cached)
         yield
 

@@ -68,3 +68,14 @@ def forward_mode() -> bool:
     torch would take the derivative of a registered operation for zero, without a word.
     """
     return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+
+
+def eager_cpu(*tensors: Tensor) -> bool:
+    """Whether these are on a CPU and nothing but torch's own autograd looks at what is computed.
+
+    There a form with a hand-written gradient saves passes over memory. A compiler fuses torch's
+    form by itself, and forward-mode derivatives need it.
+    """
+    if torch.compiler.is_compiling() or forward_mode():
+        return False
+    return all(tensor.is_cpu for tensor in tensors)

@@ -35,12 +35,15 @@ from tinylm.ops.products import linear
 
 # torch's own default for a target that does not count; the loader pads with the same number.
 IGNORED = -100
-# The most logits that are made at once by `linear`, for the compiler to fuse: 64 MiB in float32.
-# The default run has 2^22.
-WHOLE = 2**24
+# The most logits that are made at once by `linear`, for a compiler or a GPU: 64 MiB in float32.
+# Without a compiler a CPU is faster in parts that stay in its cache, however few they are: a step
+# of the recipe speedrun, whose head has a cap, took 228 ms in place of 240.
+WHOLE, WHOLE_CPU = 2**24, 0
 CHUNKS = 8
 # A product of fewer rows is slow: it reads all of W, and adds to all of dW, for little work.
 LEAST_ROWS, LEAST_ROWS_GPU = 64, 1024
+# A chunk on a CPU has at least this many logits, half of those of the default run.
+LEAST_LOGITS = 2**21
 # On the CPU the loss of a chunk is taken over this many logits at a time, which stay in the cache.
 CACHED = 2**18
 
@@ -82,10 +85,11 @@ def linear_cross_entropy(
     x [..., D], weight [V, D], targets [...] int64; a scalar, float32 at least. With `norm_weight`
     [D] the logits are those of `rms_norm(x, norm_weight, eps)`. As in `linear`, the products have
     the dtype of x, or that of autocast. The gradient of the weight is summed in float32. Raises
-    `NotImplementedError` for a second derivative of many logits.
+    `NotImplementedError` for a second derivative of many logits, or on a CPU.
     """
     _check_softcap(softcap)
-    if weight.size(0) * targets.numel() <= WHOLE or choice.forward_mode():
+    whole = WHOLE_CPU if choice.eager_cpu(x) else WHOLE
+    if choice.forward_mode() or weight.size(0) * targets.numel() <= whole:
         y = x if norm_weight is None else rms_norm(x, norm_weight, eps)
         return cross_entropy(linear(y, weight), targets, z_loss=z_loss, softcap=softcap)
     dtype = product_dtype(x)
@@ -152,7 +156,7 @@ def _chunked(
     """`linear_cross_entropy` with products in `dtype`; `wanted` says which gradients to take."""
     _check(x, weight, targets, norm_weight)
     flat, ids = x.reshape(-1, x.size(-1)), targets.reshape(-1)
-    rows = _rows_per_chunk(len(flat), x.is_cuda)
+    rows = _rows_per_chunk(len(flat), len(weight), x.is_cuda)
     wide = torch.promote_types(dtype, torch.float32)
     # Under autocast too, no product in here may choose its dtype by itself.
     with torch.autocast(x.device.type, enabled=False):
@@ -189,9 +193,9 @@ def _zeros(like: Tensor, wanted: bool) -> Tensor:
     return torch.zeros(like.shape if wanted else (0,), dtype=dtype, device=like.device)
 
 
-def _rows_per_chunk(rows: int, gpu: bool) -> int:
+def _rows_per_chunk(rows: int, vocabulary: int, gpu: bool) -> int:
     """How many of `rows` go through the head at once."""
-    least = LEAST_ROWS_GPU if gpu else LEAST_ROWS
+    least = LEAST_ROWS_GPU if gpu else max(LEAST_ROWS, LEAST_LOGITS // vocabulary)
     # Full tiles of a product, 128 rows, as long as that leaves 8 chunks.
     share = -(-rows // CHUNKS)
     return max(1, min(rows, max(least, -(-share // 128) * 128 if share > 128 else share)))
@@ -249,27 +253,26 @@ def _to_slopes_by_torch(
     """`_to_slopes` in a few passes of torch."""
     counted = targets != IGNORED
     place = targets.where(counted, 0)[:, None]
-    z = widened(logits)
+    z, gate = logits, None
     if softcap is not None:
-        bend = z.div_(softcap).tanh_().square().neg_().add_(1)
-        z.mul_(softcap)
-    peak = z.amax(-1)
-    z.sub_(peak[:, None])
-    picked = z.gather(1, place)[:, 0]
-    total = z.exp_().sum(-1)
-    lse = total.log()
-    loss = lse - picked
-    # Without a z-loss no nan of lse may spread: nan times 0 is nan.
-    lse = lse + peak
+        # c tanh(z / c) = 2 c sigmoid(2 z / c) - c, and torch's sigmoid takes half the time of its
+        # tanh. The softmax is the same without the - c.
+        gate = widened(logits).mul(2 / softcap).sigmoid_()
+        z = gate * (2 * softcap)
+    p = torch.softmax(z, -1, dtype=torch.promote_types(z.dtype, torch.float32))
+    # Through the largest of a row: the target's own share may be too small for a float.
+    lse = z.amax(-1) - p.amax(-1).log()
+    loss = lse - z.gather(1, place)[:, 0]
+    if softcap is not None:
+        lse = lse - softcap
     if z_loss:
         loss = loss + z_loss * lse.square()
     if gradient:
-        factor = (1 + 2 * z_loss * lse if z_loss else 1) / total
-        z.mul_((factor * counted)[:, None])
-        z.scatter_add_(1, place, -counted.to(z.dtype)[:, None])
-        if softcap is not None:
-            z.mul_(bend)
-        logits.copy_(z)
+        # The slope of the cap is 4 gate (1 - gate).
+        factor = counted.to(p.dtype)[:, None] * (1 if gate is None else 4)
+        p.mul_(factor * (1 + 2 * z_loss * lse)[:, None] if z_loss else factor)
+        p.scatter_add_(1, place, -factor)
+        logits.copy_(p if gate is None else torch.ops.aten.sigmoid_backward(p, gate))
     return loss.where(counted, 0.0)
 
 
