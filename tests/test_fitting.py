@@ -24,7 +24,7 @@ class Case:
         self.run = config.load(None, ["train.batch_size=12", *overrides])
         self.net, self.said = model.build(SMALL), []
         self.session = SimpleNamespace(
-            device=CPU, dtype=torch.float32, world=1, mode="none", say=self.said.append
+            device=CPU, dtype=torch.float32, world=1, mode="none", beside=1, say=self.said.append
         )
         needed = self.needed(12)
         monkeypatch.setattr(fitting, "memory_of", lambda place: int(share * needed))
@@ -73,6 +73,23 @@ def test_memory_that_is_unknown_refuses_nothing(monkeypatch):
     case = Case(monkeypatch, 1, "train.micro_batch_size=auto")
     monkeypatch.setattr(fitting, "memory_of", lambda place: None)
     assert case.fit().train.micro_batch_size == 12
+
+
+def test_shards_need_less_than_the_whole_and_are_checked_too(monkeypatch):
+    case = Case(monkeypatch, 1, "train.batch_size=48")
+    case.net = model.build(replace(SMALL, d_model=256, n_layers=8))
+    case.session.world, case.session.mode = 4, "ddp"
+    whole = case.needed(12)
+    case.session.mode, case.session.device = "fsdp", torch.device("cuda")
+    assert 0.3 * whole < case.needed(12) < 0.8 * whole
+    monkeypatch.setattr(fitting, "memory_of", lambda place: case.needed(12) // 2)
+    with pytest.raises(ValueError, match=r"cuda has .* for each process: lower "):
+        case.fit()
+    # Each process on a CPU holds the whole model once, and they share one memory.
+    case.session.device, case.session.beside = CPU, 4
+    assert fitting.memory_for(case.session) == fitting.memory_of(CPU) // 4
+    case.session.world = 64
+    assert case.needed(1) >= 4 * case.net.n_parameters()
 
 
 def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):

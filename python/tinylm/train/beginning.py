@@ -155,10 +155,10 @@ def _weights(
         size = run.model.vocab_size or tokenizer.vocab_size
         _refuse_mismatch(tokenizer, size, "model.vocab_size")
         config = replace(run.model, vocab_size=size)
-        return model.build(config, seed=run.train.seed, device=session.device), tokenizer
+        return model.build(config, seed=run.train.seed, device=session.builds_on), tokenizer
     # A checkpoint to resume from was verified when it was chosen.
     net, loaded = checkpoint.load(
-        given, device=session.device, dtype=torch.float32, verify=resumed is None
+        given, device=session.builds_on, dtype=torch.float32, verify=resumed is None
     )
     if loaded is None or (resumed is None and run.tokenizer.path is not None):
         loaded = _new_tokenizer(run, text, first)

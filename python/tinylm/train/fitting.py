@@ -48,9 +48,7 @@ def fit(run: Run, net: Model, session: Session, begun: Training | None, first: F
             find = partial(micro_batch_size, run, net, session)
             found = first("micro_batch_size", find, str, int)
         run = replace(run, train=replace(train, micro_batch_size=found))
-    # Under FSDP each process holds a share of what is estimated.
-    if session.mode != "fsdp":
-        check(run, net, session, min(run.train.micro_rows or largest, largest))
+    check(run, net, session, min(run.train.micro_rows or largest, largest))
     return run
 
 
@@ -69,6 +67,14 @@ def memory_of(place: torch.device) -> int | None:
     return min(found, default=None)
 
 
+def memory_for(session: Session) -> int | None:
+    """Bytes of `memory_of` that one process may fill: those of a machine share its memory."""
+    there = memory_of(session.device)
+    if there is None or session.device.type != "cpu":
+        return there
+    return there // session.beside
+
+
 def bytes_needed(run: Run, net: Model, session: Session, rows: int) -> dict[str, int]:
     """Estimated bytes of a step over `rows` rows, by what they hold."""
     costs = estimate.memory(
@@ -79,8 +85,14 @@ def bytes_needed(run: Run, net: Model, session: Session, rows: int) -> dict[str,
         checkpointing=run.train.activation_checkpointing,
     )
     moved = round(_trained_share(net) * (costs.gradients + costs.optimizer))
+    held = costs.weights + moved
+    if session.mode == "fsdp":
+        held = held // session.world + _unsharded(net)
+        if session.device.type == "cpu":
+            # The whole model is there before it is sharded.
+            held = max(held, costs.weights)
     return {
-        "weights": costs.weights + costs.casts + moved,
+        "weights": held + costs.casts,
         "activations": costs.activations,
         "logits": costs.logits,
     }
@@ -88,7 +100,7 @@ def bytes_needed(run: Run, net: Model, session: Session, rows: int) -> dict[str,
 
 def check(run: Run, net: Model, session: Session, rows: int) -> None:
     """Warn if `rows` rows will hardly fit into the memory; `ValueError` if they cannot."""
-    there = memory_of(session.device)
+    there = memory_for(session)
     if there is None or _rough(net, rows) < ROUGH * there:
         return
     parts = bytes_needed(run, net, session, rows)
@@ -102,9 +114,10 @@ def check(run: Run, net: Model, session: Session, rows: int) -> None:
         "or set train.activation_checkpointing=true",
         "logits": f"lower train.micro_batch_size={rows} (auto finds the largest that fits)",
     }
+    shared = " for each process" if session.world > 1 else ""
     told = (
         f"a step over {rows} rows needs about {_gib(needed)} ({_gib(parts[largest])} of it for "
-        f"{largest}), and {session.device} has {_gib(there)}: {fixes[largest]}"
+        f"{largest}), and {session.device} has {_gib(there)}{shared}: {fixes[largest]}"
     )
     if needed > HOPELESS * there:
         raise ValueError(told)
@@ -118,22 +131,18 @@ def micro_batch_size(run: Run, net: Model, session: Session) -> int:
     """
     common = math.gcd(*(max(1, rows // session.world) for rows in run.train.batch_sizes.values))
     sizes = [rows for rows in range(common, 0, -1) if common % rows == 0]
-    if session.device.type == "cuda":
+    # Under FSDP the model is not on the device yet.
+    if session.device.type == "cuda" and session.mode != "fsdp":
         whole = estimate.memory(net.config, rows=1, optimizer=run.optim.name).optimizer
         spare = round(_trained_share(net) * whole)
         found = largest_that_fits(sizes, lambda rows: _tries(run, net, session, rows, spare))
     else:
-        there = memory_of(session.device)
+        there = memory_for(session)
         if there is None:
             return sizes[0]
         limit = FILLED * there
         found = largest_that_fits(
             sizes, lambda rows: sum(bytes_needed(run, net, session, rows).values()) <= limit
-        )
-    if found is None and session.mode == "fsdp":
-        raise ValueError(
-            f"train.micro_batch_size=auto: it is found with the whole model on one device, and "
-            f"there not even one row fits into {session.device}: give a number of rows"
         )
     if found is None:
         check(run, net, session, 1)
@@ -169,7 +178,9 @@ def _tries(run: Run, net: Model, session: Session, rows: int, spare: int) -> boo
 
 
 def _rough(net: Model, rows: int) -> float:
-    """An upper bound of the bytes of a step: 16 per weight, 34 D + 4 F numbers per token.
+    """An upper bound of the bytes of a step: 28 per weight, 34 D + 4 F numbers per token.
+
+    A weight, its gradient and AdamW's moments take 16, parts that FSDP has unsharded 12.
 
     Source of the activations: Korthikanti et al. 2022, "Reducing Activation Recomputation".
     """
@@ -177,9 +188,19 @@ def _rough(net: Model, rows: int) -> float:
     tokens = rows * config.context_length
     width = 34 * config.d_model + 4 * config.feedforward_width
     scores = 4 * config.n_heads * config.context_length
-    return 16 * net.n_parameters() + tokens * (
+    return 28 * net.n_parameters() + tokens * (
         4 * config.n_layers * (width + scores) + 12 * net.embedding.num_embeddings
     )
+
+
+def _unsharded(net: Model) -> int:
+    """Bytes of what FSDP has whole at once: the root with its gradients, two blocks and one's.
+
+    The second block is fetched while the first computes (`distributed.spread` makes the units).
+    """
+    blocks = [sum(p.numel() for p in block.parameters()) for block in net.blocks]
+    root = net.n_parameters() - sum(blocks)
+    return 8 * root + 12 * max(blocks, default=0)
 
 
 def _trained_share(net: Model) -> float:

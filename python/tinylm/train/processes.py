@@ -25,12 +25,13 @@ SECONDS_BETWEEN_LOOKS, SECONDS_TO_FAIL = 1.0, 5.0
 
 @dataclass(frozen=True)
 class Place:
-    """Process `rank` of `world`, number `local` on its machine; alone if the mode is none."""
+    """Process `rank` of `world`, number `local` of `beside` on its machine; alone in mode none."""
 
     rank: int = 0
     local: int = 0
     world: int = 1
     mode: str = "none"
+    beside: int = 1
 
     @property
     def leads(self) -> bool:
@@ -71,7 +72,8 @@ def place(run: Run, environment: Mapping[str, str] = os.environ) -> Place:
             f"CUDA_VISIBLE_DEVICES"
         )
     rank, local, processes = (int(environment[name]) for name in NEEDED[:3])
-    found = Place(rank, local, processes, mode)
+    beside = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    found = Place(rank, local, processes, mode, beside)
     for rows in run.train.batch_sizes.values:
         if rows % found.world:
             raise ConfigError(

@@ -27,8 +27,8 @@ class Session:
     """What one process of a run keeps from its start to its end.
 
     It computes on `device`, with the stream and its products in `dtype`. It is number `rank` of
-    `world` processes, and `say` prints a line for people, or does nothing in a run without a
-    console. `mode` is `distributed.mode`.
+    `world` processes, `beside` of them on this machine, and `say` prints a line for people, or does
+    nothing in a run without a console. `mode` is `distributed.mode`.
     """
 
     device: torch.device
@@ -37,6 +37,7 @@ class Session:
     world: int
     say: Callable[[str], None]
     mode: str = "none"
+    beside: int = 1
 
     @classmethod
     def start(
@@ -54,13 +55,28 @@ class Session:
             torch.cuda.set_device(on)
         dtype = device.pick_dtype(dtype_name, on)
         return cls(
-            device=on, dtype=dtype, rank=place.rank, world=place.world, say=say, mode=place.mode
+            device=on,
+            dtype=dtype,
+            rank=place.rank,
+            world=place.world,
+            say=say,
+            mode=place.mode,
+            beside=place.beside,
         )
 
     @property
     def leads(self) -> bool:
         """Whether this process speaks, writes the run's files and is asked by the others."""
         return self.rank == 0
+
+    @property
+    def builds_on(self) -> torch.device:
+        """Where the whole model is put together before it is spread over the processes.
+
+        Under FSDP that is the CPU: its parts go to `device` one by one as they are sharded, so the
+        device never holds the whole.
+        """
+        return torch.device("cpu") if self.mode == "fsdp" else self.device
 
     @property
     def share(self) -> tuple[int, int]:
