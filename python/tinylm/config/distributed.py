@@ -14,7 +14,8 @@ class DistributedConfig:
         "none",
         "none is one process. ddp keeps the whole model in every process of torchrun and adds up "
         "the gradients; fsdp also spreads weights, gradients and optimizer state over them, once "
-        "each process has made the whole model in the CPU's memory. Start both with: torchrun --nproc-per-node N -m tinylm.train distributed.mode=ddp",
+        "each process has made the whole model in the CPU's memory. Start both with: "
+        "torchrun --nproc-per-node N -m tinylm.train distributed.mode=ddp",
     )
 
     def __post_init__(self) -> None:
