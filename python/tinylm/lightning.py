@@ -4,9 +4,11 @@
     module = TinyModule(model.build(config), run)
     lightning.Trainer(max_steps=run.train.steps, logger=False).fit(module, data)
 
-Loss, optimizer, schedule, clipping and order of the batches are those of `tinylm.train`: on the CPU
-each step has the same loss, bit for bit, if the model has no dropout. Accumulation, devices and
-checkpoints are Lightning's. Its checkpoints are pickles; `tinylm.checkpoint.save` writes a folder.
+Loss, optimizer, schedule, clipping, `train.nonfinite`, `train.tf32` and order of the batches are
+those of `tinylm.train`: on the CPU each step has the same loss, bit for bit, if the model has no
+dropout. Accumulation, devices and checkpoints are Lightning's: settings of those are refused. Its
+checkpoints hold the place in the text too. They are pickles; `tinylm.checkpoint.save` writes a
+folder.
 """
 
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from tinylm import device, optim
 from tinylm.config import Run
 from tinylm.data import Batch, Dataset, Loader
 from tinylm.data.turns import answers
+from tinylm.layers import lora
 from tinylm.model import Model
 from tinylm.ops import IGNORED
 from tinylm.tokenizer import Tokenizer
@@ -46,7 +49,13 @@ class Joined(torch.optim.Optimizer):
         rate = optim.schedule(self.taken, steps, self.run.optim)
         # For Lightning's monitor of the learning rate.
         self.param_groups[0]["lr"] = rate * self.run.optim.lr
-        self.inner.step(rate, progress=self.taken / steps)
+        finite = self.inner.gradient_norm().isfinite()
+        if self.run.train.nonfinite == "stop" and not finite:
+            raise ValueError(
+                f"step {self.taken}: the loss or a gradient is not finite: lower optim.lr or "
+                f"optim.matrix_lr, or set train.nonfinite=skip to pass over such batches"
+            )
+        self.inner.step(rate, progress=self.taken / steps, ok=finite)
         self.taken += 1
         return loss
 
@@ -63,28 +72,25 @@ class Joined(torch.optim.Optimizer):
 class TinyModule(lightning.LightningModule):  # type: ignore[misc]
     """A `Model` with its loss, and the optimizer and schedule of a run's settings.
 
-    Raises `ValueError` for settings that change the shape of a batch during the run.
+    Raises `ValueError` for a setting that only `tinylm.train` follows, with what to do instead.
     """
 
     def __init__(self, model: Model, run: Run) -> None:
         super().__init__()
-        train = run.train
-        for key, value in (
-            ("batch_size", train.batch_size if len(train.batch_sizes.points) > 1 else None),
-            ("sequence_length", train.sequence_length),
-            ("window", train.window),
-        ):
-            if value is not None:
-                raise ValueError(
-                    f"train.{key}={value}: TinyModule trains on whole rows and batches of one "
-                    f"size: give one batch_size, and neither sequence_length nor window"
-                )
+        for key, given, instead in _elsewhere(model, run):
+            if given:
+                value = getattr(getattr(run, key.partition(".")[0]), key.partition(".")[2])
+                raise ValueError(f"{key}={value}: TinyModule does not follow it: {instead}")
         self.model, self.run = model, run
-        model.activation_checkpointing = train.activation_checkpointing
+        model.activation_checkpointing = run.train.activation_checkpointing
 
     def configure_optimizers(self) -> Joined:
         """The optimizer of the run."""
         return Joined(self.model, self.run)
+
+    def on_fit_start(self) -> None:
+        """Set how the device multiplies float32."""
+        device.use_tf32(self.device, self.run.train.tf32)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The mean loss of a batch."""
@@ -120,6 +126,39 @@ class TinyModule(lightning.LightningModule):  # type: ignore[misc]
         )
 
 
+def _elsewhere(model: Model, run: Run) -> list[tuple[str, bool, str]]:
+    """Return the settings that are followed elsewhere: key, whether it asks for something, fix."""
+    train = run.train
+    whole = "it trains on whole rows and batches of one size: leave it out, or give one number"
+    lightnings = "give lightning.Trainer"
+    return [
+        ("train.batch_size", len(train.batch_sizes.points) > 1, whole),
+        ("train.sequence_length", train.sequence_length is not None, whole),
+        ("train.window", train.window is not None, whole),
+        (
+            "train.micro_batch_size",
+            train.micro_batch_size is not None,
+            f"{lightnings} accumulate_grad_batches, and the rows of one pass as train.batch_size",
+        ),
+        ("train.deterministic", bool(train.deterministic), f"{lightnings} deterministic=True"),
+        ("train.resume", train.resume != "never", "give ckpt_path to fit"),
+        ("train.compile", train.compile is True, "compile the module with torch.compile"),
+        ("train.dtype", train.dtype == "float16", "its loss is not scaled: set bfloat16"),
+        ("train.init", train.init is not None, "load the model with tinylm.checkpoint.load"),
+        (
+            "train.freeze",
+            bool(train.freeze) and all(p.requires_grad for p in model.parameters()),
+            "call requires_grad_(False) on these parameters of the model",
+        ),
+        (
+            "lora.rank",
+            run.lora.rank is not None and not lora.adapters(model),
+            "put the adapters on the model with tinylm.layers.lora.adapt",
+        ),
+        ("distributed.mode", run.distributed.mode != "none", f"{lightnings} devices and strategy"),
+    ]
+
+
 class TinyData(lightning.LightningDataModule):  # type: ignore[misc]
     """The batches of a run from a folder of shards, in the order of `tinylm.train`.
 
@@ -130,10 +169,31 @@ class TinyData(lightning.LightningDataModule):  # type: ignore[misc]
     def __init__(self, shards: str | Path, run: Run, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         self.shards, self.run, self.tokenizer = Path(shards), run, tokenizer
+        # Where the training begins, and how many batches were trained on before.
+        self._place: dict[str, Any] = {}
+        self._before = 0
 
     def train_dataloader(self) -> Loader:
-        """The training batches, without end."""
-        return self._loader("train", order=self.run.data.order)
+        """The training batches, without end, from the place of the checkpoint that is loaded."""
+        loader = self._loader("train", order=self.run.data.order)
+        if self._place:
+            loader.restore(self._place)
+        else:
+            self._place = loader.state()
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the last batch that was trained on, for Lightning's checkpoints."""
+        if not self._place:
+            return {}
+        # Not by the loader, from which Lightning reads a batch ahead.
+        taken = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        rows = (taken - self._before) * self.run.train.batch_sizes.at(0)
+        return {"place": {**self._place, "rows": self._place["rows"] + rows}, "batches": taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._place, self._before = state_dict.get("place", {}), state_dict.get("batches", 0)
 
     def val_dataloader(self) -> Any:
         """Every target of the validation text once."""
