@@ -180,3 +180,42 @@ def test_gelu_of_values_that_are_not_finite_is_torchs():
     values = [float("nan"), float("inf"), 1e30]
     x = torch.tensor(values, requires_grad=True)
     assert_close(ops.gelu(x), torch.nn.functional.gelu(x, approximate="tanh"), equal_nan=True)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("name", ["rms_norm", "norm_rope", "rope"])
+def test_gradients_by_hand_on_a_cpu_are_those_of_differences(name, weighted):
+    # Heads side by side in memory, as a product leaves them.
+    x = torch.tensor(normal(0, 2, 5, 3, 4)).transpose(1, 2).requires_grad_()
+    weight = torch.tensor(normal(1, 4)).requires_grad_() if weighted else None
+    cos, sin = (angle.double() for angle in ops.rotary_angles(5, 4, 100.0))
+
+    def y(x, *weights):
+        given = weights[0] if weights else None
+        if name == "rms_norm":
+            return ops.rms_norm(x, given, 1e-5)
+        return ops.rope(x, cos, sin) if name == "rope" else ops.norm_rope(x, given, cos, sin, 1e-5)
+
+    leaves = (x,) if name == "rope" or weight is None else (x, weight)
+    assert type(y(*leaves).grad_fn).__name__ in {"_RMSNormBackward", "_NormRopeBackward"}
+    assert torch.autograd.gradcheck(y, leaves)
+
+
+# torch imports decompositions for a forward derivative, which warn.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("name", ["rms_norm", "norm_rope"])
+def test_transforms_of_torch_take_the_form_that_it_knows(name):
+    x, weight = torch.tensor(normal(0, 1, 2, 5, 4)), torch.tensor(normal(1, 4))
+    cos, sin = ops.rotary_angles(5, 4, 100.0)
+
+    def total(x):
+        if name == "rms_norm":
+            return ops.rms_norm(x, weight, 1e-5).square().sum()
+        return (ops.norm_rope(x, weight, cos, sin, 1e-5) * weight).sum()
+
+    leaf = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(total(leaf), leaf)
+    assert_close(torch.func.grad(total)(x), wanted)
+    assert_close(torch.func.vmap(total)(x), total(x)[None])
+    _, tangent = torch.func.jvp(total, (x,), (x,))
+    assert_close(tangent, (wanted * x).sum())

@@ -70,12 +70,12 @@ def forward_mode() -> bool:
     return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
 
 
-def eager_cpu(*tensors: Tensor) -> bool:
-    """Whether these are on a CPU and nothing but torch's own autograd looks at what is computed.
+def eager_cpu(*tensors: Tensor | None) -> bool:
+    """Whether these are on a CPU, and only torch's reverse mode follows what is computed with them.
 
-    There a form with a hand-written gradient saves passes over memory. A compiler fuses torch's
-    form by itself, and forward-mode derivatives need it.
+    Then a hand-written gradient saves passes over memory. A compiler fuses torch's form by itself,
+    and other transforms (`torch.func`) need it.
     """
-    if torch.compiler.is_compiling() or forward_mode():
+    if torch.compiler.is_compiling() or not all(x is None or x.is_cpu for x in tensors):
         return False
-    return all(tensor.is_cpu for tensor in tensors)
+    return not forward_mode() and torch._C._functorch.peek_interpreter_stack() is None
