@@ -12,6 +12,7 @@ from tests.support.models import build
 from tinylm import checkpoint, commands, config, optim
 from tinylm.config import ConfigError, ModelConfig
 from tinylm.evaluate.__main__ import main as evaluate_main
+from tinylm.layers.freezing import freeze
 from tinylm.tokenizer import Tokenizer, chat
 from tinylm.train import finetuning, train
 
@@ -62,7 +63,7 @@ ENTRIES = [
 @pytest.mark.parametrize(("entry", "expected"), ENTRIES)
 def test_an_entry_freezes_what_it_names(entry, expected):
     net = build(TINY)
-    finetuning.freeze(net, [entry])
+    freeze(net, [entry])
     frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
     assert expected <= frozen
     roles = {role for name, p, role in net.named_roles() if name in frozen}
@@ -77,17 +78,17 @@ def test_an_entry_freezes_what_it_names(entry, expected):
 def test_an_entry_that_matches_nothing_is_an_error_with_what_there_is(entry):
     if entry == "blocks":
         with pytest.raises(ConfigError, match="nothing to train"):
-            finetuning.freeze(build(TINY), ["*"])
+            freeze(build(TINY), ["*"])
         return
     with pytest.raises(ConfigError, match=r"roles embedding, .*blocks.0 to blocks.1") as caught:
-        finetuning.freeze(build(TINY), [entry])
+        freeze(build(TINY), [entry])
     assert f"train.freeze={entry}" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw", "sgd"])
 def test_frozen_weights_have_no_gradient_no_state_and_no_decay(name):
     net = build(TINY, dtype=torch.float32)
-    finetuning.freeze(net, ["embedding", "blocks.0"])
+    freeze(net, ["embedding", "blocks.0"])
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
     made = optim.build(net, config.load(None, [f"optim.name={name}"]).optim)
     tokens = torch.randint(257, (2, 8))
@@ -122,7 +123,7 @@ def test_a_run_on_another_text_keeps_what_is_frozen_and_resumes_exactly(capsys):
 def test_more_than_a_run_froze_is_refused_when_it_goes_on():
     net = build(TINY)
     state = [f"{name}.exp_avg" for name, _ in net.named_parameters()]
-    finetuning.freeze(net, ["blocks.0"])
+    freeze(net, ["blocks.0"])
     with pytest.raises(ConfigError) as caught:
         finetuning.refuse_state(net, ["blocks.0"], Path("base/checkpoints/step-1"), state)
     found = str(caught.value)

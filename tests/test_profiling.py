@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinylm import checkpoint, config, model, optim
-from tinylm.config import ConfigError, ModelConfig, OptimConfig
+from tinylm.config import ConfigError, LoraConfig, ModelConfig, OptimConfig
 from tinylm.profiling import estimate
 from tinylm.profiling.__main__ import main
 
@@ -85,6 +85,59 @@ def test_the_command_prints_the_costs_of_a_recipe_a_run_and_a_model(tmp_path, ca
     assert memory["total"] == sum(memory[part] for part in parts)
     with pytest.raises(ConfigError, match=r"model.n_layers=9: the model is that of the weights"):
         main([str(tmp_path / "gpt2"), "model.n_layers=9"])
+
+
+TINY = ["model.d_model=16", "model.n_heads=2", "train.device=cpu", "train.dtype=float32"]
+
+
+def costs(capsys, *arguments):
+    assert main([*arguments, *TINY, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_vocabulary_is_that_of_the_tokenizer_that_the_run_will_have(capsys, tmp_path):
+    (tmp_path / "a.txt").write_text("ab\u00e9\u20ac\n" * 50)
+    source = f"data.source={tmp_path / 'a.txt'}"
+    for kind, tokens in (("byte", 257), ("char", 259), ("bpe", 300)):
+        # All bytes are tokens of each; only a bpe is as large as asked for.
+        given = (f"tokenizer.kind={kind}", "tokenizer.vocab_size=300", source)
+        found = costs(capsys, "chat", "model.start=plain", *given)
+        assert found["parameters"]["by component"]["embedding"] == 16 * tokens, kind
+    with pytest.raises(ConfigError, match=r"tinyshakespeare is a download: add model.vocab_size"):
+        main(["shakespeare"])
+
+
+def test_rows_that_are_cut_cost_what_their_lengths_cost(capsys):
+    given = ("stdlib", "model.context_length=64", "train.batch_size=2", "train.steps=10")
+    cut = costs(capsys, *given, "train.sequence_length=16@0 32@0.5")
+    whole = costs(capsys, *given, "train.sequence_length=null")
+    part, full = (c["operations per token"]["of these attention"] for c in (cut, whole))
+    assert part == full * 24 // 64
+    memory = cut["memory of a step"]
+    assert (memory["rows"], memory["tokens of a row"]) == (4, 32)
+    assert whole["memory of a step"]["rows"] == 2
+    assert cut["time"]["seconds per step"] < whole["time"]["seconds per step"] * 1.5
+
+
+def test_frozen_weights_have_no_gradients_and_cost_four_operations():
+    shape = ModelConfig(tied=False, **SHAPE)
+    whole = estimate.outline(shape)
+    adapted = estimate.outline(shape, LoraConfig(rank=2, targets=("q",)))
+    # Matrices of 32 x 32: A and B in two blocks.
+    small = 2 * 2 * (32 + 32)
+    guess = estimate.memory(adapted, rows=2, optimizer="adamw")
+    assert guess.gradients == 4 * small
+    assert guess.optimizer == 8 * small
+    assert guess.weights == 4 * (whole.n_parameters() + small)
+    full, cheap = estimate.operations(whole), estimate.operations(adapted)
+    assert cheap.forward == full.forward + 2 * small
+    products = full.forward - full.attention // 3
+    assert cheap.backward == products + 2 * full.attention // 3 + 4 * small
+    frozen = estimate.outline(shape, frozen=["head"])
+    assert estimate.operations(frozen).total == full.total - 2 * 32 * 64
+    assert estimate.memory(frozen, rows=2, optimizer="sgd").gradients == 4 * (
+        whole.n_parameters() - 32 * 64
+    )
 
 
 def test_slips_of_the_command_are_named(tmp_path):

@@ -283,7 +283,8 @@ class Model(nn.Module):
     def flops_per_token(self, context_length: int) -> int:
         """Operations of one training step per token: 6 per weight, 12 D T per attention layer.
 
-        Lookups and elementwise work are not counted. Source: Chowdhery et al. 2022, appendix B.
+        A frozen weight takes 4. Lookups and elementwise work are not counted. Source: Chowdhery et
+        al. 2022, appendix B.
         """
         parts = (getattr(module, "flops", None) for module in self.modules())
         return int(sum(part(context_length) for part in parts if part is not None))

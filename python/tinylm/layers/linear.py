@@ -47,8 +47,9 @@ class Linear(nn.Linear):
             self.bias.zero_()
 
     def flops(self, context_length: int) -> int:
-        """Forward 2, backward 4 operations per weight and token."""
-        return 6 * self.in_features * self.out_features
+        """Forward 2, backward 4 operations per weight and token, 2 of them for its own gradient."""
+        each = 6 if self.weight.requires_grad else 4
+        return each * self.in_features * self.out_features
 
 
 class Head(Linear):
@@ -101,5 +102,5 @@ class TiedHead(nn.Module):
         return bent(ops.linear(x, self.weight), self.softcap)
 
     def flops(self, context_length: int) -> int:
-        """Operations of the product; looking up rows costs none."""
-        return 6 * self.weight.numel()
+        """Operations of the product, as of a `Linear`; looking up rows costs none."""
+        return (6 if self.weight.requires_grad else 4) * self.weight.numel()

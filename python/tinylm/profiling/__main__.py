@@ -41,8 +41,10 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError(f"{key}: the model is that of the weights in {folder}; name a recipe")
     else:
         run = config.load(name, overrides)
-        model = run.model
-    size = model.vocab_size or run.tokenizer.vocab_size
+        base = run.train.init
+        # Weights to start from bring their own model.
+        model = run.model if base is None else _model_of(Path(base), run)
+    size = model.vocab_size or report.vocabulary(run)
     place = device.find_or_best(run.train.device)
     dtype = device.pick_dtype(run.train.dtype, place)
     found = report.costs(run, replace(model, vocab_size=size), place, dtype)

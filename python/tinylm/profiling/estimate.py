@@ -9,7 +9,8 @@ and no numbers: what autograd would keep for the backward pass is added up.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from tinylm.config import ModelConfig
+from tinylm.config import LoraConfig, ModelConfig
+from tinylm.layers import lora
+from tinylm.layers.freezing import freeze
 from tinylm.model import Model
 from tinylm.ops.losses import CHUNKS, LEAST_ROWS_GPU, WHOLE
 
@@ -73,18 +76,35 @@ class Operations:
         return self.forward + self.backward
 
 
-def outline(config: ModelConfig) -> Model:
-    """The model of a config on the meta device: parts and shapes, no numbers, no memory."""
+def outline(
+    config: ModelConfig, adapters: LoraConfig | None = None, frozen: Sequence[str] = ()
+) -> Model:
+    """The model of a config on the meta device: parts and shapes, no numbers, no memory.
+
+    It has `adapters`, and the parameters that `frozen` names (`train.freeze`) do not train.
+    """
     with torch.device("meta"):
-        return Model(config)
+        net = Model(config)
+    if adapters is not None and adapters.rank is not None:
+        lora.adapt(
+            net,
+            rank=adapters.rank,
+            alpha=adapters.alpha,
+            dropout=adapters.dropout,
+            targets=adapters.targets,
+        )
+    freeze(net, frozen)
+    return net
 
 
 def operations(net: Model, context_length: int | None = None) -> Operations:
     """The operations of a model per token, at its own context length if none is given."""
     length = context_length or net.config.context_length
     total = net.flops_per_token(length)
+    # Where nothing is frozen, the backward pass does twice the work of the forward pass.
+    forward = deepcopy(net).requires_grad_().flops_per_token(length) // 3
     # The operations that grow with the length are those that a context of 0 saves.
-    return Operations(total // 3, total - total // 3, total - net.flops_per_token(0))
+    return Operations(forward, total - forward, total - net.flops_per_token(0))
 
 
 def components(net: Model) -> dict[str, int]:
@@ -97,10 +117,11 @@ def roles(net: Model) -> dict[str, int]:
     return _summed(net, lambda name, role: role)
 
 
-def _summed(net: Model, key: Callable[[str, str], str]) -> dict[str, int]:
+def _summed(net: Model, key: Callable[[str, str], str], *, trained: bool = False) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, parameter, role in net.named_roles():
-        found[key(name, role)] = found.get(key(name, role), 0) + parameter.numel()
+        if parameter.requires_grad or not trained:
+            found[key(name, role)] = found.get(key(name, role), 0) + parameter.numel()
     return found
 
 
@@ -111,7 +132,7 @@ def _component(name: str) -> str:
 
 
 def memory(
-    config: ModelConfig,
+    shape: ModelConfig | Model,
     *,
     rows: int,
     optimizer: str,
@@ -124,15 +145,18 @@ def memory(
     With `checkpointing` a block keeps only its input (`train.activation_checkpointing`).
     `dtype` is that of the products; weights, gradients and the optimizer's state are float32. An
     optimizer that is not in `STATES` is taken for AdamW. With a compiler the activations are an
-    upper bound: it recomputes some. Needs `config.vocab_size`.
+    upper bound: it recomputes some. `shape` is a config with a `vocab_size`, or an `outline` whose
+    frozen parts have neither gradients nor state.
     """
-    net = outline(config)
+    net = deepcopy(shape) if isinstance(shape, Model) else outline(shape)
+    config = net.config
     length = length or config.context_length
     kept = STATES.get(optimizer, STATES["adamw"])
     counts = roles(net)
     n_parameters = sum(counts.values())
     mixed = dtype != torch.float32
-    state = sum(number * kept.get(role, kept[""]) for role, number in counts.items())
+    moved = _summed(net, lambda name, role: role, trained=True)
+    state = sum(number * kept.get(role, kept[""]) for role, number in moved.items())
     size = dtype.itemsize
     activations = _activations(net, rows, length, dtype)
     if checkpointing:
@@ -141,9 +165,9 @@ def memory(
         activations = activations // config.n_layers + inputs
     return Memory(
         weights=4 * n_parameters,
-        gradients=4 * n_parameters,
+        gradients=4 * sum(moved.values()),
         optimizer=4 * state,
-        casts=size * counts.get("matrix", 0) if mixed else 0,
+        casts=size * (counts.get("matrix", 0) + counts.get("adapter", 0)) if mixed else 0,
         activations=activations,
         logits=_logits(rows * length, net.embedding.num_embeddings, size),
         kv_per_token=sum(2 * state.heads * state.size * size for state in net.decode_states()),

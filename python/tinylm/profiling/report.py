@@ -1,14 +1,18 @@
 """The costs of a run as numbers (`costs`) and as text (`text`)."""
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinylm import device
-from tinylm.config import ModelConfig, Run
+from tinylm import corpus, device
+from tinylm.config import ConfigError, ModelConfig, Run
+from tinylm.model import Model
 from tinylm.profiling import estimate
+from tinylm.tokenizer import Tokenizer
 
 Costs = dict[str, Any]
 
@@ -19,18 +23,21 @@ def costs(run: Run, config: ModelConfig, place: torch.device, dtype: torch.dtype
     Operations, bytes, and seconds at `estimate.GOOD_MFU` of the peak that is measured now. The
     loss and its head are counted in `operations`, lookups and elementwise work are not.
     """
-    net = estimate.outline(config)
-    # The largest batch of the run decides what memory it needs.
+    net = estimate.outline(config, run.lora, run.train.freeze)
+    # The largest batch of the run decides what memory it needs, cut into its longest rows.
     batch = max(run.train.batch_sizes.values)
-    rows = min(run.train.micro_rows or batch, batch)
+    lengths = run.train.sequence_lengths
+    length = config.context_length if lengths is None else max(lengths.values)
+    rows = min(run.train.micro_rows or batch, batch) * config.context_length // length
     memory = estimate.memory(
-        config,
+        net,
         rows=rows,
         optimizer=run.optim.name,
         dtype=dtype,
+        length=length,
         checkpointing=run.train.activation_checkpointing,
     )
-    operations = estimate.operations(net)
+    operations = mean_operations(net, run)
     per_step = batch * config.context_length
     peak = device.peak_flops(place, dtype)
     seconds = estimate.seconds_per_step(per_step * operations.total, peak)
@@ -48,7 +55,7 @@ def costs(run: Run, config: ModelConfig, place: torch.device, dtype: torch.dtype
         },
         "memory of a step": {
             "rows": rows,
-            "context length": config.context_length,
+            "tokens of a row": length,
             "weights": memory.weights,
             "gradients": memory.gradients,
             "optimizer": memory.optimizer,
@@ -72,6 +79,53 @@ def costs(run: Run, config: ModelConfig, place: torch.device, dtype: torch.dtype
     }
 
 
+def vocabulary(run: Run) -> int:
+    """The number of tokens that the tokenizer of a run will have.
+
+    That of characters and words is read off the text. `ConfigError` if the text is a download.
+    """
+    settings, source = run.tokenizer, run.data.source
+    if settings.path is not None:
+        return Tokenizer.load(settings.path).vocab_size
+    if settings.kind == "bpe":
+        return settings.vocab_size
+    texts: Iterable[str] = ("any",)
+    if settings.kind != "byte":
+        if source in corpus.DATASETS:
+            raise ConfigError(
+                f"tokenizer.kind={settings.kind}: its tokens are those of the text, and "
+                f"data.source={source} is a download: add model.vocab_size=N or name a file"
+            )
+        held_out, ends = run.data.val_fraction, run.data.separator
+        texts = corpus.open(source, val_fraction=held_out, separator=ends).training_texts()
+    made = Tokenizer.train(
+        texts,
+        vocab_size=settings.vocab_size,
+        kind=settings.kind,
+        pattern=settings.pattern,
+        special_tokens=settings.special_tokens,
+    )
+    size: int = made.vocab_size
+    return size
+
+
+def mean_operations(net: Model, run: Run) -> estimate.Operations:
+    """The operations per token, as the mean over all tokens of a run whose rows may be cut."""
+    train, tokens = run.train, Counter[int]()
+    lengths = train.sequence_lengths
+    for step in range(train.steps if lengths else 1):
+        progress = step / train.steps
+        length = lengths.at(progress) if lengths else net.config.context_length
+        tokens[length] += train.batch_sizes.at(progress)
+    each = {length: estimate.operations(net, length) for length in tokens}
+
+    def mean(part: str) -> int:
+        total = sum(count * int(getattr(each[n], part)) for n, count in tokens.items())
+        return round(total / tokens.total())
+
+    return estimate.Operations(mean("forward"), mean("backward"), mean("attention"))
+
+
 def text(name: str | Path, found: Costs) -> str:
     """The costs as lines for people, in the order of `costs`."""
     counts, memory, time = found["parameters"], found["memory of a step"], found["time"]
@@ -87,11 +141,11 @@ def text(name: str | Path, found: Costs) -> str:
     lines += [f"  {part:32}{number:>16,}" for part, number in found["operations per token"].items()]
     lines += [
         "",
-        f"memory of a step of {memory['rows']} rows of {memory['context length']} tokens, "
+        f"memory of a step of {memory['rows']} rows of {memory['tokens of a row']} tokens, "
         f"{time['dtype']}, before what the allocator and libraries add",
     ]
     for part, number in memory.items():
-        if part not in ("rows", "context length"):
+        if part not in ("rows", "tokens of a row"):
             lines.append(f"  {part:36}{_bytes(number):>12}")
     words = "not known" if math.isinf(time["seconds per step"]) else _time(time)
     lines += ["", f"time on {time['device']}: {words}"]

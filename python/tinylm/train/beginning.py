@@ -17,6 +17,7 @@ from tinylm.corpus import Corpus
 from tinylm.data import Dataset, Loader
 from tinylm.data.turns import answers
 from tinylm.layers import copying
+from tinylm.layers.freezing import freeze
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer, chat
 from tinylm.train import finetuning
@@ -132,7 +133,7 @@ def start(
     """
     net, tokenizer = _weights(run, resumed, text, first)
     finetuning.adapt(net, run.lora, run.train.seed)
-    finetuning.freeze(net, run.train.freeze)
+    freeze(net, run.train.freeze)
     if resumed is not None:
         moved = resumed.training.optimizer
         finetuning.refuse_state(net, run.train.freeze, resumed.checkpoint, moved)

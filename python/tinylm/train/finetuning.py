@@ -1,9 +1,7 @@
 """A model that was trained before, made ready for new data: frozen in part, grown by new tokens."""
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -13,28 +11,6 @@ from tinylm.config import ConfigError, LoraConfig, OptimConfig
 from tinylm.layers import lora
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer, chat
-
-# blocks.0-3: the modules of several numbers.
-RANGE = re.compile(r"(.+)\.(\d+)-(\d+)")
-# Names of modules that an error lists.
-SHOWN = 8
-
-
-def freeze(net: Model, entries: Sequence[str]) -> None:
-    """Take the parameters that `train.freeze` names out of training: no gradient, no state.
-
-    An entry is a role, a module (blocks.0, or blocks.0-3 for four), or a pattern of parameters'
-    names. `ConfigError` for one that matches nothing, and if nothing would be left to train.
-    """
-    named = [*net.named_roles()]
-    for entry in entries:
-        found = [p for name, p, role in named if role == entry or _matches(name, entry)]
-        if not found:
-            raise ConfigError(f"train.freeze={entry}: matches no parameter; {_what_there_is(net)}")
-        for parameter in found:
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for _, parameter, _ in named):
-        raise ConfigError(f"train.freeze=[{','.join(entries)}]: leaves nothing to train")
 
 
 def refuse_state(
@@ -95,24 +71,6 @@ def idle_rates(net: Model, settings: OptimConfig) -> list[str]:
         for role, key in optim.RATES.items()
         if getattr(settings, key) is not None and role not in moved
     ]
-
-
-def _matches(name: str, entry: str) -> bool:
-    if several := RANGE.fullmatch(entry):
-        stem, first, last = several.groups()
-        return any(_matches(name, f"{stem}.{n}") for n in range(int(first), int(last) + 1))
-    return fnmatchcase(name, entry) or name.startswith(f"{entry}.")
-
-
-def _what_there_is(net: Model) -> str:
-    roles = ", ".join(dict.fromkeys(role for _, _, role in net.named_roles()))
-    inner = [name for name in dict(net.blocks[0].named_parameters()) if name] if net.blocks else []
-    more = ", ..." if len(inner) > SHOWN else ""
-    tops = dict.fromkeys(name.partition(".")[0] for name, _ in net.named_parameters())
-    return (
-        f"there are the roles {roles}, the modules {', '.join(tops)} and blocks.0 to "
-        f"blocks.{len(net.blocks) - 1}, and in a block {', '.join(inner[:SHOWN])}{more}"
-    )
 
 
 def with_marks(
