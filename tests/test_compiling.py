@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.support.models import build
 from tinylm import config, model
 from tinylm.checkpoint import Training
 from tinylm.config import ModelConfig
@@ -157,3 +158,38 @@ def test_several_processes_are_not_measured():
         case = Case(steps)
         case.session.mode = "fsdp"
         assert case.wanted() == (steps == 500)
+
+
+@pytest.mark.slow
+def test_more_shapes_than_torchs_limit_are_compiled_each(monkeypatch):
+    # Only here: it imports torch's compiler.
+    from torch._dynamo.testing import CompileCounter
+
+    case, counter, real = Case(500), CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **given: real(f, backend=counter, **given))
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8):
+        loss = compiling.loss_function(case.net.train(), case.session, True, 10)
+        for length in range(2, 12):
+            ids = torch.zeros((2, length), dtype=torch.int64)
+            for _ in range(2):
+                loss(ids, ids)
+    assert counter.frame_count == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gpt2", "speedrun"])
+def test_blocks_that_are_computed_again_are_part_of_one_graph(architecture):
+    shape = {"n_layers": 3, "architecture": architecture, "value_residual": True}
+    config = replace(Case(500).net.config, **shape)
+    net = build(config, dtype=torch.float32).train()
+    ids = torch.randint(config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    found = []
+    for again in (False, True):
+        net.activation_checkpointing = again
+        torch._dynamo.reset()
+        loss = torch.compile(net.loss, dynamic=False, fullgraph=True, backend="aot_eager")
+        loss(ids, ids).backward()
+        found.append({name: weight.grad for name, weight in net.named_parameters()})
+        net.zero_grad()
+    torch.testing.assert_close(*found)

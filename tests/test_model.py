@@ -324,13 +324,14 @@ class Priced(layers.SwiGLU):
         return super().forward(x, context)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_layer_may_add_a_loss_of_its_own(monkeypatch, compiled):
+@pytest.mark.parametrize(("compiled", "again"), [(False, False), (False, True), (True, True)])
+def test_a_layer_may_add_a_loss_of_its_own(monkeypatch, compiled, again):
     monkeypatch.setitem(layers.FEEDFORWARDS, "priced", Priced)
     plain = build(dataclasses.replace(SMALL, d_ff=16), dtype=torch.float32)
     priced = build(dataclasses.replace(SMALL, d_ff=16, feedforward="priced"), dtype=torch.float32)
     ids = tokens(SMALL, 2, 9)
     ups = [block.feedforward.up.weight for block in priced.blocks]
+    priced.activation_checkpointing = again
     loss = torch.compile(priced.loss, backend="eager", fullgraph=True) if compiled else priced.loss
     found = loss(ids[:, :-1], ids[:, 1:])
     price = sum(0.5 * up.square().sum() for up in ups)

@@ -20,7 +20,7 @@ Weights start as follows:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -308,7 +308,19 @@ class Model(nn.Module):
 
 def recomputed(block: Block, x: Tensor, context: Context) -> Tensor:
     """A block of which only the input is kept: the backward pass runs it again, same dropout."""
-    y: Tensor = checkpoint(block, x, context, use_reentrant=False)
+
+    def pure(
+        x: Tensor, shared: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        # What a block leaves for others is a result here: the compiler would end its graph at a
+        # change of the context.
+        inner = replace(context, shared={**shared}, losses=[])
+        return block(x, inner), inner.shared, inner.losses
+
+    y: Tensor
+    y, shared, losses = checkpoint(pure, x, context.shared, use_reentrant=False)
+    context.shared.update(shared)
+    context.losses.extend(losses)
     return y
 
 

@@ -69,7 +69,7 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
             str,
             lambda text: text == "True",
         )
-        loss = compiling.loss_function(net, session, compiled)
+        loss = compiling.loss_function(net, session, compiled, compiling.shapes(run.train))
         spread = distributed.spread(net, loss, session, compiled=compiled)
         weights = net if spread.shards is None else spread.shards
         optimizer = optim.build(weights, run.optim, spread.shards)
