@@ -23,7 +23,8 @@ HELP = """usage: python -m tinylm.lora merge RUN out=FOLDER [base=BASE]
 
 merge puts the adapters of RUN into its matrices and writes an ordinary model, which transformers
 opens. With base=BASE, RUN is a folder with adapters alone, which belong to BASE.
-save writes the adapters alone, in the format of PEFT.
+save writes the adapters alone: of a llama or qwen3 model in the format of PEFT, of any other model,
+whose matrices PEFT has no names for, in files that TinyLM alone reads.
 """
 
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"out={out}: exists and is not empty")
     from tinylm import checkpoint
+    from tinylm.checkpoint import adapters as lora_files
     from tinylm.layers import lora
 
     home = Path(commands.path(given["base"])) if "base" in given else folder
@@ -60,6 +62,11 @@ def main(arguments: Sequence[str]) -> int:
         lora.merge(net)
         checkpoint.save(out, net, tokenizer)
     print(f"{out}: {count} adapters {'merged' if words[0] == 'merge' else 'saved'}")
+    if words[0] == "save" and lora_files.files_of(net) == lora_files.OURS:
+        print(
+            f"only TinyLM reads them: PEFT has no names for the matrices of a "
+            f"{lora_files.kind_of(net)} model; for other programs, merge them"
+        )
     return 0
 
 
@@ -74,7 +81,10 @@ def load(net: "Model", folder: str | Path) -> None:
 
 
 def save(folder: str | Path, net: "Model") -> None:
-    """Write the adapters of a model to a new folder, whole or not at all, as PEFT reads them."""
+    """Write the adapters of a model to a new folder, whole or not at all.
+
+    PEFT reads those of a llama or qwen3 model; others are in files of TinyLM's own.
+    """
     import json
 
     from tinylm.checkpoint import adapters, files, tensors
@@ -84,8 +94,9 @@ def save(folder: str | Path, net: "Model") -> None:
         raise ValueError("the model has no adapters: nothing to save")
     _, found = adapters.named(net, net.state_dict())
     with files.whole(Path(folder).absolute()) as draft:
-        draft.add(adapters.ADAPTER, tensors.pieces(found, {"format": "pt"}))
-        draft.add(adapters.SETTINGS, [json.dumps(settings, indent=2).encode() + b"\n"])
+        names = adapters.files_of(net)
+        draft.add(names[0], tensors.pieces(found, {"format": "pt"}))
+        draft.add(names[1], [json.dumps(settings, indent=2).encode() + b"\n"])
 
 
 def merge(net: "Model") -> None:

@@ -3,7 +3,8 @@
 A checkpoint of a run with `lora.rank` holds the base as it was in model.safetensors, and these two
 files beside it. Of a llama or qwen3 model PEFT opens them on the base, because the names are
 transformers': `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [rank, in]. Of a
-gpt2 model, whose q, k and v transformers joins, and of TinyLM's own mixes they are our names.
+gpt2 model, whose q, k and v transformers joins, and of TinyLM's own mixes PEFT cannot open any:
+there they are our names, in files of our own, which neither PEFT nor transformers takes for its.
 Source: https://huggingface.co/docs/peft, "PEFT checkpoint format".
 """
 
@@ -19,7 +20,9 @@ from tinylm.checkpoint.weights import read_json, read_tensors
 from tinylm.layers import lora
 from tinylm.model import Model
 
-ADAPTER, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+# The tensors and the settings: of PEFT, and where PEFT has no names for the matrices.
+PEFTS = ("adapter_model.safetensors", "adapter_config.json")
+OURS = ("tinylm_adapter.safetensors", "tinylm_adapter.json")
 PREFIX = "base_model.model."
 _LEAVES = (".lora_A", ".lora_B")
 # Keys that TinyLM applies; every other key must be inert or empty.
@@ -61,6 +64,19 @@ def named(model: Model, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     return base, found
 
 
+def files_of(model: Model) -> tuple[str, str]:
+    """The names of the files of a model's adapters: the tensors and the settings."""
+    return PEFTS if convert.has_modules(kind_of(model)) else OURS
+
+
+def files_in(folder: Path) -> tuple[Path, Path] | None:
+    """The files of the adapters in a folder, the tensors and the settings; None without any."""
+    for tensors, settings in (OURS, PEFTS):
+        if (folder / settings).is_file():
+            return folder / tensors, folder / settings
+    return None
+
+
 def settings(model: Model) -> dict[str, Any] | None:
     """The content of adapter_config.json; None for a model without adapters."""
     parts = lora.adapters(model)
@@ -91,22 +107,23 @@ def read(folder: Path, model: Model) -> None:
     `ValueError` names the file and the key that TinyLM does not know, or the tensor that does
     not fit.
     """
+    file, path = files_in(folder) or (folder / PEFTS[0], folder / PEFTS[1])
     if lora.adapters(model):
-        raise ValueError(f"{folder / SETTINGS}: the model has adapters already: merge them first")
-    path, given = folder / SETTINGS, read_json(folder / SETTINGS)
+        raise ValueError(f"{path}: the model has adapters already: merge them first")
+    given = read_json(path)
     _check_settings(path, given)
-    kind, tensors = kind_of(model), read_tensors(folder / ADAPTER)
+    kind, tensors = kind_of(model), read_tensors(file)
     names = {f"{PREFIX}{convert.module_name(kind, n)}": n for n, _ in lora.matrices(model)}
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.removesuffix(".weight").rpartition(".")
         if f".{leaf}" not in _LEAVES or module not in names:
-            raise ValueError(f"{folder / ADAPTER}: {name} is no adapter of a matrix of this model")
+            raise ValueError(f"{file}: {name} is no adapter of a matrix of this model")
         if not tensor.isfinite().all():
-            raise ValueError(f"{folder / ADAPTER}: {name} has numbers that are not finite")
+            raise ValueError(f"{file}: {name} has numbers that are not finite")
         found[f"{names[module]}.{leaf}"] = tensor
     if not found:
-        raise ValueError(f"{folder / ADAPTER}: holds no adapter: take the file that PEFT saved")
+        raise ValueError(f"{file}: holds no adapter: take the file that PEFT saved")
     targets = dict.fromkeys(name.rpartition(".")[0] for name in found)
     rank = int(given["r"])
     lora.adapt(
@@ -124,7 +141,7 @@ def read(folder: Path, model: Model) -> None:
                 if part is None or part.shape != own.shape:
                     shape = "missing" if part is None else f"of shape {list(part.shape)}"
                     raise ValueError(
-                        f"{folder / ADAPTER}: {name}.{leaf} is {shape}, expected {list(own.shape)}"
+                        f"{file}: {name}.{leaf} is {shape}, expected {list(own.shape)}"
                     )
                 own.copy_(part)
 

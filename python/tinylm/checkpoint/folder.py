@@ -81,7 +81,7 @@ def content(
     base, added = adapters.named(model, taken)
     exported = convert.export_tensors(small[CONFIG]["model_type"], base) | added
     if (settings := adapters.settings(model)) is not None:
-        small[adapters.SETTINGS] = settings
+        small[adapters.files_of(model)[1]] = settings
     return Content(model, tokenizer, exported, small, training)
 
 
@@ -113,7 +113,7 @@ def write(
         base = {name: t for name, t in taken.weights.items() if name not in added}
         draft.add(WEIGHTS, pieces(base, {"format": "pt"}))
         if added:
-            draft.add(adapters.ADAPTER, pieces(added, {"format": "pt"}))
+            draft.add(adapters.files_of(taken.model)[0], pieces(added, {"format": "pt"}))
         if taken.tokenizer is not None:
             draft.add_written(origin.TOKENIZER, taken.tokenizer.save)
         for name, small in taken.files.items():
@@ -175,7 +175,7 @@ def _load(folder: Path) -> "tuple[Model, Tokenizer | None]":
         found = convert.import_tensors(kind, tensors)
         for name, parameter in model.state_dict().items():
             parameter.copy_(found[name])
-    if (folder / adapters.SETTINGS).is_file():
+    if adapters.files_in(folder) is not None:
         adapters.read(folder, model)
     tokenizer = origin.read_tokenizer(folder)
     _check_fit(tokenizer, model, folder)

@@ -23,6 +23,7 @@ from tinylm.convert.configs import (
 from tinylm.convert.tensors import (
     CONSTANTS,
     export_tensors,
+    has_modules,
     import_tensors,
     module_name,
     tidy,
@@ -34,6 +35,7 @@ __all__ = [
     "eos_ids",
     "export_config",
     "export_tensors",
+    "has_modules",
     "import_config",
     "import_tensors",
     "kept",

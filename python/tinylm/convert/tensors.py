@@ -55,9 +55,14 @@ def import_tensors(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     return ours
 
 
+def has_modules(kind: str) -> bool:
+    """Whether each of our matrices is one of the format's too; some formats join several."""
+    return kind != "tinylm" and not FORMATS[kind].joined
+
+
 def module_name(kind: str, module: str) -> str:
-    """The format's name of one of our modules; ours where the format joins several into one."""
-    if kind == "tinylm" or FORMATS[kind].joined:
+    """The format's name of one of our modules; ours where it has none (`has_modules`)."""
+    if not has_modules(kind):
         return module
     form = FORMATS[kind]
     weight = _rename(f"{module}.weight", "blocks", form.names["blocks"], form.names)
