@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tinylm import ops
-from tinylm.ops import activations
+from tinylm.ops import activations, products
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 9)
 FLOAT32 = torch.finfo(torch.float32).eps
+FLOATS = (torch.float32, torch.float64)
 
 
 def normal(seed, *shape, scale=1.0):
@@ -219,3 +220,21 @@ def test_transforms_of_torch_take_the_form_that_it_knows(name):
     assert_close(torch.func.vmap(total)(x), total(x)[None])
     _, tangent = torch.func.jvp(total, (x,), (x,))
     assert_close(tangent, (wanted * x).sum())
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (5, 6), (6,)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_product_by_onednn_is_torchs_with_its_gradients(shape, biased, monkeypatch):
+    monkeypatch.setattr(products, "LEAST_WEIGHTS", 1)
+    x, weight, bias = (
+        torch.tensor(normal(i, *size)) for i, size in enumerate((shape, (9, 6), (9,)))
+    )
+    given = (x, weight, bias) if biased else (x, weight)
+    narrow, wide = ([a.to(dtype).requires_grad_() for a in given] for dtype in FLOATS)
+    found, wanted = ops.linear(*narrow), torch.nn.functional.linear(*wide)
+    assert type(found.grad_fn).__name__ == "_LinearBackward"
+    assert_close(found, wanted.float())
+    dy = torch.tensor(normal(3, *wanted.shape))
+    slopes = torch.autograd.grad(found, narrow, dy.float())
+    for slope, exact in zip(slopes, torch.autograd.grad(wanted, wide, dy), strict=True):
+        assert_close(slope, exact.float())
