@@ -82,7 +82,7 @@ SETTINGS = (
 
 
 def test_batches_rows_and_windows_follow_their_courses(monkeypatch):
-    seen = []
+    seen, counted = [], []
 
     def loss(self, tokens, targets, *, positions, documents, dtype, window=None):
         assert (positions, documents) == (None, None)
@@ -90,10 +90,13 @@ def test_batches_rows_and_windows_follow_their_courses(monkeypatch):
         return self.embedding(tokens).sum() * 0
 
     monkeypatch.setattr(Model, "loss", loss)
+    monkeypatch.setattr(Model, "flops_per_token", lambda self, length: counted.append(length) or 1)
     folder = train(config.load(None, [*SMALL, *SETTINGS, "train.steps=8", "checkpoint.every=0"]))
     # A window as long as the row hides nothing.
     wanted = [(8, 8, 4)] * 4 + [(4, 16, None)] * 4 + [(2, 32, None)] * 6
     assert [(*tokens.shape, window) for tokens, _, window in seen] == wanted
+    # A record says how well the hardware is used by the operations of the rows as they are cut.
+    assert tuple(sorted({*counted})) == (8, 16, 32)
     state = checkpoint.load_training(checkpoint.latest(folder)).state
     assert state["loader"]["rows"] == 28
     assert "cut" not in state

@@ -88,7 +88,7 @@ class Trainer:
                 first = "first step" if "first step" not in self.clock.spent else "steps"
                 try:
                     with self.clock(first), self.tracer.step():
-                        record = self.window.add(self.step())
+                        record = self.window.add(self.step(), self.cuts.length)
                 except RuntimeError as error:
                     if signals.received != signal.SIGINT or self.session.world > 1:
                         raise
@@ -342,7 +342,7 @@ class Trainer:
             self.progress,
             self.session.device,
             self.trackers.log,
-            flops=self.model.flops_per_token(self.model.config.context_length),
+            flops=self.model.flops_per_token,
             peak=self.peak,
             roles=() if self.stepper.norms is None else self.stepper.norms.names,
         )

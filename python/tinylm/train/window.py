@@ -18,8 +18,9 @@ from tinylm.train.step import Step
 class Window:
     """The steps since the last record, which go to `log` when there are enough.
 
-    `flops` are those of one token, forward and backward; `peak` is the device's rate of them, 0
-    if that is not known. `roles` are the keys of `Step.roles`, if the run asks for them.
+    `flops` returns those of one token of a row of so many, forward and backward; `peak` is the
+    device's rate of them, 0 if that is not known. `roles` are the keys of `Step.roles`, if the run
+    asks for them.
 
     What a checkpoint keeps of it (`state`) makes a resumed run write the means that the run would
     have written, over all steps since the last record.
@@ -32,7 +33,7 @@ class Window:
         place: torch.device,
         log: Callable[[Record], None],
         *,
-        flops: float,
+        flops: Callable[[int], float],
         peak: float,
         roles: Sequence[str] = (),
     ) -> None:
@@ -81,8 +82,11 @@ class Window:
         yield
         self.start += time.perf_counter() - before
 
-    def add(self, step: Step) -> Record | None:
-        """Count one step; log a record at every `track.every`th and at the end, and return it."""
+    def add(self, step: Step, length: int) -> Record | None:
+        """Count one step over rows of `length` tokens.
+
+        Logs a record at every `track.every`th and at the end, and returns it.
+        """
         run, progress = self.run, self.progress
         self.losses = torch.where(step.finite, self.losses + step.loss, self.losses)
         self.counted = self.counted + step.finite
@@ -108,7 +112,7 @@ class Window:
             "lr": rate * run.optim.lr,
             "grad_norm": self.norm.item(),
             "tokens_per_second": speed,
-            "mfu": speed * self.flops / self.peak if self.peak else 0.0,
+            "mfu": speed * self.flops(length) / self.peak if self.peak else 0.0,
             "memory_bytes": device.memory_bytes(self.device),
             "seconds": progress.seconds,
             "seconds_per_step": passed / self.steps if self.warm else 0.0,
