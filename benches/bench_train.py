@@ -150,8 +150,9 @@ def ours_step(sizes: tuple[int, ...], optimizer: OptimConfig, compiled: bool) ->
         with device.repeatable(torch.device("cpu"), compiled=compiled):
             loss = loss_of(tokens, targets, **places)
             loss.backward()
-            finite = loss.detach().isfinite() & mover.gradient_norm().isfinite()
-            mover.step(1.0, ok=finite)
+            norms = mover.gradient_norms()
+            finite = loss.detach().isfinite() & torch.linalg.vector_norm(norms).isfinite()
+            mover.step(1.0, ok=finite, norms=norms)
 
     return step
 

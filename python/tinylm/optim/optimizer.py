@@ -37,19 +37,29 @@ class Optimizer:
                 # own.
                 group["peak"] = group["lr"]
 
-    def step(self, rate: float, *, progress: float = 0.0, ok: Tensor | None = None) -> None:
+    def step(
+        self,
+        rate: float,
+        *,
+        progress: float = 0.0,
+        ok: Tensor | None = None,
+        norms: Tensor | None = None,
+    ) -> None:
         """Move every weight; gradients are then gone.
 
         `rate` scales the peak learning rates; momentum and weight decay are those of their courses
         at `progress` (0 to 1). If `ok`, a bool scalar, is false, weights and moments keep their
-        bits, whatever the gradients are. On a CUDA device the host does not read `ok`.
+        bits, whatever the gradients are. On a CUDA device the host does not read `ok`. `norms` are
+        the `gradient_norms`, if the caller knows them already.
         """
         if ok is not None and ok.device.type != "cuda":
             if not ok:
                 self.zero_grad()
                 return
             ok = None
-        for part in self.parts:
+        if norms is None and self.clip:
+            norms = self.gradient_norms()
+        for place, part in enumerate(self.parts):
             # torch's own name for a number that is not 0 if the step must change nothing.
             part.found_inf = None if ok is None else (~ok).float()  # type: ignore[attr-defined]
             for group in part.param_groups:
@@ -60,10 +70,8 @@ class Optimizer:
                     group["momentum"] = self.momentum.at(progress)
             # Norms are taken per optimizer: matrices that Muon moves must not shrink what AdamW
             # gets.
-            if self.clip and not isinstance(part, Muon):
-                parameters = [p for group in part.param_groups for p in group["params"]]
-                norm = self.whole.norm([p.grad for p in parameters if p.grad is not None])
-                nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+            if self.clip and norms is not None and not isinstance(part, Muon):
+                self._clip(part, norms[place], may_read=ok is None)
             part.step()
         self.zero_grad()
 
@@ -73,10 +81,22 @@ class Optimizer:
         for _, parameter in self._parameters():
             parameter.grad = None
 
+    def gradient_norms(self) -> Tensor:
+        """2-norms [parts] of the gradients that each part moves, before clipping."""
+        return torch.stack([self.whole.norm(_gradients(part)) for part in self.parts])
+
     def gradient_norm(self) -> Tensor:
         """2-norm of all gradients together, before clipping (scalar)."""
-        gradients = [p.grad for p in self.names if p.grad is not None]
-        return self.whole.norm(gradients)
+        norm: Tensor = torch.linalg.vector_norm(self.gradient_norms())
+        return norm
+
+    def _clip(self, part: torch.optim.Optimizer, norm: Tensor, *, may_read: bool) -> None:
+        """Scale the gradients of a part, whose 2-norm is `norm`, to `config.clip` at most."""
+        # A CPU has no delay to hide, and saves the pass that would multiply by 1.
+        if may_read and norm.is_cpu and norm + 1e-6 <= self.clip:
+            return
+        parameters = [p for group in part.param_groups for p in group["params"]]
+        nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the state as `<parameter>.<quantity>`; not copies."""
@@ -113,3 +133,8 @@ class Optimizer:
             for group in part.param_groups:
                 for parameter in group["params"]:
                     yield part, parameter
+
+
+def _gradients(part: torch.optim.Optimizer) -> list[Tensor]:
+    parameters = [p for group in part.param_groups for p in group["params"]]
+    return [p.grad for p in parameters if p.grad is not None]

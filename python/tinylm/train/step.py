@@ -69,14 +69,15 @@ class Stepper:
         gradients = list(named.values())
         if self.scale is not None:
             self.scale.unscale(gradients)
-        norm = self.optimizer.gradient_norm()
+        norms = self.optimizer.gradient_norms()
+        norm = torch.linalg.vector_norm(norms)
         finite = loss.isfinite() & norm.isfinite()
         self.refusals.add(progress.step, self._verdict(loss, finite, gradients), list(named))
         every = self.run.track.every
         due = (progress.step + 1) % every == 0 or progress.step in (0, settings.steps - 1)
         roles = self.norms() if self.norms is not None and due else None
         rate = optim.schedule(progress.step, settings.steps, self.run.optim)
-        self.optimizer.step(rate, progress=progress.step / settings.steps, ok=finite)
+        self.optimizer.step(rate, progress=progress.step / settings.steps, ok=finite, norms=norms)
         if self.scale is not None:
             # A loss that is itself not finite says nothing about the scale.
             self.scale.update(finite | ~loss.isfinite())
