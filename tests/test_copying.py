@@ -10,6 +10,7 @@ from tests.support import ranks
 from tests.support.models import tokens
 from tinylm import checkpoint, config, model
 from tinylm.config import ModelConfig
+from tinylm.layers import bigram
 from tinylm.train import beginning, processes
 from tinylm.train.distributed import First
 
@@ -67,7 +68,66 @@ def test_a_run_that_cannot_start_so_is_refused_before_its_text_is_read():
     run = config.load(None, words)
     first = First(ranks.session(processes.Place()))
     with pytest.raises(config.ConfigError, match=r"model\.start=copying: needs at least 2 blocks"):
-        beginning.start(run, None, text, first)
+        beginning.start(run, None, text, text, first)
+
+
+def chain(count=200_000, words=40, seed=0):
+    """Ids of a text in which each token has three that may follow it, and the best loss on it."""
+    chance = torch.Generator().manual_seed(seed)
+    following = torch.randint(0, words, (words, 3), generator=chance)
+    picks = torch.randint(0, 3, (count,), generator=chance).tolist()
+    ids, table = [0], following.tolist()
+    for pick in picks:
+        ids.append(table[ids[-1]][pick])
+    return torch.tensor(ids)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_untrained_model_predicts_as_the_bigrams_of_its_text_and_copies(tied):
+    config = dataclasses.replace(SMALL, start="bigram", tied=tied, vocab_size=40)
+    text = chain()
+    made = model.build(config, text=text)
+    rows = text[: 8 * 65].view(8, 65)
+    with torch.no_grad():
+        loss = float(made.loss(rows[:, :-1], rows[:, 1:]))
+    share = torch.bincount(text, minlength=40) / len(text)
+    entropy = -float((share * share.clamp_min(1e-9).log()).sum())
+    # The best possible is ln 3 or less; a model that knows the shares alone has the entropy.
+    assert loss < 0.85 * entropy
+    again = model.build(config, text=text)
+    assert all(map(torch.equal, made.parameters(), again.parameters()))
+
+
+def test_the_factors_of_a_bigram_model_are_the_largest_singular_triples():
+    text, size = chain(5000), 40
+    after, what = bigram.factors(text, size, 12, torch.Generator().manual_seed(0))
+    counts = torch.zeros(size, size).index_put_(
+        (text[:-1], text[1:]), torch.ones(()), accumulate=True
+    )
+    share = (torch.bincount(text, minlength=size) + 1).float()
+    share /= share.sum()
+    smooth = bigram.SMOOTHING
+    log = ((counts + smooth * share) / (counts.sum(1, keepdim=True) + smooth)).log()
+    log -= (share[:, None] * share * log).sum()
+    root = share.sqrt()
+    left, strength, right = torch.linalg.svd(root[:, None] * log * root)
+    best = (left[:, :12] * strength[:12]) @ right[:12]
+    found = root[:, None] * (after @ what.T) * root
+    assert torch.allclose(found, best, atol=1e-3 * float(strength[0]))
+
+
+def test_a_bigram_start_needs_a_text():
+    with pytest.raises(
+        ValueError, match=r"model\.start=bigram needs a text: give its ids as text="
+    ):
+        model.build(dataclasses.replace(SMALL, start="bigram"))
+    with pytest.raises(ValueError, match="a text of 1 tokens has no pairs"):
+        model.build(dataclasses.replace(SMALL, start="bigram"), text=torch.tensor([1]))
+    few = dataclasses.replace(SMALL, start="bigram", n_kv_heads=2, n_heads=2, head_size=64)
+    with pytest.raises(
+        ValueError, match=r"model\.start=bigram: needs at least 2 blocks and 3 heads"
+    ):
+        model.build(few, text=chain(100))
 
 
 def test_a_saved_model_says_how_it_started(tmp_path):

@@ -100,21 +100,30 @@ def test_batches_rows_and_windows_follow_their_courses(monkeypatch):
     state = checkpoint.load_training(checkpoint.latest(folder)).state
     assert state["loader"]["rows"] == 28
     assert "cut" not in state
-    # Rows that are cut together, put together again: those of the dataset in their order.
+    # The pieces of the rows that are cut together are theirs, each once.
     pairs = [torch.stack((tokens, targets)) for tokens, targets, _ in seen]
-    halves = [torch.cat(pairs[4:6], 1), torch.cat(pairs[6:8], 1)]
-    rows = torch.cat((torch.cat(pairs[:4], 2), torch.cat(halves, 2), *pairs[8:]), 1)
     in_order = torch.stack([torch.stack(pair) for pair in row_pairs(folder, 28)], 1)
-    assert torch.equal(rows, in_order)
+    assert pieces(8, *pairs[:4]) == pieces(8, in_order[:, :8])
+    assert pieces(16, *pairs[4:8]) == pieces(16, in_order[:, 8:16])
+    assert torch.equal(torch.cat(pairs[8:], 1), in_order[:, 16:])
+
+
+def pieces(length, *pairs):
+    """All rows of tokens and targets in pieces, in any order but one."""
+    cut = torch.cat([pair.unflatten(2, (-1, length)).flatten(1, 2) for pair in pairs], 1)
+    return sorted(map(str, cut.transpose(0, 1).tolist()))
 
 
 class Rows:
     """A loader of rows of 8 tokens that are all different."""
 
-    batch_size, row = 1, 0
+    batch_size, row, context_length = 1, 0, 8
+
+    def __init__(self, rank=0, world=1):
+        self.rank, self.world = rank, world
 
     def __next__(self):
-        rows = torch.arange(self.row, self.row + self.batch_size)
+        rows = torch.arange(self.row, self.row + self.batch_size)[self.rank :: self.world]
         self.row += self.batch_size
         tokens = rows[:, None] * 8 + torch.arange(8)
         return Batch(tokens, tokens + 1)
@@ -142,6 +151,25 @@ def test_rows_that_were_begun_are_finished_also_by_a_longer_run(stop, steps):
         assert all(map(torch.equal, seen, wanted))
     ids = torch.cat([tokens.flatten() for tokens in seen])
     assert len(ids) == len(ids.unique())
+
+
+def test_steps_get_pieces_from_far_apart_and_the_same_ones_in_any_number_of_processes():
+    settings = TrainConfig(steps=200, batch_size=2, sequence_length="2@0 4@0.5")
+    whole = Cuts(Rows(), settings)
+    halves = [Cuts(Rows(rank, 2), settings) for rank in (0, 1)]
+    seen = []
+    for step in range(200):
+        batch = whole.take(step)
+        mine = {tuple(row) for row in batch.tokens.tolist()}
+        theirs = [tuple(row) for half in halves for row in half.take(step).tokens.tolist()]
+        assert mine == {*theirs}
+        assert len(theirs) == len(mine) == (8 if step < 100 else 4)
+        assert torch.equal(batch.targets, batch.tokens + 1)
+        seen += theirs
+    # 64 steps' rows are mixed, then the 36 up to the next length.
+    assert max(row[0] // 8 for row in seen[: 64 * 8]) == 127
+    assert {row[0] // 8 for row in seen[: 100 * 8]} == {*range(200)}
+    assert len({*seen}) == len(seen)
 
 
 def row_pairs(folder, count):

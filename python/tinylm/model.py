@@ -15,7 +15,8 @@ Weights start as follows:
 | norm weights, biases         | one, zero                                    |
 | shares of `layers.mixing`    | the part changes nothing; 1/2 for `key_mix`  |
 
-`model.start=copying` sets some of them to weights that copy (`tinylm.layers.copying`).
+`model.start` sets some of them to weights that copy, and that predict as a bigram model of the
+text does (`tinylm.layers.copying`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -330,21 +331,28 @@ def build(
     seed: int = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    text: Tensor | None = None,
 ) -> Model:
-    """A model with its starting weights, the same for the same seed on every device."""
+    """A model with its starting weights, the same for the same seed on every device.
+
+    With `start=bigram` they depend on a `text`, given as its ids [N] int64; other models ignore it.
+    """
     # A registered part may draw its weights when it is made, from torch's own generator: then by
     # this seed, and the caller's next number is what it would have been.
     # On the CPU whatever the device: other devices draw other numbers from the same seed.
     with torch.device("cpu"), torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         model = Model(config)
-    initialise(model, seed)
+    initialise(model, seed, text)
     return model.to(device=device, dtype=dtype)
 
 
 @torch.no_grad()
-def initialise(model: Model, seed: int) -> None:
+def initialise(model: Model, seed: int, text: Tensor | None = None) -> None:
     """Give every parameter its starting value (see the table above), in place."""
+    config = model.config
+    if config.start == "bigram" and text is None:
+        raise ValueError("model.start=bigram needs a text: give its ids as text=")
     generator = torch.Generator().manual_seed(seed)
     # One generator for all parts, in order: a part that draws more moves the weights of all parts
     # after it.
@@ -352,8 +360,9 @@ def initialise(model: Model, seed: int) -> None:
         start = getattr(module, "start", None)
         if start is not None:
             start(generator)
-    if model.config.start == "copying":
-        start_copying(model.config, model.embedding, model.blocks, model.norm, generator)
+    if config.start != "plain":
+        parts = (model.embedding, model.blocks, model.norm, model.head, generator)
+        start_copying(config, *parts, text if config.start == "bigram" else None)
 
 
 @contextmanager

@@ -103,10 +103,11 @@ class ModelConfig:
         "computes whatever has no kernel. manual is slower; it forms the matrix of weights.",
         choices=Attention,
     )
-    start: Literal["plain", "copying"] = setting(
+    start: Literal["plain", "copying", "bigram"] = setting(
         "plain",
         "Starting weights. copying gives two heads in each of the first two blocks weights with "
-        "which they copy from the context, for short runs; it needs rope and qk_norm.",
+        "which they copy from the context, for short runs; it needs rope and qk_norm. bigram also "
+        "begins as a bigram model of the training text.",
     )
     rope_theta: float = setting(10000.0, "Base of the rotary angles.", POSITIVE)
     # 1e-7 gave the same bits per byte within 0.01 (docs/log.md, 2026-11-21).

@@ -54,10 +54,23 @@ class Batch:
 
         return cls(*map(all_of, ("tokens", "targets", "positions", "documents")))
 
-    def columns(self, which: slice) -> "Batch":
-        """The tokens `which` of every row, without a copy; without `positions` they begin at 0."""
+    def cut(self, length: int, batches: int, order: "torch.Tensor") -> "Batch":
+        """The pieces [., length] of the rows of several batches, one after another, in an order.
+
+        All places of a batch have one order of their pieces [batches T / length] int64: that of
+        batch, then of place in the row, is 0, 1, 2 and so on. Without `positions` each piece
+        begins at 0.
+        """
+
+        def pieces(x: "torch.Tensor | None") -> "torch.Tensor | None":
+            if x is None:
+                return None
+            # [batches, rows, pieces, length] to [batches pieces, rows, length].
+            apart = x.view(batches, -1, x.size(1) // length, length).transpose(1, 2)
+            return apart.flatten(0, 1)[order.to(x.device)].flatten(0, 1)
+
         tensors = (self.tokens, self.targets, self.positions, self.documents)
-        return Batch(*(None if x is None else x[:, which] for x in tensors))  # type: ignore[arg-type]
+        return Batch(*map(pieces, tensors))  # type: ignore[arg-type]
 
     def rows(self, which: slice) -> "Batch":
         """The rows `which` of every tensor, without a copy: a micro-batch."""
@@ -205,6 +218,12 @@ class Loader(AbstractContextManager["Loader"]):
         # Batches read ahead have the old size.
         self.close()
         self._slice["batch_size"] = size
+
+    @property
+    def context_length(self) -> int:
+        """The tokens of a row (T)."""
+        length: int = self._place["context_length"]
+        return length
 
     @property
     def n_rows(self) -> int:

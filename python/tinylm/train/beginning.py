@@ -27,6 +27,9 @@ from tinylm.train.session import Session
 from tinylm.train.state import load_state
 
 Say = Callable[[str], None]
+# Tokens of the training text, the first ones, whose pairs are counted for model.start=bigram: two
+# seconds' work, and more than a hundred per pair that a vocabulary of 2,048 has in Python.
+COUNTED = 2**24
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,18 @@ def open_text(run: Run, say: Say) -> Corpus:
 
 
 def start(
-    run: Run, resumed: Resumed | None, text: Callable[[], Corpus], first: First
+    run: Run,
+    resumed: Resumed | None,
+    text: Callable[[], Corpus],
+    sharded: Callable[[Tokenizer], Path],
+    first: First,
 ) -> tuple[Model, Tokenizer]:
     """The model with its first weights, and its tokenizer; each is loaded, or new if there is none.
 
-    Calls `text` only to train a tokenizer.
+    Calls `text` only to train a tokenizer, and `sharded`, which makes the shards, only for weights
+    that depend on the text.
     """
-    net, tokenizer = _weights(run, resumed, text, first)
+    net, tokenizer = _weights(run, resumed, text, sharded, first)
     finetuning.adapt(net, run.lora, run.train.seed)
     freeze(net, run.train.freeze)
     if resumed is not None:
@@ -143,20 +151,31 @@ def start(
 
 
 def _weights(
-    run: Run, resumed: Resumed | None, text: Callable[[], Corpus], first: First
+    run: Run,
+    resumed: Resumed | None,
+    text: Callable[[], Corpus],
+    sharded: Callable[[Tokenizer], Path],
+    first: First,
 ) -> tuple[Model, Tokenizer]:
     session = first.session
     given = None if run.train.init is None else Path(run.train.init)
     given = given if resumed is None else resumed.checkpoint
     if given is None:
         # Before any work on the text, which may take hours.
-        if run.model.start == "copying" and (problem := copying.refusal(run.model)) is not None:
-            raise ConfigError(f"model.start=copying: {problem}")
+        chosen = run.model.start
+        if chosen != "plain" and (problem := copying.refusal(run.model)) is not None:
+            raise ConfigError(f"model.start={chosen}: {problem}")
         tokenizer = _new_tokenizer(run, text, first)
         size = run.model.vocab_size or tokenizer.vocab_size
         _refuse_mismatch(tokenizer, size, "model.vocab_size")
         config = replace(run.model, vocab_size=size)
-        return model.build(config, seed=run.train.seed, device=session.builds_on), tokenizer
+        counted = None
+        if chosen == "bigram":
+            dataset = Dataset.open(sharded(tokenizer), split="train")
+            read = dataset.read(0, min(dataset.n_tokens, COUNTED))
+            counted = torch.from_numpy(read.astype("int64"))
+        net = model.build(config, seed=run.train.seed, device=session.builds_on, text=counted)
+        return net, tokenizer
     # A checkpoint to resume from was verified when it was chosen.
     net, loaded = checkpoint.load(
         given, device=session.builds_on, dtype=torch.float32, verify=resumed is None

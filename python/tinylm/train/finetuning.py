@@ -96,12 +96,10 @@ def with_marks(
 @torch.no_grad()
 def _grown(net: Model, size: int, fresh: range, seed: int) -> Model:
     """The model with tables of `size` rows, those of the ids `fresh` new."""
-    grown = model.build(
-        replace(net.config, vocab_size=size),
-        seed=seed,
-        device=net.weight.device,
-        dtype=net.weight.dtype,
-    )
+    # Every weight is copied or set below: no start of its own.
+    plain = replace(net.config, vocab_size=size, start="plain")
+    grown = model.build(plain, seed=seed, device=net.weight.device, dtype=net.weight.dtype)
+    grown.config = replace(plain, start=net.config.start)
     with torch.device("meta"):
         # A table of the vocabulary is what has another shape where the vocabulary has.
         other = dict(Model(replace(net.config, vocab_size=size + 1)).named_parameters())

@@ -11,6 +11,7 @@ import torch
 from tinylm import device, optim, threads
 from tinylm.config import Run
 from tinylm.data import Dataset
+from tinylm.tokenizer import Tokenizer
 from tinylm.track import Trackers
 from tinylm.train import beginning, compiling, distributed, fitting, processes, prompts, reporting
 from tinylm.train.callbacks import CALLBACKS, Callback, Callbacks
@@ -52,10 +53,16 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
         # Opened once at most, and only if a stage asks: a resumed run that has its shards reads no
         # text.
         text = cache(lambda: beginning.open_text(run, session.say))
-        net, tokenizer = beginning.start(run, resumed, text, first)
-        shards = first(
-            "shards", lambda: beginning.shards(run, resumed, text, tokenizer, session), str, Path
-        )
+
+        @cache
+        def sharded(tokenizer: Tokenizer) -> Path:
+            def made() -> Path:
+                return beginning.shards(run, resumed, text, tokenizer, session)
+
+            return first("shards", made, str, Path)
+
+        net, tokenizer = beginning.start(run, resumed, text, sharded, first)
+        shards = sharded(tokenizer)
         loader = beginning.loader(run, shards, tokenizer, net.config.context_length, session)
         validation = Dataset.open(shards, split="val")
         prompt = prompts.first_words(run, validation, net, tokenizer)

@@ -122,7 +122,7 @@ WINDOW = {
     "steps": WHOLE,
     "tokens": WHOLE,
 }
-CUT = {"length": whole(1), "used": whole(1), "batch": whole(1)}
+CUT = {"length": whole(1), "used": whole(1), "batch": whole(1), "steps": whole(1)}
 
 
 def load_state(folder: Path, share: tuple[int, int] = (0, 1)) -> Training:
