@@ -21,6 +21,8 @@ SMOOTHING = 100.0
 # More directions than are kept, and rounds of the subspace iteration; Halko et al. 2011, section
 # 4.5. Of a vocabulary of 2,048 the product of the factors is within 1% of the best one of its rank.
 MORE, ROUNDS = 16, 3
+# Pairs that are multiplied together: a few MiB of memory.
+TOGETHER = 2**14
 
 
 @torch.no_grad()
@@ -51,7 +53,9 @@ def factors(
     def product(x: Tensor, to: Tensor, of: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """M x, or its transpose times x, with `to` and `of` exchanged."""
         y = left.T @ (right @ x)
-        return y.index_add_(0, to, weighed[:, None] * x[of])
+        for some in torch.arange(len(weighed)).split(TOGETHER):
+            y.index_add_(0, to[some], weighed[some, None] * x[of[some]])
+        return y
 
     basis = torch.randn(vocab_size, min(vocab_size, rank + MORE), generator=generator)
     for _ in range(ROUNDS):
