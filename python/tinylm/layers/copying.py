@@ -179,7 +179,8 @@ class _Bigram:
             embedding[:, own] = scale * values + NOISE * noise
             self.scale *= scale
         # The norm that a head reads through divides by this, and so does the last one, nearly.
-        self.rms = float(embedding[text].square().mean().sqrt())
+        share = torch.bincount(text, minlength=vocabulary) / len(text)
+        self.rms = float((share @ embedding.square().mean(1)).sqrt())
         # Vectors of tokens that differ in little are made to differ in all: W with W Cov W = 0.09.
         own = embedding[:, self.what]
         spread, axes = torch.linalg.eigh(own.T @ own / vocabulary)
