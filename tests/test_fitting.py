@@ -9,6 +9,7 @@ import torch
 from tinylm import config, model
 from tinylm.checkpoint import Training
 from tinylm.config import ModelConfig
+from tinylm.profiling import estimate
 from tinylm.train import fitting
 
 CPU = torch.device("cpu")
@@ -77,7 +78,7 @@ def test_memory_that_is_unknown_refuses_nothing(monkeypatch):
 
 def test_shards_need_less_than_the_whole_and_are_checked_too(monkeypatch):
     case = Case(monkeypatch, 1, "train.batch_size=48")
-    case.net = model.build(replace(SMALL, d_model=256, n_layers=8))
+    case.net = estimate.outline(replace(SMALL, d_model=256, n_layers=8))
     case.session.world, case.session.mode = 4, "ddp"
     whole = case.needed(12)
     case.session.mode, case.session.device = "fsdp", torch.device("cuda")
