@@ -4,7 +4,7 @@ The model makes one `Context` per forward pass and hands it to every block. If a
 something else, add a field here instead of a keyword in every signature on the way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, Self
 
@@ -77,6 +77,18 @@ class DecodeState(NamedTuple):
     attend: Attend
 
 
+class Left:
+    """What the blocks of a pass leave: losses, and tensors by name; twice the same changes nothing.
+
+    A plain class: FSDP hands each block copies of all dataclasses, lists and dicts that it gets, in
+    which what the block adds would be lost.
+    """
+
+    def __init__(self, shared: Mapping[str, Tensor] | None = None) -> None:
+        self.losses: list[Tensor] = []
+        self.shared: dict[str, Tensor] = {**(shared or {})}
+
+
 @dataclass(frozen=True)
 class Context:
     """One forward pass as its blocks see it.
@@ -93,10 +105,18 @@ class Context:
     cache: Cache | None = None
     # The ids [B, T] int64, for layers that look up rows; None if a caller begins with vectors.
     tokens: Tensor | None = None
-    # The dataclass is frozen, these are not: layers add to them during the pass. What one block
-    # leaves for the others is in `shared`, by name; to compute a block again changes nothing.
-    losses: list[Tensor] = field(default_factory=list)
-    shared: dict[str, Tensor] = field(default_factory=dict)
+    # The dataclass is frozen, this is not: layers add to it during the pass.
+    left: Left = field(default_factory=Left)
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """The losses that layers have of their own."""
+        return self.left.losses
+
+    @property
+    def shared(self) -> dict[str, Tensor]:
+        """What one block leaves for the others, by name."""
+        return self.left.shared
 
     def ids(self, setting: str) -> Tensor:
         """The token ids [B, T]; `ValueError` for a caller that began with vectors."""

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tinylm import ops
 from tinylm.config import ModelConfig, Role, choose
-from tinylm.context import Cache, Context, DecodeState, EarlierState
+from tinylm.context import Cache, Context, DecodeState, EarlierState, Left
 from tinylm.layers import (
     NORMS,
     POSITIONS,
@@ -218,7 +218,7 @@ class Model(nn.Module):
         mask = CAUSAL
         if documents is not None or window is not None:
             mask = Mask(window=window, documents=documents).with_spans()
-        return Context(positions, self.position.rotation(positions), mask, cache, tokens)
+        return Context(positions, self.position.rotation(positions), mask, cache, tokens, Left())
 
     def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """tokens [B, T] int to their vectors [B, T, D] in `dtype`, without positions.
@@ -315,7 +315,7 @@ def recomputed(block: Block, x: Tensor, context: Context) -> Tensor:
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         # What a block leaves for others is a result here: the compiler would end its graph at a
         # change of the context.
-        inner = replace(context, shared={**shared}, losses=[])
+        inner = replace(context, left=Left(shared))
         return block(x, inner), inner.shared, inner.losses
 
     y: Tensor
