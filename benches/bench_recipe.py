@@ -48,6 +48,7 @@ PARTS: dict[str, list[str]] = {
     "key_mix: none": ["model.key_mix=false"],
     "parallel: one after the other": ["model.parallel=false"],
     "windows: none": ["model.windows=[]"],
+    "start: heads that copy, no bigrams": ["model.start=copying"],
     "start: plain": ["model.start=plain"],
     "orthogonal: Newton-Schulz": ["optim.orthogonal=newton_schulz"],
     "optimizer: AdamW alone": ["optim.name=adamw"],
