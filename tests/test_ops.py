@@ -238,3 +238,22 @@ def test_a_product_by_onednn_is_torchs_with_its_gradients(shape, biased, monkeyp
     slopes = torch.autograd.grad(found, narrow, dy.float())
     for slope, exact in zip(slopes, torch.autograd.grad(wanted, wide, dy), strict=True):
         assert_close(slope, exact.float())
+
+
+def test_a_compiler_sees_torchs_forms_in_one_graph(monkeypatch):
+    monkeypatch.setattr(products, "LEAST_WEIGHTS", 1)
+    x, weight = (torch.tensor(normal(i, *size)).float() for i, size in enumerate(((9, 8), (8, 8))))
+    angles = ops.rotary_angles(9, 8, 100.0)
+
+    def block(x, weight):
+        y = ops.relu2(ops.gelu(ops.linear(ops.rms_norm(x, weight[0], 1e-5), weight)))
+        turned = ops.norm_rope(y[None, None], weight[1], *angles, 1e-5)[0, 0]
+        return ops.linear_cross_entropy(turned, weight, torch.arange(9) % 8, softcap=5.0)
+
+    leaves = [a.requires_grad_() for a in (x, weight)]
+    # fullgraph=True raises for what does not fit into one graph.
+    compiled = torch.compile(block, backend="eager", fullgraph=True)(*leaves)
+    assert_close(compiled, block(*leaves))
+    slopes = (torch.autograd.grad(loss, leaves) for loss in (compiled, block(*leaves)))
+    for ours, theirs in zip(*slopes, strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tinylm.ops import choice
+from tinylm.ops.dtypes import widened
 
 # The size that `kernel_for` is asked about: an elementwise kernel has none.
 ANY = 1
@@ -27,10 +28,15 @@ def gelu(x: Tensor) -> Tensor:
     On a CPU its gradient is computed with it, and has no derivative of its own: `F.gelu` has one.
     """
     fast = x.is_cpu and x.dtype == torch.float32 and x.numel() > 0 and not choice.forward_mode()
-    # A compiler fuses torch's form with what stands before and after it.
+    # A compiler fuses the formula with what stands before and after it.
     if fast and torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
         y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
         return y
+    if x.is_cpu and torch.compiler.is_compiling():
+        # The compiler's tanh is slow: with this form 9.3 ms of a compiled step of nanoGPT's CPU
+        # command are 6.3.
+        wide = widened(x)
+        return (wide * torch.sigmoid(wide * (A + B * wide * wide))).to(x.dtype)
     return F.gelu(x, approximate="tanh")
 
 

@@ -47,10 +47,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether `_Linear` takes these and is faster."""
-    if x.dtype != torch.float32 or weight.numel() < LEAST_WEIGHTS or x.numel() == 0:
+    # First, for a compiler must not see the rest.
+    if not choice.eager_cpu(x, weight) or x.dtype != torch.float32 or x.numel() == 0:
         return False
     present: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return present and choice.eager_cpu(x, weight)
+    return present and weight.numel() >= LEAST_WEIGHTS
 
 
 class _Linear(torch.autograd.Function):
