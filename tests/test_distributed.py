@@ -73,7 +73,9 @@ def train(session: Session, overrides: list[str]) -> tuple[list[dict[str, Tensor
         generator = torch.Generator().manual_seed(0)
         for parameter in net.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    spread = distributed.spread(net, net.loss, session)
+    net.activation_checkpointing = run.train.activation_checkpointing
+    compiled = run.train.compile is True and session.mode == "fsdp"
+    spread = distributed.spread(net, net.loss, session, compiled=compiled)
     weights = net if spread.shards is None else spread.shards
     optimizer = optim.build(weights, run.optim, spread.shards)
     stepper = stepper_of(run, net, spread, optimizer, session)
@@ -122,6 +124,18 @@ def test_two_ranks_have_the_gradients_and_updates_of_one_process(mode):
     # With parts through which one block leaves something for others.
     shared = ["model.value_residual=true", "model.shortcut=true"]
     compare(2, mode, ["optim.name=adamw", *shared], 1e-6)
+
+
+# torch's compiler looks whether a tensor has a gradient.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_blocks_that_are_sharded_may_be_computed_again(compiled, monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **k: real(f, backend="aot_eager", **k))
+    shared = ["model.value_residual=true", "model.shortcut=true"]
+    again = ["train.activation_checkpointing=true", f"train.compile={compiled}"]
+    compare(2, "fsdp", ["optim.name=adamw", *shared, *again], 1e-6)
 
 
 @pytest.mark.slow

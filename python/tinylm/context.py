@@ -105,6 +105,8 @@ class Context:
     cache: Cache | None = None
     # The ids [B, T] int64, for layers that look up rows; None if a caller begins with vectors.
     tokens: Tensor | None = None
+    # Whether the backward pass computes each block again instead of keeping what it needs.
+    again: bool = False
     # The dataclass is frozen, this is not: layers add to it during the pass.
     left: Left = field(default_factory=Left)
 

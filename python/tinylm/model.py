@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tinylm import ops
 from tinylm.config import ModelConfig, Role, choose
@@ -218,7 +217,9 @@ class Model(nn.Module):
         mask = CAUSAL
         if documents is not None or window is not None:
             mask = Mask(window=window, documents=documents).with_spans()
-        return Context(positions, self.position.rotation(positions), mask, cache, tokens, Left())
+        return Context(
+            positions, self.position.rotation(positions), mask, cache, tokens, left=Left()
+        )
 
     def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """tokens [B, T] int to their vectors [B, T, D] in `dtype`, without positions.
@@ -245,9 +246,10 @@ class Model(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         context.shared["embeddings"] = x = self.dropout(x)
-        again = self.activation_checkpointing and torch.is_grad_enabled()
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            context = replace(context, again=True)
         for block in self.blocks:
-            x = recomputed(block, x, context) if again else block(x, context)
+            x = block(x, context)
         return x
 
     @property
@@ -305,24 +307,6 @@ class Model(nn.Module):
             for _, parameter, role in self.named_roles()
             if embedding or role != "embedding"
         )
-
-
-def recomputed(block: Block, x: Tensor, context: Context) -> Tensor:
-    """A block of which only the input is kept: the backward pass runs it again, same dropout."""
-
-    def pure(
-        x: Tensor, shared: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        # What a block leaves for others is a result here: the compiler would end its graph at a
-        # change of the context.
-        inner = replace(context, left=Left(shared))
-        return block(x, inner), inner.shared, inner.losses
-
-    y: Tensor
-    y, shared, losses = checkpoint(pure, x, context.shared, use_reentrant=False)
-    context.shared.update(shared)
-    context.losses.extend(losses)
-    return y
 
 
 def build(

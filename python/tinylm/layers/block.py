@@ -1,9 +1,12 @@
 """One block: attention and a feedforward network, one after the other or side by side."""
 
+from dataclasses import replace
+
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tinylm.config import ModelConfig, choose
-from tinylm.context import Context
+from tinylm.context import Context, Left
 from tinylm.layers.mixing import Shortcut, TokenShift
 from tinylm.layers.norms import NORMS, add_and_norm
 from tinylm.layers.registries import ATTENTIONS, FEEDFORWARDS
@@ -37,6 +40,23 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x [B, T, D] to the same shape."""
+        if not context.again:
+            return self._computed(x, context)
+
+        def pure(x: Tensor, shared: dict[str, Tensor]) -> tuple[Tensor, Left]:
+            # What a block leaves for others is a result here: the compiler would end its graph at a
+            # change of the context.
+            left = Left(shared)
+            return self._computed(x, replace(context, left=left)), left
+
+        # Inside of this module, so that what FSDP does around it is not done again.
+        y: Tensor
+        y, left = checkpoint(pure, x, context.shared, use_reentrant=False)
+        context.shared.update(left.shared)
+        context.losses.extend(left.losses)
+        return y
+
+    def _computed(self, x: Tensor, context: Context) -> Tensor:
         if self.shortcut is not None:
             x = self.shortcut(x, context)
         normed = self.attention_norm(x)
