@@ -53,7 +53,7 @@ def factors(
     def product(x: Tensor, to: Tensor, of: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """M x, or its transpose times x, with `to` and `of` exchanged."""
         y = left.T @ (right @ x)
-        for some in torch.arange(len(weighed)).split(TOGETHER):
+        for some in torch.split(torch.arange(len(weighed)), TOGETHER):
             y.index_add_(0, to[some], weighed[some, None] * x[of[some]])
         return y
 
