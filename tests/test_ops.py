@@ -232,7 +232,7 @@ def test_a_product_by_onednn_is_torchs_with_its_gradients(shape, biased, monkeyp
     given = (x, weight, bias) if biased else (x, weight)
     narrow, wide = ([a.to(dtype).requires_grad_() for a in given] for dtype in FLOATS)
     found, wanted = ops.linear(*narrow), torch.nn.functional.linear(*wide)
-    assert type(found.grad_fn).__name__ == "_LinearBackward"
+    assert "onednn_linear" in found.grad_fn.name()
     assert_close(found, wanted.float())
     dy = torch.tensor(normal(3, *wanted.shape))
     slopes = torch.autograd.grad(found, narrow, dy.float())
