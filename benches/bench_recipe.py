@@ -22,11 +22,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from race import check
+
+from tinylm import config
+from tinylm.config import ConfigError
+from tinylm.layers import copying
 
 BASE = "as it is"
 # A part of a recipe by name, and the settings that take it away or put the usual one in its place.
@@ -72,13 +77,21 @@ def run(recipe: str, settings: list[str], folder: Path) -> dict[str, Any]:
     return {**record["results"], "processor": spent}
 
 
-def differs(recipe: str, settings: list[str]) -> bool:
-    """Whether the settings change the recipe: a part that it lacks has no row."""
-    command = [sys.executable, "-m", "tinylm.train", recipe, "--print-config"]
-    plain = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    changed = subprocess.run([*command, *settings], capture_output=True, text=True, check=False)
-    # A setting that does not go with the rest of the recipe is no part of it either.
-    return changed.returncode == 0 and changed.stdout != plain
+def differs(recipe: str, settings: list[str], part: list[str]) -> bool:
+    """Whether the part changes the recipe: what it lacks, or cannot be without, has no row."""
+    try:
+        changed = resolved(recipe, [*settings, *part])
+    except ConfigError:
+        return False
+    begins = changed.model.start == "plain" or copying.refusal(changed.model) is None
+    return begins and changed != resolved(recipe, settings)
+
+
+def resolved(recipe: str, settings: list[str]) -> config.Run:
+    """The settings of a run, with those of the model that its architecture decides."""
+    run = config.load(recipe, settings)
+    chosen = {name: v for name, v in run.model.components().items() if name != "bias"}
+    return replace(run, model=replace(run.model, **chosen))
 
 
 def main() -> None:
@@ -98,7 +111,7 @@ def main() -> None:
     print("|---|---|---|---|---|", flush=True)
     base: list[dict[str, Any]] = []
     for name, part in chosen.items():
-        if part and not differs(given.recipe, [*common, *part]):
+        if part and not differs(given.recipe, common, part):
             continue
         found = []
         for seed in range(given.seeds):
