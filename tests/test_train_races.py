@@ -146,7 +146,8 @@ def test_a_run_killed_at_random_moments_beside_another_ends_in_the_same_weights(
         second = start(train_main, [*TINY, "train.resume=auto"], "log1", chance.uniform(0, 0.5))
         time.sleep(chance.uniform(0, 1.5))
         first.kill()
-        assert end(first) in (0, -signal.SIGKILL)
+        # On a busy machine the second may have begun before it: then the first was refused.
+        assert end(first) in (0, 1, 2, -signal.SIGKILL)
         assert end(second) in (0, 1, 2)
         code = call(train_main, [*TINY, "train.resume=auto"])
         assert code == 0, Path("log1").read_text()
