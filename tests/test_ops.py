@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tinylm import ops
-from tinylm.ops import activations, products
+from tinylm.mask import CAUSAL
+from tinylm.ops import activations, products, spelled
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 9)
@@ -220,6 +221,32 @@ def test_transforms_of_torch_take_the_form_that_it_knows(name):
     assert_close(torch.func.vmap(total)(x), total(x)[None])
     _, tangent = torch.func.jvp(total, (x,), (x,))
     assert_close(tangent, (wanted * x).sum())
+
+
+def seconds(name):
+    """An operation with a gradient by hand, as a function of x [2, 3, 5, 4] alone."""
+    cos, sin = ops.rotary_angles(5, 4, 100.0)
+    return {
+        "gelu": ops.gelu,
+        "relu2": ops.relu2,
+        "rms_norm": lambda x: ops.rms_norm(x, None, 1e-5),
+        "rope": lambda x: ops.rope(x, cos, sin),
+        "norm_rope": lambda x: ops.norm_rope(x, None, cos, sin, 1e-5),
+        "attention": lambda x: spelled.causal_attention(x, x, x, CAUSAL, 0.5),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["gelu", "relu2", "rms_norm", "norm_rope", "attention"])
+def test_a_gradient_by_hand_refuses_to_be_differentiated_again(name):
+    # Also where the slope of the result is a constant: torch would take the gradient for one too.
+    x = torch.tensor(normal(0, 2, 3, 5, 4)).float().requires_grad_()
+    with pytest.raises(NotImplementedError, match=f"{name} has no second derivative; "):
+        torch.autograd.grad(seconds(name)(x).sum(), x, create_graph=True)
+
+
+def test_a_rotation_may_be_differentiated_again():
+    x, dy = (torch.tensor(normal(i, 2, 3, 5, 4)).requires_grad_() for i in (0, 1))
+    assert torch.autograd.gradgradcheck(seconds("rope"), x, dy)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 6), (5, 6), (6,)])

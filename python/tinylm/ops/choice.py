@@ -79,3 +79,15 @@ def eager_cpu(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or not all(x is None or x.is_cpu for x in tensors):
         return False
     return not forward_mode() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def refuse_second(operation: str, instead: str) -> None:
+    """Raise `NotImplementedError` in a backward pass that is itself recorded (create_graph=True).
+
+    What it would record of a gradient by hand is its share of dy alone: a second derivative would
+    be wrong without a word.
+    """
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"{operation} has no second derivative; {instead} for create_graph=True"
+        )

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tinylm.ops import choice
 from tinylm.ops.dtypes import widened
@@ -89,10 +88,13 @@ class _NormRope(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dx [B, H, T, head], the heads of a token side by side in memory, and dweight [head]."""
         x, weight, cos, sin, r = ctx.saved_tensors
+        if r is None and torch.is_grad_enabled():
+            # A rotation is undone by the opposite one, which torch records for create_graph=True.
+            return rope(dy, cos, -sin), None, None, None, None
+        choice.refuse_second("norm_rope", "write the norm in torch")
         c, s = torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
         slope, dweight = _rotated(widened(dy).contiguous(), c, s), None
         if r is not None:

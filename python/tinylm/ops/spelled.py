@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from tinylm.mask import Mask
+from tinylm.ops import choice
 
 CHUNK = 128
 # The weights of a chunk that are computed together in float32: 1 MiB.
@@ -257,6 +258,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradients(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dout is None:
         return (None,) * 7
+    choice.refuse_second("attention", "take ops.manual_attention")
     q, k, v, low, kept = ctx.saved_tensors
     found = torch.ops.tinylm.causal_attention_backward(
         dout, q, k, v, low, kept, ctx.window, ctx.scale
