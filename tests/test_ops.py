@@ -249,15 +249,20 @@ def test_a_rotation_may_be_differentiated_again():
     assert torch.autograd.gradgradcheck(seconds("rope"), x, dy)
 
 
+# A CPU for which torch was built without oneDNN multiplies as always.
+@pytest.mark.skipif(not products.ONEDNN, reason="torch was built without oneDNN")
 @pytest.mark.parametrize("shape", [(3, 4, 6), (5, 6), (6,)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_a_product_by_onednn_is_torchs_with_its_gradients(shape, biased, monkeypatch):
-    monkeypatch.setattr(products, "LEAST_WEIGHTS", 1)
+    for least in ("LEAST_WEIGHTS", "LEAST_PRODUCTS"):
+        monkeypatch.setattr(products, least, 1)
     x, weight, bias = (
-        torch.tensor(normal(i, *size)) for i, size in enumerate((shape, (9, 6), (9,)))
+        torch.tensor(normal(i, *size)) for i, size in enumerate((shape, (9, 6), (9, 2)))
     )
+    # One column: numbers that are not side by side.
+    bias = bias[:, 0]
     given = (x, weight, bias) if biased else (x, weight)
-    narrow, wide = ([a.to(dtype).requires_grad_() for a in given] for dtype in FLOATS)
+    narrow, wide = ([a.to(dtype).detach().requires_grad_() for a in given] for dtype in FLOATS)
     found, wanted = ops.linear(*narrow), torch.nn.functional.linear(*wide)
     assert "onednn_linear" in found.grad_fn.name()
     assert_close(found, wanted.float())
@@ -267,8 +272,24 @@ def test_a_product_by_onednn_is_torchs_with_its_gradients(shape, biased, monkeyp
         assert_close(slope, exact.float())
 
 
+def test_a_model_that_is_exported_needs_no_operation_of_ours(monkeypatch):
+    for least in ("LEAST_WEIGHTS", "LEAST_PRODUCTS"):
+        monkeypatch.setattr(products, least, 1)
+    product = module_of(lambda x: ops.linear(ops.rms_norm(x, None, 1e-5), torch.ones(9, 6)))
+    nodes = torch.export.export(product, (torch.ones(5, 6),)).graph.nodes
+    assert not [node.target for node in nodes if "tinylm" in str(node.target)]
+
+
+def module_of(function):
+    """A module whose forward pass is `function`."""
+    made = torch.nn.Module()
+    made.forward = function
+    return made
+
+
 def test_a_compiler_sees_torchs_forms_in_one_graph(monkeypatch):
-    monkeypatch.setattr(products, "LEAST_WEIGHTS", 1)
+    for least in ("LEAST_WEIGHTS", "LEAST_PRODUCTS"):
+        monkeypatch.setattr(products, least, 1)
     x, weight = (torch.tensor(normal(i, *size)).float() for i, size in enumerate(((9, 8), (8, 8))))
     angles = ops.rotary_angles(9, 8, 100.0)
 
