@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from tinylm import ops
 from tinylm.mask import CAUSAL
-from tinylm.ops import activations, products, spelled
+from tinylm.ops import activations, choice, products, spelled
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 9)
@@ -201,6 +201,16 @@ def test_gradients_by_hand_on_a_cpu_are_those_of_differences(name, weighted):
     leaves = (x,) if name == "rope" or weight is None else (x, weight)
     assert type(y(*leaves).grad_fn).__name__ in {"_RMSNormBackward", "_NormRopeBackward"}
     assert torch.autograd.gradcheck(y, leaves)
+
+
+@pytest.mark.parametrize("size", [1, 2**8])
+def test_a_form_by_hand_is_for_gradients_and_for_many_numbers(size, monkeypatch):
+    monkeypatch.setattr(choice, "LEAST_BY_HAND", 2**8)
+    few, leaf = torch.ones(size), torch.ones(size, requires_grad=True)
+    assert choice.by_hand(few) == (size == 2**8)
+    assert choice.by_hand(few, None, leaf)
+    with torch.no_grad():
+        assert choice.by_hand(leaf) == (size == 2**8)
 
 
 # torch imports decompositions for a forward derivative, which warn.

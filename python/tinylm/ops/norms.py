@@ -24,7 +24,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         kernel = choice.kernel_for("rms_norm", weight.size(-1), x, weight)
         if kernel is not None:
             return kernel(x, weight, eps)
-    if choice.eager_cpu(x, weight):
+    if choice.by_hand(x, weight):
         y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return y
     wide = widened(x)

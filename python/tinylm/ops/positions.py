@@ -30,7 +30,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     kernel = _kernel_for("rope", x, cos, sin)
     if kernel is not None:
         return kernel(x, cos, sin)
-    if choice.eager_cpu(x) and not (cos.requires_grad or sin.requires_grad):
+    if choice.by_hand(x) and not (cos.requires_grad or sin.requires_grad):
         y: Tensor = _NormRope.apply(x, None, cos, sin, None)  # type: ignore[no-untyped-call]
         return y
     return _turned(widened(x), cos, sin).to(x.dtype)
@@ -47,7 +47,7 @@ def norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: f
     kernel = _kernel_for("norm_rope", x, cos, sin, *weights)
     if kernel is not None:
         return kernel(x, weight, cos, sin, eps)
-    if choice.eager_cpu(x, weight) and not (cos.requires_grad or sin.requires_grad):
+    if choice.by_hand(x, weight) and not (cos.requires_grad or sin.requires_grad):
         y: Tensor = _NormRope.apply(x, weight, cos, sin, eps)  # type: ignore[no-untyped-call]
         return y
     wide = widened(x)
