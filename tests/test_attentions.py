@@ -7,9 +7,10 @@ import torch
 from torch.testing import assert_close
 
 from tests.support import fake_gpu, interpreter
+from tests.support.allocated import peak
 from tinylm import config, layers, model, ops
 from tinylm.config import ModelConfig
-from tinylm.mask import Mask
+from tinylm.mask import CAUSAL, Mask
 from tinylm.ops import spelled
 from tinylm.ops.attentions import DECODE_KEYS, DECODE_QUERIES, kernels_to_try
 
@@ -291,6 +292,13 @@ def test_a_cpu_takes_products_where_they_are_faster(dtype, monkeypatch):
     assert not taken(least, mask=Mask(causal=False))
     with torch.no_grad():
         assert taken(least) == (dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_attention_by_products_over_long_rows_needs_the_memory_of_a_chunk(rows):
+    q, k, v = (torch.randn(rows, 1, 8192, 2, requires_grad=True) for _ in "qkv")
+    chunk = 4 * spelled.CHUNK * 8192
+    assert peak(lambda: spelled.causal_attention(q, k, v, CAUSAL, 0.5).sum().backward()) < 8 * chunk
 
 
 def test_attention_by_products_compiles_to_one_operation():

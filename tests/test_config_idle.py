@@ -44,6 +44,9 @@ def test_a_setting_that_works_or_that_asks_for_nothing_is_taken():
         ["model.shortcut=true", "optim.scalar_lr=0.1"],
         ["train.init=runs/base", "optim.scalar_lr=0.1"],
         ["profile.start=null"],
+        ["profile.start=0"],
+        [*LORA, "optim.weight_decay=0"],
+        ["optim.schedule=cosine", "optim.decay=0"],
         ["profile.start=3", "profile.steps=2"],
     ):
         config.load(None, given)

@@ -172,6 +172,13 @@ def test_steps_get_pieces_from_far_apart_and_the_same_ones_in_any_number_of_proc
     assert len({*seen}) == len(seen)
 
 
+def test_a_run_that_ends_with_cut_rows_reads_no_more_than_it_trains_on():
+    cuts = Cuts(Rows(), TrainConfig(steps=10, batch_size=2, sequence_length=4))
+    seen = torch.cat([cuts.take(step).tokens for step in range(10)])
+    assert cuts.loader.row == 20
+    assert seen.flatten().sort().values.tolist() == list(range(160))
+
+
 def row_pairs(folder, count):
     """The first rows of a run's text, as a loader without batches gives them."""
     shards = next(Path("data/processed").iterdir())

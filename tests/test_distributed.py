@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -334,6 +335,13 @@ def test_an_error_of_one_rank_ends_the_others_and_is_named(monkeypatch, tmp_path
     words = (tmp_path / "heard").read_text()
     assert "error: rank 1 has failed (OSError: [Errno 28] No space left on device" in words
     assert words.endswith("so this run cannot go on\n")
+
+
+def test_a_store_that_has_no_second_connection_tells_nothing():
+    # As that of torch 2.7.
+    failures = distributed.Failures(SimpleNamespace(), 0)
+    failures.tell(OSError("full"))
+    assert failures.first() == ""
 
 
 def test_a_process_that_has_ended_is_not_alive_also_before_it_is_reaped():

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.library import opcheck
-from torch.profiler import ProfilerActivity, profile
 
 from tests.rungs.kernel_losses import limits
+from tests.support.allocated import peak
 from tinylm import model, ops
 from tinylm.config import ModelConfig
 from tinylm.ops import losses
@@ -30,18 +30,6 @@ def gradients(loss, *leaves):
 def in_chunks(loss):
     """Whether `loss` came out of the chunked operation."""
     return "linear_cross_entropy" in loss.grad_fn.name()
-
-
-def peak(run):
-    """The most bytes that torch's CPU allocator held for `run` at once, beside what it held."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    now = most = 0
-    for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
 
 
 def test_few_logits_stay_with_linear_and_many_go_through_in_chunks():

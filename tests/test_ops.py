@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tinylm import ops
-from tinylm.ops import activations, products
+from tinylm.mask import CAUSAL
+from tinylm.ops import activations, choice, products, spelled
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 9)
@@ -202,6 +203,16 @@ def test_gradients_by_hand_on_a_cpu_are_those_of_differences(name, weighted):
     assert torch.autograd.gradcheck(y, leaves)
 
 
+@pytest.mark.parametrize("size", [1, 2**8])
+def test_a_form_by_hand_is_for_gradients_and_for_many_numbers(size, monkeypatch):
+    monkeypatch.setattr(choice, "LEAST_BY_HAND", 2**8)
+    few, leaf = torch.ones(size), torch.ones(size, requires_grad=True)
+    assert choice.by_hand(few) == (size == 2**8)
+    assert choice.by_hand(few, None, leaf)
+    with torch.no_grad():
+        assert choice.by_hand(leaf) == (size == 2**8)
+
+
 # torch imports decompositions for a forward derivative, which warn.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("name", ["rms_norm", "norm_rope"])
@@ -222,15 +233,46 @@ def test_transforms_of_torch_take_the_form_that_it_knows(name):
     assert_close(tangent, (wanted * x).sum())
 
 
+def seconds(name):
+    """An operation with a gradient by hand, as a function of x [2, 3, 5, 4] alone."""
+    cos, sin = ops.rotary_angles(5, 4, 100.0)
+    return {
+        "gelu": ops.gelu,
+        "relu2": ops.relu2,
+        "rms_norm": lambda x: ops.rms_norm(x, None, 1e-5),
+        "rope": lambda x: ops.rope(x, cos, sin),
+        "norm_rope": lambda x: ops.norm_rope(x, None, cos, sin, 1e-5),
+        "attention": lambda x: spelled.causal_attention(x, x, x, CAUSAL, 0.5),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["gelu", "relu2", "rms_norm", "norm_rope", "attention"])
+def test_a_gradient_by_hand_refuses_to_be_differentiated_again(name):
+    # Also where the slope of the result is a constant: torch would take the gradient for one too.
+    x = torch.tensor(normal(0, 2, 3, 5, 4)).float().requires_grad_()
+    with pytest.raises(NotImplementedError, match=f"{name} has no second derivative; "):
+        torch.autograd.grad(seconds(name)(x).sum(), x, create_graph=True)
+
+
+def test_a_rotation_may_be_differentiated_again():
+    x, dy = (torch.tensor(normal(i, 2, 3, 5, 4)).requires_grad_() for i in (0, 1))
+    assert torch.autograd.gradgradcheck(seconds("rope"), x, dy)
+
+
+# A CPU for which torch was built without oneDNN multiplies as always.
+@pytest.mark.skipif(not products.ONEDNN, reason="torch was built without oneDNN")
 @pytest.mark.parametrize("shape", [(3, 4, 6), (5, 6), (6,)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_a_product_by_onednn_is_torchs_with_its_gradients(shape, biased, monkeypatch):
-    monkeypatch.setattr(products, "LEAST_WEIGHTS", 1)
+    for least in ("LEAST_WEIGHTS", "LEAST_PRODUCTS"):
+        monkeypatch.setattr(products, least, 1)
     x, weight, bias = (
-        torch.tensor(normal(i, *size)) for i, size in enumerate((shape, (9, 6), (9,)))
+        torch.tensor(normal(i, *size)) for i, size in enumerate((shape, (9, 6), (9, 2)))
     )
+    # One column: numbers that are not side by side.
+    bias = bias[:, 0]
     given = (x, weight, bias) if biased else (x, weight)
-    narrow, wide = ([a.to(dtype).requires_grad_() for a in given] for dtype in FLOATS)
+    narrow, wide = ([a.to(dtype).detach().requires_grad_() for a in given] for dtype in FLOATS)
     found, wanted = ops.linear(*narrow), torch.nn.functional.linear(*wide)
     assert "onednn_linear" in found.grad_fn.name()
     assert_close(found, wanted.float())
@@ -240,8 +282,24 @@ def test_a_product_by_onednn_is_torchs_with_its_gradients(shape, biased, monkeyp
         assert_close(slope, exact.float())
 
 
+def test_a_model_that_is_exported_needs_no_operation_of_ours(monkeypatch):
+    for least in ("LEAST_WEIGHTS", "LEAST_PRODUCTS"):
+        monkeypatch.setattr(products, least, 1)
+    product = module_of(lambda x: ops.linear(ops.rms_norm(x, None, 1e-5), torch.ones(9, 6)))
+    nodes = torch.export.export(product, (torch.ones(5, 6),)).graph.nodes
+    assert not [node.target for node in nodes if "tinylm" in str(node.target)]
+
+
+def module_of(function):
+    """A module whose forward pass is `function`."""
+    made = torch.nn.Module()
+    made.forward = function
+    return made
+
+
 def test_a_compiler_sees_torchs_forms_in_one_graph(monkeypatch):
-    monkeypatch.setattr(products, "LEAST_WEIGHTS", 1)
+    for least in ("LEAST_WEIGHTS", "LEAST_PRODUCTS"):
+        monkeypatch.setattr(products, least, 1)
     x, weight = (torch.tensor(normal(i, *size)).float() for i, size in enumerate(((9, 8), (8, 8))))
     angles = ops.rotary_angles(9, 8, 100.0)
 

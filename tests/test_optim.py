@@ -14,6 +14,7 @@ from tests.rungs.training import Weights, drawn
 from tests.support.models import build, tokens
 from tinylm import optim
 from tinylm.config import ModelConfig, OptimConfig
+from tinylm.layers.freezing import freeze
 from tinylm.optim import orthogonal
 
 SMALL = ModelConfig(
@@ -350,6 +351,18 @@ def test_a_step_does_not_import_the_compiler():
         "assert 'torch._dynamo' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_norms_are_on_the_device_of_the_weights_also_if_an_optimizer_has_none():
+    # The meta device stands for a GPU: its numbers do not mix with those of a CPU either.
+    made = build(SMALL, dtype=torch.float32).to("meta")
+    freeze(made, ["matrix"])
+    optimizer = optim.build(made, OptimConfig(name="muon"))
+    for parameter in made.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    norms = optimizer.gradient_norms()
+    assert norms.device.type == "meta"
+    assert norms.shape == (2,)
 
 
 def test_frozen_parameters_are_left_out():

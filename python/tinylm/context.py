@@ -78,7 +78,7 @@ class DecodeState(NamedTuple):
 
 
 class Left:
-    """What the blocks of a pass leave: losses, and tensors by name; twice the same changes nothing.
+    """What the blocks of a pass leave: losses of their own, and tensors for others, by name.
 
     A plain class: FSDP hands each block copies of all dataclasses, lists and dicts that it gets, in
     which what the block adds would be lost.

@@ -108,7 +108,7 @@ def refuse(run: Run, given: Sequence[Given], offs: Callable[[str], Any]) -> None
     """Raise `ValueError` for a setting in `given` that does nothing in `run`.
 
     `given` are the assignments that led to `run`, in order. `offs` returns what null means for a
-    key: a setting that is given as null asks for nothing.
+    key: a setting that is given so, or as null, asks for nothing.
     """
     values = {key: value for key, value, _ in given}
     places = {key: where for key, _, where in given}
@@ -118,7 +118,10 @@ def refuse(run: Run, given: Sequence[Given], offs: Callable[[str], Any]) -> None
         "rank": run.lora.rank,
     }
     for rule in RULES:
-        if values.get(rule.key) in (None, offs(rule.key)) or not rule.off(run):
+        section, _, name = rule.key.partition(".")
+        # The value of the run is typed: a 0 of the command line is text.
+        nothing = getattr(getattr(run, section), name) in (None, offs(rule.key))
+        if rule.key not in places or nothing or not rule.off(run):
             continue
         where = places[rule.key]
         later = any(places.get(cause, where) != where for cause in rule.causes)

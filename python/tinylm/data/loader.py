@@ -55,11 +55,12 @@ class Batch:
         return cls(*map(all_of, ("tokens", "targets", "positions", "documents")))
 
     def cut(self, length: int, batches: int, order: "torch.Tensor") -> "Batch":
-        """The pieces [., length] of the rows of several batches, one after another, in an order.
+        """The rows of several joined batches as pieces [., length], in a new order.
 
-        All places of a batch have one order of their pieces [batches T / length] int64: that of
-        batch, then of place in the row, is 0, 1, 2 and so on. Without `positions` each piece
-        begins at 0.
+        Piece number n of a row is counted through all batches: those of the row at this place in
+        the first batch, then in the second, and so on. `order` [batches T / length] int64 names
+        the numbers in their new order, the same for all places of a batch. Without `positions`
+        each piece begins at 0.
         """
 
         def pieces(x: "torch.Tensor | None") -> "torch.Tensor | None":

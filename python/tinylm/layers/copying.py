@@ -107,14 +107,14 @@ def start_copying(
     generator: torch.Generator,
     text: Tensor | None = None,
 ) -> None:
-    """Give the embedding, the last norm, heads of blocks 0 and 1 these weights, in place.
+    """Give the embedding, the last norm and heads of blocks 0 and 1 these weights, in place.
 
     With the ids of a text [N] int64 the model also begins as a bigram model of it; then an untied
     `head` gets weights too. Raises `ValueError` if the settings do not allow it (see `refusal`).
     """
     problem = refusal(config)
     if problem is not None:
-        raise ValueError(f"model.start={config.start}: {problem}")
+        raise ValueError(f"model.start={config.start}: {problem}, or set model.start=plain")
     frequencies, width = _frequencies(config), config.d_model
     slow = _slow(frequencies, config.context_length)
     shuffled = 1 + torch.randperm(width - 1, generator=generator)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tinylm.ops import choice
 from tinylm.ops.dtypes import widened
@@ -25,7 +24,8 @@ TOGETHER = 2**18
 def gelu(x: Tensor) -> Tensor:
     """x Phi(x) with the tanh approximation, as GPT-2 computes it; any shape.
 
-    On a CPU its gradient is computed with it, and has no derivative of its own: `F.gelu` has one.
+    On a CPU its gradient is computed with it, and has no derivative of its own
+    (`NotImplementedError`): `F.gelu` has one.
     """
     fast = x.is_cpu and x.dtype == torch.float32 and x.numel() > 0 and not choice.forward_mode()
     # A compiler fuses the formula with what stands before and after it.
@@ -63,9 +63,9 @@ class _Gelu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         """dx [...]."""
+        choice.refuse_second("gelu", 'take F.gelu(x, approximate="tanh")')
         slope: Tensor = ctx.saved_tensors[0]
         return dy * slope
 
@@ -75,7 +75,7 @@ def relu2(x: Tensor) -> Tensor:
     kernel = choice.kernel_for("relu2", ANY, x)
     if kernel is not None:
         return kernel(x)
-    if choice.eager_cpu(x):
+    if choice.by_hand(x):
         y: Tensor = _ReLU2.apply(x)  # type: ignore[no-untyped-call]
         return y
     return F.relu(x).square()
@@ -95,9 +95,9 @@ class _ReLU2(torch.autograd.Function):
         return positive * positive
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         """dx [...]."""
+        choice.refuse_second("relu2", "take F.relu(x).square()")
         positive: Tensor = ctx.saved_tensors[0]
         return (dy * positive).mul_(2)
 

@@ -11,6 +11,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+# Numbers from which on `by_hand` pays without a gradient: float32 and bfloat16, rows of 64 to 192.
+LEAST_BY_HAND = 2**16
+
 
 # Cached so that a missing kernel is looked for, and warned of, once per process.
 @functools.cache
@@ -73,9 +76,34 @@ def forward_mode() -> bool:
 def eager_cpu(*tensors: Tensor | None) -> bool:
     """Whether these are on a CPU, and only torch's reverse mode follows what is computed with them.
 
-    Then a hand-written gradient saves passes over memory. A compiler fuses torch's form by itself,
-    and other transforms (`torch.func`) need it.
+    A compiler fuses torch's form by itself, and other transforms (`torch.func`) need it.
     """
     if torch.compiler.is_compiling() or not all(x is None or x.is_cpu for x in tensors):
         return False
     return not forward_mode() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def by_hand(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a form with a gradient by hand, of fewer passes over memory, is taken and is faster.
+
+    Without a gradient and for few numbers it is not: a token that is decoded waits for the calls,
+    which are more than those of torch's form.
+    """
+    if not eager_cpu(x, *others):
+        return False
+    recorded = torch.is_grad_enabled() and any(
+        part is not None and part.requires_grad for part in (x, *others)
+    )
+    return recorded or x.numel() >= LEAST_BY_HAND
+
+
+def refuse_second(operation: str, instead: str) -> None:
+    """Raise `NotImplementedError` in a backward pass that is itself recorded (create_graph=True).
+
+    What it would record of a gradient by hand is its share of dy alone: a second derivative would
+    be wrong without a word.
+    """
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"{operation} has no second derivative; {instead} for create_graph=True"
+        )

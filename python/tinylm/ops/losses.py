@@ -313,12 +313,7 @@ def _walked_once() -> bool:
 def _gradients(ctx: Any, dloss: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
     if dloss is None:
         return (None,) * 9
-    # Only create_graph=True records a backward pass. What it would record here is dloss alone.
-    if torch.is_grad_enabled():
-        raise NotImplementedError(
-            "linear_cross_entropy has no second derivative; "
-            "take cross_entropy(linear(x, weight), targets) for create_graph=True"
-        )
+    choice.refuse_second("linear_cross_entropy", "take cross_entropy(linear(x, weight), targets)")
     counted, dx, dweight, dnorm = ctx.saved_tensors
     factor = dloss / counted
 

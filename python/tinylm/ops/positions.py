@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tinylm.ops import choice
 from tinylm.ops.dtypes import widened
@@ -31,7 +30,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     kernel = _kernel_for("rope", x, cos, sin)
     if kernel is not None:
         return kernel(x, cos, sin)
-    if choice.eager_cpu(x) and not (cos.requires_grad or sin.requires_grad):
+    if choice.by_hand(x) and not (cos.requires_grad or sin.requires_grad):
         y: Tensor = _NormRope.apply(x, None, cos, sin, None)  # type: ignore[no-untyped-call]
         return y
     return _turned(widened(x), cos, sin).to(x.dtype)
@@ -48,7 +47,7 @@ def norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: f
     kernel = _kernel_for("norm_rope", x, cos, sin, *weights)
     if kernel is not None:
         return kernel(x, weight, cos, sin, eps)
-    if choice.eager_cpu(x, weight) and not (cos.requires_grad or sin.requires_grad):
+    if choice.by_hand(x, weight) and not (cos.requires_grad or sin.requires_grad):
         y: Tensor = _NormRope.apply(x, weight, cos, sin, eps)  # type: ignore[no-untyped-call]
         return y
     wide = widened(x)
@@ -89,10 +88,13 @@ class _NormRope(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dx [B, H, T, head], the heads of a token side by side in memory, and dweight [head]."""
         x, weight, cos, sin, r = ctx.saved_tensors
+        if r is None and torch.is_grad_enabled():
+            # A rotation is undone by the opposite one, which torch records for create_graph=True.
+            return rope(dy, cos, -sin), None, None, None, None
+        choice.refuse_second("norm_rope", "write the norm in torch")
         c, s = torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
         slope, dweight = _rotated(widened(dy).contiguous(), c, s), None
         if r is not None:

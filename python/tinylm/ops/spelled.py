@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from tinylm.mask import Mask
+from tinylm.ops import choice
 
 CHUNK = 128
 # The weights of a chunk that are computed together in float32: 1 MiB.
@@ -98,18 +99,26 @@ def _groups(q: Tensor) -> list[slice]:
 
 
 class _Biases:
-    """`_hidden` of a chunk for some rows of the batch; made once if it is the same for all."""
+    """`_hidden` of a chunk for some rows of the batch; made once if it is the same for all.
 
-    def __init__(self, q: Tensor, low: Tensor | None, window: int | None) -> None:
-        self.q, self.low, self.window = q, low, window
+    Of very long rows it is made anew: kept, it would be as large as the weights of a head, which
+    are not kept either.
+    """
+
+    def __init__(self, q: Tensor, low: Tensor | None, window: int | None, group: int) -> None:
+        self.q, self.low, self.window, self.group = q, low, window, group
+        self.keeps = len(_groups(q)) > 1 and group * q.size(2) ** 2 <= KEPT
         self.made: dict[int, Tensor] = {}
 
-    def __call__(self, chunk: tuple[int, int, int], some: slice, group: int) -> Tensor:
+    def __call__(self, chunk: tuple[int, int, int], some: slice) -> Tensor:
         if self.low is not None:
-            return _hidden(self.q, self.low[some], self.window, chunk, group)
-        if chunk[0] not in self.made:
-            self.made[chunk[0]] = _hidden(self.q, None, self.window, chunk, group)
-        return self.made[chunk[0]]
+            return _hidden(self.q, self.low[some], self.window, chunk, self.group)
+        bias = self.made.get(chunk[0])
+        if bias is None:
+            bias = _hidden(self.q, None, self.window, chunk, self.group)
+            if self.keeps:
+                self.made[chunk[0]] = bias
+        return bias
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
@@ -156,7 +165,7 @@ def _forward(
     kept, used = q.new_empty(cells if keep else 0), 0
     # Heads side by side in memory, as the product after attention reads them.
     out = q.new_empty(q.size(0), q.size(2), q.size(1), q.size(3)).transpose(1, 2)
-    biases = _Biases(q, low, window)
+    biases = _Biases(q, low, window, group)
     for some in _groups(q):
         heads = _Heads(q[some], k[some], v[some])
         target = out[some].unflatten(1, (-1, group))
@@ -168,7 +177,7 @@ def _forward(
                 size = own.size(0) * own.size(1) * (end - begin)
                 into = kept[used : used + size].view(len(own), -1, end - begin)
                 used += size
-            p = _weights(own, heads.k[:, begin:end], biases(chunk, some, group), scale, into)
+            p = _weights(own, heads.k[:, begin:end], biases(chunk, some), scale, into)
             mixed = torch.bmm(p, heads.v[:, begin:end])
             target[:, :, :, first:end] = mixed.view(*target.shape[:3], end - first, -1)
     return out, kept
@@ -186,7 +195,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    biases, used = _Biases(q, low, window), 0
+    biases, used = _Biases(q, low, window, q.size(1) // k.size(1)), 0
     for some in _groups(q):
         heads = _Heads(q[some], k[some], v[some])
         slope = heads.queries(dout[some])
@@ -201,7 +210,7 @@ def _backward(
                 p = kept[used : used + size].view(len(own), -1, end - begin)
                 used += size
             else:
-                p = _weights(own, keys, biases(chunk, some, heads.group), scale)
+                p = _weights(own, keys, biases(chunk, some), scale)
             own_dv[:, begin:end].baddbmm_(p.mT, d)
             # dS = P (dP - sum of dP P over the keys); torch has it as one pass.
             ds = torch._softmax_backward_data(torch.bmm(d, values.mT), p, -1, p.dtype)
@@ -249,6 +258,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradients(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dout is None:
         return (None,) * 7
+    choice.refuse_second("attention", "take ops.manual_attention")
     q, k, v, low, kept = ctx.saved_tensors
     found = torch.ops.tinylm.causal_attention_backward(
         dout, q, k, v, low, kept, ctx.window, ctx.scale

@@ -83,7 +83,11 @@ class Optimizer:
 
     def gradient_norms(self) -> Tensor:
         """2-norms [parts] of the gradients that each part moves, before clipping."""
-        return torch.stack([self.whole.norm(_gradients(part)) for part in self.parts])
+        # A part may have none, as Muon's where all matrices are frozen: torch's norm of nothing is
+        # on the CPU, whatever the device of the others.
+        none = next(iter(self.names)).new_zeros(())
+        found = [_gradients(part) for part in self.parts]
+        return torch.stack([self.whole.norm(own) if own else none for own in found])
 
     def gradient_norm(self) -> Tensor:
         """2-norm of all gradients together, before clipping (scalar)."""

@@ -164,7 +164,7 @@ def _weights(
         # Before any work on the text, which may take hours.
         chosen = run.model.start
         if chosen != "plain" and (problem := copying.refusal(run.model)) is not None:
-            raise ConfigError(f"model.start={chosen}: {problem}")
+            raise ConfigError(f"model.start={chosen}: {problem}, or set model.start=plain")
         tokenizer = _new_tokenizer(run, text, first)
         size = run.model.vocab_size or tokenizer.vocab_size
         _refuse_mismatch(tokenizer, size, "model.vocab_size")

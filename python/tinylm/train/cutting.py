@@ -22,8 +22,8 @@ import torch
 from tinylm.config import TrainConfig
 from tinylm.data import Batch, Loader
 
-# At most so many steps get their pieces from one reading, and so many tokens of a process are read
-# together, except that a row's pieces go to different steps at least: 16 MiB of ids and targets.
+# At most so many steps get their pieces from one reading, and so many tokens are read together by
+# all processes: 16 MiB of ids and targets. But a row's pieces go to different steps at least.
 STEPS, TOKENS = 64, 2**20
 
 
@@ -73,13 +73,13 @@ class Cuts:
         if length is None or length == self.loader.context_length:
             self._read(batch, self.loader.context_length, 1)
             return
-        # The steps up to the next change of the sizes, if there are many.
+        # The steps up to the next change of the sizes or the end, if there are many.
         pieces = self.loader.context_length // length
         most = max(pieces, min(STEPS, TOKENS // (batch * self.loader.context_length)))
-        left = range(step + 1, min(step + most, self.settings.steps))
-        other = next((s for s in left if self._sizes(s) != (batch, length)), None)
+        end = min(step + most, self.settings.steps)
+        end = next((s for s in range(step + 1, end) if self._sizes(s) != (batch, length)), end)
         # Enough for each step to have one piece of a row, also where the sizes change soon.
-        self._read(batch, length, most if other is None else max(pieces, other - step))
+        self._read(batch, length, max(pieces, end - step))
 
     def _sizes(self, step: int) -> tuple[int, int | None]:
         """The rows of a batch and the tokens of a piece that the courses give a step."""

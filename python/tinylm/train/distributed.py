@@ -99,23 +99,29 @@ def meeting(place: Place, session: Session) -> Iterator[First]:
 
 
 class Failures:
-    """The first error of any process of a run, which the others read in a thread of their own."""
+    """The first error of any process of a run, which the others read in a thread of their own.
+
+    With torch 2.7 they hear nothing, and end when the process has ended or at a time limit.
+    """
 
     def __init__(self, store: Store, rank: int) -> None:
+        self._rank = rank
         # A connection of its own: a process that waits for a value of the first holds the other.
-        self._store, self._rank = PrefixStore("failures", store.clone()), rank  # type: ignore[attr-defined]
+        second = getattr(store, "clone", None)
+        self._store = None if second is None else PrefixStore("failures", second())
 
     def tell(self, error: Exception) -> None:
         """Let the others know that this process cannot go on."""
         words = f"rank {self._rank} has failed ({type(error).__name__}: {show(error)})"
         # RuntimeError: the process that keeps the store has ended.
         with suppress(RuntimeError):
-            self._store.compare_set("error", "", words)
+            if self._store is not None:
+                self._store.compare_set("error", "", words)
 
     def first(self) -> str:
         """What `tell` told first, of any process; "" as long as all is well."""
         with suppress(RuntimeError):
-            if self._store.check(["error"]):
+            if self._store is not None and self._store.check(["error"]):
                 return self._store.get("error").decode()
         return ""
 
