@@ -82,7 +82,7 @@ def relu2(x: Tensor) -> Tensor:
 
 
 class _ReLU2(torch.autograd.Function):
-    """`relu2` in four passes over memory instead of six, forward and backward together.
+    """`relu2` in five passes over memory instead of six, forward and backward together.
 
     2048 x 768 in bfloat16 on one thread of an AMD EPYC: 1.2 ms against 1.6.
     """
@@ -99,7 +99,9 @@ class _ReLU2(torch.autograd.Function):
         """dx [...]."""
         choice.refuse_second("relu2", "take F.relu(x).square()")
         positive: Tensor = ctx.saved_tensors[0]
-        return (dy * positive).mul_(2)
+        # Not nan for a dy of nan or infinity where y is 0: torch's ReLU stops it too.
+        dx: Tensor = torch.ops.aten.threshold_backward((dy * positive).mul_(2), positive, 0)
+        return dx
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
