@@ -253,26 +253,31 @@ def _to_slopes_by_torch(
     """`_to_slopes` in a few passes of torch."""
     counted = targets != IGNORED
     place = targets.where(counted, 0)[:, None]
-    z, gate = logits, None
-    if softcap is not None:
+    z, bent, shift, steep = logits, None, 0.0, 1
+    slope = torch.ops.aten.tanh_backward
+    if softcap is not None and logits.dtype in (torch.bfloat16, torch.float16):
         # c tanh(z / c) = 2 c sigmoid(2 z / c) - c, and torch's sigmoid takes half the time of its
-        # tanh. The softmax is the same without the - c.
-        gate = widened(logits).mul(2 / softcap).sigmoid_()
-        z = gate * (2 * softcap)
+        # tanh. The softmax is the same without the - c; but small logits lose their last digits,
+        # which those of half precision have lost already.
+        bent = widened(logits).mul(2 / softcap).sigmoid_()
+        z, shift, steep = bent * (2 * softcap), softcap, 4
+        slope = torch.ops.aten.sigmoid_backward
+    elif softcap is not None:
+        bent = torch.tanh(logits / softcap)
+        z = bent * softcap
     p = torch.softmax(z, -1, dtype=torch.promote_types(z.dtype, torch.float32))
     # Through the largest of a row: the target's own share may be too small for a float.
     lse = z.amax(-1) - p.amax(-1).log()
     loss = lse - z.gather(1, place)[:, 0]
-    if softcap is not None:
-        lse = lse - softcap
     if z_loss:
+        lse = lse - shift
         loss = loss + z_loss * lse.square()
     if gradient:
-        # The slope of the cap is 4 gate (1 - gate).
-        factor = counted.to(p.dtype)[:, None] * (1 if gate is None else 4)
+        # The slope of the cap is 4 s (1 - s) of the sigmoid s, 1 - t^2 of the tanh t.
+        factor = counted.to(p.dtype)[:, None] * steep
         p.mul_(factor * (1 + 2 * z_loss * lse)[:, None] if z_loss else factor)
         p.scatter_add_(1, place, -factor)
-        logits.copy_(p if gate is None else torch.ops.aten.sigmoid_backward(p, gate))
+        logits.copy_(p if bent is None else slope(p, bent))
     return loss.where(counted, 0.0)
 
 
