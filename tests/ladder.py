@@ -20,6 +20,7 @@ from tests.rungs import (
     kernel_swiglu,
     masks,
     media,
+    products,
     shards,
     text,
     training,
@@ -46,6 +47,7 @@ RUNGS: tuple[Rung, ...] = tuple(
             *kernel_products.RUNGS,
             *kernel_rope.RUNGS,
             *kernel_swiglu.RUNGS,
+            *products.RUNGS,
         ),
         key=lambda rung: CHAPTERS.index(rung.chapter),
     )

@@ -38,7 +38,8 @@ def test_the_first_step_begins_at_the_base_and_a_merge_says_the_same(architectur
     changed = net(ids)
     for part in adapters(net).values():
         part.lora_B.data.zero_()
-    assert torch.equal(net(ids), base(ids))
+    # The frozen weights take torch's forms, those of the base may take forms of our own.
+    assert torch.allclose(net(ids), base(ids), atol=1e-6)
     _, net = adapted(settings=settings)
     lora.merge(net)
     assert not adapters(net)

@@ -93,8 +93,8 @@ KERNELS = [
     ),
     Mutant(
         "python/tinylm/ops/losses.py",
-        "z.scatter_add_(1, place, -counted",
-        "z.scatter_add_(1, place, counted",
+        "p.scatter_add_(1, place, -factor)",
+        "p.scatter_add_(1, place, factor)",
         "chunks-tensors-ops",
     ),
     Mutant(

@@ -48,8 +48,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/ops/activations.py",
-        'F.gelu(x, approximate="tanh")',
-        "F.gelu(x)",
+        'return F.gelu(x, approximate="tanh")',
+        "return F.gelu(x)",
         "gelu-tensors-ops",
     ),
     Mutant(
