@@ -51,8 +51,8 @@ def attention(
             found = _spelled_out(q, k, v, mask, scale)
             if found is not None:
                 return found
-    if softcap is not None or scale == 0:
-        # torch's attention has no cap, and multiplies -inf by a scale of 0.
+    if softcap is not None or (scale is not None and scale <= 0):
+        # torch's attention has no cap, and multiplies the -inf of hidden keys by the scale.
         return manual_attention(
             q, k, v, mask=mask, scale=scale, softcap=softcap, past=past, dropout=dropout
         )
