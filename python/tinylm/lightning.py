@@ -49,13 +49,14 @@ class Joined(torch.optim.Optimizer):
         rate = optim.schedule(self.taken, steps, self.run.optim)
         # For Lightning's monitor of the learning rate.
         self.param_groups[0]["lr"] = rate * self.run.optim.lr
-        finite = self.inner.gradient_norm().isfinite()
+        norms = self.inner.gradient_norms()
+        finite = torch.linalg.vector_norm(norms).isfinite()
         if self.run.train.nonfinite == "stop" and not finite:
             raise ValueError(
                 f"step {self.taken}: the loss or a gradient is not finite: lower optim.lr or "
                 f"optim.matrix_lr, or set train.nonfinite=skip to pass over such batches"
             )
-        self.inner.step(rate, progress=self.taken / steps, ok=finite)
+        self.inner.step(rate, progress=self.taken / steps, ok=finite, norms=norms)
         self.taken += 1
         return loss
 

@@ -55,6 +55,8 @@ def plot(folder: Path) -> None:
             textcoords="offset points",
             ha="right",
             arrowprops={"arrowstyle": "-", "color": "gray"},
+            # The line of the scores falls behind the words, where there are few of them.
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     above.set_ylabel("loss, nats per token")
     shown = losses + [r["val_loss"] for r in scored]
