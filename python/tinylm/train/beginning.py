@@ -27,8 +27,8 @@ from tinylm.train.session import Session
 from tinylm.train.state import load_state
 
 Say = Callable[[str], None]
-# Tokens of the training text, the first ones, whose pairs are counted for model.start=bigram: two
-# seconds' work, and more than a hundred per pair that a vocabulary of 2,048 has in Python.
+# Tokens of the training text, the first ones, whose pairs are counted for model.start=bigram. The
+# 3.2 million of the default run hold 223,000 different pairs.
 COUNTED = 2**24
 
 
