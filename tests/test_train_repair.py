@@ -12,7 +12,7 @@ from tests.test_train import (
     stop_after,
     workplace,  # noqa: F401
 )
-from tinylm import track
+from tinylm import checkpoint, track
 from tinylm.train import Interrupted, folder, train
 
 TORN = [b"", b"{", b"[1]", b"null", b'{"step": 1', b"\xff\xfe"]
@@ -103,6 +103,28 @@ def test_a_run_killed_between_its_last_sample_and_its_results_has_that_sample_on
     resumed()
     assert "results" in json.loads((cut / "run.json").read_text())
     assert (cut / "samples.txt").read_bytes() == samples
+
+
+def test_a_run_killed_between_its_last_save_and_the_purge_keeps_no_more_than_the_others(
+    workplace,  # noqa: F811
+    monkeypatch,
+):
+    # Not evaluated: the checkpoint of the best step stays, however old.
+    others = ("checkpoint.keep=1", "checkpoint.background=false", "evaluate.every=0")
+    ways = ("out=cut", *GIVEN, *others)
+
+    def killed(run, **_):
+        if checkpoint.path_of(run, 8).exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "purge", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(*ways))
+    left = sorted(path.name for path in Path("cut/checkpoints").iterdir())
+    assert left == ["step-00000004", "step-00000008"]
+    train(settings(*ways, "train.resume=auto"))
+    assert [path.name for path in Path("cut/checkpoints").iterdir()] == ["step-00000008"]
 
 
 def test_records_stay_as_they_are_where_the_run_tracks_none(workplace, monkeypatch):  # noqa: F811

@@ -113,6 +113,9 @@ class Trainer:
                     raise Interrupted(path, received)
             # Before the end is scored: what is trained is not lost to what comes after.
             self.save()
+            if not self.taken and self.session.leads:
+                # Resumed at its end: a kill right after the last save left the older checkpoints.
+                self._after(self.saved)()
         self._agree(signals)
         self.tell_saved()
 
