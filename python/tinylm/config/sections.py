@@ -296,6 +296,12 @@ class EvaluateConfig:
     patience: int | None = setting(
         None, "Stop the run after this many evaluations without a lower validation loss.", COUNT
     )
+    max_tokens: int | None = setting(
+        None,
+        "Tokens of the validation text that are scored, its first; default all at the end, and at "
+        "most a million before.",
+        COUNT,
+    )
 
     def __post_init__(self) -> None:
         check("evaluate", self)

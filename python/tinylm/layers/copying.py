@@ -189,6 +189,7 @@ class _Bigram:
     def copy(self, head: "_Head", sketch: Tensor) -> None:
         """Let the head copy the token that it sees, by `what` and as much as fits of its sketch."""
         sketch = sketch[: len(head.v) - len(self.inner)]
+        head.v[: len(self.inner)] = 0.0
         _copy(head, len(self.inner) + torch.arange(len(sketch)), sketch, sketch, 1.0)
         head.v[: len(self.inner), self.what] = self.white
         head.o[self.what, : len(self.inner)] = COPIED * self.white.T

@@ -26,7 +26,7 @@ from tinylm.train.step import Step, Stepper
 from tinylm.train.tracing import Tracer
 from tinylm.train.window import Window
 
-# Validation tokens scored during a run; the end scores them all.
+# Validation tokens scored during a run, at most; the end scores them all.
 WATCHED_TOKENS = 1_000_000
 # Tokens of the validation text that go through the model together. 512 of them take 1.8 times as
 # long per token in bfloat16 on a CPU, and more than these gain nothing (3 layers of width 64).
@@ -224,6 +224,11 @@ class Trainer:
         self.tell("on_eval", scores=scores)
         return scores
 
+    @property
+    def watched(self) -> int:
+        """How many tokens are scored during the run, if the validation text has as many."""
+        return min(WATCHED_TOKENS, self.run.evaluate.max_tokens or WATCHED_TOKENS)
+
     def watch(self) -> None:
         """Score as much of the validation text as a run can afford; keep count of the best.
 
@@ -233,10 +238,10 @@ class Trainer:
         # Without patience a score decides nothing, so a failure of it must not end the run.
         if self.run.evaluate.patience is None:
             with self.trackers.guard("validation"):
-                self.keep_best(self.score(max_tokens=WATCHED_TOKENS, dtype=self.session.dtype))
+                self.keep_best(self.score(max_tokens=self.watched, dtype=self.session.dtype))
             return
         try:
-            scores = self.score(max_tokens=WATCHED_TOKENS, dtype=self.session.dtype)
+            scores = self.score(max_tokens=self.watched, dtype=self.session.dtype)
         except Exception:
             self.save()
             raise

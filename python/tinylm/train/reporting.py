@@ -1,5 +1,6 @@
 """The record of a run: its files at the beginning, its first lines and its last."""
 
+import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -84,8 +85,11 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
     """Score, sample and say how the run went; the last line is the bits per byte."""
     run, folder, progress = trainer.run, trainer.folder, trainer.progress
     # In float32, as `python -m tinylm.evaluate` scores it.
-    scores = trainer.score(dtype=torch.float32)
-    if progress.best_step < 0 or trainer.validation.n_tokens <= WATCHED_TOKENS:
+    most = run.evaluate.max_tokens
+    scores = trainer.score(max_tokens=most, dtype=torch.float32)
+    # Of other tokens than before, the scores are no better or worse than those.
+    compared = min(trainer.validation.n_tokens, most or math.inf) <= WATCHED_TOKENS
+    if progress.best_step < 0 or compared:
         trainer.keep_best(scores)
     with trainer.trackers.guard("sample"):
         trainer.show_sample()
@@ -95,9 +99,13 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
         "val_loss": scores.loss,
         "perplexity": scores.perplexity,
         "bits_per_byte": scores.bits_per_byte,
+        "val_tokens": scores.tokens,
         "best_step": progress.best_step,
     }
     lines = []
+    # The first token of a text is no target.
+    whole = most is None or most >= trainer.validation.n_tokens - 1
+    scored = "the" if whole else f"the first {most:,} tokens of the"
     chat = trainer.validation.kind == "chat"
     if run.data.source == "stdlib":
         with trainer.trackers.guard("the share of Python"):
@@ -125,7 +133,7 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
                 f"done       {progress.step} steps, {progress.tokens:,} tokens, "
                 f"{results['seconds']:.1f} s",
                 f"time       {trainer.clock.words()} s; {_speed(trainer)}",
-                f"loss       {scores.loss:.4f} nats per token on the validation text "
+                f"loss       {scores.loss:.4f} nats per token on {scored} validation text "
                 f"(perplexity {scores.perplexity:.2f})",
                 *lines,
                 _best(trainer),
