@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tinylm import checkpoint, config, evaluate, optim, track
-from tinylm.data import Dataset, Loader
+from tinylm import checkpoint, config, optim, track
+from tinylm.data import Loader
 from tinylm.model import Model
 from tinylm.train import Interrupted, NonFiniteError, Trainer, session, signals, train
 from tinylm.train.__main__ import main
@@ -131,22 +131,6 @@ def test_metrics_hold_the_documented_keys(tmp_path):
     scored = [r for r in records if "val_loss" in r]
     assert [r["step"] for r in scored] == [6, 12]
     assert all(r["bits_per_byte"] > 0 for r in scored)
-
-
-def test_as_many_validation_tokens_are_scored_as_wanted(capsys):
-    folder = train(settings("evaluate.max_tokens=50"))
-    results = json.loads((folder / "run.json").read_text())["results"]
-    assert results["val_tokens"] == 50
-    net, tokenizer = checkpoint.load(folder, dtype=torch.float32)
-    held_out = Dataset.open(json.loads((folder / "run.json").read_text())["shards"], split="val")
-    scores = evaluate.evaluate(net, held_out, tokenizer=tokenizer, max_tokens=50)
-    assert results["val_loss"] == pytest.approx(scores.loss, abs=1e-6)
-    assert "nats per token on the first 50 tokens of the validation text" in capsys.readouterr().out
-    # The scores on the way are of the same tokens, so the end counts among them.
-    best = json.loads((folder / "best.json").read_text())
-    assert best["val_loss"] == min(
-        r["val_loss"] for r in track.read_metrics(folder) if "val_loss" in r
-    )
 
 
 def test_the_same_settings_give_the_same_weights():

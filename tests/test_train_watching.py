@@ -12,7 +12,8 @@ import torch
 
 from tests.test_callbacks import TINY
 from tests.test_train import TEXT, settings
-from tinylm import device, track
+from tinylm import checkpoint, device, evaluate, track
+from tinylm.data import Dataset
 from tinylm.train import train
 from tinylm.train.clock import Clock
 
@@ -117,3 +118,19 @@ def test_the_use_of_a_device_is_left_out_where_nobody_knows_it(monkeypatch):
     assert device.utilisation(place) is None
     monkeypatch.setattr(device, "_has_nvml", lambda: False)
     assert device.utilisation(place) is None
+
+
+def test_as_many_validation_tokens_are_scored_as_wanted(capsys):
+    folder = train(settings("evaluate.max_tokens=50"))
+    results = json.loads((folder / "run.json").read_text())["results"]
+    assert results["val_tokens"] == 50
+    net, tokenizer = checkpoint.load(folder, dtype=torch.float32)
+    held_out = Dataset.open(json.loads((folder / "run.json").read_text())["shards"], split="val")
+    scores = evaluate.evaluate(net, held_out, tokenizer=tokenizer, max_tokens=50)
+    assert results["val_loss"] == pytest.approx(scores.loss, abs=1e-6)
+    assert "nats per token on the first 50 tokens of the validation text" in capsys.readouterr().out
+    # The scores on the way are of the same tokens, so the end counts among them.
+    best = json.loads((folder / "best.json").read_text())
+    assert best["val_loss"] == min(
+        r["val_loss"] for r in track.read_metrics(folder) if "val_loss" in r
+    )
