@@ -1,14 +1,14 @@
 """A model that reads growing texts: tokens in, the logits that follow them out."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from tinylm import cache, device
+from tinylm import cache
 from tinylm.context import Cache
 from tinylm.model import Model
+from tinylm.sample.forward import Forward
 
 # Tokens that go through the model at once: a prompt of more is read in pieces, so that what the
 # blocks keep while they compute (a few dozen numbers of width D per token) stays small.
@@ -48,7 +48,7 @@ class Reader:
         build: Callable[[Model, int, int], Cache] = cache.build,
     ) -> None:
         self.model, self.vocab_size = model, vocab_size
-        self.missing = torch.tensor([*missing], dtype=torch.int64)
+        self.forward = Forward(model, vocab_size=vocab_size, missing=missing)
         self.limit = model.context_length
         self.texts = [[*text] for text in texts]
         longest = max(len(text) for text in texts)
@@ -79,7 +79,9 @@ class Reader:
             text += ids
         self.held = grown
         if fits:
-            x = self._hidden(torch.tensor(tokens, device=self.model.weight.device))
+            x = self.forward.hidden(
+                torch.tensor(tokens, device=self.model.weight.device), self.cache
+            )
             logits = self._logits(x)
             self.last = logits[:, -1]
             return logits
@@ -131,7 +133,7 @@ class Reader:
         last: Tensor | None = None
         start = 0
         for part in torch.split(tokens, max(1, AT_ONCE // len(rows)), 1):
-            x = self._hidden(part)
+            x = self.forward.hidden(part, self.cache)
             place = (ends - 1 - start).clamp(0, part.size(1) - 1)
             here = x[torch.arange(len(rows), device=home), place]
             started = (ends > start)[:, None]
@@ -142,30 +144,10 @@ class Reader:
         assert last is not None, "a text has at least one token"
         return self._logits(last)
 
-    def _hidden(self, tokens: Tensor) -> Tensor:
-        """tokens [R, T] into the cache, to what the head reads [R, T, D]."""
-        context = self.model.context(tokens.size(1), cache=self.cache, tokens=tokens)
-        x = self.model.hidden(self.model.embed(tokens), context)
-        self.cache.advance(tokens.size(1))
-        return x
-
     def _logits(self, x: Tensor) -> Tensor:
-        """x [..., D] to the logits [..., V] of the vocabulary, in float64."""
-        found = self.model.head(x)[..., : self.vocab_size]
-        # MPS has no float64: there the choice of a token is made on the CPU.
-        logits: Tensor = (found.cpu() if found.device.type == "mps" else found).double()
-        finite = logits.isfinite()
-        if not finite.all():
-            raise ValueError(self._problem(logits, finite, found.dtype))
-        if len(self.missing):
-            logits.index_fill_(-1, self.missing.to(logits.device), -math.inf)
-        return logits
-
-    def _problem(self, logits: Tensor, finite: Tensor, dtype: torch.dtype) -> str:
-        """Which logit is the first that is not finite, and what can be done."""
-        place = (~finite).nonzero()[0].tolist()
-        row, token = place[0], place[-1]
-        # [R, V] follow the newest token of each text; of [R, T, V] those of the last T.
-        back = logits.size(1) - 1 - place[1] if logits.dim() == 3 else 0
-        what = f"the logit of id {token} after {len(self.texts[row]) - back} tokens"
-        return device.not_finite(what, float(logits[tuple(place)]), dtype, self.model)
+        """x [..., D] to the logits [..., V]; `ValueError` where they are not numbers."""
+        logits = self.forward.logits(x)
+        lengths = [len(text) for text in self.texts]
+        for _, problem in self.forward.problems(logits, lengths):
+            raise ValueError(problem)
+        return self.forward.hide(logits)

@@ -1,0 +1,69 @@
+"""One pass of the model while decoding: new tokens and a cache in, the logits that follow out."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from tinylm import device
+from tinylm.context import Cache
+from tinylm.model import Model
+
+
+class Forward:
+    """A model as decoding sees it; `Reader` and `Engine` run it through nothing else.
+
+    The logits are those of the ids below `vocab_size`, in float64; an id in `missing` has -inf.
+    Used inside `model.inference`.
+    """
+
+    def __init__(self, model: Model, *, vocab_size: int, missing: Sequence[int] = ()) -> None:
+        self.model, self.vocab_size = model, vocab_size
+        self.missing = torch.tensor([*missing], dtype=torch.int64)
+        # What the head computed in, which under autocast is not the dtype of the weights.
+        self.dtype = model.weight.dtype
+
+    def last(self, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+        """Read tokens [R][T] into the rows of `cache` and return the logits [R, V] after them.
+
+        They are neither checked nor hidden: see `problems` and `hide`.
+        """
+        x = self.hidden(torch.tensor(tokens, device=self.model.weight.device), cache)
+        return self.logits(x[:, -1])
+
+    def hidden(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Read tokens [R, T] into the cache and return what the head reads [R, T, D]."""
+        context = self.model.context(tokens.size(1), cache=cache, tokens=tokens)
+        x = self.model.hidden(self.model.embed(tokens), context)
+        cache.advance(tokens.size(1))
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x [..., D] to the logits [..., V], neither checked nor hidden."""
+        found: Tensor = self.model.head(x)[..., : self.vocab_size]
+        self.dtype = found.dtype
+        # MPS has no float64: there the choice of a token is made on the CPU.
+        return (found.cpu() if found.device.type == "mps" else found).double()
+
+    def hide(self, logits: Tensor) -> Tensor:
+        """Give the missing ids -inf, in place: after the check, which would take them for wrong."""
+        if len(self.missing):
+            logits.index_fill_(-1, self.missing.to(logits.device), -math.inf)
+        return logits
+
+    def problems(self, logits: Tensor, lengths: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Each row of logits [R, V] or [R, T, V] that is not finite, and what is wrong with it.
+
+        Row b has lengths[b] tokens, after the last of which its last logits stand.
+        """
+        wrong = ~logits.isfinite()
+        if not wrong.any():
+            return
+        for row in wrong.flatten(1).any(1).nonzero().flatten().tolist():
+            *after, token = wrong[row].nonzero()[0].tolist()
+            # [R, V] follow the newest token of each text; of [R, T, V] those of the last T.
+            back = logits.size(1) - 1 - after[0] if after else 0
+            what = f"the logit of id {token} after {lengths[row] - back} tokens"
+            value = float(logits[(row, *after, token)])
+            yield row, device.not_finite(what, value, self.dtype, self.model)
