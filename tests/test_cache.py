@@ -69,8 +69,8 @@ def test_the_limits_are_named():
         cache.build(made, 1, 9)
     with pytest.raises(ValueError, match="max_length=0"):
         cache.build(made, 1, 0)
-    with pytest.raises(ValueError, match="kind=paged: the cache is contiguous"):
-        cache.build(made, 1, 8, kind="paged")
+    with pytest.raises(ValueError, match="kind=pages: must be contiguous"):
+        cache.build(made, 1, 8, kind="pages")
     held = cache.build(made, 1, 4)
     made(tokens(SMALL, 1, 3), cache=held)
     with pytest.raises(ValueError, match=r"3 \+ 2 tokens do not fit a cache of 4"):

@@ -18,10 +18,41 @@ from tinylm.mask import CAUSAL, Mask
 Attend = Callable[..., Tensor]
 
 
+@dataclass(frozen=True)
+class CacheStats:
+    """What a cache stores, and what that costs.
+
+    `tokens` are counted in every row, `places` are those that rows own, each once however many
+    rows share it. Of `asked` tokens that were about to be read, `found` were there already.
+    """
+
+    tokens: int
+    places: int
+    bytes: int
+    empty: int = 0
+    asked: int = 0
+    found: int = 0
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Return the bytes of all that is stored by the number of tokens; 0 without tokens."""
+        return self.bytes / self.tokens if self.tokens else 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        """Return the share of the tokens asked for that were there already."""
+        return self.found / self.asked if self.asked else 0.0
+
+    @property
+    def waste(self) -> float:
+        """Return the share of the places that rows own in which no token is."""
+        return self.empty / self.places if self.places else 0.0
+
+
 # Protocols, not base classes: the model and the cache need not import each other, and a test can
 # bring a cache of its own.
 class Cache(Protocol):
-    """What the model asks of a cache; `tinylm.cache` has one.
+    """What the model asks of a cache; `tinylm.cache` has several.
 
     A cache attends: it stores the keys and values of the new tokens and answers their queries.
     So only the cache knows how they are stored (in one buffer, in blocks, in fewer bits).
@@ -46,8 +77,8 @@ class Cache(Protocol):
     def truncate(self, lengths: Tensor) -> None:
         """Keep the first lengths[b] tokens of row b; lengths [B] int, at most those there are."""
 
-    def clear(self) -> None:
-        """Forget every token."""
+    def clear(self, rows: Sequence[int] | None = None) -> None:
+        """Forget every token, or those of some rows."""
 
     def before(self, slot: int, x: Tensor) -> Tensor:
         """x [B, T, W] of new tokens to x of the tokens before them; zeros before the first.
@@ -57,6 +88,38 @@ class Cache(Protocol):
 
     def select(self, rows: Tensor) -> Self:
         """A cache of the sequences `rows` [N] int64 of this one; a row may come several times."""
+
+    def rows(self, index: Sequence[int]) -> Self:
+        """A view of some rows: what is read into it is read into this cache."""
+
+    def fork(self, row: int, to: Sequence[int]) -> None:
+        """Let the empty rows `to` go on from the tokens of `row`."""
+
+    @property
+    def total(self) -> int:
+        """The number of blocks of a cache whose rows share a budget; 0 if they own their places."""
+
+    @property
+    def free(self) -> int:
+        """The number of blocks that a row can have now."""
+
+    def needed(self, row: int, tokens: int) -> int:
+        """How many of `free` are taken if `tokens` more come to `row`."""
+
+    def needed_for(self, length: int) -> int:
+        """How many blocks an empty row takes for `length` tokens."""
+
+    def match(self, row: int, ids: Sequence[int]) -> int:
+        """Give the empty `row` what is stored of a beginning of `ids`; the number of its tokens.
+
+        At most all but one: the last must be read for its logits.
+        """
+
+    def note(self, row: int, ids: Sequence[int]) -> None:
+        """`row` begins with these ids, which `match` may then find."""
+
+    def stats(self) -> CacheStats:
+        """What is stored, and what that costs."""
 
 
 class EarlierState(NamedTuple):

@@ -71,9 +71,9 @@ PYTHON = [
         "decode_with",
     ),
     Mutant(
-        "python/tinylm/cache.py",
-        "return attend(q, keys[:, :, :end], values[:, :, :end], mask=mask)",
-        "return attend(q, keys, values, mask=mask)",
+        "python/tinylm/cache/contiguous.py",
+        "return attend(q, keys[some, :, :end], values[some, :, :end], mask=mask)",
+        "return attend(q, keys[some], values[some], mask=mask)",
         "decode_with",
     ),
     Mutant(
@@ -339,7 +339,7 @@ PYTHON = [
         "tests/test_attentions.py",
     ),
     Mutant(
-        "python/tinylm/cache.py",
+        "python/tinylm/cache/contiguous.py",
         "places = self.lengths[:, None] + torch.arange(tokens, device=k.device)",
         "places = self.longest + torch.arange(tokens, device=k.device).expand(len(k), -1)",
         "unequal",

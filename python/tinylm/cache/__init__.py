@@ -1,0 +1,65 @@
+"""The memory of decoding: the keys and values of the tokens so far, in every layer.
+
+    held = build(model, batch_size=2, max_length=256)
+    logits = model(prompts, cache=held)     # [B, T, V]; the next tokens follow these
+    held.truncate(torch.tensor([5, 9]))     # rows may end at different places
+
+A cache attends: the model hands it new keys, values and queries, and gets back what attention
+makes of them and of all that the cache holds (`tinylm.context.Cache`).
+"""
+
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import torch
+
+from tinylm.cache.base import Base, Full
+from tinylm.cache.contiguous import Contiguous
+from tinylm.context import Decodes
+
+__all__ = ["KINDS", "Base", "Full", "build"]
+
+# Each makes a cache of (states, batch_size, max_length) with the keywords `earlier`, `dtype` and
+# `device`, and with options of its own.
+KINDS: dict[str, Callable[..., Base]] = {"contiguous": Contiguous}
+
+
+def build(
+    model: Decodes, batch_size: int, max_length: int, kind: str = "contiguous", **options: Any
+) -> Base:
+    """An empty cache for `batch_size` sequences of at most `max_length` tokens.
+
+    `max_length` is at most the model's context length; the buffers take the dtype that the
+    model computes in. The class of each kind says what its `options` are. Raises `ValueError` for
+    a kind or an option that there is not.
+    """
+    limit = model.context_length
+    if not 1 <= max_length <= limit:
+        raise ValueError(f"max_length={max_length}: must be 1 to the context length, {limit}")
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind}: must be {' or '.join(KINDS)}")
+    known = [
+        name
+        for name, parameter in signature(KINDS[kind]).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{option}={options[option]}: cache={kind} takes {', '.join(known)}")
+    weight = model.weight
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(weight.device.type):
+        # Under autocast keys and values come in its dtype, not in that of the weights.
+        dtype = torch.get_autocast_dtype(weight.device.type)
+    held = KINDS[kind](
+        model.decode_states(),
+        batch_size,
+        max_length,
+        earlier=model.earlier_states(),
+        dtype=dtype,
+        device=weight.device,
+        **options,
+    )
+    held.model = model
+    return held
