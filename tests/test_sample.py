@@ -14,6 +14,7 @@ from tests.support.models import build
 from tinylm import sample
 from tinylm.config import ModelConfig, SampleConfig
 from tinylm.sample import decoding, drawer, logits, reader
+from tinylm.sample.stops import cut
 
 SMALL = ModelConfig(
     vocab_size=257, d_model=12, n_layers=2, n_heads=2, context_length=16, tied=False
@@ -252,7 +253,7 @@ def test_a_text_ends_before_its_first_stop_however_it_is_cut(text, stops, sizes)
     for size in itertools.cycle(sizes):
         if ended or start >= len(text):
             break
-        done, waiting, ended = decoding.cut(waiting + text[start : start + size], stops)
+        done, waiting, ended = cut(waiting + text[start : start + size], stops)
         out, start = out + done, start + size
     assert out + waiting == wanted
 

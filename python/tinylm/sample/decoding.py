@@ -15,6 +15,7 @@ from tinylm.sample.healing import Healed, heal
 from tinylm.sample.prompt import Prompt, as_ids
 from tinylm.sample.prompt import read as read_prompt
 from tinylm.sample.reader import Reader
+from tinylm.sample.stops import check_ids, cut, split_stops
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
@@ -89,8 +90,8 @@ def generate(
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {number} is empty: start from the end-of-text id")
-        _check_ids(f"prompt {number}", prompt, rows_of_model)
-    stops, texts = _stops(config, rows_of_model)
+        check_ids(f"prompt {number}", prompt, rows_of_model)
+    stops, texts = split_stops(config, rows_of_model)
     if texts:
         raise ValueError(
             f"stop={texts[0]!r} is a text and generate() stops at ids alone: "
@@ -179,8 +180,8 @@ def stream_ids(
     vocab_size = _vocab_size(model, tokenizer)
     if not isinstance(prompt, Prompt):
         prompt = read_prompt(tokenizer, prompt, config, vocab_size)
-    _check_ids("the prompt", [*prompt.opening, *prompt.ids], vocab_size)
-    stops, _ = _stops(config, vocab_size)
+    check_ids("the prompt", [*prompt.opening, *prompt.ids], vocab_size)
+    stops, _ = split_stops(config, vocab_size)
     return _until(model, tokenizer, prompt, config, sample, stops | _ends(model, tokenizer))
 
 
@@ -278,41 +279,3 @@ def _length(tokenizer: "Tokenizer", ids: Iterable[int]) -> int:
     """Number of characters that some ids are decoded to."""
     characters = tokenizer.stream()
     return sum(len(characters.push(id)) for id in ids) + len(characters.finish())
-
-
-def cut(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
-    """A text to (what surely precedes any stop, what may begin one, whether a stop has come).
-
-    Of several stops the one that ends first counts, as if the text came letter by letter.
-    """
-    # Of those that end at one place the longest begins first: the negative length prefers it.
-    ends = [(text.find(stop) + len(stop), -len(stop)) for stop in stops if stop in text]
-    if ends:
-        end, length = min(ends)
-        return text[: end + length], "", True
-    # The longest overlap: a shorter one may still be the start of a stop inside it.
-    held = max((_overlap(text, stop) for stop in stops), default=0)
-    return text[: len(text) - held], text[len(text) - held :], False
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next(
-        (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text[-n:] == stop[:n]), 0
-    )
-
-
-def _stops(config: SampleConfig, vocab_size: int) -> tuple[set[int], list[str]]:
-    """The stop ids and the stop texts."""
-    ids = [stop for stop in config.stop if isinstance(stop, int)]
-    texts = [stop for stop in config.stop if isinstance(stop, str)]
-    _check_ids("stop", ids, vocab_size)
-    if "" in texts:
-        raise ValueError("stop='': a stop text has at least one character")
-    return set(ids), texts
-
-
-def _check_ids(where: str, ids: Sequence[int], vocab_size: int) -> None:
-    for token in ids:
-        if not 0 <= token < vocab_size:
-            raise ValueError(f"{where} has id {token}: the vocabulary is 0 to {vocab_size - 1}")
