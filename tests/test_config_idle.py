@@ -21,6 +21,7 @@ GIVEN = [
     (["optim.schedule=cosine", "optim.decay=0.3"], "has no effect with optim.schedule=cosine"),
     (["optim.schedule=constant", "optim.min_lr=0.1"], "has no effect with optim.schedule=constant"),
     (["evaluate.every=0", "evaluate.patience=3"], "has no effect with evaluate.every=0"),
+    (["sample.draft_tokens=3"], "sample.draft_tokens=3: has no effect without a draft"),
     (["profile.start=3"], "profile.start=3: has no effect with profile.steps=0: set profile.steps"),
 ]
 
@@ -48,6 +49,7 @@ def test_a_setting_that_works_or_that_asks_for_nothing_is_taken():
         [*LORA, "optim.weight_decay=0"],
         ["optim.schedule=cosine", "optim.decay=0"],
         ["profile.start=3", "profile.steps=2"],
+        ["sample.draft=lookup", "sample.draft_tokens=3"],
     ):
         config.load(None, given)
 

@@ -170,6 +170,8 @@ class Context:
     tokens: Tensor | None = None
     # Whether the backward pass computes each block again instead of keeping what it needs.
     again: bool = False
+    # The number of blocks that the pass goes through, from the first; None is all of them.
+    layers: int | None = None
     # The dataclass is frozen, this is not: layers add to it during the pass.
     left: Left = field(default_factory=Left)
 

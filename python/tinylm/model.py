@@ -32,12 +32,14 @@ from tinylm import ops
 from tinylm.config import ModelConfig, Role, choose
 from tinylm.context import Cache, Context, DecodeState, EarlierState, Left
 from tinylm.layers import (
+    EXITS,
     NORMS,
     POSITIONS,
     Before,
     Bigrams,
     Block,
     Embedding,
+    Exits,
     Head,
     Linear,
     RMSNorm,
@@ -146,6 +148,7 @@ class Model(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy in nats (float32 scalar) over the targets [B, T] that are not -100.
 
+        With `config.exits`, in training mode, a share of it is that of the exits (`layers.Exits`).
         Losses that layers append to the context are added. `positions`, `documents` and `window`
         are as in `context`. The stream and its products have `dtype` (default the weights'): with
         float32 weights and bfloat16 here, gradients and the weights that they move stay float32.
@@ -153,23 +156,32 @@ class Model(nn.Module):
         context = self.context(
             tokens.size(1), positions=positions, documents=documents, window=window, tokens=tokens
         )
-        x, norm, head = self.embed(tokens, dtype), self.norm, self.head
-        # Pass the weights of the norm and the head, not their outputs, so that neither the logits
-        # nor the normed vectors of all tokens exist at once.
-        softcap = getattr(head, "softcap", None)
-        if not is_plain(head, Linear, Head, TiedHead) or getattr(head, "bias", None) is not None:
-            loss = ops.cross_entropy(head(self.hidden(x, context)), targets)
-        elif type(self).hidden is Model.hidden and is_plain(norm, RMSNorm):
-            x = self._blocks(x, context)
-            loss = ops.linear_cross_entropy(
-                x, head.weight, targets, softcap=softcap, norm_weight=norm.weight, eps=norm.eps
-            )
+        x = self.embed(tokens, dtype)
+        if type(self).hidden is Model.hidden:
+            loss = self._cross_entropy(self._blocks(x, context), targets)
         else:
-            x = self.hidden(x, context)
-            loss = ops.linear_cross_entropy(x, head.weight, targets, softcap=softcap)
+            loss = self._cross_entropy(self.hidden(x, context), targets, normed=True)
+        early = context.shared.get("exits")
+        if early is not None:
+            loss = (1 - EXITS) * loss + EXITS * self._cross_entropy(early, targets)
         for own in context.losses:
             loss = loss + own
         return loss
+
+    def _cross_entropy(self, x: Tensor, targets: Tensor, *, normed: bool = False) -> Tensor:
+        """The loss of x [B, T, D] through norm and head, or the head alone."""
+        norm, head = self.norm, self.head
+        if not is_plain(head, Linear, Head, TiedHead) or getattr(head, "bias", None) is not None:
+            return ops.cross_entropy(head(x if normed else norm(x)), targets)
+        # Pass the weights of the norm and the head, not their outputs, so that neither the logits
+        # nor the normed vectors of all tokens exist at once.
+        softcap = getattr(head, "softcap", None)
+        if not normed and is_plain(norm, RMSNorm):
+            return ops.linear_cross_entropy(
+                x, head.weight, targets, softcap=softcap, norm_weight=norm.weight, eps=norm.eps
+            )
+        x = x if normed else norm(x)
+        return ops.linear_cross_entropy(x, head.weight, targets, softcap=softcap)
 
     def context(
         self,
@@ -180,14 +192,15 @@ class Model(nn.Module):
         documents: Tensor | None = None,
         window: int | None = None,
         tokens: Tensor | None = None,
+        layers: int | None = None,
     ) -> Context:
         """The context of a forward pass over `length` tokens per row.
 
         `positions` [T] or [B, T] int count from 0 and stay below the context length; without them
         they go on from the cache, or start at 0. `documents` [B, T] int number the document of
         each token. With a `window` a token sees no further back than that many tokens, itself
-        included. Blocks with value embeddings need the `tokens` [B, T]. Raises `ValueError` for
-        what does not fit.
+        included. Blocks with value embeddings need the `tokens` [B, T]. `layers` ends the pass
+        after so many blocks. Raises `ValueError` for what does not fit.
         """
         limit, device = self.config.context_length, self.embedding.weight.device
         # The host's number: the maximum of `cache.lengths` would wait for the device.
@@ -217,9 +230,8 @@ class Model(nn.Module):
         mask = CAUSAL
         if documents is not None or window is not None:
             mask = Mask(window=window, documents=documents).with_spans()
-        return Context(
-            positions, self.position.rotation(positions), mask, cache, tokens, left=Left()
-        )
+        rotate = self.position.rotation(positions)
+        return Context(positions, rotate, mask, cache, tokens, layers=layers, left=Left())
 
     def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """tokens [B, T] int to their vectors [B, T, D] in `dtype`, without positions.
@@ -248,8 +260,15 @@ class Model(nn.Module):
         context.shared["embeddings"] = x = self.dropout(x)
         if self.activation_checkpointing and torch.is_grad_enabled():
             context = replace(context, again=True)
-        for block in self.blocks:
+        exits = Exits(x, len(self.blocks) - 1) if self.config.exits and self.training else None
+        for layer, block in enumerate(self.blocks):
+            if layer == context.layers:
+                break
             x = block(x, context)
+            if exits is not None:
+                exits.add(layer, x)
+        if exits is not None:
+            context.shared["exits"] = exits.x
         return x
 
     @property
@@ -286,10 +305,11 @@ class Model(nn.Module):
     def flops_per_token(self, context_length: int) -> int:
         """Operations of one training step per token: 6 per weight, 12 D T per attention layer.
 
-        A frozen weight takes 4. Lookups and elementwise work are not counted. Source: Chowdhery et
-        al. 2022, appendix B.
+        A frozen weight takes 4, and the head twice its own with exits. Lookups and elementwise work
+        are not counted. Source: Chowdhery et al. 2022, appendix B.
         """
-        parts = (getattr(module, "flops", None) for module in self.modules())
+        modules = [*self.modules(), *([self.head] if self.config.exits else [])]
+        parts = (getattr(module, "flops", None) for module in modules)
         return int(sum(part(context_length) for part in parts if part is not None))
 
     def describe(self) -> dict[str, int]:

@@ -96,6 +96,12 @@ RULES = (
         "evaluate.every",
     ),
     Rule(
+        "sample.draft_tokens",
+        ("sample.draft",),
+        lambda run: run.sample.draft is None,
+        "has no effect without a draft: set sample.draft",
+    ),
+    Rule(
         "profile.start",
         ("profile.steps",),
         lambda run: run.profile.steps == 0,

@@ -103,6 +103,11 @@ class ModelConfig:
         "computes whatever has no kernel. manual is slower; it forms the matrix of weights.",
         choices=Attention,
     )
+    exits: bool = setting(
+        False,
+        "Train the first blocks, too, to predict the next token by the model's own head, so that "
+        "they can draft for the rest (sample.draft=skip:N). Each token trains one of them.",
+    )
     start: Literal["plain", "copying", "bigram"] = setting(
         "plain",
         "Starting weights. copying gives two heads in each of the first two blocks weights with "
@@ -133,6 +138,8 @@ class ModelConfig:
             require(even, "model.head_size", self.head_size, limit)
         limit = f"divided by n_heads={heads} it must be even, because rope rotates pairs"
         require(even, "model.d_model", self.d_model, limit)
+        fits = self.n_layers > 1 or not self.exits
+        require(fits, "model.exits", "true", "needs n_layers of at least 2: the last is no exit")
         fits = self.value_embeddings <= self.n_layers
         limit = f"must be at most n_layers={self.n_layers}"
         require(fits, "model.value_embeddings", self.value_embeddings, limit)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tinylm.config.checks import check
-from tinylm.config.fields import setting
-from tinylm.config.limits import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, SEED
+from tinylm.config.fields import expand_home, setting
+from tinylm.config.limits import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, SEED, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,32 @@ class SampleConfig:
         "Begin a text prompt with the end-of-text token, as each document begins in training. auto "
         "does so, unless a tokenizer.json of another program names the tokens to add.",
     )
+    draft: str | None = setting(
+        None,
+        "Source of guesses that the model checks several at a time, which is faster and keeps the "
+        "distribution: the folder of a small model with the same tokenizer; lookup, which copies "
+        "from the text; or skip:N, the model's first N blocks (model.exits=true).",
+    )
+    draft_tokens: int | None = setting(
+        None, "Number of tokens to guess at once; default 10 for lookup, else 4.", COUNT
+    )
     seed: int = setting(
         0, "Seed of the draws. The same seed, prompt and settings give the same text.", SEED
     )
 
     def __post_init__(self) -> None:
         check("sample", self)
+        expand_home(self, "draft")
+        kind, colon, layers = (self.draft or "").partition(":")
+        if kind == "skip":
+            count = colon and layers.isdecimal() and int(layers) > 0
+            require(bool(count), "sample.draft", self.draft, "expected skip:N, N at least 1")
+
+    @property
+    def draft_layers(self) -> int | None:
+        """The N of draft=skip:N; None for any other draft."""
+        kind, _, layers = (self.draft or "").partition(":")
+        return int(layers) if kind == "skip" else None
 
     def as_trained(self) -> "SampleConfig":
         """Return these settings for a model that TinyLM trained, with bos=auto made true.

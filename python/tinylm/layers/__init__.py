@@ -18,6 +18,7 @@ utilisation follows, and how its weights start (`start`). To add one, assign it:
 from tinylm.layers.attention import Attention
 from tinylm.layers.block import Block
 from tinylm.layers.copying import start_copying
+from tinylm.layers.exits import EXITS, Exits
 from tinylm.layers.feedforward import MLP, SwiGLU
 from tinylm.layers.linear import Embedding, Head, Linear, TiedHead
 from tinylm.layers.mixing import Before, Bigrams, KeyMix, Shortcut, TokenShift, ValueResidual
@@ -35,6 +36,7 @@ from tinylm.layers.registries import ATTENTIONS, FEEDFORWARDS, POSITIONS
 
 __all__ = [
     "ATTENTIONS",
+    "EXITS",
     "FEEDFORWARDS",
     "MLP",
     "NORMS",
@@ -44,6 +46,7 @@ __all__ = [
     "Bigrams",
     "Block",
     "Embedding",
+    "Exits",
     "Head",
     "KeyMix",
     "LayerNorm",

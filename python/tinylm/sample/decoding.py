@@ -6,15 +6,19 @@ than the rounding of a larger matrix product does.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
+from tinylm.sample import speculation
+from tinylm.sample.drafts import Draft, find
 from tinylm.sample.drawer import Drawer
 from tinylm.sample.healing import Healed, heal
 from tinylm.sample.prompt import Prompt, as_ids
 from tinylm.sample.prompt import read as read_prompt
 from tinylm.sample.reader import Reader
+from tinylm.sample.speculation import Stats
 from tinylm.sample.stops import check_ids, cut, split_stops
 
 if TYPE_CHECKING:
@@ -76,6 +80,8 @@ def generate(
     config: SampleConfig,
     *,
     tokenizer: "Tokenizer | None" = None,
+    draft: Draft | None = None,
+    stats: Stats | None = None,
 ) -> list[list[int]]:
     """Prompts as ids to `config.samples` continuations of each, new ids only, prompt by prompt.
 
@@ -84,6 +90,9 @@ def generate(
     is not part of it. With `tokenizer` it also ends at the end of text, and only ids are drawn
     that have a token. A text longer than the context is cut as `visible` says. `ValueError` for
     an empty prompt, an id outside the vocabulary, or a stop text (`stream` takes those).
+
+    `draft` is what `config.draft` names, which is loaded here otherwise (`drafts.find`); `stats`
+    counts what it was worth.
     """
     rows_of_model = model.embedding.num_embeddings
     prompts = as_ids(prompts)
@@ -99,6 +108,10 @@ def generate(
         )
     if tokenizer is not None:
         stops |= _ends(model, tokenizer)
+    draft = draft or find(config, model, tokenizer)
+    if draft is not None:
+        read = partial(_reader, model, tokenizer=tokenizer)
+        return speculation.generate(model, read, prompts, config, stops, draft, stats)
     found: dict[tuple[int, int], list[int]] = {}
     # Rows of one length need no padding, which would change the last bits of their results.
     # A dict and not a set, because it keeps the order of the prompts.
@@ -169,11 +182,13 @@ def stream_ids(
     config: SampleConfig,
     *,
     sample: int = 0,
+    draft: Draft | None = None,
+    stats: Stats | None = None,
 ) -> Iterator[int]:
     """The ids of `stream`, up to end of text or a stop id; `write` makes them a text.
 
     They follow the first `Prompt.shared` ids of the prompt's own: where its end is healed, they
-    begin with new ids for that.
+    begin with new ids for that. `draft` and `stats` are as in `generate`.
     """
     if not 0 <= sample < config.samples:
         raise ValueError(f"sample={sample}: config.samples={config.samples}, numbered from 0")
@@ -182,7 +197,9 @@ def stream_ids(
         prompt = read_prompt(tokenizer, prompt, config, vocab_size)
     check_ids("the prompt", [*prompt.opening, *prompt.ids], vocab_size)
     stops, _ = split_stops(config, vocab_size)
-    return _until(model, tokenizer, prompt, config, sample, stops | _ends(model, tokenizer))
+    stops |= _ends(model, tokenizer)
+    draft = draft or find(config, model, tokenizer)
+    return _until(model, tokenizer, prompt, config, sample, stops, draft, stats)
 
 
 def _until(
@@ -192,9 +209,12 @@ def _until(
     config: SampleConfig,
     sample: int,
     stops: set[int],
+    draft: Draft | None,
+    stats: Stats | None,
 ) -> Iterator[int]:
     shared, left = prompt.shared, config.max_tokens
-    room = left + max((len(way.beginning) for way in prompt.ways), default=0) + len(prompt.ids)
+    room = left if draft is None else speculation.room(config, draft)
+    room += max((len(way.beginning) for way in prompt.ways), default=0) + len(prompt.ids)
     begun = [*prompt.opening, *prompt.ids[:shared]]
     with inference(model):
         reader = _reader(model, [begun], room - shared, tokenizer)
@@ -211,6 +231,11 @@ def _until(
             return
         yield healed.token
         left -= 1
+    if draft is not None:
+        yield from speculation.continued(
+            reader, config, stops, draft, sample=sample, first=healed.token, stats=stats
+        )
+        return
     for _ in range(left):
         # Entered anew for each token: the caller's code between two of them keeps its own modes.
         with inference(model):

@@ -1,16 +1,20 @@
 """Logits to the next token of each text: penalties, filters, and the draw."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tinylm.config import SampleConfig
-from tinylm.sample.logits import draw, greedy, process, uniforms
+from tinylm.sample.logits import STREAM, draw, greedy, process, uniforms
 
 # Random numbers made at once per text: one costs as much to make as a hundred.
 BLOCK = 64
+
+# Processed logits [R, V] to an id per text [R].
+Choose = Callable[[Tensor], Tensor]
 
 
 class Drawer:
@@ -33,9 +37,8 @@ class Drawer:
         self.config, self.places = config, [*places]
         self.prompts = [[*text] for text in texts]
         self.drawn: list[list[int]] = [[] for _ in self.places]
-        self._numbers = np.empty((len(self.places), BLOCK))
-        # The block of each text's numbers: -1 for none yet.
-        self._blocks = [-1] * len(self.places)
+        # By stream, and text by text: the number of a block of random numbers, and the block.
+        self._numbers: dict[int, list[tuple[int, NDArray[np.float64]]]] = {}
         penalties = (config.frequency_penalty, config.presence_penalty)
         self._counting = config.repetition_penalty != 1 or any(penalties)
         shape = (len(self.places), vocab_size)
@@ -44,14 +47,18 @@ class Drawer:
         self.counts = torch.zeros(shape, dtype=torch.float64, device=device)
         self._count(range(len(self.places)))
 
-    def draw(self, logits: Tensor) -> list[int]:
-        """logits [R, V] float64 to the next id of each text."""
+    def draw(self, logits: Tensor, choose: Choose | None = None) -> list[int]:
+        """logits [R, V] float64 to the next id of each text.
+
+        They are penalised and filtered first; `choose` takes the ids in another way then.
+        """
         logits = process(logits, self.seen, self.counts, self.config)
-        if self.config.temperature == 0:
+        if choose is not None:
+            ids = choose(logits)
+        elif self.config.temperature == 0:
             ids = greedy(logits)
         else:
-            numbers = [self._number(row) for row in range(len(self.places))]
-            ids = draw(logits, torch.tensor(numbers, dtype=torch.float64, device=logits.device))
+            ids = draw(logits, self.numbers())
         if self._counting:
             self.seen.scatter_(1, ids[:, None], True)
             self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
@@ -60,6 +67,19 @@ class Drawer:
         for drawn, token in zip(self.drawn, found, strict=True):
             drawn.append(token)
         return found
+
+    def numbers(self, stream: int = STREAM) -> Tensor:
+        """The random number [R] float64 of each text's position, of one stream."""
+        held = self._numbers.setdefault(stream, [(-1, np.empty(0))] * len(self.places))
+        found = []
+        for row, (prompt, sample) in enumerate(self.places):
+            block, place = divmod(len(self.drawn[row]), BLOCK)
+            if held[row][0] != block:
+                first, seed = block * BLOCK, self.config.seed
+                numbers = uniforms(seed, prompt, sample, first, BLOCK, stream=stream)
+                held[row] = (block, numbers)
+            found.append(float(held[row][1][place]))
+        return torch.tensor(found, dtype=torch.float64, device=self.seen.device)
 
     def push(self, tokens: Sequence[int]) -> None:
         """Count one token per text as drawn, which was chosen elsewhere; its number is unused."""
@@ -91,18 +111,9 @@ class Drawer:
         self.prompts = [self.prompts[row] for row in rows]
         # Copies: a row may come several times, and each then grows by itself.
         self.drawn = [[*self.drawn[row]] for row in rows]
-        self._numbers = self._numbers[[*rows]]
-        self._blocks = [self._blocks[row] for row in rows]
-
-    def _number(self, row: int) -> float:
-        """The random number of a text's position."""
-        block, place = divmod(len(self.drawn[row]), BLOCK)
-        if block != self._blocks[row]:
-            prompt, sample = self.places[row]
-            first = block * BLOCK
-            self._numbers[row] = uniforms(self.config.seed, prompt, sample, first, BLOCK)
-            self._blocks[row] = block
-        return float(self._numbers[row, place])
+        self._numbers = {
+            stream: [held[row] for row in rows] for stream, held in self._numbers.items()
+        }
 
     def _count(self, rows: Iterable[int]) -> None:
         """Count the tokens of some texts anew."""

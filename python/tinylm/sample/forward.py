@@ -32,9 +32,12 @@ class Forward:
         x = self.hidden(torch.tensor(tokens, device=self.model.weight.device), cache)
         return self.logits(x[:, -1])
 
-    def hidden(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Read tokens [R, T] into the cache and return what the head reads [R, T, D]."""
-        context = self.model.context(tokens.size(1), cache=cache, tokens=tokens)
+    def hidden(self, tokens: Tensor, cache: Cache, *, layers: int | None = None) -> Tensor:
+        """Read tokens [R, T] into the cache and return what the head reads [R, T, D].
+
+        With `layers` the pass ends after so many blocks.
+        """
+        context = self.model.context(tokens.size(1), cache=cache, tokens=tokens, layers=layers)
         x = self.model.hidden(self.model.embed(tokens), context)
         cache.advance(tokens.size(1))
         return x

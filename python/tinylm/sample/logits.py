@@ -17,6 +17,8 @@ from tinylm.config import SampleConfig
 
 # The second word of the generator's key: no other part of TinyLM draws from this stream.
 STREAM = int.from_bytes(b"sample")
+# Those of speculation: what a draft draws, and which of its tokens are kept.
+DRAFT, KEEP = int.from_bytes(b"draft"), int.from_bytes(b"keep")
 
 
 def process(logits: Tensor, seen: Tensor, counts: Tensor, config: SampleConfig) -> Tensor:
@@ -138,16 +140,18 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def uniforms(seed: int, prompt: int, sample: int, first: int, count: int) -> NDArray[np.float64]:
+def uniforms(
+    seed: int, prompt: int, sample: int, first: int, count: int, *, stream: int = STREAM
+) -> NDArray[np.float64]:
     """The numbers in [0, 1) at positions `first`, `first` + 1, ... of one continuation; [count].
 
     They are counted, not carried: position n of sample `sample` of prompt `prompt` is number n of
-    the Philox generator with key (seed, STREAM) from counter (0, 0, sample, prompt) on, four of
+    the Philox generator with key (seed, stream) from counter (0, 0, sample, prompt) on, four of
     them per count. So a text does not depend on how many others are drawn, nor on which of them
     end, and a draft that was refused can be drawn again. Source: Salmon et al. 2011.
     """
     counter = np.array([first // 4, 0, sample, prompt], dtype=np.uint64)
-    bits = np.random.Philox(key=np.array([seed, STREAM], dtype=np.uint64), counter=counter)
+    bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=counter)
     raw = bits.random_raw(first % 4 + count)[first % 4 :]
     # The upper 53 bits, as many as a float64 holds exactly: no number rounds up to 1.
     return np.ldexp((raw >> np.uint64(11)).astype(np.float64), -53)

@@ -57,11 +57,12 @@ class Reader:
         self.held = self._visible()
         self.last = self._read_windows()
 
-    def read(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+    def read(self, tokens: Sequence[Sequence[int]], *, layers: int | None = None) -> Tensor:
         """T more tokens of each text to the logits [R, T, V] that follow each of them.
 
-        Raises `ValueError` for rows of unequal length, and where the model's logits are not
-        numbers.
+        With `layers` only the first so many blocks read. The others lack these tokens then: take
+        them back before you read with all. Raises `ValueError` for rows of unequal length, and
+        where the model's logits are not numbers.
         """
         new = len(tokens[0]) if tokens else 0
         if len(tokens) != len(self.texts) or not new or any(len(row) != new for row in tokens):
@@ -73,19 +74,18 @@ class Reader:
         fits = grown == [held + new for held in self.held]
         if new > 1 and not fits:
             # The window moves on in the middle: where, shows only token by token.
-            steps = [self.read([[row[t]] for row in tokens]) for t in range(new)]
+            steps = [self.read([[row[t]] for row in tokens], layers=layers) for t in range(new)]
             return torch.cat(steps, 1)
         for text, ids in zip(self.texts, tokens, strict=True):
             text += ids
         self.held = grown
         if fits:
-            x = self.forward.hidden(
-                torch.tensor(tokens, device=self.model.weight.device), self.cache
-            )
+            new_ids = torch.tensor(tokens, device=self.model.weight.device)
+            x = self.forward.hidden(new_ids, self.cache, layers=layers)
             logits = self._logits(x)
             self.last = logits[:, -1]
             return logits
-        self.last = self._read_windows()
+        self.last = self._read_windows(layers)
         return self.last[:, None]
 
     def truncate(self, lengths: Sequence[int]) -> None:
@@ -110,6 +110,10 @@ class Reader:
         else:
             self.last = self._read_windows()
 
+    def room(self) -> list[int]:
+        """How many tokens of each text can be read before the model loses sight of older ones."""
+        return [self.limit - held for held in self.held]
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these texts alone, in this order; one may come several times."""
         index = torch.tensor(rows, device=self.model.weight.device)
@@ -121,7 +125,7 @@ class Reader:
     def _visible(self) -> list[int]:
         return [visible(len(text), self.limit) for text in self.texts]
 
-    def _read_windows(self) -> Tensor:
+    def _read_windows(self, layers: int | None = None) -> Tensor:
         """What the model sees of all texts, from its beginning; the logits [R, V] after it."""
         self.cache.clear()
         longest = max(self.held)
@@ -133,7 +137,7 @@ class Reader:
         last: Tensor | None = None
         start = 0
         for part in torch.split(tokens, max(1, AT_ONCE // len(rows)), 1):
-            x = self.forward.hidden(part, self.cache)
+            x = self.forward.hidden(part, self.cache, layers=layers)
             place = (ends - 1 - start).clamp(0, part.size(1) - 1)
             here = x[torch.arange(len(rows), device=home), place]
             started = (ends > start)[:, None]

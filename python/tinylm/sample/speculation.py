@@ -1,0 +1,299 @@
+"""Several tokens per pass: guesses of a draft, read together, of which the model keeps a beginning.
+
+The texts have the distribution of plain decoding, whatever the guesses are worth: a guess d of the
+draft's distribution q is kept with probability min(1, p[d] / q[d]), and the first one that is not
+is replaced by a token of what p has more than q. If the guesses are sure (temperature 0, or copied
+from the text), the texts are those of plain decoding themselves, up to the rounding of a pass over
+several tokens. `tinylm.reference.speculation` is the definition.
+
+What a text draws is a function of its own tokens, the seed, its place and the position, with one
+stream of random numbers for guesses, one for which of them are kept, and that of plain decoding for
+the rest.
+
+Source: Leviathan et al. 2023, algorithm 1; Chen et al. 2023, algorithm 2.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from tinylm.config import SampleConfig
+from tinylm.model import Model, inference
+from tinylm.sample.drafts import Draft, Proposal
+from tinylm.sample.drawer import Drawer
+from tinylm.sample.logits import KEEP, draw
+from tinylm.sample.reader import Reader
+
+# Rows decoded together, as in plain decoding.
+ROWS = 64
+# Texts and the number of tokens that they may grow by, to their reader.
+Read = Callable[[Sequence[Sequence[int]], int], Reader]
+
+
+@dataclass
+class Stats:
+    """What speculation has done so far, over all rows and calls that it was given to.
+
+    A pass counts once for each row in it. The seconds are those of guessing and of all.
+    """
+
+    passes: int = 0
+    tokens: int = 0
+    guessed: int = 0
+    kept: int = 0
+    guessing: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """The share of the guesses that was kept; 0 before the first."""
+        return self.kept / self.guessed if self.guessed else 0.0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens that a pass of the model adds to a text; plain decoding adds 1."""
+        return self.tokens / self.passes if self.passes else 0.0
+
+    @property
+    def speedup(self) -> float:
+        """An estimate against plain decoding, whose pass is taken to cost what one costs here.
+
+        A pass over several tokens costs more than one over one, so the truth is lower on a busy
+        processor; `benches/bench_speculation.py` measures it.
+        """
+        rest = self.seconds - self.guessing
+        return self.tokens_per_pass * rest / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kept} of {self.guessed} guesses kept ({self.acceptance:.0%}), "
+            f"{self.tokens_per_pass:.2f} tokens per pass, about {self.speedup:.1f}x as fast"
+        )
+
+
+def judge(p: Tensor, q: Tensor, guesses: Tensor, keep: Tensor, numbers: Tensor) -> Tensor:
+    """Guesses [R] drawn from q [R, V] to tokens [R] of p: the guess where kept, or another.
+
+    p and q are distributions; a row of q that is 0 has no guess, and its token is drawn from p.
+    `keep` [R] and `numbers` [R] are independent random numbers in [0, 1).
+    """
+    had, have = (x.gather(-1, guesses[:, None]).squeeze(-1) for x in (q, p))
+    rest = (p - q).clamp(min=0)
+    # Of equal distributions a guess is refused by rounding alone, and then nothing may be left.
+    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)
+    return torch.where((keep * had < have) & (had > 0), guesses, draw(rest.log(), numbers))
+
+
+class Speculator:
+    """Texts that grow by one or more tokens per step.
+
+    `reader` and `drawer` hold the same texts, one row each; what the drawer has drawn and the
+    reader has not read, at most one token per row, is read first. Each text grows by at most `left`
+    tokens. Made and used inside `model.inference`.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        drawer: Drawer,
+        draft: Draft,
+        left: int,
+        *,
+        tokens: int | None = None,
+        stats: Stats | None = None,
+    ) -> None:
+        self.reader, self.drawer = reader, drawer
+        self.tokens = draft.tokens if tokens is None else tokens
+        self.left = [left] * len(reader.texts)
+        self.stats = Stats() if stats is None else stats
+        self.guesses = draft.begin(reader, drawer, left + self.tokens)
+        self.unread = [[*drawn[-1:]] for drawn in drawer.drawn]
+        if any(self.unread):
+            self.guesses.take(self.unread)
+
+    def step(self) -> list[list[int]]:
+        """The next ids of each row, one at least; `ValueError` where the logits are not numbers."""
+        start = time.perf_counter()
+        if any(self.unread):
+            new = self._round()
+        else:
+            new = [[id] for id in self.drawer.draw(self.reader.last)]
+        self.guesses.take(new)
+        self.left = [left - len(ids) for left, ids in zip(self.left, new, strict=True)]
+        self.unread = [ids[-1:] for ids in new]
+        self.stats.seconds += time.perf_counter() - start
+        return new
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order."""
+        self.reader.keep(rows)
+        self.drawer.keep(rows)
+        self.guesses.keep(rows)
+        self.left = [self.left[row] for row in rows]
+        self.unread = [self.unread[row] for row in rows]
+
+    def _round(self) -> list[list[int]]:
+        """Guess, read, and keep a beginning of each row and one token of the model's own."""
+        reader, stats, start = self.reader, self.stats, time.perf_counter()
+        # A pass adds one token more than it has guesses. A window that would move in the middle is
+        # left to plain steps.
+        rooms = zip(self.left, reader.room(), strict=True)
+        wanted = [max(0, min(self.tokens, left - 1, room - 1)) for left, room in rooms]
+        proposal = self.guesses.propose(wanted)
+        stats.guessing += time.perf_counter() - start
+        guesses = proposal.tokens
+        longest = max(map(len, guesses))
+        sizes = [len(text) for text in reader.texts]
+        # Shorter rows are filled up, and the filling is forgotten again.
+        filled = [ids + [0] * (longest - len(ids)) for ids in guesses]
+        rows = [unread + ids for unread, ids in zip(self.unread, filled, strict=True)]
+        new = self._verify(reader.read(rows), proposal)
+        lengths = [size + len(ids) for size, ids in zip(sizes, new, strict=True)]
+        if lengths != [len(text) for text in reader.texts]:
+            reader.truncate(lengths)
+        stats.passes += len(rows)
+        stats.tokens += sum(map(len, new))
+        stats.guessed += sum(map(len, guesses))
+        stats.kept += sum(len(ids) - 1 for ids in new)
+        return new
+
+    def _verify(self, logits: Tensor, proposal: Proposal) -> list[list[int]]:
+        """Logits [R, T, V] after each token read to the ids that each row gets."""
+        drawer, guesses = self.drawer, proposal.tokens
+        positions = [len(drawn) for drawn in drawer.drawn]
+        new: list[list[int]] = [[] for _ in guesses]
+        going = [*range(len(guesses))]
+        for place in range(logits.size(1)):
+            here = [ids[place] if place < len(ids) else None for ids in guesses]
+            choose = None
+            if proposal.distributions is not None and place < len(proposal.distributions):
+                choose = partial(self._judge, proposal.distributions[place], here)
+            ids = drawer.draw(logits[:, place], choose)
+            for row in going:
+                new[row].append(ids[row])
+            going = [row for row in going if ids[row] == here[row]]
+            if not going:
+                break
+        # Rows that ended sooner than others have drawn on.
+        if len({*map(len, new)}) > 1:
+            drawer.truncate([at + len(ids) for at, ids in zip(positions, new, strict=True)])
+        return new
+
+    def _judge(self, q: Tensor, here: Sequence[int | None], logits: Tensor) -> Tensor:
+        """Processed logits [R, V] of the model to a token per row, by the guesses at this place."""
+        given = torch.tensor([id is not None for id in here], device=logits.device)
+        ids = torch.tensor([id or 0 for id in here], device=logits.device)
+        keep, numbers = self.drawer.numbers(KEEP), self.drawer.numbers()
+        return judge(logits.softmax(-1), q * given[:, None], ids, keep, numbers)
+
+
+def generate(
+    model: Model,
+    read: Read,
+    prompts: Sequence[Sequence[int]],
+    config: SampleConfig,
+    stops: set[int],
+    draft: Draft,
+    stats: Stats | None = None,
+) -> list[list[int]]:
+    """Prompts as ids to `config.samples` continuations of each, prompt by prompt.
+
+    As `sample.generate`, several tokens per pass; `read` makes the reader of some texts.
+    """
+    found: dict[tuple[int, int], list[int]] = {}
+    # Prompts of one length, because filling up changes the last bits of a result.
+    for length in {len(prompt): None for prompt in prompts}:
+        alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        rows = [(i, sample) for i in alike for sample in range(config.samples)]
+        for start in range(0, len(rows), ROWS):
+            some = rows[start : start + ROWS]
+            used = sorted({prompt for prompt, _ in some})
+            with inference(model):
+                reader = read([prompts[i] for i in used], room(config, draft))
+                reader.keep([used.index(prompt) for prompt, _ in some])
+                found |= zip(some, _grown(reader, some, config, stops, draft, stats), strict=True)
+    return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
+
+
+def _grown(
+    reader: Reader,
+    places: Sequence[tuple[int, int]],
+    config: SampleConfig,
+    stops: set[int],
+    draft: Draft,
+    stats: Stats | None,
+) -> list[list[int]]:
+    """The continuation of each text of `reader`, up to a stop."""
+    speculator = _speculator(reader, places, config, draft, stats)
+    texts: list[list[int]] = [[] for _ in places]
+    live = list(range(len(places)))
+    while live:
+        going = []
+        for place, ids in enumerate(speculator.step()):
+            before = list(takewhile(lambda id: id not in stops, ids))
+            texts[live[place]] += before
+            if len(before) == len(ids) and speculator.left[place]:
+                going.append(place)
+        if 0 < len(going) < len(live):
+            speculator.keep(going)
+        live = [live[place] for place in going]
+    return texts
+
+
+def continued(
+    reader: Reader,
+    config: SampleConfig,
+    stops: set[int],
+    draft: Draft,
+    *,
+    sample: int = 0,
+    first: int | None = None,
+    stats: Stats | None = None,
+) -> Iterator[int]:
+    """The ids that follow the one text of `reader` in its sample number `sample`, up to a stop.
+
+    `first` is a token that was drawn already and is not read; it counts, and is not given again.
+    """
+    with inference(reader.model):
+        speculator = _speculator(reader, [(0, sample)], config, draft, stats, first)
+    while speculator.left[0]:
+        # Entered anew for each pass: the caller's code between two tokens keeps its own modes.
+        with inference(reader.model):
+            (ids,) = speculator.step()
+        for id in ids:
+            if id in stops:
+                return
+            yield id
+
+
+def room(config: SampleConfig, draft: Draft) -> int:
+    """How many tokens a text needs room for: a pass may end in guesses that are taken back."""
+    return config.max_tokens + (config.draft_tokens or draft.tokens)
+
+
+def _speculator(
+    reader: Reader,
+    places: Sequence[tuple[int, int]],
+    config: SampleConfig,
+    draft: Draft,
+    stats: Stats | None,
+    first: int | None = None,
+) -> Speculator:
+    """A speculator over the texts of `reader` by these settings."""
+    drawer = Drawer(
+        config,
+        reader.texts,
+        places,
+        vocab_size=reader.vocab_size,
+        device=reader.last.device,
+    )
+    left = config.max_tokens
+    if first is not None:
+        drawer.push([first])
+        left -= 1
+    return Speculator(reader, drawer, draft, left, tokens=config.draft_tokens, stats=stats)
