@@ -50,7 +50,7 @@ MAP = (
     Row("checkpoint", "lora"),
     Row("score", "evaluate"),
     Row("sampler", "cache", (), ("decoding",)),
-    Row("sampler", "sample"),
+    Row("sampler", "sample", (), ("speculation",)),
     Row("any command", "commands"),
     Row("any command", "device"),
     Row("any command", "disk"),
