@@ -10,6 +10,7 @@ and the page of the docs. To add a kernel or a Rust function, add a row to a fil
 from tests.rungs import (
     added,
     batches,
+    caches,
     kernel_attention,
     kernel_attention_hopper,
     kernel_decode,
@@ -41,6 +42,7 @@ RUNGS: tuple[Rung, ...] = tuple(
             *shards.RUNGS,
             *speculation.RUNGS,
             *batches.RUNGS,
+            *caches.RUNGS,
             *kernel_attention.RUNGS,
             *kernel_attention_hopper.RUNGS,
             *kernel_decode.RUNGS,

@@ -1,7 +1,7 @@
 """Keys and values in one buffer per layer, filled from the left."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class Contiguous(Base):
     """
 
     kind = "contiguous"
+    # The dtype of keys and values, if it is not that of the computation.
+    stored: torch.dtype | None = None
 
     def __init__(
         self,
@@ -32,38 +34,49 @@ class Contiguous(Base):
     ) -> None:
         super().__init__(states, batch_size, max_length, fixed=fixed, **named)
         self.fixed = fixed
-        like: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         shapes = [(batch_size, state.heads, max_length, state.size) for state in states]
+        dtype, device = self.stored or self.dtype, self.device
         # Zeros, not what the memory held: behind a mask it is multiplied by 0, and 0 times nan is
         # nan.
-        self.k = [torch.zeros(shape, **like) for shape in shapes]
-        self.v = [torch.zeros(shape, **like) for shape in shapes]
-        self.earlier = Earlier(self.earlier_states, batch_size, max_length, **like)
+        self.k = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.v = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.earlier = Earlier(
+            self.earlier_states, batch_size, max_length, dtype=self.dtype, device=device
+        )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """Store k and v [B, K, T, head] and let q [B, H, T, head] look at all: y as q."""
-        keys, values, tokens, some = self.k[layer], self.v[layer], k.size(2), self.some
-        attend, mask = self.states[layer].attend, context.mask
-        # Plain slices by a number of the host: nothing waits for the device, and no mask is needed.
+        tokens = k.size(2)
+        self._put(self.k[layer], k)
+        self._put(self.v[layer], v)
+        keys, values = self._filled(self.k[layer], tokens), self._filled(self.v[layer], tokens)
+        attend = self.states[layer].attend
+        return attend(q, keys, values, mask=context.mask, past=self._past())
+
+    def _put(self, buffer: Tensor, x: Tensor) -> None:
+        """Store x [B, K, T, ...] of the new tokens in a buffer [rows, K, max_length, ...]."""
+        tokens, x = x.size(2), x.to(buffer.dtype)
+        # Plain slices by a number of the host: nothing waits for the device.
         if not (self.fixed or self.ragged):
-            end = self.longest + tokens
-            keys[some, :, self.longest : end] = k.to(keys.dtype)
-            values[some, :, self.longest : end] = v.to(values.dtype)
-            return attend(q, keys[some, :, :end], values[some, :, :end], mask=mask)
+            buffer[self.some, :, self.longest : self.longest + tokens] = x
+            return
         # Row b's token t goes to place lengths[b] + t, in all its heads.
-        places = self.lengths[:, None] + torch.arange(tokens, device=k.device)
-        numbers = self.numbers[:, None]
-        keys[numbers, :, places] = k.transpose(1, 2).to(keys.dtype)
-        values[numbers, :, places] = v.transpose(1, 2).to(values.dtype)
-        end = self.max_length if self.fixed else self.longest + tokens
-        keys, values = keys[some, :, :end], values[some, :, :end]
-        return attend(q, keys, values, mask=mask, past=self.lengths)
+        places = self.lengths[:, None] + torch.arange(tokens, device=x.device)
+        buffer[self.numbers[:, None], :, places] = x.transpose(1, 2)
+
+    def _filled(self, buffer: Tensor, tokens: int) -> Tensor:
+        """The part of a buffer that `tokens` new tokens of these rows may look at."""
+        return buffer[self.some, :, : self.max_length if self.fixed else self.longest + tokens]
+
+    def _past(self) -> Tensor | None:
+        """The tokens before the new ones; None where rows are alike and need no mask for that."""
+        return self.lengths if self.fixed or self.ragged else None
 
     def before(self, slot: int, x: Tensor) -> Tensor:
         """Store x [B, T, W] of the new tokens, and return x of the tokens before them."""
         return self.earlier.before(slot, x, self, equal=not (self.fixed or self.ragged))
 
-    def select(self, rows: Tensor) -> "Contiguous":
+    def select(self, rows: Tensor) -> Self:
         """A cache of the sequences `rows` [N] int64 of this one, in that order; a row may repeat.
 
         Repeat a row to continue one prompt in several ways; leave out the rows that are finished.
@@ -84,8 +97,8 @@ class Contiguous(Base):
     def stats(self) -> CacheStats:
         """Return what is stored and what it costs; an unfilled place is waste."""
         tokens, places = sum(self.ends), len(self.ends) * self.max_length
-        buffers = (*self.k, *self.v, *self.earlier.buffers)
-        bytes = sum(x[self.some].numel() * x.itemsize for x in buffers)
+        stored = [x for _, each in self._named() for x in each] + self.earlier.buffers
+        bytes = sum(x[self.some].numel() * x.itemsize for x in stored)
         return CacheStats(tokens=tokens, places=places, bytes=bytes, empty=places - tokens)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -104,11 +117,12 @@ class Contiguous(Base):
         self._set([*ends])
 
     def _named(self) -> tuple[tuple[str, list[Tensor]], ...]:
+        """The buffers [rows, K, max_length, ...] of every layer, by name."""
         return ("k", self.k), ("v", self.v)
 
     def _copy(self, rows: Tensor, source: "Contiguous", longest: int, target: Tensor) -> None:
         """Copy `longest` tokens of the rows of `source`'s buffers to rows of these."""
-        mine, theirs = (*self.k, *self.v), (*source.k, *source.v)
-        for to, of in zip(mine, theirs, strict=True):
-            to[target, :, :longest] = of[rows, :, :longest]
+        for (_, mine), (_, theirs) in zip(self._named(), source._named(), strict=True):
+            for to, of in zip(mine, theirs, strict=True):
+                to[target, :, :longest] = of[rows, :, :longest]
         self.earlier.copy(rows, source.earlier, longest, target)
