@@ -49,7 +49,7 @@ MAP = (
     Row("checkpoint", "convert"),
     Row("checkpoint", "lora"),
     Row("score", "evaluate"),
-    Row("sampler", "cache", (), ("decoding",)),
+    Row("sampler", "cache", (), ("decoding", "caches")),
     Row("sampler", "sample", (), ("speculation",)),
     Row("any command", "commands"),
     Row("any command", "device"),
