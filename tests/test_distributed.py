@@ -97,11 +97,12 @@ def train(session: Session, overrides: list[str]) -> tuple[list[dict[str, Tensor
     return seen, losses
 
 
-def compare(world: int, mode: str, overrides: list[str], close: float) -> None:
+def compare(world: int, mode: str, overrides: list[str], close: float, before=None) -> None:
     """Train in one process with accumulation and in `world`, and compare."""
     alone = [*overrides, f"train.micro_batch_size={ROWS // world}"]
     expected, losses = train(ranks.session(processes.Place()), alone)
-    results = ranks.spawn(world, mode, train, [*overrides, "train.micro_batch_size=2"])
+    given = [*overrides, "train.micro_batch_size=2"]
+    results = ranks.spawn(world, mode, train, given, before=before)
     for rank, (_, theirs) in enumerate(results):
         torch.testing.assert_close(theirs, losses, rtol=0, atol=close, msg=f"losses of {rank}")
     # A rank of FSDP has its rows of every tensor.
@@ -127,16 +128,20 @@ def test_two_ranks_have_the_gradients_and_updates_of_one_process(mode):
     compare(2, mode, ["optim.name=adamw", *shared], 1e-6)
 
 
+def compile_without_code() -> None:
+    """Let torch trace and differentiate what is compiled, and make no C++ of it."""
+    real = torch.compile
+    torch.compile = lambda function, **ways: real(function, backend="aot_eager", **ways)
+
+
 # torch's compiler looks whether a tensor has a gradient.
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", ["true", "false"])
-def test_blocks_that_are_sharded_may_be_computed_again(compiled, monkeypatch):
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **k: real(f, backend="aot_eager", **k))
+def test_blocks_that_are_sharded_may_be_computed_again(compiled):
     shared = ["model.value_residual=true", "model.shortcut=true"]
     again = ["train.activation_checkpointing=true", f"train.compile={compiled}"]
-    compare(2, "fsdp", ["optim.name=adamw", *shared, *again], 1e-6)
+    compare(2, "fsdp", ["optim.name=adamw", *shared, *again], 1e-6, before=compile_without_code)
 
 
 @pytest.mark.slow
@@ -323,16 +328,18 @@ def fail_or_wait(session: Session, heard: Path) -> None:
     time.sleep(60)
 
 
-def test_an_error_of_one_rank_ends_the_others_and_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(processes, "SECONDS_BETWEEN_LOOKS", 0.05)
-    monkeypatch.setattr(processes, "SECONDS_TO_FAIL", 0.05)
-    # Not by the process that is gone, which on another machine nobody sees.
-    monkeypatch.setattr(processes, "is_alive", lambda process: True)
-    began = time.monotonic()
+def look_often_at_the_store_alone() -> None:
+    """Not at whether a process is gone, which on another machine nobody sees."""
+    processes.SECONDS_BETWEEN_LOOKS = processes.SECONDS_TO_FAIL = 0.05
+    processes.is_alive = lambda process: True
+
+
+def test_an_error_of_one_rank_ends_the_others_and_is_named(tmp_path):
+    heard, began = tmp_path / "heard", time.monotonic()
     with pytest.raises(EOFError):
-        ranks.spawn(2, "ddp", fail_or_wait, tmp_path / "heard")
+        ranks.spawn(2, "ddp", fail_or_wait, heard, before=look_often_at_the_store_alone)
     assert time.monotonic() - began < 30
-    words = (tmp_path / "heard").read_text()
+    words = heard.read_text()
     assert "error: rank 1 has failed (OSError: [Errno 28] No space left on device" in words
     assert words.endswith("so this run cannot go on\n")
 
