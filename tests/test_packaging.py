@@ -56,6 +56,8 @@ def sdist(tmp_path_factory) -> Path:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_wheel_holds_the_whole_package(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -65,6 +67,8 @@ def test_the_wheel_holds_the_whole_package(wheel):
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_wheel_serves_every_python_from_3_11_on(wheel):
     assert "-cp311-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
@@ -75,6 +79,8 @@ def test_the_wheel_serves_every_python_from_3_11_on(wheel):
     assert "License-Expression: MIT\n" in text
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
