@@ -55,7 +55,6 @@ def sdist(tmp_path_factory) -> Path:
     return build("sdist", tmp_path_factory.mktemp("sdist"))
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_wheel_holds_the_whole_package(wheel):
