@@ -17,6 +17,7 @@ import torch
 from tinylm.cache.base import Base, Full
 from tinylm.cache.contiguous import Contiguous
 from tinylm.cache.evicting import HeavyHitters, Random, SnapKV
+from tinylm.cache.paged import Paged
 from tinylm.cache.quantised import Grouped, Int8
 from tinylm.context import Decodes
 
@@ -25,7 +26,7 @@ __all__ = ["KINDS", "Base", "Full", "build"]
 # Each makes a cache of (states, batch_size, max_length) with the keywords `earlier`, `dtype` and
 # `device`, and with options of its own.
 KINDS: dict[str, Callable[..., Base]] = {
-    kind.kind: kind for kind in (Contiguous, Int8, Grouped, Random, HeavyHitters, SnapKV)
+    kind.kind: kind for kind in (Contiguous, Paged, Int8, Grouped, Random, HeavyHitters, SnapKV)
 }
 
 

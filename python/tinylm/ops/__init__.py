@@ -7,7 +7,7 @@ V = vocabulary. Statistics are taken in float32 whatever the dtype of the input.
 
 from tinylm.ops.activations import gelu, relu2, swiglu
 from tinylm.ops.attentions import attention, manual_attention
-from tinylm.ops.decoding import decode_attention
+from tinylm.ops.decoding import decode_attention, kernel_for_blocks
 from tinylm.ops.losses import IGNORED, cross_entropy, linear_cross_entropy
 from tinylm.ops.norms import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from tinylm.ops.positions import norm_rope, rope, rotary_angles
@@ -24,6 +24,7 @@ __all__ = [
     "dequantise_int4",
     "dequantise_int8",
     "gelu",
+    "kernel_for_blocks",
     "layer_norm",
     "linear",
     "linear_cross_entropy",

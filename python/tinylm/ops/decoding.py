@@ -1,10 +1,12 @@
 """Attention of a few new tokens over a cache that is stored in one buffer or in blocks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from tinylm.ops import choice
-from tinylm.ops.attentions import attention
+from tinylm.ops.attentions import DECODE_QUERIES, attention
 from tinylm.ops.quant import dequantise_int8
 
 
@@ -61,6 +63,19 @@ def decode_attention(
     # A weight of 0 does not hide a NaN.
     k, v = (x.masked_fill(~present[:, None, :, None], 0) for x in (k, v))
     return attention(q, k, v, mask=seen[:, None], scale=scale, softcap=softcap)
+
+
+def kernel_for_blocks(attend: Callable[..., Tensor], q: Tensor, keys: Tensor) -> bool:
+    """Whether a kernel does to q [B, H, T, head] over blocks of `keys` what `attend` would do.
+
+    `attend` is `attention`, with or without a backend; a cache gathers its blocks for any other.
+    """
+    given = getattr(attend, "keywords", {})
+    if getattr(attend, "func", attend) is not attention or given.get("backend") == "sdpa":
+        return False
+    if q.size(2) > DECODE_QUERIES or q.dtype != keys.dtype:
+        return False
+    return choice.kernel_for("decode_attention", q.size(-1), q, compiled=True) is not None
 
 
 def _gathered(x: Tensor, scale: Tensor | None, table: Tensor | None, dtype: torch.dtype) -> Tensor:
