@@ -18,18 +18,20 @@ GOLDEN, TURN = 2654435769, 2**32
 class Exits:
     """The vectors of `exits` exits, which a pass adds block by block: each token's own is kept.
 
-    Token n of a batch, row by row, trains exit e where (n GOLDEN mod TURN) / TURN is in
-    [e^2, (e + 1)^2) / exits^2: a share of (2 e + 1) / exits^2 of all tokens.
+    Token n of a row has the place u = n GOLDEN / TURN, without whole turns. It trains the last exit
+    e with e (exits + e) / (2 exits^2) <= u: the share of an exit rises from half of the mean to one
+    and a half of it. The row does not count, so the loss of a batch is that of its parts.
     """
 
     def __init__(self, x: Tensor, exits: int) -> None:
         """Begin with the x [B, T, D] before the first block, which no token keeps."""
         self.x, self.exits = x, exits
-        place = torch.arange(x.size(0) * x.size(1), device=x.device)
-        self._turned = ((place * GOLDEN) % TURN * exits**2).view(*x.shape[:2], 1)
+        number = torch.arange(x.size(1), device=x.device)[:, None]
+        self._place = number * GOLDEN % TURN * 2 * exits**2
 
     def add(self, layer: int, x: Tensor) -> None:
         """Take x [B, T, D] after block `layer` for its tokens and those of deeper exits."""
-        # The mask alone is kept for the gradient, not the vectors of every block.
         if layer < self.exits:
-            self.x = torch.where(self._turned >= layer**2 * TURN, x, self.x)
+            # The gradient needs the mask alone, so no vectors of a block are kept for it.
+            begin = layer * (self.exits + layer) * TURN
+            self.x = torch.where(self._place >= begin, x, self.x)

@@ -85,11 +85,12 @@ def lookup(text: Sequence[int], count: int, longest: int = 3) -> list[int]:
 
 
 def exit_of(place: int, exits: int) -> int:
-    """Which of the exits 0, 1, ... the token at `place` trains: deeper ones get more tokens.
+    """Which of the exits 0, 1, ... token number `place` of a row trains; deeper ones train more.
 
     u = place / the golden ratio, without whole turns and in 2^32 steps per turn, covers the circle
-    evenly in any stretch of places; exit e has those with e^2 <= exits^2 u < (e + 1)^2, a share of
-    (2 e + 1) / exits^2. Source: Knuth, The Art of Computer Programming 3, section 6.4.
+    evenly in any stretch of places. Exit e begins at u = e (exits + e) / (2 exits^2), so its share
+    rises from half of the mean to one and a half of it. Source: Knuth, The Art of Computer
+    Programming 3, section 6.4, for the circle.
     """
     u = place * 2654435769 % 2**32
-    return max(e for e in range(exits) if e**2 * 2**32 <= exits**2 * u)
+    return max(e for e in range(exits) if e * (exits + e) * 2**32 <= 2 * exits**2 * u)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from tinylm import checkpoint
 from tinylm.config import SampleConfig
 from tinylm.config.limits import require
 from tinylm.model import Model
@@ -88,6 +87,8 @@ def find(
         fits = config.draft_layers <= most
         require(fits, "sample.draft", name, f"must leave out a block of {most + 1}: at most {most}")
         return ExitDraft(config.draft_layers)
+    from tinylm import checkpoint
+
     drafter, its_tokenizer = checkpoint.load(name, device=model.weight.device)
     same = tokenizer is None or its_tokenizer is None or tokenizer == its_tokenizer
     require(same, "sample.draft", name, "has another tokenizer; a draft needs the model's own")
