@@ -28,7 +28,7 @@ ROWS = [
     {"convert"},
     {"checkpoint"},
     {"sample", "profiling"},
-    {"evaluate", "lora"},
+    {"evaluate", "lora", "quant"},
     {"train", "lightning"},
     {"__init__", "__main__"},
 ]

@@ -42,6 +42,7 @@ from tinylm.layers import (
     Exits,
     Head,
     Linear,
+    PackedEmbedding,
     RMSNorm,
     TiedHead,
     is_plain,
@@ -75,6 +76,8 @@ class Model(nn.Module):
 
     # Set for a loaded model; empty for one that was built.
     origin: Origin = Origin()
+    # The settings of its packed weights, as its folder keeps them (`tinylm.layers.packed`).
+    quantisation: Mapping[str, Any] | None = None
     # Whether the backward pass computes each block again instead of keeping what it needs.
     activation_checkpointing = False
 
@@ -202,7 +205,7 @@ class Model(nn.Module):
         included. Blocks with value embeddings need the `tokens` [B, T]. `layers` ends the pass
         after so many blocks. Raises `ValueError` for what does not fit.
         """
-        limit, device = self.config.context_length, self.embedding.weight.device
+        limit, device = self.config.context_length, self.weight.device
         # The host's number: the maximum of `cache.lengths` would wait for the device.
         start = 0 if cache is None else cache.longest
         if start + length > limit:
@@ -252,12 +255,7 @@ class Model(nn.Module):
 
     def _blocks(self, x: Tensor, context: Context) -> Tensor:
         """`hidden` before its norm."""
-        x = self.position.embed(x, context.positions)
-        if self.bigrams is not None:
-            x = self.bigrams(x, context)
-        if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
-        context.shared["embeddings"] = x = self.dropout(x)
+        x = self.enter(x, context)
         if self.activation_checkpointing and torch.is_grad_enabled():
             context = replace(context, again=True)
         exits = Exits(x, len(self.blocks) - 1) if self.config.exits and self.training else None
@@ -271,6 +269,16 @@ class Model(nn.Module):
             context.shared["exits"] = exits.x
         return x
 
+    def enter(self, x: Tensor, context: Context) -> Tensor:
+        """Vectors [B, T, D] as `embed` gives them to what the first block reads."""
+        x = self.position.embed(x, context.positions)
+        if self.bigrams is not None:
+            x = self.bigrams(x, context)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        context.shared["embeddings"] = x = self.dropout(x)
+        return x
+
     @property
     def context_length(self) -> int:
         """The most tokens of a row (T)."""
@@ -278,8 +286,9 @@ class Model(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The embedding [V, D]: its dtype and device are the model's."""
-        return self.embedding.weight
+        """A tensor whose dtype and device are the model's: the embedding, or its packed scales."""
+        part: nn.Module = self.embedding
+        return part.scales if isinstance(part, PackedEmbedding) else self.embedding.weight
 
     def _befores(self) -> list[Before]:
         return [part for part in self.modules() if isinstance(part, Before)]

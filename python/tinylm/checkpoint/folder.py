@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tinylm import convert
-from tinylm.checkpoint import adapters, files, origin, state, steps
+from tinylm.checkpoint import adapters, files, origin, quantised, state, steps
 from tinylm.checkpoint.parts import OPTIMIZER, read_state
 from tinylm.checkpoint.tensors import pieces
 from tinylm.checkpoint.weights import (
@@ -154,10 +154,12 @@ def load(
 def _load(folder: Path) -> "tuple[Model, Tokenizer | None]":
     described = read_json(folder / CONFIG)
     try:
-        config = convert.import_config(described)
+        settings = quantised.settings(described)
+        plain = {k: v for k, v in described.items() if settings is None or k != quantised.KEY}
+        config = convert.import_config(plain)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
-    tensors = read_weights(folder)
+    tensors = read_weights(folder, packed=settings is not None)
     kind = described["model_type"]
     try:
         tensors = convert.tidy(kind, tensors, tied=config.tied)
@@ -165,14 +167,18 @@ def _load(folder: Path) -> "tuple[Model, Tokenizer | None]":
         raise ValueError(f"{folder}: {error}") from None
     # Names and shapes without memory: the model itself is made only if the tensors fit.
     with torch.device("meta"):
-        expected = convert.export_tensors(kind, Model(config).state_dict())
+        sized = Model(config)
+        quantised.hollow(folder, sized, settings)
+    expected = convert.export_tensors(kind, sized.state_dict())
     check_tensors(folder, expected, tensors)
+    floats = {name: t for name, t in tensors.items() if not quantised.is_packed(name, settings)}
     # In the file's dtype before the copy: float64 weights would lose bits on the way.
     # A part that draws its weights when it is made must not move the caller's generator.
     with torch.random.fork_rng(devices=()):
-        model = Model(config).to(widest(tensors))
+        model = Model(config).to(widest(floats))
+    found = convert.import_tensors(kind, tensors)
+    quantised.fill(folder, model, settings, found)
     with torch.no_grad():
-        found = convert.import_tensors(kind, tensors)
         for name, parameter in model.state_dict().items():
             parameter.copy_(found[name])
     if adapters.files_in(folder) is not None:

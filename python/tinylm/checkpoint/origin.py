@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinylm import convert
-from tinylm.checkpoint import files
+from tinylm.checkpoint import files, quantised
 from tinylm.checkpoint.weights import read_json
 from tinylm.model import Model, Origin
 
@@ -107,8 +107,11 @@ def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:
     origin = model.origin
     same = _fingerprint(tokenizer) == origin.tokenizer
     ids = {f"{role}_id": getattr(tokenizer, f"{role}_id", None) for role in ROLES}
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    config = convert.export_config(model.config, dtype=dtype, **ids)
+    dtype = str(model.weight.dtype).removeprefix("torch.")
+    kind: convert.ModelType | None = None if model.quantisation is None else "tinylm"
+    config = convert.export_config(model.config, kind=kind, dtype=dtype, **ids)
+    if model.quantisation is not None:
+        config[quantised.KEY] = dict(model.quantisation)
     id_keys = [f"{role}_token_id" for role in ROLES]
     kept_config = {k: v for k, v in origin.config.items() if same or k not in id_keys}
     if same and origin is not Model.origin:

@@ -17,13 +17,17 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 # What else weights are kept in, by the ends of names: pickles and other formats.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PACKED = (torch.int8, torch.uint8)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Most tensors that an error names of those that do not fit.
 NAMED = 3
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder by their names in the files; every number is finite."""
+def read_weights(folder: Path, *, packed: bool = False) -> dict[str, Tensor]:
+    """The tensors of a folder by their names in the files; every number is finite.
+
+    Without `packed`, all are of a float dtype.
+    """
     if (folder / WEIGHTS).exists():
         tensors = read_tensors(folder / WEIGHTS)
     elif (folder / INDEX).exists():
@@ -39,10 +43,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if name.endswith(convert.CONSTANTS):
             continue
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in DTYPES and not (packed and tensor.dtype in PACKED):
             raise ValueError(
                 f"{folder}: {name} has dtype {tensor.dtype}: expected floating point of 16, 32 "
-                f"or 64 bits; TinyLM reads no quantised weights"
+                f"or 64 bits; TinyLM reads quantised weights of its own alone"
             )
         # Every number is read once: a nan in a weight would show only as bad text.
         finite = tensor.isfinite()
@@ -97,9 +101,9 @@ def check_tensors(
 
 
 def widest(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype that holds the values of all tensors."""
+    """The dtype that holds the values of all tensors; float32 if there are none."""
     dtypes = iter({tensor.dtype for tensor in tensors.values()})
-    found = next(dtypes)
+    found = next(dtypes, torch.float32)
     for dtype in dtypes:
         # float16 and bfloat16 give float32: neither holds the numbers of the other.
         found = torch.promote_types(found, dtype)

@@ -19,7 +19,7 @@ FORMATS: dict[str, Format] = {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}
 
 # The keys that say the same of every model, whatever its format; written from the model.
 DERIVED = {"model_type", "architectures", "dtype", "torch_dtype", "vocab_size"}
-DERIVED |= {"tie_word_embeddings", "tinylm"}
+DERIVED |= {"tie_word_embeddings", "tinylm", "quantization_config"}
 
 
 def obstacles(config: ModelConfig) -> list[str]:
@@ -38,6 +38,7 @@ def model_type(config: ModelConfig) -> ModelType:
 def export_config(
     config: ModelConfig,
     *,
+    kind: ModelType | None = None,
     dtype: str = "float32",
     bos_id: int | None = None,
     eos_id: int | None = None,
@@ -45,9 +46,10 @@ def export_config(
 ) -> dict[str, Any]:
     """A model to the content of its config.json; `import_config` gives back an equal one.
 
-    The key "tinylm" holds every field of ours, which transformers carries along unread.
+    `kind` None is the format that `model_type` finds. The key "tinylm" holds every field of ours,
+    which transformers carries along unread.
     """
-    kind = model_type(config)
+    kind = kind or model_type(config)
     return {
         "model_type": kind,
         "architectures": ["TinyLM" if kind == "tinylm" else FORMATS[kind].class_name],

@@ -4,7 +4,7 @@
 work is done by the Rust crate `tinylm-dataloader`; `python -m tinylm.data` is the command.
 """
 
-from tinylm.data.folders import default_folder, find, fits
+from tinylm.data.folders import default_folder, find, fits, recorded
 from tinylm.data.loader import Batch, Loader
 from tinylm.data.manifest import Manifest
 from tinylm.data.preparation import prepare
@@ -20,4 +20,5 @@ __all__ = [
     "find",
     "fits",
     "prepare",
+    "recorded",
 ]

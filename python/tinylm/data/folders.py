@@ -103,3 +103,17 @@ def _fits(
     how = manifest.source.get("separator", "auto")
     given = (source, val_fraction, separator, tokenizer_sha256)
     return (*made_of, how, manifest.tokenizer_sha256) == given
+
+
+def recorded(run: Path) -> Path | None:
+    """The shards that a run was trained on, as its run.json says, if they are still there.
+
+    `run` may also be one of its checkpoints. Of a text that was edited there may be several
+    folders, and only these held out what this run did.
+    """
+    for home in (run, run.resolve().parent.parent):
+        if (home / "run.json").is_file():
+            content = json.loads((home / "run.json").read_text(encoding="utf-8"))
+            shards = Path(content.get("shards", ""))
+            return shards if (shards / NAME).is_file() else None
+    return None

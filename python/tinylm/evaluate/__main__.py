@@ -1,6 +1,5 @@
 """`python -m tinylm.evaluate RUN [key=value ...]`."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -179,7 +178,7 @@ def _validation(
     if other and "data.folder" not in keys:
         folder = scratch
     elif folder is None:
-        folder = _recorded(home) or data.find(
+        folder = data.recorded(home) or data.find(
             settings.source,
             val_fraction=fraction,
             separator=settings.separator,
@@ -193,19 +192,6 @@ def _validation(
         folder = folder or data.default_folder(text, tokenizer.sha256)
         data.prepare(text, tokenizer, folder)
     return data.Dataset.open(folder, split="val")
-
-
-def _recorded(folder: Path) -> Path | None:
-    """The shards that a run was trained on, as its run.json says, if they are still there.
-
-    Of a text that was edited there may be several, and only these held out what this run did.
-    """
-    for home in (folder, folder.resolve().parent.parent):
-        if (home / "run.json").is_file():
-            content = json.loads((home / "run.json").read_text(encoding="utf-8"))
-            shards = Path(content.get("shards", ""))
-            return shards if (shards / "manifest.json").is_file() else None
-    return None
 
 
 def _part(dataset: "Dataset", *, other: bool) -> str:

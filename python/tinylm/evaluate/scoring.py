@@ -73,7 +73,7 @@ def evaluate(
     from tinylm.ops import IGNORED
 
     total = _check(model, dataset, tokenizer, batch_size, max_tokens)
-    device = model.embedding.weight.device
+    device = model.weight.device
     keep = answers(loss, dataset, tokenizer)
     sizes = torch.from_numpy(_sizes(tokenizer)) if keep is not None else None
     nats, done, counted, kept_bytes = 0.0, 0, 0, 0

@@ -31,6 +31,7 @@ from tinylm.layers.norms import (
     add_and_norm,
     is_plain,
 )
+from tinylm.layers.packed import PackedEmbedding, PackedHead, PackedLinear
 from tinylm.layers.positions import Learned, NoPosition, Rope, Rotation, identity
 from tinylm.layers.registries import ATTENTIONS, FEEDFORWARDS, POSITIONS
 
@@ -53,6 +54,9 @@ __all__ = [
     "Learned",
     "Linear",
     "NoPosition",
+    "PackedEmbedding",
+    "PackedHead",
+    "PackedLinear",
     "PlainLayerNorm",
     "PlainRMSNorm",
     "RMSNorm",

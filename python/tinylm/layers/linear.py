@@ -1,7 +1,7 @@
 """Matrices and tables: products with a weight, and rows of an embedding."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -81,11 +81,26 @@ class Embedding(nn.Embedding):
         """Draw the starting weights, in place."""
         self.weight.normal_(0.0, self.deviation, generator=generator)
 
+    def project(self, x: Tensor) -> Tensor:
+        """x [..., D] to its products with all rows [..., V]."""
+        return ops.linear(x, self.weight)
+
+
+class Table(Protocol):
+    """An embedding as a tied head sees it."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The table [V, D]."""
+
+    def project(self, x: Tensor) -> Tensor:
+        """x [..., D] to its products with all rows [..., V]."""
+
 
 class TiedHead(nn.Module):
     """x [..., D] to logits [..., V] by the rows of an embedding, which stays the embedding's."""
 
-    def __init__(self, embedding: Embedding, *, softcap: float | None = None) -> None:
+    def __init__(self, embedding: Table, *, softcap: float | None = None) -> None:
         super().__init__()
         self.softcap = softcap
         # In a tuple: a module that is an attribute would be saved and counted a second time.
@@ -99,7 +114,7 @@ class TiedHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] to [..., V]."""
-        return bent(ops.linear(x, self.weight), self.softcap)
+        return bent(self._embedding[0].project(x), self.softcap)
 
     def flops(self, context_length: int) -> int:
         """Operations of the product, as of a `Linear`; looking up rows costs none."""

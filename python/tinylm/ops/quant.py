@@ -11,13 +11,16 @@ from tinylm.ops.dtypes import widened
 GROUPS = (32, 64, 128)
 
 
-def quantise_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_int8(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x [..., K] to q [..., K] int8 and scale [...] float32, with |x - q scale| <= scale / 2.
 
     scale = max |x| / 127 of the row, and never 0. A row that has nan or inf comes back from
-    `dequantise_int8` as nan, whole. Does not wait for a GPU. Raises ValueError unless x is of a
+    `dequantise_int8` as nan, whole. A `scale` that is given is kept; then numbers are clipped to
+    -127 .. 127 and a nan becomes 0. Does not wait for a GPU. Raises ValueError unless x is of a
     float dtype and K at least 1. Source: Dettmers et al. 2022, section 2.1.
     """
+    if scale is not None:
+        return _clipped("quantise_int8", x, -127, 127, scale).to(torch.int8), scale
     whole, scale = _rounded("quantise_int8", x, 127, torch.float32)
     return whole.to(torch.int8), scale
 
@@ -28,13 +31,16 @@ def dequantise_int8(q: Tensor, scale: Tensor) -> Tensor:
     return q * scale[..., None]
 
 
-def quantise_int4(x: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
+def quantise_int4(
+    x: Tensor, group: int = 32, scales: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """x [..., K] to packed [..., K / 2] uint8 and scales [..., K / group] in the dtype of x.
 
     |x - dequantised| <= scale / 2, with scale = max |x| / 7 of the group, and never 0. A group
     that has nan or inf comes back as nan, whole. Does not wait for a GPU. With groups of 32, scales
-    in float32 are a third of all bytes, in 16 bits a fifth. Raises ValueError unless x is of a
-    float dtype and `group` is 32, 64 or 128 and divides K.
+    in float32 are a fifth of all bytes, in 16 bits a ninth. `scales` that are given, of any float
+    dtype and sign, are kept; then numbers are clipped to -8 .. 7 and a nan becomes 0. Raises
+    ValueError unless x is of a float dtype and `group` is 32, 64 or 128 and divides K.
     """
     width = x.size(-1) if x.dim() else 0
     if group not in GROUPS or width == 0 or width % group:
@@ -43,7 +49,10 @@ def quantise_int4(x: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
             "32 divides most widths, and quantise_int8 takes any"
         )
     grouped = x.reshape(*x.shape[:-1], width // group, group)
-    whole, scales = _rounded("quantise_int4", grouped, 7, x.dtype)
+    if scales is None:
+        whole, scales = _rounded("quantise_int4", grouped, 7, x.dtype)
+    else:
+        whole = _clipped("quantise_int4", grouped, -8, 7, scales)
     pairs = (whole + 8).to(torch.uint8).view(*x.shape[:-1], width // 8, 4, 2)
     nibbles = pairs.transpose(-2, -1).reshape(*x.shape[:-1], width // 2, 2)
     return nibbles[..., 0] | nibbles[..., 1] << 4, scales
@@ -81,13 +90,28 @@ def check_int4(operation: str, packed: Tensor, scales: Tensor) -> int:
     return group
 
 
-def _rounded(operation: str, x: Tensor, largest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Whole numbers in -largest .. largest, still floats, and a scale per row, in `dtype`."""
+def _check_x(operation: str, x: Tensor) -> None:
     if not x.is_floating_point() or x.dim() == 0 or x.size(-1) == 0:
         raise ValueError(
             f"{operation}: x {list(x.shape)} is {x.dtype}; it must be [..., K] of a float dtype, "
             "with K at least 1"
         )
+
+
+def _clipped(operation: str, x: Tensor, least: int, largest: int, scale: Tensor) -> Tensor:
+    """Whole numbers in least .. largest, still floats, for scales that are given."""
+    _check_x(operation, x)
+    if scale.shape != x.shape[:-1]:
+        raise ValueError(
+            f"{operation}: x {list(x.shape)} and scale {list(scale.shape)} do not fit; there must "
+            "be one scale per row or group"
+        )
+    return (widened(x) / scale[..., None]).round().clamp(least, largest).nan_to_num_(0.0)
+
+
+def _rounded(operation: str, x: Tensor, largest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Whole numbers in -largest .. largest, still floats, and a scale per row, in `dtype`."""
+    _check_x(operation, x)
     wide = widened(x)
     # At least the smallest normal number: 0 would divide, and subnormal numbers are too coarse.
     scale = (wide.abs().amax(-1) / largest).to(dtype).clamp_min(torch.finfo(dtype).tiny)

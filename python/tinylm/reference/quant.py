@@ -20,10 +20,16 @@ have to be moved alone. Any K that is a multiple of 32 packs, whatever the group
 has the same numbers in groups of 32, its nibbles in another order.
 
 A scale is the largest magnitude of its row or group over 127 or 7, and at least the smallest normal
-number of its dtype: never 0, and exact enough that |w| / scale rounds to 127 or 7 at most.
+number of its dtype: never 0, and exact enough that |w| / scale rounds to 127 or 7 at most. A caller
+may give other scales, negative ones too; then numbers beyond the grid are clipped to its ends.
 
 Any float dtype, on any device. Nothing here waits for a GPU: values are not checked.
+
+How the scales and numbers of a trained matrix are chosen stands at the end, in loops over one row
+at a time: `search_scale`, `gptq`, `awq_factors`.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -49,11 +55,19 @@ def split(x: Tensor, *sizes: int) -> Tensor:
     return x.reshape(*x.shape[:-1], *sizes)
 
 
-def quantise_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., K] to q [..., K] int8 and scale [...] float32.
+def rounded_to(x: Tensor, least: int, largest: int, scale: Tensor) -> Tensor:
+    """Whole numbers in least .. largest, still floats, for scales that are given."""
+    whole = (wide(x) / scale[..., None]).round().clamp(least, largest)
+    return torch.where(whole.isnan(), 0.0, whole)
+
+
+def quantise_int8(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x [..., K] to q [..., K] int8 and scale [...] float32, or the `scale` that is given.
 
     |x - q scale| <= scale / 2. A row that has nan or inf comes back as nan, whole.
     """
+    if scale is not None:
+        return rounded_to(x, -127, 127, scale).to(torch.int8), scale
     whole, scale = rounded(x, 127, torch.float32)
     return whole.to(torch.int8), scale
 
@@ -63,13 +77,19 @@ def dequantise_int8(q: Tensor, scale: Tensor) -> Tensor:
     return q.to(scale.dtype) * scale[..., None]
 
 
-def quantise_int4(x: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
+def quantise_int4(
+    x: Tensor, group: int = 32, scales: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """x [..., K] to packed [..., K / 2] uint8 and scales [..., K / group] in the dtype of x.
 
     `group` is 32, 64 or 128 and divides K. |x - (nibble - 8) scale| <= scale / 2. A group that
-    has nan or inf comes back as nan, whole.
+    has nan or inf comes back as nan, whole. With `scales` given, those.
     """
-    whole, scales = rounded(split(x, x.size(-1) // group, group), 7, x.dtype)
+    grouped = split(x, x.size(-1) // group, group)
+    if scales is None:
+        whole, scales = rounded(grouped, 7, x.dtype)
+    else:
+        whole = rounded_to(grouped, -8, 7, scales)
     pairs = split((whole + 8).to(torch.uint8).flatten(-2), x.size(-1) // 8, 4, 2)
     nibbles = split(pairs.transpose(-2, -1).flatten(-3), x.size(-1) // 2, 2)
     return nibbles[..., 0] + 16 * nibbles[..., 1], scales
@@ -98,3 +118,116 @@ def linear_int4(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None =
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = x @ weight.to(x.dtype).T
     return y if bias is None else y + bias.to(x.dtype)
+
+
+# Shares of the largest magnitude at which a group may be clipped.
+RATIOS = tuple(1 - step / 20 for step in range(10))
+
+
+def candidates(row: Tensor, dtype: torch.dtype) -> list[float]:
+    """The scales that are tried for a group, as numbers of `dtype`.
+
+    Two grids: one puts the largest magnitude at 7 or -7, the other puts the number that has it at
+    -8, by a scale of the other sign. Each is then clipped, step by step.
+    """
+    extreme = float(row[int(row.abs().argmax())])
+    tried = []
+    for ratio in RATIOS:
+        for scale in (abs(extreme) * ratio / 7, -extreme * ratio / 8):
+            number = float(torch.tensor(scale, dtype=torch.float64).to(dtype))
+            tiny = torch.finfo(dtype).tiny
+            tried.append(number if abs(number) >= tiny else tiny)
+    return tried
+
+
+def search_scale(
+    row: Tensor, importance: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
+) -> float:
+    """The scale of a group of numbers [group] with the least squared error; the first of equals.
+
+    The error of each number counts by its `importance` [group], 1 without.
+    """
+    best, least = 0.0, float("inf")
+    for scale in candidates(row, dtype):
+        error = 0.0
+        for place, number in enumerate(row.tolist()):
+            rest = number - nearest(number, scale) * scale
+            error += rest * rest * (1.0 if importance is None else float(importance[place]))
+        if error < least:
+            best, least = scale, error
+    return best
+
+
+def nearest(number: float, scale: float) -> float:
+    """The whole number in -8 .. 7 that is nearest to number / scale; of two the even one."""
+    return float(min(max(round(number / scale), -8), 7))
+
+
+def gptq(
+    weight: Tensor, moments: Tensor, group: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, Tensor]:
+    """weight [N, K] to numbers on the grid [N, K] and scales [N, K / group], column by column.
+
+    moments [K, K] are X^T X of the inputs that the matrix gets. What rounding a column adds to
+    the outputs is taken back, as far as the inputs allow it, by the columns that are not rounded
+    yet:
+
+        w[j] -= (w[k] - q[k]) P[k, j] / P[k, k]        for every j after k
+
+    with P the inverse of the moments of the columns from k on. A group's scale is searched when its
+    first column comes. Source: Frantar et al. 2022 (GPTQ), equations 2 and 3; there P comes from
+    one Cholesky factor.
+    """
+    weight, width = weight.clone(), weight.size(1)
+    done, scales = torch.zeros_like(weight), weight.new_zeros(len(weight), width // group)
+    for k in range(width):
+        inverse = torch.linalg.inv(moments[k:, k:])
+        for n in range(len(weight)):
+            if k % group == 0:
+                scales[n, k // group] = search_scale(weight[n, k : k + group], dtype=dtype)
+            scale = float(scales[n, k // group])
+            done[n, k] = nearest(float(weight[n, k]), scale) * scale
+            error = (weight[n, k] - done[n, k]) / inverse[0, 0]
+            for j in range(k + 1, width):
+                weight[n, j] -= error * inverse[0, j - k]
+    return done, scales
+
+
+def damped(moments: Tensor, share: float = 0.01) -> Tensor:
+    """moments [K, K] with a share of the mean of its diagonal added to the diagonal."""
+    return moments + share * moments.diagonal().mean() * torch.eye(len(moments)).to(moments)
+
+
+def output_error(change: Tensor, moments: Tensor) -> float:
+    """The squared change of all outputs, for a change of the weights [N, K]."""
+    return sum(float(row @ moments @ row) for row in change)
+
+
+def awq_factors(
+    weights: Sequence[Tensor], moments: Tensor, group: int, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Factors [K] by which the columns of matrices with one input are enlarged before rounding.
+
+    The inputs are divided by them. A column whose input is large so gets finer steps. The factor
+    is (root of the input's mean square) ** alpha, over the geometric mean of the largest and the
+    least; alpha is the one of 0, 0.05 .. 0.95 whose outputs are nearest, the first of equals.
+    Source: Lin et al. 2023 (AWQ), section 3.2.
+    """
+    size = moments.diagonal().clamp_min(1e-12 * moments.diagonal().max()).sqrt()
+    best, least = torch.ones_like(size), float("inf")
+    for step in range(20):
+        factors = size ** (step / 20)
+        factors = factors / (factors.max() * factors.min()).sqrt()
+        error = 0.0
+        for weight in weights:
+            enlarged = weight * factors
+            for n in range(len(enlarged)):
+                for first in range(0, enlarged.size(1), group):
+                    part = enlarged[n, first : first + group]
+                    scale = search_scale(part, dtype=dtype)
+                    for place, number in enumerate(part.tolist()):
+                        part[place] = nearest(number, scale) * scale
+            error += output_error(enlarged / factors - weight, moments)
+        if error < least:
+            best, least = factors, error
+    return best

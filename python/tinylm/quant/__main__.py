@@ -1,0 +1,109 @@
+"""`python -m tinylm.quant RUN method=int8|int4|gptq|awq out=FOLDER [key=value ...]`."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinylm import commands
+from tinylm.config import ConfigError
+from tinylm.quant import settings as reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinylm.model import Model
+    from tinylm.tokenizer import Tokenizer
+
+HELP = """usage: python -m tinylm.quant RUN method=METHOD out=FOLDER [key=value ...]
+
+Write the model of RUN with its matrices in 8 or 4 bits to a new folder, which
+python -m tinylm.sample and python -m tinylm.evaluate open. transformers refuses it.
+
+  method=int8   a scale per row, nothing to choose
+  method=int4   a scale per group, chosen for the least error of the weights
+  method=gptq   int4 that corrects itself on calibration text, column by column
+  method=awq    int4 that gives finer steps to columns with large inputs
+
+  group:      int4, gptq, awq: numbers that share a scale, 32 (default), 64 or 128
+  clip:       int4: search clipped scales (default true), or false for the largest magnitude
+  embedding:  embedding and head in int8 (default) or float; norms and biases stay float
+  rows:       gptq, awq: rows of up to 512 tokens to calibrate on (default 64)
+  seed:       gptq, awq: which rows are drawn (default 0)
+  shards:     gptq, awq: the shards to calibrate on (default those that RUN was trained on)
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code."""
+    if commands.wants_help(arguments):
+        print(HELP, end="")
+        return 0
+    words = [word for word in arguments if "=" not in word]
+    given = dict(word.split("=", 1) for word in arguments if "=" in word)
+    if len(words) != 1:
+        raise ConfigError("which run? python -m tinylm.quant RUN method=int4 out=FOLDER")
+    settings = reading.read(given)
+    if not given.get("out"):
+        raise ConfigError("out= is missing: name the folder to write")
+    folder, out = Path(commands.path(words[0])), Path(commands.path(given["out"]))
+    if out.exists():
+        raise ConfigError(f"out={out}: exists already: name a new folder")
+    with commands.finding(folder, "quant"):
+        # These take seconds: a typo above is answered before them.
+        import torch
+
+        from tinylm import checkpoint, threads
+        from tinylm.quant.methods import check, quantise
+
+        model, tokenizer = checkpoint.load(folder)
+    check(model, None if settings.method == "int8" else settings.group)
+    calibration = None
+    if "rows" in reading.USED[settings.method]:
+        calibration = _calibration(folder, given, settings, model, tokenizer)
+    before, began = _size(model), time.perf_counter()
+    with threads.sharing(torch.get_num_threads()):
+        quantise(model, settings, calibration)
+    seconds = time.perf_counter() - began
+    checkpoint.save(out, model, tokenizer)
+    after = _size(model)
+    print(
+        f"{out}: {settings.method} in {seconds:.1f} s, {before:,} bytes of weights to {after:,}, "
+        f"{before / after:.2f} times fewer"
+    )
+    return 0
+
+
+def _calibration(
+    folder: Path,
+    given: dict[str, str],
+    settings: reading.Settings,
+    model: "Model",
+    tokenizer: "Tokenizer | None",
+) -> "Tensor":
+    """Rows of the run's shards, or of those that are named."""
+    from tinylm import data
+    from tinylm.quant import calibration
+
+    home = given.get("shards") or data.recorded(folder)
+    if home is None:
+        raise ConfigError(
+            f"{folder}: which shards it was trained on is not known: name some, shards=FOLDER"
+        )
+    dataset = data.Dataset.open(commands.path(str(home)))
+    if tokenizer is None or tokenizer.sha256 != dataset.tokenizer_sha256:
+        raise ValueError(
+            f"{dataset.folder}: made by another tokenizer than the model's: prepare a text with "
+            f"the tokenizer of {folder}"
+        )
+    length = min(calibration.LENGTH, model.context_length)
+    return calibration.rows(dataset, settings.rows, length, settings.seed)
+
+
+def _size(model: "Model") -> int:
+    """Bytes of all tensors; a tied matrix counts once."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in model.state_dict().values())
+
+
+if __name__ == "__main__":
+    commands.run(main)
