@@ -48,6 +48,7 @@ MAP = (
     Row("checkpoint", "checkpoint"),
     Row("checkpoint", "convert"),
     Row("checkpoint", "lora"),
+    Row("checkpoint", "quant", (), ("quant",)),
     Row("score", "evaluate"),
     Row("sampler", "cache", (), ("decoding", "caches")),
     Row("sampler", "sample", (), ("speculation",)),
