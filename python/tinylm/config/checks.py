@@ -7,6 +7,7 @@ Values from files and arguments have their types already. Values from Python may
 import operator
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import Field, fields
 from functools import cache
 from numbers import Integral, Real
@@ -46,10 +47,31 @@ def check(section: str, config: Any) -> None:
         if value is not given:
             # The class is frozen, but the instance is still under construction.
             object.__setattr__(config, setting.name, value)
-        for item in value if isinstance(value, tuple) else (value,):
+        for item in _numbers(value):
             if limits and isinstance(item, int | float):
                 inside = all(getattr(operator, name)(item, b) for name, b in limits.items())
                 require(inside, key, item, f"must be {in_words(limits)}")
+
+
+class Fixed(dict[Any, Any]):
+    """A mapping of a section: hashable, as frozen sections are, because nobody may change it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError("a setting cannot be changed: make new settings with dataclasses.replace")
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """The single values of a setting, those of a list in a list and of a mapping too."""
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    else:
+        yield value
 
 
 def expectation(setting: Field[Any], kind: Any) -> str:
@@ -96,6 +118,8 @@ def _convert(value: Any, kind: Any) -> Any:
         return value if any(same) else WRONG
     if get_origin(kind) is tuple:
         return _tuple(value, get_args(kind))
+    if get_origin(kind) is dict:
+        return _mapping(value, get_args(kind))
     # True is an int for Python; nobody means it as a number.
     if kind in (int, float) and not isinstance(value, bool):
         return _number(value, kind)
@@ -119,6 +143,16 @@ def _tuple(value: Any, parts: tuple[Any, ...]) -> Any:
     return value if same else items
 
 
+def _mapping(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """Return a mapping with keys and values of these kinds as one that is fixed, or `WRONG`."""
+    if isinstance(value, Fixed):
+        return value
+    if not isinstance(value, dict):
+        return WRONG
+    items = {_convert(key, kinds[0]): _convert(item, kinds[1]) for key, item in value.items()}
+    return WRONG if WRONG in items or WRONG in items.values() else Fixed(items)
+
+
 def _number(value: Any, kind: type) -> Any:
     """Return a number, also one of NumPy, as an int or float; a float setting takes both."""
     if isinstance(value, Integral):
@@ -134,6 +168,10 @@ def _number(value: Any, kind: type) -> Any:
 def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(str(value).lower() for value in get_args(kind))
+    if get_origin(kind) is dict:
+        return "a mapping of ids to numbers, such as {5: -100}"
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is tuple:
+        return "a list of lists, such as [[5],[6,7]]"
     if get_origin(kind) is tuple:
         length = "" if get_args(kind)[-1] is Ellipsis else f" of {len(get_args(kind))}"
         return f"a list{length}, such as [{'0.9,0.95' if get_args(kind)[0] is float else 'a,b'}]"

@@ -14,6 +14,8 @@ from tinylm.config.sections import Run
 
 # The key of a setting, its value, and where it was given: "" on the command line.
 Given = tuple[str, Any, str]
+# Beams take the likeliest tokens by the logits as they are.
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 MUONS = ("matrix_lr", "momentum", "orthogonal", "orthogonal_steps")
 
 
@@ -95,6 +97,22 @@ RULES = (
         "counts evaluations during the run and has no effect with evaluate.every=0: set "
         "evaluate.every",
     ),
+    *(
+        Rule(
+            f"sample.{name}",
+            ("sample.num_beams",),
+            lambda run: run.sample.num_beams > 1,
+            "is for drawing and has no effect with sample.num_beams={num_beams}, which looks for "
+            "the likeliest text: leave it out, or set sample.num_beams=1",
+        )
+        for name in DRAWING
+    ),
+    Rule(
+        "sample.length_penalty",
+        ("sample.num_beams",),
+        lambda run: run.sample.num_beams == 1,
+        "compares beams and has no effect with sample.num_beams=1: set sample.num_beams",
+    ),
     Rule(
         "sample.draft_tokens",
         ("sample.draft",),
@@ -122,6 +140,7 @@ def refuse(run: Run, given: Sequence[Given], offs: Callable[[str], Any]) -> None
         "name": run.optim.name,
         "schedule": run.optim.schedule,
         "rank": run.lora.rank,
+        "num_beams": run.sample.num_beams,
     }
     for rule in RULES:
         section, _, name = rule.key.partition(".")

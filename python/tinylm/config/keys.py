@@ -69,6 +69,16 @@ def takes_list(key: str) -> bool:
     return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
 
 
+def takes_lists(key: str) -> bool:
+    """Return whether a setting is a list of lists."""
+    return takes_list(key) and get_origin(get_args(type_of(key))[0]) is tuple
+
+
+def takes_mapping(key: str) -> bool:
+    """Return whether a setting is a mapping."""
+    return any(get_origin(part) is dict for part in get_args(type_of(key)))
+
+
 def type_of(key: str) -> Any:
     """Return the type of a setting, with its annotation resolved."""
     section, _, name = key.rpartition(".")

@@ -4,7 +4,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -247,9 +247,16 @@ def _off(key: str) -> Any:
     return settings()[key].metadata.get("off")
 
 
-def _build(assignments: Iterable[Assignment]) -> Run:
+def _build(assignments: Sequence[Assignment]) -> Run:
     """Return the defaults with the assignments applied; the dataclasses check their limits."""
-    run: Run = OmegaConf.to_object(OmegaConf.merge(_defaults(), *map(_nested, assignments)))  # type: ignore[assignment]
+    # OmegaConf would merge two mappings of one key.
+    last = {key: place for place, (key, *_) in enumerate(assignments)}
+    used = [
+        given
+        for place, given in enumerate(assignments)
+        if not isinstance(given[1], dict) or last[given[0]] == place
+    ]
+    run: Run = OmegaConf.to_object(OmegaConf.merge(_defaults(), *map(_nested, used)))  # type: ignore[assignment]
     return run
 
 

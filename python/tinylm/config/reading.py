@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_args
 
 import yaml
 
-from tinylm.config.keys import type_of
+from tinylm.config.keys import takes_lists, takes_mapping, type_of
 
 NULL = ("null", "Null", "NULL", "~", "")
 BOOLS = {
@@ -70,14 +70,19 @@ def read(text: str) -> Any:
 def typed(key: str, value: Any) -> Any:
     """Return the value of a setting in the form that OmegaConf needs for this key.
 
-    Raises `ValueError` for values that no setting takes: a mapping, a list of lists, 2 as a bool.
+    Raises `ValueError` for values that the setting does not take: a mapping or a list of lists for
+    most, 2 as a bool.
     """
     kind = type_of(key)
     if isinstance(value, list):
         numbers = any(int in get_args(part) for part in get_args(kind))
+        if takes_lists(key):
+            return [[_element(item, numbers) for item in _list(part)] for part in value]
         return [_element(item, numbers) for item in value]
     if isinstance(value, dict):
-        raise ValueError("a mapping")
+        if not takes_mapping(key):
+            raise ValueError("a mapping")
+        return {_whole(name): _element(item, False) for name, item in value.items()}
     if not isinstance(value, Plain):
         return value
     if value in NULL:
@@ -87,6 +92,19 @@ def typed(key: str, value: Any) -> Any:
         raise ValueError("no bool")
     takes_bool = kind is bool or any(isinstance(part, bool) for part in get_args(kind))
     return BOOLS.get(value.lower(), str(value)) if takes_bool else str(value)
+
+
+def _list(item: Any) -> list[Any]:
+    if not isinstance(item, list):
+        raise ValueError("no list of lists")
+    return item
+
+
+def _whole(word: Any) -> int:
+    """The number of a mapping's key, which JSON writes in quotes."""
+    if not _WHOLE.fullmatch(str(word)):
+        raise ValueError("no whole number")
+    return int(word)
 
 
 def _element(item: Any, numbers: bool) -> Any:

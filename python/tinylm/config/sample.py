@@ -1,11 +1,29 @@
-"""The settings of the sampler: what of the model's logits may be drawn, and what ends a text."""
+"""The settings of the sampler: what of the model's logits may be drawn, and what ends a text.
+
+Names are those of vLLM and OpenAI's API, and for beams and typical_p those of transformers.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from tinylm.config.checks import check
 from tinylm.config.fields import expand_home, setting
-from tinylm.config.limits import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, SEED, require
+from tinylm.config.limits import (
+    COUNT,
+    COUNT_OR_ZERO,
+    FINITE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    require,
+    show,
+)
+
+# The settings that describe a whole continuation; one of them at most can be given.
+STRUCTURES = ("json_schema", "regex", "choice", "grammar")
+# The settings that forbid or favour tokens by their ids or texts.
+RESTRICTIONS = ("logit_bias", "allowed_token_ids", "bad_words", "bad_words_ids", *STRUCTURES)
+SHARE = {"gt": 0, "le": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +32,12 @@ class SampleConfig:
 
     samples: int = setting(1, "Number of continuations per prompt.", COUNT)
     max_tokens: int = setting(256, "Largest number of tokens per continuation.", COUNT)
+    min_tokens: int = setting(
+        0,
+        "Number of tokens before which nothing ends a continuation: no end-of-text token, and no "
+        "stop.",
+        COUNT_OR_ZERO,
+    )
     temperature: float = setting(
         0.8, "Divisor of the logits; 0 always takes the likeliest token.", NOT_NEGATIVE
     )
@@ -21,12 +45,18 @@ class SampleConfig:
     top_p: float | None = setting(
         None,
         "Keep the fewest likeliest tokens whose probabilities add up to this.",
-        {"gt": 0, "le": 1},
+        SHARE,
     )
     min_p: float | None = setting(
         None,
         "Drop tokens whose probability is below this fraction of the largest one.",
-        {"gt": 0, "le": 1},
+        SHARE,
+    )
+    typical_p: float | None = setting(
+        None,
+        "Keep the fewest tokens whose probabilities add up to this, those first whose information "
+        "is closest to the entropy of the distribution.",
+        SHARE,
     )
     repetition_penalty: float = setting(
         1.0,
@@ -43,11 +73,70 @@ class SampleConfig:
     presence_penalty: float = setting(
         0.0, "Number subtracted once from the logit of each token that was drawn.", FINITE, off=0.0
     )
+    logit_bias: dict[int, float] | None = setting(
+        None,
+        "Number added to the logit of a token, by its id: -100 all but forbids it, 100 all but "
+        "forces it.",
+        FINITE,
+    )
+    allowed_token_ids: tuple[int, ...] = setting(
+        (),
+        "Ids of the only tokens that may be drawn; the end of the text must be among them for a "
+        "continuation to end before max_tokens. Empty allows all.",
+        COUNT_OR_ZERO,
+    )
+    bad_words: tuple[str, ...] = setting(
+        (), "Texts that a continuation must not contain, however tokens spell them."
+    )
+    bad_words_ids: tuple[tuple[int, ...], ...] = setting(
+        (),
+        "Sequences of token ids that a continuation must not contain, such as [[5],[6,7]].",
+        COUNT_OR_ZERO,
+    )
     stop: tuple[int | str, ...] = setting((), "Token ids or texts that end a continuation.")
+    json_schema: str | None = setting(
+        None,
+        "JSON schema that a continuation must meet: the schema itself or the path of a file. "
+        "Needs the extra grammar.",
+    )
+    regex: str | None = setting(
+        None,
+        "Regular expression that a continuation must match as a whole. Needs the extra grammar.",
+    )
+    choice: tuple[str, ...] = setting(
+        (), "Texts one of which a continuation must be. Needs the extra grammar."
+    )
+    grammar: str | None = setting(
+        None,
+        "Grammar in the syntax of Lark that a continuation must follow: the grammar itself or the "
+        "path of a file. Needs the extra grammar.",
+    )
+    num_beams: int = setting(
+        1,
+        "Number of beams of a beam search for the likeliest continuations; 1 draws instead. The "
+        "best `samples` of them are returned.",
+        COUNT,
+    )
+    length_penalty: float = setting(
+        1.0,
+        "Power of its length that a beam's log-probability is divided by: above 0, longer "
+        "continuations score higher.",
+        FINITE,
+    )
+    logprobs: int | None = setting(
+        None,
+        "Report the log-probability of each token, and this many of the likeliest ones beside it. "
+        "They are the model's own, before any of these settings.",
+        COUNT_OR_ZERO,
+    )
+    prompt_logprobs: int | None = setting(
+        None, "Report the same of the tokens of the prompt.", COUNT_OR_ZERO
+    )
     heal: bool = setting(
         True,
         "Allow a longer token to replace the last tokens of a text prompt, in case the prompt "
-        "ends in the middle of a word.",
+        "ends in the middle of a word. Not done where tokens are restricted (logit_bias, "
+        "allowed_token_ids, bad_words, json_schema and their like).",
     )
     bos: Literal["auto", True, False] = setting(
         "auto",
@@ -75,6 +164,29 @@ class SampleConfig:
             count = colon and layers.isdecimal() and int(layers) > 0
             require(bool(count), "sample.draft", self.draft, "expected skip:N, N at least 1")
 
+        require(
+            self.min_tokens <= self.max_tokens,
+            "sample.min_tokens",
+            self.min_tokens,
+            f"must be at most sample.max_tokens={self.max_tokens}",
+        )
+        given = [name for name in STRUCTURES if getattr(self, name) not in (None, ())]
+        if len(given) > 1:
+            value = show(getattr(self, given[1]))
+            raise ValueError(
+                f"sample.{given[1]}={value}: sample.{given[0]} is given too; a continuation has "
+                "one structure: leave one of them out"
+            )
+        for name in ("bad_words", "choice"):
+            require(all(getattr(self, name)), f"sample.{name}", "''", "a text must not be empty")
+        require(all(self.bad_words_ids), "sample.bad_words_ids", "[]", "needs an id at least")
+        require(
+            self.num_beams == 1 or self.samples <= self.num_beams,
+            "sample.samples",
+            self.samples,
+            f"must be at most sample.num_beams={self.num_beams}",
+        )
+
     @property
     def draft_layers(self) -> int | None:
         """The N of draft=skip:N; None for any other draft."""
@@ -88,3 +200,23 @@ class SampleConfig:
         adds.
         """
         return replace(self, bos=True) if self.bos == "auto" else self
+
+    @property
+    def restricted(self) -> bool:
+        """Whether some tokens are forbidden or favoured by their ids or texts."""
+        return bool(self.restrictions)
+
+    @property
+    def restrictions(self) -> list[str]:
+        """The names of the settings that are given to forbid or favour tokens."""
+        return [name for name in RESTRICTIONS if getattr(self, name)]
+
+    @property
+    def structured(self) -> bool:
+        """Whether a continuation has a structure: a schema, an expression, choices, a grammar."""
+        return self.structure is not None
+
+    @property
+    def structure(self) -> str | None:
+        """The name of the setting that describes the structure of a continuation, if one does."""
+        return next((name for name in STRUCTURES if getattr(self, name)), None)

@@ -1,6 +1,9 @@
-"""Logits to the next token of each text: penalties, filters, and the draw."""
+"""Logits to the next token of each text: restrictions, penalties, filters, and the draw."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,118 +11,291 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinylm.config import SampleConfig
-from tinylm.sample.logits import STREAM, draw, greedy, process, uniforms
+from tinylm.sample.counting import Counts, counts_tokens
+from tinylm.sample.grammar import Matcher, Structures
+from tinylm.sample.logits import STREAM, RowError, check_largest, draw, greedy, process, uniforms
+from tinylm.sample.logprobs import TokenLogprobs, of_tokens
+from tinylm.sample.restrictions import Rules
+
+if TYPE_CHECKING:
+    from tinylm.tokenizer import Tokenizer
 
 # Random numbers made at once per text: one costs as much to make as a hundred.
 BLOCK = 64
-
+# The settings of `process`: rows in which they are equal are processed together.
+CHAIN = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+)
 # Processed logits [R, V] to an id per text [R].
 Choose = Callable[[Tensor], Tensor]
 
 
+@dataclass
+class Row:
+    """One text: its settings, its tokens, and what follows from both.
+
+    `ends` are the ids that end it, `rules` and `matcher` what may come next, `numbers` by stream
+    the index of a block of random numbers and the block.
+    """
+
+    config: SampleConfig
+    place: tuple[int, int]
+    prompt: list[int]
+    drawn: list[int]
+    ends: frozenset[int]
+    rules: Rules | None
+    matcher: Matcher | None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    numbers: dict[int, tuple[int, NDArray[np.float64]]] = field(default_factory=dict)
+
+    def copy(self) -> "Row":
+        """A row that grows by itself from here on."""
+        return replace(
+            self,
+            drawn=[*self.drawn],
+            logprobs=[*self.logprobs],
+            matcher=self.matcher and self.matcher.copy(),
+            numbers=dict(self.numbers),
+        )
+
+    def number(self, stream: int) -> float:
+        """The random number of the position, of one stream."""
+        block, place = divmod(len(self.drawn), BLOCK)
+        if self.numbers.get(stream, (-1,))[0] != block:
+            first, seed = block * BLOCK, self.config.seed
+            numbers = uniforms(seed, *self.place, first, BLOCK, stream=stream)
+            self.numbers[stream] = block, numbers
+        return float(self.numbers[stream][1][place])
+
+    def restrict(self, logits: Tensor) -> None:
+        """Change the logits [V] of this text in place by what is forbidden and favoured next."""
+        if self.rules is not None:
+            if self.rules.bias is not None:
+                logits += self.rules.bias
+            logits[[*self.rules.forbidden([*self.prompt, *self.drawn])]] = -math.inf
+        if self.matcher is not None:
+            logits.masked_fill_(~self.matcher.allowed().to(logits.device), -math.inf)
+        if len(self.drawn) < self.config.min_tokens:
+            logits[[*self.ends]] = -math.inf
+
+    def problem(self) -> str:
+        """Why no token is left, for an error."""
+        names = [*self.config.restrictions, *(["min_tokens"] if self.config.min_tokens else [])]
+        given = ", ".join(f"sample.{name}" for name in names)
+        return f"no token may follow after {len(self.drawn)} tokens by {given}: allow more"
+
+
 class Drawer:
-    """Draws one token per text and step; where there are penalties, counts what each text has.
+    """Draws one token per text and step, by the settings of each text.
 
     `places` names each text: (number of its prompt, number of its sample). What a text draws is
-    a function of its logits, the seed, its place and its position, the number of tokens drawn
-    before: not of its company.
+    a function of its logits, its settings, its place and its position, the number of tokens drawn
+    before: not of its company. `configs` is one config for all texts, or one for each. `ends` are
+    the ids that end a text, and `tokenizer` is for settings that name texts.
     """
 
     def __init__(
         self,
-        config: SampleConfig,
+        configs: SampleConfig | Sequence[SampleConfig],
         texts: Sequence[Sequence[int]],
         places: Sequence[tuple[int, int]],
         *,
         vocab_size: int,
         device: torch.device,
+        ends: Iterable[int] = (),
+        tokenizer: "Tokenizer | None" = None,
     ) -> None:
-        self.config, self.places = config, [*places]
-        self.prompts = [[*text] for text in texts]
-        self.drawn: list[list[int]] = [[] for _ in self.places]
-        # By stream, and text by text: the number of a block of random numbers, and the block.
-        self._numbers: dict[int, list[tuple[int, NDArray[np.float64]]]] = {}
-        penalties = (config.frequency_penalty, config.presence_penalty)
-        self._counting = config.repetition_penalty != 1 or any(penalties)
-        shape = (len(self.places), vocab_size)
-        # Tokens of prompt and continuation; how often the continuation has each.
-        self.seen = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.counts = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._count(range(len(self.places)))
+        self.vocab_size, self.device, self.tokenizer = vocab_size, device, tokenizer
+        self.rows: list[Row] = []
+        self._rules: dict[SampleConfig, Rules] = {}
+        self._structures = Structures(tokenizer, vocab_size)
+        self._groups: list[tuple[SampleConfig, Tensor]] = []
+        self._counts = Counts(vocab_size, device)
+        if isinstance(configs, SampleConfig):
+            configs = [configs] * len(texts)
+        last = frozenset(ends)
+        for config, text, place in zip(configs, texts, places, strict=True):
+            self.rows.append(self._row(config, text, place, (), last))
+        self._regroup()
+
+    def add(
+        self,
+        config: SampleConfig,
+        text: Sequence[int],
+        place: tuple[int, int],
+        drawn: Sequence[int] = (),
+        ends: frozenset[int] = frozenset(),
+    ) -> None:
+        """Append a text with settings of its own, which may have `drawn` tokens before."""
+        self.rows.append(self._row(config, text, place, drawn, ends))
+        self._regroup()
+
+    @property
+    def config(self) -> SampleConfig:
+        """The settings of the first text."""
+        return self.rows[0].config
+
+    @property
+    def drawn(self) -> list[list[int]]:
+        """The tokens that each text has drawn."""
+        return [row.drawn for row in self.rows]
+
+    @property
+    def logprobs(self) -> list[list[TokenLogprobs]]:
+        """What each text has drawn, with log-probabilities; empty where they are not asked for."""
+        return [row.logprobs for row in self.rows]
 
     def draw(self, logits: Tensor, choose: Choose | None = None) -> list[int]:
-        """logits [R, V] float64 to the next id of each text.
+        """logits [R, V] to the next id of each text.
 
-        They are penalised and filtered first; `choose` takes the ids in another way then.
+        They are processed first; `choose` takes the ids in another way then. Raises `RowError`,
+        before anything changes, where no token of a text can be drawn.
         """
-        logits = process(logits, self.seen, self.counts, self.config)
-        if choose is not None:
-            ids = choose(logits)
-        elif self.config.temperature == 0:
-            ids = greedy(logits)
+        if choose is None and self._greedy:
+            # The plainest case needs one pass, which also tells whether the logits are finite.
+            largest, ids = logits.max(-1)
+            check_largest(largest, self.rows[0].config)
         else:
-            ids = draw(logits, self.numbers())
-        if self._counting:
-            self.seen.scatter_(1, ids[:, None], True)
-            self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
+            ids = (choose or self.choose)(self.processed(logits))
         # One transfer from the device for all rows, not one per row.
         found: list[int] = ids.tolist()
-        for drawn, token in zip(self.drawn, found, strict=True):
-            drawn.append(token)
+        self._counts.add(ids)
+        self._append(found, logits)
         return found
+
+    def processed(self, logits: Tensor) -> Tensor:
+        """logits [R, V] to the logits that the next token of each text is drawn from.
+
+        Nothing changes. Raises `RowError` where no token of a text can be drawn.
+        """
+        restricted = [i for i, row in enumerate(self.rows) if self._restricts(row)]
+        if restricted:
+            logits = logits.clone()
+        for i in restricted:
+            self.rows[i].restrict(logits[i])
+            if logits[i].amax() == -math.inf:
+                raise RowError(i, self.rows[i].problem())
+        if len(self._groups) == 1:
+            return process(logits, self._counts.seen, self._counts.counts, self._groups[0][0])
+        found = torch.empty_like(logits)
+        for config, index in self._groups:
+            try:
+                found[index] = process(logits[index], *self._counts.of(index), config)
+            except RowError as error:
+                row = int(index[error.row])
+                raise RowError(row, str(error).replace(f"row {error.row}", f"row {row}")) from None
+        return found
+
+    def choose(self, processed: Tensor, stream: int = STREAM) -> Tensor:
+        """Processed logits [R, V] to an id per text [R]: the likeliest, or one drawn."""
+        cold = [row.config.temperature == 0 for row in self.rows]
+        if all(cold):
+            return greedy(processed)
+        if not any(cold):
+            return draw(processed, self.numbers(stream))
+        here = torch.tensor(cold, device=processed.device)
+        ids = torch.empty(len(cold), dtype=torch.int64, device=processed.device)
+        ids[here] = greedy(processed[here])
+        ids[~here] = draw(processed[~here], self.numbers(stream)[~here])
+        return ids
 
     def numbers(self, stream: int = STREAM) -> Tensor:
         """The random number [R] float64 of each text's position, of one stream."""
-        held = self._numbers.setdefault(stream, [(-1, np.empty(0))] * len(self.places))
-        found = []
-        for row, (prompt, sample) in enumerate(self.places):
-            block, place = divmod(len(self.drawn[row]), BLOCK)
-            if held[row][0] != block:
-                first, seed = block * BLOCK, self.config.seed
-                numbers = uniforms(seed, prompt, sample, first, BLOCK, stream=stream)
-                held[row] = (block, numbers)
-            found.append(float(held[row][1][place]))
-        return torch.tensor(found, dtype=torch.float64, device=self.seen.device)
+        numbers = [row.number(stream) for row in self.rows]
+        return torch.tensor(numbers, dtype=torch.float64, device=self.device)
 
-    def push(self, tokens: Sequence[int]) -> None:
-        """Count one token per text as drawn, which was chosen elsewhere; its number is unused."""
-        for drawn, token in zip(self.drawn, tokens, strict=True):
-            drawn.append(token)
-        self._count(range(len(self.drawn)))
+    def push(self, tokens: Sequence[int], logits: Tensor | None = None) -> None:
+        """Count one token per text as drawn, which was chosen elsewhere; its number is unused.
+
+        Its log-probability is taken from the `logits` [R, V] before it, where they are given.
+        """
+        self._append(tokens, logits)
+        self._count(range(len(self.rows)))
 
     def truncate(self, positions: Sequence[int]) -> None:
         """Take draws back: text b goes on at positions[b], with the number that belongs there.
 
         Raises `ValueError` for a position that a text has not reached.
         """
-        reached = [len(drawn) for drawn in self.drawn]
+        reached = [len(row.drawn) for row in self.rows]
         if len(positions) != len(reached) or any(
             not 0 <= position <= most for position, most in zip(positions, reached, strict=True)
         ):
             raise ValueError(f"positions={[*positions]}: the texts have drawn {reached} tokens")
-        self.drawn = [
-            drawn[:position] for drawn, position in zip(self.drawn, positions, strict=True)
-        ]
+        for row, position in zip(self.rows, positions, strict=True):
+            if row.matcher is not None:
+                row.matcher.take_back(len(row.drawn) - position)
+            del row.drawn[position:]
+            del row.logprobs[position:]
         # Counted anew, not subtracted: a token that is taken back may also be in the prompt.
-        self._count(row for row, most in enumerate(reached) if positions[row] < most)
+        self._count(i for i, most in enumerate(reached) if positions[i] < most)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these texts alone, in this order."""
-        index = torch.tensor(rows, device=self.seen.device)
-        self.seen, self.counts = self.seen[index], self.counts[index]
-        self.places = [self.places[row] for row in rows]
-        self.prompts = [self.prompts[row] for row in rows]
-        # Copies: a row may come several times, and each then grows by itself.
-        self.drawn = [[*self.drawn[row]] for row in rows]
-        self._numbers = {
-            stream: [held[row] for row in rows] for stream, held in self._numbers.items()
-        }
+        """Go on with these texts alone, in this order; one may come several times."""
+        # Copies only where a row comes again: each then grows by itself.
+        seen: set[int] = set()
+        kept = []
+        for i in rows:
+            kept.append(self.rows[i].copy() if i in seen else self.rows[i])
+            seen.add(i)
+        self.rows = kept
+        self._counts.keep(rows)
+        self._regroup()
+
+    def _row(
+        self,
+        config: SampleConfig,
+        text: Sequence[int],
+        place: tuple[int, int],
+        drawn: Sequence[int],
+        ends: frozenset[int],
+    ) -> Row:
+        rules = None
+        if config.restricted:
+            if config not in self._rules:
+                self._rules[config] = Rules(config, self.vocab_size, self.tokenizer, self.device)
+            rules = self._rules[config]
+        matcher = self._structures.matcher(config) if config.structured else None
+        if matcher is not None:
+            for id in drawn:
+                matcher.push(id)
+        return Row(config, place, [*text], [*drawn], ends, rules, matcher)
+
+    def _restricts(self, row: Row) -> bool:
+        early = len(row.drawn) < row.config.min_tokens and bool(row.ends)
+        return row.rules is not None or row.matcher is not None or early
+
+    def _append(self, tokens: Sequence[int], logits: Tensor | None) -> None:
+        """Add a token to each text."""
+        for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
+            row.drawn.append(token)
+            if row.matcher is not None:
+                row.matcher.push(token)
+            if row.config.logprobs is not None and logits is not None:
+                row.logprobs += of_tokens(logits[i : i + 1], [token], row.config.logprobs)
+
+    def _regroup(self) -> None:
+        """Find the rows of equal settings, and whether all take their likeliest token."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for i, row in enumerate(self.rows):
+            groups.setdefault(tuple(getattr(row.config, name) for name in CHAIN), []).append(i)
+        self._groups = [
+            (self.rows[group[0]].config, torch.tensor(group, device=self.device))
+            for group in groups.values()
+        ]
+        self._greedy = bool(self.rows) and all(
+            row.config.temperature == 0
+            and not counts_tokens(row.config)
+            and not row.config.restricted
+            and row.config.min_tokens == 0
+            for row in self.rows
+        )
+        if any(counts_tokens(row.config) for row in self.rows):
+            missing = self._counts.want(len(self.rows))
+            self._count(missing)
 
     def _count(self, rows: Iterable[int]) -> None:
         """Count the tokens of some texts anew."""
-        for row in rows if self._counting else ():
-            drawn = torch.tensor(self.drawn[row], dtype=torch.int64, device=self.seen.device)
-            prompt = torch.tensor(self.prompts[row], device=self.seen.device)
-            self.counts[row] = torch.bincount(drawn, minlength=self.counts.size(1)).double()
-            self.seen[row] = self.counts[row] > 0
-            self.seen[row, prompt] = True
+        for i in rows:
+            self._counts.set(i, self.rows[i].prompt, self.rows[i].drawn)

@@ -1,42 +1,59 @@
 """Logits to the next token: the steps of sampling, each a pure function.
 
-Logits are [R, V] float64, one row per text; a token that cannot be drawn has -inf. The order is
-that of transformers: penalties, temperature, top_k, top_p, min_p. (llama.cpp divides by the
-temperature last, so that its filters see the unscaled probabilities.)
+Logits are [R, V] floats, one row per text; a token that cannot be drawn has -inf. The order is that
+of transformers: penalties, temperature, top_k, top_p, min_p, typical_p. (llama.cpp divides by the
+temperature last, so that its filters see the unscaled probabilities.) The slow definitions are in
+`tinylm.reference.choice`.
+
+Everything stays in the dtype of the logits, float32 as a rule, because a pass over [32, 32000]
+numbers in float64 costs up to ten times as much. Sums of probabilities are taken in float64.
 """
 
 import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tinylm.config import SampleConfig
+from tinylm.sample.nucleus import keep_largest, nucleus
 
 # The second word of the generator's key: no other part of TinyLM draws from this stream.
 STREAM = int.from_bytes(b"sample")
 # Those of speculation: what a draft draws, and which of its tokens are kept.
 DRAFT, KEEP = int.from_bytes(b"draft"), int.from_bytes(b"keep")
+# The weights of this many tokens are added up before the one among them is looked for.
+TOKENS = 128
+PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
-def process(logits: Tensor, seen: Tensor, counts: Tensor, config: SampleConfig) -> Tensor:
+class RowError(ValueError):
+    """No token of a row can be drawn; `row` is its index. The other rows are not at fault."""
+
+    def __init__(self, row: int, problem: str) -> None:
+        super().__init__(problem)
+        self.row = row
+
+
+def process(
+    logits: Tensor, seen: Tensor | None, counts: Tensor | None, config: SampleConfig
+) -> Tensor:
     """Raw logits [R, V] to the logits that a token is drawn from; a step at its default is skipped.
 
     `seen` [R, V] bool marks the tokens of prompt and continuation, `counts` [R, V] tells how
-    often the continuation has each. `ValueError` if the largest logit of a row is not finite.
+    often the continuation has each; without penalties both may be None. Raises `RowError` if the
+    largest logit of a row is not finite.
     """
-    if config.repetition_penalty != 1:
-        logits = repetition_penalty(logits, seen, config.repetition_penalty)
-    if config.frequency_penalty:
-        logits = frequency_penalty(logits, counts, config.frequency_penalty)
-    if config.presence_penalty:
-        logits = presence_penalty(logits, counts, config.presence_penalty)
+    if seen is not None and counts is not None:
+        if config.repetition_penalty != 1:
+            logits = repetition_penalty(logits, seen, config.repetition_penalty)
+        if config.frequency_penalty:
+            logits = frequency_penalty(logits, counts, config.frequency_penalty)
+        if config.presence_penalty:
+            logits = presence_penalty(logits, counts, config.presence_penalty)
     # NaN is a largest value too; single logits of -inf are ids that cannot be drawn.
-    largest = logits.amax(-1)
-    if not largest.isfinite().all():
-        raise ValueError(_problem(largest, config))
+    check_largest(logits.amax(-1), config)
     if config.temperature == 0:
         return logits
     logits = temperature(logits, config.temperature)
@@ -46,17 +63,22 @@ def process(logits: Tensor, seen: Tensor, counts: Tensor, config: SampleConfig) 
         logits = top_p(logits, config.top_p)
     if config.min_p is not None:
         logits = min_p(logits, config.min_p)
+    if config.typical_p is not None:
+        logits = typical_p(logits, config.typical_p)
     return logits
 
 
-def _problem(largest: Tensor, config: SampleConfig) -> str:
-    """Which row has no logit to draw by, and the settings that may have caused it."""
-    row = int((~largest.isfinite()).nonzero()[0])
-    names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-    values = [f"{name}={getattr(config, name)}" for name in names]
-    return (
-        f"the largest logit of row {row} is {float(largest[row])}: the model's logits are not "
-        f"finite, or {', '.join(values)} pass the range of {largest.dtype}: choose smaller ones"
+def check_largest(largest: Tensor, config: SampleConfig) -> None:
+    """Raise `RowError` for the first row whose largest logit, of [R], is not finite."""
+    values = largest.tolist()
+    row = next((row for row, value in enumerate(values) if not math.isfinite(value)), None)
+    if row is None:
+        return
+    settings = ", ".join(f"{name}={getattr(config, name)}" for name in PENALTIES)
+    raise RowError(
+        row,
+        f"the largest logit of row {row} is {values[row]}: the model's logits are not finite, or "
+        f"{settings} pass the range of {largest.dtype}: choose smaller ones",
     )
 
 
@@ -73,7 +95,7 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 def frequency_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
     """logit - penalty * count, the count over the continuation alone. Source: OpenAI's API."""
-    return logits - penalty * counts
+    return logits - (penalty * counts).to(logits.dtype)
 
 
 def presence_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
@@ -83,7 +105,9 @@ def presence_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
 
 def temperature(logits: Tensor, value: float) -> Tensor:
     """(logit - largest) / value: the same probabilities as logit / value, but no overflow."""
-    return (logits - logits.amax(-1, keepdim=True)) / value
+    # A divisor that the dtype rounds to 0 would make the largest logit 0 / 0.
+    value = max(value, torch.finfo(logits.dtype).tiny)
+    return (logits - logits.amax(-1, keepdim=True)).div_(value)
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -91,11 +115,14 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
     Source: Fan et al. 2018, section 5.4.
     """
-    # Equal logits are told apart by id: topk alone may keep any of them.
-    smallest = logits.topk(min(k, logits.size(-1))).values[:, -1:]
-    above, equal = logits > smallest, logits == smallest
-    room = k - above.sum(-1, keepdim=True)
-    return logits.masked_fill(~(above | (equal & (equal.cumsum(-1) <= room))), -math.inf)
+    if k >= logits.size(-1):
+        return logits
+    largest = logits.topk(k + 1).values
+    smallest = largest[:, -2:-1]
+    surplus = torch.zeros_like(smallest, dtype=torch.int64)
+    if (largest[:, -1:] == smallest).any():
+        surplus = (logits >= smallest).sum(-1, keepdim=True) - k
+    return keep_largest(logits, smallest, surplus)
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
@@ -105,12 +132,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     equal logits the smaller ids come first. Source: Holtzman et al. 2020, section 3.1.
     """
     # The sum of a row may round to 1 before its end; p=1 keeps every token all the same.
-    if p >= 1:
-        return logits
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    reached = ordered.softmax(-1).cumsum(-1)
-    late = F.pad(reached[:, :-1], (1, 0)) >= p
-    return logits.masked_fill(torch.empty_like(late).scatter(-1, ids, late), -math.inf)
+    return logits if p >= 1 else keep_largest(logits, *nucleus(logits, p))
 
 
 def min_p(logits: Tensor, share: float) -> Tensor:
@@ -122,6 +144,26 @@ def min_p(logits: Tensor, share: float) -> Tensor:
     return logits.masked_fill(logits < floor, -math.inf)
 
 
+def typical_p(logits: Tensor, p: float) -> Tensor:
+    """The fewest tokens whose probabilities reach p, the most typical ones first, others -inf.
+
+    A token is the more typical the closer its information, -log of its probability, is to the
+    entropy. Of equally typical tokens the smaller ids come first. Source: Meister et al. 2022,
+    section 3.2.
+    """
+    if p >= 1:
+        return logits
+    # In float64, because the order is that of small differences.
+    logs = logits.double().log_softmax(-1)
+    shares = logs.exp()
+    entropy = -torch.where(shares > 0, shares * logs, 0).sum(-1, keepdim=True)
+    order = (entropy + logs).abs().sort(dim=-1, stable=True).indices
+    reached = shares.gather(-1, order).cumsum(-1)
+    late = torch.zeros_like(logits, dtype=torch.bool)
+    late[:, 1:] = reached[:, :-1] >= p
+    return logits.masked_fill(torch.empty_like(late).scatter(-1, order, late), -math.inf)
+
+
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """One id per row [R]: the first whose cumulative probability exceeds the row's number.
 
@@ -129,10 +171,27 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     function, in the order of the ids.
     """
     # Not normalised: scaling the number by the sum saves a division of the whole row.
-    cumulative = (logits - logits.amax(-1, keepdim=True)).exp().cumsum(-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    # `right` never stops at a token of probability 0, not even for the number 0.
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+    size = weights.size(-1)
+    whole = size // TOKENS * TOKENS
+    # Sums over stretches of tokens, then one stretch alone: a cumulative sum of [32, 32000] numbers
+    # in float64 takes 20 times as long. A stretch sums up to 128 numbers, so its error in float32
+    # is that of the numbers themselves.
+    sums = weights[:, :whole].view(len(weights), -1, TOKENS).sum(-1)
+    if whole < size:
+        sums = torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), 1)
+    reached = sums.double().cumsum(-1)
+    target = uniforms[:, None] * reached[:, -1:]
+    # `right` never stops at a weight of 0, not even for the number 0.
+    stretch = torch.searchsorted(reached, target, right=True)
+    before = torch.where(stretch > 0, reached.gather(1, (stretch - 1).clamp(min=0)), 0)
+    ids = stretch * TOKENS + torch.arange(TOKENS, device=logits.device)
+    inside = weights.gather(1, ids.clamp(max=size - 1)).double()
+    reached = torch.where(ids < size, inside, 0).cumsum(-1)
+    # The sum of the stretch was rounded: a target just below it may pass all of its numbers.
+    last = torch.searchsorted(reached, reached[:, -1:].contiguous())
+    place = torch.searchsorted(reached, target - before, right=True).minimum(last)
+    return (stretch * TOKENS + place).squeeze(-1)
 
 
 def greedy(logits: Tensor) -> Tensor:
