@@ -22,6 +22,15 @@ GIVEN = [
     (["optim.schedule=constant", "optim.min_lr=0.1"], "has no effect with optim.schedule=constant"),
     (["evaluate.every=0", "evaluate.patience=3"], "has no effect with evaluate.every=0"),
     (["sample.draft_tokens=3"], "sample.draft_tokens=3: has no effect without a draft"),
+    *(
+        ([f"sample.{given}", "sample.num_beams=4"], "with sample.num_beams=4, which looks for")
+        for given in (
+            *("temperature=1", "top_k=5", "top_p=0.5", "min_p=0.5", "typical_p=0.5", "seed=1"),
+            *("draft=lookup", "draft_tokens=3"),
+        )
+    ),
+    (["sample.length_penalty=2"], "sample.length_penalty=2: compares beams and has no effect with"),
+    (["sample.heal=true", "sample.regex=a"], "where tokens are restricted by sample.regex: leave"),
     (["profile.start=3"], "profile.start=3: has no effect with profile.steps=0: set profile.steps"),
 ]
 

@@ -1,7 +1,9 @@
-"""The steps of sampling against plain definitions."""
+"""The steps of sampling together, their edges, and the random numbers.
+
+Each step by itself is a rung of the ladder (`tests/rungs/choice.py`).
+"""
 
 import dataclasses
-import itertools
 import math
 
 import numpy as np
@@ -35,58 +37,11 @@ def likeliest_first(row):
     return sorted(range(len(row)), key=lambda i: (-row[i], i))
 
 
-@given(row=ROW, seen=st.sets(st.integers(0, 11)), penalty=st.floats(0.1, 10))
-def test_repetition_penalty_divides_positive_and_multiplies_negative_logits(row, seen, penalty):
-    marks = torch.tensor([[i in seen for i in range(len(row))]])
-    wanted = [
-        (x / penalty if x > 0 else x * penalty) if i in seen else x for i, x in enumerate(row)
-    ]
-    got = logits.repetition_penalty(tensor(row), marks, penalty)
-    assert got[0].tolist() == pytest.approx(wanted)
-    if penalty > 1:
-        assert (got <= tensor(row)).all()
-
-
-@given(row=ROW, data=st.data(), penalty=st.floats(-2, 2))
-def test_frequency_counts_every_time_and_presence_once(row, data, penalty):
-    counts = data.draw(st.lists(st.integers(0, 4), min_size=len(row), max_size=len(row)))
-    per_time = [x - penalty * n for x, n in zip(row, counts, strict=True)]
-    once = [x - penalty * min(n, 1) for x, n in zip(row, counts, strict=True)]
-    got = logits.frequency_penalty(tensor(row), tensor(counts), penalty)
-    assert got[0].tolist() == pytest.approx(per_time)
-    got = logits.presence_penalty(tensor(row), tensor(counts), penalty)
-    assert got[0].tolist() == pytest.approx(once)
-
-
-@given(row=ROW, value=st.floats(0.05, 20))
-def test_temperature_divides_the_logits(row, value):
-    wanted = softmax([x / value for x in row])
-    got = logits.temperature(tensor(row), value).softmax(-1)
-    assert got[0].tolist() == pytest.approx(wanted)
-
-
 @given(row=ROW, value=st.sampled_from([5e-324, 1e-100, 1e-8]))
 def test_a_tiny_temperature_draws_among_the_likeliest(row, value):
     cold = logits.temperature(tensor(row), value)
     token = int(logits.draw(cold, torch.tensor([0.5], dtype=torch.float64)))
     assert row[token] == max(row)
-
-
-@given(row=ROW, k=st.integers(1, 15))
-def test_top_k_keeps_exactly_the_k_likeliest(row, k):
-    assert kept(logits.top_k(tensor(row), k)) == set(likeliest_first(row)[:k])
-
-
-@given(row=ROW, p=st.floats(0.001, 1))
-def test_top_p_keeps_the_token_that_crosses_p(row, p):
-    probabilities, wanted, reached = softmax(row), set(), 0.0
-    for token in likeliest_first(row):
-        # Where the sum is p but for rounding, either answer is right.
-        assume(abs(reached - p) > 1e-9)
-        if reached < p:
-            wanted.add(token)
-        reached += probabilities[token]
-    assert kept(logits.top_p(tensor(row), p)) == wanted
 
 
 def test_top_p_of_one_keeps_every_token():
@@ -100,23 +55,6 @@ def test_top_p_stops_where_the_sum_is_p():
     assert kept(logits.top_p(tensor([0.0, 0.0]), 1e-12)) == {0}
 
 
-@given(row=ROW, share=st.floats(0.001, 1))
-def test_min_p_keeps_what_is_likely_enough(row, share):
-    probabilities = softmax(row)
-    floor = share * max(probabilities)
-    assume(all(abs(p / floor - 1) > 1e-9 or p == max(probabilities) for p in probabilities))
-    wanted = {i for i, p in enumerate(probabilities) if p >= floor or p == max(probabilities)}
-    assert kept(logits.min_p(tensor(row), share)) == wanted
-
-
-@given(row=ROW, u=st.floats(0, 1, exclude_max=True))
-def test_a_token_is_drawn_by_the_inverse_of_the_distribution(row, u):
-    bounds = list(itertools.accumulate(softmax(row)))
-    assume(all(abs(bound - u) > 1e-9 for bound in bounds[:-1]))
-    wanted = next((i for i, bound in enumerate(bounds) if bound > u), len(row) - 1)
-    assert int(logits.draw(tensor(row), torch.tensor([u], dtype=torch.float64))) == wanted
-
-
 @given(row=ROW, allowed=st.sets(st.integers(0, 11), min_size=1), data=st.data())
 def test_a_token_of_no_probability_is_never_drawn(row, allowed, data):
     assume(any(i < len(row) for i in allowed))
@@ -125,11 +63,6 @@ def test_a_token_of_no_probability_is_never_drawn(row, allowed, data):
     u = data.draw(ends | st.floats(0, 1, exclude_max=True))
     token = int(logits.draw(tensor(masked), torch.tensor([u], dtype=torch.float64)))
     assert token in allowed
-
-
-@given(row=ROW)
-def test_greedy_takes_the_smallest_of_the_likeliest_ids(row):
-    assert int(logits.greedy(tensor(row))) == likeliest_first(row)[0]
 
 
 def test_the_steps_come_in_the_order_of_transformers():

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinylm.config.limits import require
+from tinylm.config.sample import RESTRICTIONS
 from tinylm.config.sections import Run
 
 # The key of a setting, its value, and where it was given: "" on the command line.
 Given = tuple[str, Any, str]
 # Beams take the likeliest tokens by the logits as they are.
-DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "draft", "draft_tokens")
 MUONS = ("matrix_lr", "momentum", "orthogonal", "orthogonal_steps")
 
 
@@ -108,6 +109,12 @@ RULES = (
         for name in DRAWING
     ),
     Rule(
+        "sample.heal",
+        tuple(f"sample.{name}" for name in RESTRICTIONS),
+        lambda run: run.sample.restricted and run.sample.heal,
+        "has no effect where tokens are restricted by sample.{restriction}: leave it out",
+    ),
+    Rule(
         "sample.length_penalty",
         ("sample.num_beams",),
         lambda run: run.sample.num_beams == 1,
@@ -141,6 +148,7 @@ def refuse(run: Run, given: Sequence[Given], offs: Callable[[str], Any]) -> None
         "schedule": run.optim.schedule,
         "rank": run.lora.rank,
         "num_beams": run.sample.num_beams,
+        "restriction": next(iter(run.sample.restrictions), ""),
     }
     for rule in RULES:
         section, _, name = rule.key.partition(".")

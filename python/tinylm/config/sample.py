@@ -129,9 +129,6 @@ class SampleConfig:
         "They are the model's own, before any of these settings.",
         COUNT_OR_ZERO,
     )
-    prompt_logprobs: int | None = setting(
-        None, "Report the same of the tokens of the prompt.", COUNT_OR_ZERO
-    )
     heal: bool = setting(
         True,
         "Allow a longer token to replace the last tokens of a text prompt, in case the prompt "
@@ -163,7 +160,6 @@ class SampleConfig:
         if kind == "skip":
             count = colon and layers.isdecimal() and int(layers) > 0
             require(bool(count), "sample.draft", self.draft, "expected skip:N, N at least 1")
-
         require(
             self.min_tokens <= self.max_tokens,
             "sample.min_tokens",
@@ -210,11 +206,6 @@ class SampleConfig:
     def restrictions(self) -> list[str]:
         """The names of the settings that are given to forbid or favour tokens."""
         return [name for name in RESTRICTIONS if getattr(self, name)]
-
-    @property
-    def structured(self) -> bool:
-        """Whether a continuation has a structure: a schema, an expression, choices, a grammar."""
-        return self.structure is not None
 
     @property
     def structure(self) -> str | None:

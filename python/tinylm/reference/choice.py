@@ -41,11 +41,13 @@ def bad_words_ids(text: Sequence[int], sequences: Iterable[Sequence[int]]) -> se
 
 
 def bad_words(text: bytes, words: Iterable[bytes], vocab: dict[int, bytes]) -> set[int]:
-    """The ids after whose bytes a word would stand in the text that was not in it before."""
+    """The ids in whose bytes a word would end, wherever in the text it began."""
     return {
         id
         for id, token in vocab.items()
-        if any((text + token).count(word) > text.count(word) for word in words)
+        for word in words
+        # A word that ends in the token begins at most its length before the token's first byte.
+        if word in (text + token)[max(0, len(text) - len(word) + 1) :]
     }
 
 

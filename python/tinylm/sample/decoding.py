@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
-from tinylm.sample import speculation
+from tinylm.sample import beams, speculation
 from tinylm.sample.drafts import Draft, find
 from tinylm.sample.drawer import Drawer
 from tinylm.sample.healing import Healed, heal
@@ -42,6 +42,8 @@ class Decoder:
         texts: Sequence[Sequence[int]],
         places: Sequence[tuple[int, int]],
         config: SampleConfig,
+        ends: Iterable[int] = (),
+        tokenizer: "Tokenizer | None" = None,
     ) -> None:
         self.reader = reader
         self.drawer = Drawer(
@@ -50,6 +52,8 @@ class Decoder:
             places,
             vocab_size=reader.vocab_size,
             device=reader.last.device,
+            ends=ends,
+            tokenizer=tokenizer,
         )
         self.drawn: list[int] = []
 
@@ -108,11 +112,16 @@ def generate(
         )
     if tokenizer is not None:
         stops |= _ends(model, tokenizer)
+    if config.num_beams > 1:
+        with inference(model):
+            readers = (_reader(model, [prompt], config.max_tokens, tokenizer) for prompt in prompts)
+            found = [beams.search(r, config, stops, tokenizer=tokenizer) for r in readers]
+        return [beam.ids for best in found for beam in best[: config.samples]]
     draft = draft or find(config, model, tokenizer)
     if draft is not None:
         read = partial(_reader, model, tokenizer=tokenizer)
         return speculation.generate(model, read, prompts, config, stops, draft, stats)
-    found: dict[tuple[int, int], list[int]] = {}
+    texts_at: dict[tuple[int, int], list[int]] = {}
     # Rows of one length need no padding, which would change the last bits of their results.
     # A dict and not a set, because it keeps the order of the prompts.
     for length in {len(prompt): None for prompt in prompts}:
@@ -122,8 +131,8 @@ def generate(
             some = rows[start : start + ROWS]
             with inference(model):
                 texts_of = _decode(model, prompts, some, config, stops, tokenizer)
-                found |= zip(some, texts_of, strict=True)
-    return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
+                texts_at |= zip(some, texts_of, strict=True)
+    return [texts_at[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
 
 
 def _decode(
@@ -140,7 +149,8 @@ def _decode(
     reader = _reader(model, [prompts[i] for i in used], config.max_tokens, tokenizer)
     # The cache of a prompt is copied for each sample, which costs less than reading it again.
     reader.keep([used.index(prompt) for prompt, _ in rows])
-    decoder = Decoder(reader, [prompts[prompt] for prompt, _ in rows], rows, config)
+    texts_of = [prompts[prompt] for prompt, _ in rows]
+    decoder = Decoder(reader, texts_of, rows, config, stops, tokenizer)
     texts: list[list[int]] = [[] for _ in rows]
     live = list(range(len(rows)))
     for _ in range(config.max_tokens):
@@ -220,8 +230,11 @@ def _until(
         reader = _reader(model, [begun], room - shared, tokenizer)
         healed = Healed(prompt.ids, None)
         if prompt.ways:
-            healed = heal(reader, prompt, config, sample=sample)
-        decoder = Decoder(reader, [[*prompt.opening, *healed.ids]], [(0, sample)], config)
+            settings = config if config.num_beams == 1 else beams.greedily(config)
+            healed = heal(reader, prompt, settings, sample=sample)
+        decoder = Decoder(
+            reader, [[*prompt.opening, *healed.ids]], [(0, sample)], config, stops, tokenizer
+        )
         if healed.token is not None:
             decoder.push([healed.token])
     # Not checked against the stops: these are the prompt's own text.
@@ -231,6 +244,12 @@ def _until(
             return
         yield healed.token
         left -= 1
+    if config.num_beams > 1:
+        with inference(model):
+            best = beams.search(reader, config, stops, tokenizer=tokenizer, first=healed.token)
+        # Without the token that was returned above.
+        yield from best[sample].ids[healed.token is not None :]
+        return
     if draft is not None:
         yield from speculation.continued(
             reader, config, stops, draft, sample=sample, first=healed.token, stats=stats

@@ -256,7 +256,7 @@ class Drawer:
             if config not in self._rules:
                 self._rules[config] = Rules(config, self.vocab_size, self.tokenizer, self.device)
             rules = self._rules[config]
-        matcher = self._structures.matcher(config) if config.structured else None
+        matcher = self._structures.matcher(config) if config.structure else None
         if matcher is not None:
             for id in drawn:
                 matcher.push(id)

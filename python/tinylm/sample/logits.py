@@ -25,6 +25,7 @@ STREAM = int.from_bytes(b"sample")
 DRAFT, KEEP = int.from_bytes(b"draft"), int.from_bytes(b"keep")
 # The weights of this many tokens are added up before the one among them is looked for.
 TOKENS = 128
+NEVER = -math.inf
 PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
@@ -141,7 +142,7 @@ def min_p(logits: Tensor, share: float) -> Tensor:
     Source: Nguyen et al. 2024, algorithm 1.
     """
     floor = logits.amax(-1, keepdim=True) + math.log(share)
-    return logits.masked_fill(logits < floor, -math.inf)
+    return logits.masked_fill(logits < floor, NEVER)
 
 
 def typical_p(logits: Tensor, p: float) -> Tensor:
@@ -161,7 +162,7 @@ def typical_p(logits: Tensor, p: float) -> Tensor:
     reached = shares.gather(-1, order).cumsum(-1)
     late = torch.zeros_like(logits, dtype=torch.bool)
     late[:, 1:] = reached[:, :-1] >= p
-    return logits.masked_fill(torch.empty_like(late).scatter(-1, order, late), -math.inf)
+    return logits.masked_fill(torch.empty_like(late).scatter(-1, order, late), NEVER)
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:

@@ -91,7 +91,9 @@ def read(tokenizer: "Tokenizer", text: str, config: SampleConfig, vocab_size: in
     ids = tuple(tokenizer.encode(text, special="raise"))
     opening = _opening(tokenizer, config, empty=not ids)
     data = text.encode()
-    ways = _ways(tokenizer, data, ids, vocab_size) if config.heal and ids else ()
+    # A restriction is about the text after the prompt, of which a longer token is only partly.
+    healing = config.heal and not config.restricted and ids
+    ways = _ways(tokenizer, data, ids, vocab_size) if healing else ()
     if not opening:
         # A model reads one token at least, and here none stands before the text.
         ways = tuple(way for way in ways if way.beginning[:1] == ids[:1])
