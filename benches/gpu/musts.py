@@ -136,7 +136,7 @@ def large_cache(at: At) -> bool:
 
 
 def lone_row(at: At) -> bool:
-    """One row of 32k tokens."""
+    """One row, or one text."""
     return at["rows"] == 1
 
 
@@ -248,5 +248,24 @@ MUSTS = (
         "a training step of 124M parameters: at most 0.7x its peak memory",
         *("step", "step", "peak_mib", 1 / 0.7),
         peer="SDPA",
+    ),
+    Must(
+        "decoding, 124M parameters, one text: 3,000 tokens per second",
+        *("generate", "generate", "tokens_per_second", 3000, lone_row),
+    ),
+    Must(
+        "decoding, 124M parameters, one text: 5,000 tokens per second",
+        *("generate", "generate", "tokens_per_second", 5000, lone_row),
+        aim=True,
+    ),
+    Must(
+        "decoding, 124M parameters, one text: 8x our own loop of single operations",
+        *("generate", "generate", "ms", 8.0, lone_row),
+        peer="eager loop",
+    ),
+    Must(
+        'decoding, 124M parameters, one text: 1.5x `torch.compile(mode="reduce-overhead")`',
+        *("generate", "generate", "ms", 1.5, lone_row),
+        peer="torch.compile",
     ),
 )

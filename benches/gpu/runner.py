@@ -46,6 +46,7 @@ SECTIONS = {
     "decode": Section(HOME + "decode", 30),
     "products": Section(HOME + "products", 50),
     "step": Section(HOME + "step", 150),
+    "generate": Section(HOME + "generate", 90),
     "packed": Section(HOME + "packed", 70),
     "pointwise": Section(HOME + "pointwise", 40),
 }
