@@ -25,6 +25,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 NonFinite = Literal["stop", "skip"]
 Tracker = Literal["console", "jsonl", "plot", "tensorboard", "trackio", "wandb"]
 Mode = Literal["none", "ddp", "fsdp"]
+Qat = Literal["none", "int8", "int4", "ternary"]
 
 
 def setting(

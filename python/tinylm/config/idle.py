@@ -91,6 +91,21 @@ RULES = (
         lambda run: run.optim.schedule == "constant",
         "has no effect with optim.schedule={schedule}, whose rate does not fall: leave it out",
     ),
+    *(
+        Rule(
+            f"train.{name}",
+            ("train.qat",),
+            lambda run: run.train.qat == "none",
+            "has no effect with train.qat=none: leave it out, or set train.qat=int4",
+        )
+        for name in ("qat_start", "qat_ramp", "qat_group")
+    ),
+    Rule(
+        "train.qat_group",
+        ("train.qat",),
+        lambda run: run.train.qat != "int4",
+        "has no effect with train.qat={qat}, whose scales are per row or matrix: leave it out",
+    ),
     Rule(
         "evaluate.patience",
         ("evaluate.every",),
@@ -149,6 +164,7 @@ def refuse(run: Run, given: Sequence[Given], offs: Callable[[str], Any]) -> None
         "rank": run.lora.rank,
         "num_beams": run.sample.num_beams,
         "restriction": next(iter(run.sample.restrictions), ""),
+        "qat": run.train.qat,
     }
     for rule in RULES:
         section, _, name = rule.key.partition(".")

@@ -92,7 +92,7 @@ def adapt(
             raise ValueError(f"lora.targets={target}: names no matrix; there are {there}")
     for name, part in known.items():
         if not targets or name in targets or short[name] in targets:
-            _put(net, name, LowRank(part, rank=rank, alpha=alpha, dropout=dropout))
+            put(net, name, LowRank(part, rank=rank, alpha=alpha, dropout=dropout))
     freeze_base(net)
 
 
@@ -106,10 +106,11 @@ def freeze_base(net: nn.Module) -> None:
 def merge(net: nn.Module) -> None:
     """Put every adapter into its matrix, in place; all parameters are trained again."""
     for name, part in adapters(net).items():
-        _put(net, name, part.merged())
+        put(net, name, part.merged())
     net.requires_grad_()
 
 
-def _put(net: nn.Module, name: str, part: nn.Module) -> None:
+def put(net: nn.Module, name: str, part: nn.Module) -> None:
+    """Put a part in place of the module of this full name."""
     parent, _, leaf = name.rpartition(".")
     setattr(net.get_submodule(parent), leaf, part)

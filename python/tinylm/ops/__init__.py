@@ -8,13 +8,27 @@ V = vocabulary. Statistics are taken in float32 whatever the dtype of the input.
 from tinylm.ops.activations import gelu, relu2, swiglu
 from tinylm.ops.attentions import attention, manual_attention
 from tinylm.ops.decoding import decode_attention, kernel_for_blocks
+from tinylm.ops.fake import (
+    dequantise_ternary,
+    fake_rows,
+    fake_weight,
+    quantise_ternary,
+    unpack_ternary,
+)
 from tinylm.ops.losses import IGNORED, cross_entropy, linear_cross_entropy
 from tinylm.ops.norms import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from tinylm.ops.positions import norm_rope, rope, rotary_angles
 from tinylm.ops.products import linear, linear_int4, linear_int8
-from tinylm.ops.quant import dequantise_int4, dequantise_int8, quantise_int4, quantise_int8
+from tinylm.ops.quant import (
+    GROUPS,
+    dequantise_int4,
+    dequantise_int8,
+    quantise_int4,
+    quantise_int8,
+)
 
 __all__ = [
+    "GROUPS",
     "IGNORED",
     "add_layer_norm",
     "add_rms_norm",
@@ -23,6 +37,9 @@ __all__ = [
     "decode_attention",
     "dequantise_int4",
     "dequantise_int8",
+    "dequantise_ternary",
+    "fake_rows",
+    "fake_weight",
     "gelu",
     "kernel_for_blocks",
     "layer_norm",
@@ -34,9 +51,11 @@ __all__ = [
     "norm_rope",
     "quantise_int4",
     "quantise_int8",
+    "quantise_ternary",
     "relu2",
     "rms_norm",
     "rope",
     "rotary_angles",
     "swiglu",
+    "unpack_ternary",
 ]

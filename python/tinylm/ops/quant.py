@@ -21,7 +21,7 @@ def quantise_int8(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tenso
     """
     if scale is not None:
         return _clipped("quantise_int8", x, -127, 127, scale).to(torch.int8), scale
-    whole, scale = _rounded("quantise_int8", x, 127, torch.float32)
+    whole, scale = rounded("quantise_int8", x, 127, torch.float32)
     return whole.to(torch.int8), scale
 
 
@@ -50,7 +50,7 @@ def quantise_int4(
         )
     grouped = x.reshape(*x.shape[:-1], width // group, group)
     if scales is None:
-        whole, scales = _rounded("quantise_int4", grouped, 7, x.dtype)
+        whole, scales = rounded("quantise_int4", grouped, 7, x.dtype)
     else:
         whole = _clipped("quantise_int4", grouped, -8, 7, scales)
     pairs = (whole + 8).to(torch.uint8).view(*x.shape[:-1], width // 8, 4, 2)
@@ -109,7 +109,7 @@ def _clipped(operation: str, x: Tensor, least: int, largest: int, scale: Tensor)
     return (widened(x) / scale[..., None]).round().clamp(least, largest).nan_to_num_(0.0)
 
 
-def _rounded(operation: str, x: Tensor, largest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rounded(operation: str, x: Tensor, largest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Whole numbers in -largest .. largest, still floats, and a scale per row, in `dtype`."""
     _check_x(operation, x)
     wide = widened(x)
