@@ -12,6 +12,7 @@ from tests.rungs import (
     batches,
     caches,
     choice,
+    fake,
     kernel_attention,
     kernel_attention_hopper,
     kernel_decode,
@@ -54,6 +55,7 @@ RUNGS: tuple[Rung, ...] = tuple(
             *kernel_rope.RUNGS,
             *kernel_swiglu.RUNGS,
             *products.RUNGS,
+            *fake.RUNGS,
         ),
         key=lambda rung: CHAPTERS.index(rung.chapter),
     )

@@ -262,6 +262,7 @@ def runs(draw: st.DrawFn) -> Run:
             "has no effect with model.tied",
             "these pass train.steps",
             "optim.cautious",
+            "train.qat",
         ):
             assume(words not in str(error))
         raise

@@ -36,7 +36,7 @@ MAP = (
     Row("tokens", "tokenizer", ("rust/tokenizer",), ("word_bpe", "byte_bpe", "patterns")),
     Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order")),
     Row("operations", "mask", (), ("masks",)),
-    Row("operations", "ops", ("kernels/fused",), ("arrays", "tensors", "quant")),
+    Row("operations", "ops", ("kernels/fused",), ("arrays", "tensors", "quant", "fake")),
     Row("model", "context"),
     Row("model", "layers"),
     Row("model", "model", (), ("smallest", "scalars", "arrays_model")),

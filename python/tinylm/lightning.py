@@ -152,6 +152,11 @@ def _elsewhere(model: Model, run: Run) -> list[tuple[str, bool, str]]:
             "call requires_grad_(False) on these parameters of the model",
         ),
         (
+            "train.qat",
+            train.qat != "none",
+            "only `python -m tinylm.train` moves its share",
+        ),
+        (
             "lora.rank",
             run.lora.rank is not None and not lora.adapters(model),
             "put the adapters on the model with tinylm.layers.lora.adapt",

@@ -31,6 +31,7 @@ from tinylm.checkpoint.weights import (
     widest,
 )
 from tinylm.config import best
+from tinylm.layers import fake
 from tinylm.model import Model
 
 if TYPE_CHECKING:
@@ -181,6 +182,11 @@ def _load(folder: Path) -> "tuple[Model, Tokenizer | None]":
     with torch.no_grad():
         for name, parameter in model.state_dict().items():
             parameter.copy_(found[name])
+    if "qat" in described:
+        try:
+            fake.quantise(model, fake.read(described["qat"]))
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG}: {error}") from None
     if adapters.files_in(folder) is not None:
         adapters.read(folder, model)
     tokenizer = origin.read_tokenizer(folder)

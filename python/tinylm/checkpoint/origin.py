@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tinylm import convert
 from tinylm.checkpoint import files, quantised
 from tinylm.checkpoint.weights import read_json
+from tinylm.layers import fake
 from tinylm.model import Model, Origin
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def contents(model: Model, tokenizer: "Tokenizer | None") -> dict[str, Any]:
         # A key that the folder leaves out has transformers' default, which is another than ours.
         config = {k: v for k, v in config.items() if k not in id_keys or k in kept_config}
     found: dict[str, Any] = {"config.json": config | kept_config}
+    if (grid := fake.described(model)) is not None:
+        found["config.json"]["qat"] = grid
     generation = {key: config[key] for key in id_keys if config.get(key) is not None}
     if (end := _end_of_turn(tokenizer)) is not None and "eos_token_id" in generation:
         # An answer ends where the turn of the assistant ends.

@@ -23,8 +23,8 @@ from tinylm.config.sections import (
     Run,
     TokenizerConfig,
     TrackConfig,
-    TrainConfig,
 )
+from tinylm.config.train import TrainConfig
 
 __all__ = [
     "ARCHITECTURES",

@@ -19,7 +19,7 @@ FORMATS: dict[str, Format] = {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}
 
 # The keys that say the same of every model, whatever its format; written from the model.
 DERIVED = {"model_type", "architectures", "dtype", "torch_dtype", "vocab_size"}
-DERIVED |= {"tie_word_embeddings", "tinylm", "quantization_config"}
+DERIVED |= {"tie_word_embeddings", "tinylm", "quantization_config", "qat"}
 
 
 def obstacles(config: ModelConfig) -> list[str]:

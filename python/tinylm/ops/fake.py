@@ -101,7 +101,7 @@ def _on_grid(weight: Tensor, bits: Bits, group: int) -> Tensor:
         return (numbers * scale).to(weight.dtype)
     if bits == "int4":
         grouped = weight.view(len(weight), -1, group)
-        whole, scale = rounded("fake_weight", grouped, 7, weight.dtype)
+        whole, scale = rounded("fake_weight", grouped, 7, torch.bfloat16)
     else:
         whole, scale = rounded("fake_weight", weight, 127, torch.float32)
     return (whole * scale[..., None]).view(weight.shape).to(weight.dtype)

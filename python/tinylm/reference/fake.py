@@ -1,7 +1,7 @@
-"""Training with fewer bits: numbers as a packed model would have them, and what passes for gradients.
+"""Training with fewer bits: the numbers of a packed model, and what passes for gradients.
 
     int8      w' = s round(w / s)             s = max |w| / 127 of the row
-    int4      w' = s round(w / s)             s = max |w| / 7 of each group of the row
+    int4      w' = s round(w / s)             s = max |w| / 7 of each group, as a bfloat16
     ternary   w' = s clip(round(w / s))       s = mean |w| of the matrix, clip to -1 .. 1
 
 The first two are the formats of `tinylm.reference.quant`. Ternary weights multiply activations of
@@ -22,16 +22,27 @@ The gradients are those of the product with W'' and x'', handed to W and x as th
 cut off where ternary clips: such a weight may come back.
 """
 
+from typing import Any
+
 import numpy as np
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 
 
-def grid(x: Array, largest: int) -> Array:
-    """x [..., K] rounded to whole multiples of max |x| / largest of its row, in the dtype of x."""
-    scale = np.abs(x).max(-1, keepdims=True) / x.dtype.type(largest)
-    scale = np.maximum(scale, np.finfo(x.dtype).tiny)
-    return np.round(x / scale) * scale
+def grid(x: Array, largest: int, *, narrow: bool = False) -> Array:
+    """x [..., K] float32 rounded to whole multiples of a scale, max |x| / largest of its row.
+
+    With `narrow` the scale is a bfloat16.
+    """
+    scale = np.abs(x).max(-1, keepdims=True) / np.float32(largest)
+    scale = np.maximum(bfloat16(scale) if narrow else scale, np.finfo(np.float32).tiny)
+    return np.asarray(np.round(x / scale) * scale)
+
+
+def bfloat16(x: Array) -> Array:
+    """x float32, at least 0, rounded to 8 significant bits, to the even one of two equally near."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
 def ternary(weight: Array) -> tuple[Array, Array]:
@@ -41,11 +52,12 @@ def ternary(weight: Array) -> tuple[Array, Array]:
 
 
 def fake_weight(weight: Array, bits: str, group: int, share: float) -> Array:
-    """W'' of a weight [N, K]; `group` divides K and counts for int4 alone."""
+    """W'' of a weight [N, K] float32; `group` divides K and counts for int4 alone."""
     if bits == "int8":
         whole = grid(weight, 127)
     elif bits == "int4":
-        whole = grid(weight.reshape(len(weight), -1, group), 7).reshape(weight.shape)
+        grouped = weight.reshape(len(weight), -1, group)
+        whole = grid(grouped, 7, narrow=True).reshape(weight.shape)
     else:
         numbers, scale = ternary(weight)
         whole = numbers * scale
@@ -66,7 +78,7 @@ def mixed(x: Array, whole: Array, share: float) -> Array:
 def fake_linear(x: Array, weight: Array, bias: Array, bits: str, group: int, share: float) -> Array:
     """y [B, N] of x [B, K], W [N, K] and b [N]."""
     x = fake_rows(x, share) if bits == "ternary" else x
-    return x @ fake_weight(weight, bits, group, share).T + bias
+    return np.asarray(x @ fake_weight(weight, bits, group, share).T + bias)
 
 
 def fake_linear_backward(
@@ -83,7 +95,7 @@ def pack_ternary(numbers: Array) -> Array:
     Element 4 i + j of a row is in the bits 2 j and 2 j + 1 of byte i, as 0, 1 or 2.
     """
     codes = (numbers + 1).astype(np.uint8).reshape(len(numbers), -1, 4)
-    return sum(codes[..., j] * np.uint8(4**j) for j in range(4))
+    return np.asarray(codes[..., 0] + 4 * codes[..., 1] + 16 * codes[..., 2] + 64 * codes[..., 3])
 
 
 def unpack_ternary(packed: Array) -> Array:

@@ -137,9 +137,11 @@ def _rows(run: Run, session: Session) -> int:
 
 
 def shapes(train: TrainConfig) -> int:
-    """Return how often a run compiles: anew where batch size, sequence length or window change."""
+    """Return how often a run compiles: anew where sizes or window change, and where qat begins."""
     courses = (train.batch_sizes, train.sequence_lengths, train.windows)
     changes = {place for course in courses if course for place, _ in course.points[1:]}
+    if train.qat != "none" and train.qat_start > 0:
+        changes.add(train.qat_start)
     return 1 + len(changes)
 
 

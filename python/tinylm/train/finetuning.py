@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from tinylm import model, optim
-from tinylm.config import ConfigError, LoraConfig, OptimConfig
-from tinylm.layers import lora
+from tinylm.config import ConfigError, LoraConfig, OptimConfig, TrainConfig
+from tinylm.layers import fake, lora
 from tinylm.model import Model
 from tinylm.tokenizer import Tokenizer, chat
 
@@ -51,11 +51,35 @@ def adapt(net: Model, settings: LoraConfig, seed: int) -> None:
             part.start(generator)
 
 
+def quantise(net: Model, settings: TrainConfig) -> None:
+    """Let the matrices of a model compute as `train.qat` says once it begins; else plainly."""
+    fake.plain(net)
+    if settings.qat == "none":
+        return
+    try:
+        fake.quantise(net, fake.Grid(settings.qat, settings.qat_group, share=0.0))
+    except ValueError as error:
+        raise ConfigError(f"train.qat={error}") from None
+
+
+def set_share(net: Model, settings: TrainConfig, step: int) -> None:
+    """Give the quantised weights of a model the share that they have at this step.
+
+    After each step: scores, samples and checkpoints are then of the model that the next step
+    computes with, and at the end of the quantised one.
+    """
+    if settings.qat != "none":
+        fake.set_share(net, settings.qat_share(step / settings.steps))
+
+
 def merge(net: Model, say: Callable[[str], None]) -> None:
-    """Put the adapters of a model that a new run starts from into its matrices."""
+    """Put the adapters of a model that a new run starts from into its matrices, which are plain."""
     if count := len(lora.adapters(net)):
         lora.merge(net)
         say(f"its {count} adapters are merged into its matrices")
+    if (grid := fake.grid_of(net)) is not None:
+        fake.plain(net)
+        say(f"it was trained for {grid.describe()}: its float weights are taken, not rounded")
 
 
 def trainable(net: Model) -> int:

@@ -84,6 +84,8 @@ def bytes_needed(run: Run, net: Model, session: Session, rows: int) -> dict[str,
         dtype=session.dtype,
         checkpointing=run.train.activation_checkpointing,
     )
+    # The quantised weights are kept for the backward pass, where no other copy is.
+    quantised = 0 if run.train.qat == "none" else 4 * estimate.roles(net).get("matrix", 0)
     moved = round(_trained_share(net) * (costs.gradients + costs.optimizer))
     held = costs.weights + moved
     if session.mode == "fsdp":
@@ -92,7 +94,7 @@ def bytes_needed(run: Run, net: Model, session: Session, rows: int) -> dict[str,
             # The whole model is there before it is sharded.
             held = max(held, costs.weights)
     return {
-        "weights": held + costs.casts,
+        "weights": held + (costs.casts or quantised),
         "activations": costs.activations,
         "logits": costs.logits,
     }

@@ -13,7 +13,7 @@ from tinylm.data import Dataset, Loader
 from tinylm.model import Model, inference
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Record, Trackers
-from tinylm.train import prompts
+from tinylm.train import finetuning, prompts
 from tinylm.train.callbacks import Callbacks, Event, Moment
 from tinylm.train.clock import Clock
 from tinylm.train.cutting import Cuts
@@ -80,6 +80,7 @@ class Trainer:
     def train(self) -> None:
         """Step to the end or to early stopping; a signal saves and raises `Interrupted`."""
         self.model.train()
+        finetuning.set_share(self.model, self.run.train, self.progress.step)
         self.tell("on_start")
         # Left in the opposite order: a second Ctrl-C also ends the waiting for a checkpoint.
         with Signals() as signals, self.writer, self.tracer:
@@ -153,6 +154,7 @@ class Trainer:
         with self.tracer.range("data"):
             batch = self.cuts.take(self.progress.step)
         step = self.stepper(batch, self.progress)
+        finetuning.set_share(self.model, self.run.train, self.progress.step)
         self.settle()
         return step
 

@@ -4,12 +4,14 @@ import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tinylm import checkpoint, device, evaluate, sample, track
 from tinylm.config import SampleConfig
 from tinylm.corpus import tasks
+from tinylm.layers import fake
 from tinylm.model import Model, inference
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Trackers
@@ -93,7 +95,7 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
         trainer.keep_best(scores)
     with trainer.trackers.guard("sample"):
         trainer.show_sample()
-    results = {
+    results: dict[str, Any] = {
         "step": progress.step,
         "tokens": progress.tokens,
         "val_loss": scores.loss,
@@ -120,6 +122,10 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
                 f"answers    {total.share:.0%} of {total.asked} held-out tasks are right "
                 f"(the commonest answer: {total.guess:.0%})"
             )
+    if (grid := fake.grid_of(trainer.model)) is not None:
+        results["weights"] = grid.describe()
+        pack = shlex.join(["python", "-m", "tinylm.quant", str(folder)])
+        lines.append(f"weights    all scores are of {grid.describe()}; to pack them: {pack}")
     results["seconds"] = seconds()
     if trainer.session.leads:
         record = read_json(folder / "run.json")
