@@ -10,8 +10,6 @@ from tinylm.config.fields import Dtype, NonFinite, Qat, expand_home, setting
 from tinylm.config.limits import COUNT, SEED, SHARE, in_words, require
 
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
-# Weights that share a scale in the packed format of int4 (`tinylm.ops.quantise_int4`).
-GROUPS = (32, 64, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +122,8 @@ class TrainConfig:
         expand_home(self, "init", "resume")
         limit = "expected auto or cpu or cuda or mps, or a GPU by its number such as cuda:1"
         require(DEVICES.fullmatch(self.device) is not None, "train.device", self.device, limit)
-        require(
-            self.qat_group in GROUPS, "train.qat_group", self.qat_group, "must be 32, 64 or 128"
-        )
+        known = self.qat_group in (32, 64, 128)
+        require(known, "train.qat_group", self.qat_group, "must be 32, 64 or 128")
         limit = f"with qat_start={self.qat_start} it passes the end of the run; at most 1 together"
         require(self.qat_start + self.qat_ramp <= 1, "train.qat_ramp", self.qat_ramp, limit)
         given = self.micro_batch_size

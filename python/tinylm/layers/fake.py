@@ -8,7 +8,7 @@ with them mixed with their quantised form, whose share rises from 0 to 1 during 
 model computes what the packed one will compute (`tinylm.ops.fake`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
@@ -121,7 +121,7 @@ def described(net: nn.Module) -> dict[str, Any] | None:
 
 def read(content: Any) -> Grid:
     """The grid that `described` wrote; `ValueError` names what is wrong."""
-    rules = {
+    rules: dict[str, Callable[[Any], bool]] = {
         "bits": lambda value: value in get_args(Bits),
         "group": lambda value: value in ops.GROUPS,
         "share": lambda value: type(value) in (int, float) and 0 < value <= 1,
