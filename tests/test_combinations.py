@@ -99,7 +99,7 @@ def counts_by_the_formula(config, seed, share):
     assert made.n_parameters() == body + head + tables
     assert made.n_parameters(embedding=False) == body + head
     seen = 12 * layers * outside * config.context_length
-    wanted = 6 * (config.n_layers * products + vocab * d) + seen
+    wanted = 6 * (config.n_layers * products + (1 + config.exits) * vocab * d) + seen
     assert made.flops_per_token(config.context_length) == wanted
 
 

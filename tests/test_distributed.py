@@ -123,8 +123,8 @@ def compare(world: int, mode: str, overrides: list[str], close: float, before=No
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_two_ranks_have_the_gradients_and_updates_of_one_process(mode):
-    # With parts through which one block leaves something for others.
-    shared = ["model.value_residual=true", "model.shortcut=true"]
+    # With parts through which one block leaves something for others, or for the loss.
+    shared = ["model.value_residual=true", "model.shortcut=true", "model.exits=true"]
     compare(2, mode, ["optim.name=adamw", *shared], 1e-6)
 
 

@@ -199,11 +199,11 @@ def test_a_draft_that_cannot_guess_for_a_model_is_refused(small, tmp_path):
     checkpoint.save(tmp_path / "other", other, None)
     plain = build(dataclasses.replace(SMALL, exits=False))
     for model, draft, problem in (
-        (small, str(tmp_path / "other"), "has 18 tokens, and the model 17"),
-        (small, "skip:3", "skip:3: must leave out a block of 3: at most 2"),
-        (plain, "skip:1", "the model was trained without exits; train one with model.exits=true"),
+        (small, str(tmp_path / "other"), "has a vocabulary of 18, and the model one of 17"),
+        (small, "skip:3", "skip:3: the model has 3 blocks; N is 1 to 2"),
+        (plain, "skip:1", "the model has no exits; train one with model.exits=true"),
     ):
-        with pytest.raises(ValueError, match=f"sample.draft=.*{problem}"):
+        with pytest.raises(ConfigError, match=f"sample.draft=.*{problem}"):
             find(SampleConfig(draft=draft), model)
     with pytest.raises(FileNotFoundError):
         find(SampleConfig(draft=str(tmp_path / "none")), small)
@@ -215,7 +215,7 @@ def test_a_draft_with_another_tokenizer_is_refused(tmp_path):
     checkpoint.save(tmp_path / "run", model, tokenizers[0])
     config = SampleConfig(draft=str(tmp_path / "run"))
     assert find(config, model, tokenizers[0]) is not None
-    with pytest.raises(ValueError, match="has another tokenizer"):
+    with pytest.raises(ConfigError, match="has another tokenizer"):
         find(config, model, tokenizers[1])
 
 

@@ -40,7 +40,9 @@ def configs(draw: st.DrawFn, **fixed: Any) -> ModelConfig:
         "logit_softcap": draw(st.none() | st.floats(1, 30)),
         **{name: draw(st.none() | st.booleans()) for name in SWITCHES},
     }
-    return ModelConfig(**(drawn | fixed))
+    chosen = drawn | fixed
+    exits = chosen["n_layers"] > 1 and draw(st.booleans())
+    return ModelConfig(**({"exits": exits} | chosen))
 
 
 # Statistics are float32 even where weights are float64, and a norm enlarges their rounding.

@@ -8,6 +8,7 @@ from tinylm.config import SampleConfig
 from tinylm.corpus.chats import Message
 from tinylm.model import Model
 from tinylm.sample.decoding import generate, stream_ids, write
+from tinylm.sample.drafts import Draft
 from tinylm.sample.prompt import Prompt
 from tinylm.tokenizer import chat
 
@@ -22,15 +23,18 @@ def reply(
     config: SampleConfig,
     *,
     sample: int = 0,
+    draft: Draft | None = None,
 ) -> Iterator[str]:
     """The assistant's answer to `messages` in pieces of text, without the mark that ends it.
 
-    Of turns that do not fit into the context with an answer the oldest are left out. `ValueError`
-    for a tokenizer without marks, and for messages that are none.
+    Of turns that do not fit into the context with an answer the oldest are left out. `draft` is
+    what `config.draft` names, which is loaded here otherwise. `ValueError` for a tokenizer without
+    marks, and for messages that are none.
     """
     settings = stopping(tokenizer, config)
     prompt = Prompt((), tuple(asked(model, tokenizer, messages, config)), ())
-    return write(tokenizer, stream_ids(model, tokenizer, prompt, settings, sample=sample), settings)
+    ids = stream_ids(model, tokenizer, prompt, settings, sample=sample, draft=draft)
+    return write(tokenizer, ids, settings)
 
 
 def replies(

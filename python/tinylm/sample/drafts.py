@@ -11,13 +11,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from tinylm.config import SampleConfig
-from tinylm.config.limits import require
+from tinylm import commands
+from tinylm.config import ConfigError, SampleConfig
+from tinylm.config.limits import show
 from tinylm.model import Model
 from tinylm.sample.drawer import Drawer
 from tinylm.sample.logits import DRAFT, draw, greedy
@@ -69,7 +71,7 @@ def find(
 ) -> "Draft | None":
     """What `config.draft` names, for this model and tokenizer; a run's model is loaded.
 
-    Raises `ValueError` for a draft that has other tokens, and for exits that the model lacks.
+    Raises `ConfigError` for a draft that has other tokens, and for exits that the model lacks.
     """
     name = config.draft
     if name is None:
@@ -78,26 +80,27 @@ def find(
         return LookupDraft()
     if config.draft_layers is not None:
         most = model.config.n_layers - 1
-        require(
-            model.config.exits,
-            "sample.draft",
-            name,
-            "the model was trained without exits; train one with model.exits=true",
-        )
-        fits = config.draft_layers <= most
-        require(fits, "sample.draft", name, f"must leave out a block of {most + 1}: at most {most}")
+        if not model.config.exits:
+            raise _refused(name, "the model has no exits; train one with model.exits=true")
+        if config.draft_layers > most:
+            raise _refused(name, f"the model has {most + 1} blocks; N is 1 to {most}")
         return ExitDraft(config.draft_layers)
     from tinylm import checkpoint
 
-    drafter, its_tokenizer = checkpoint.load(name, device=model.weight.device)
-    same = tokenizer is None or its_tokenizer is None or tokenizer == its_tokenizer
-    require(same, "sample.draft", name, "has another tokenizer; a draft needs the model's own")
+    with commands.finding(Path(name), "sample"):
+        drafter, its_tokenizer = checkpoint.load(name, device=model.weight.device)
+    if not (tokenizer is None or its_tokenizer is None or tokenizer == its_tokenizer):
+        raise _refused(name, "has another tokenizer; a draft needs the model's own")
     rows, mine = drafter.embedding.num_embeddings, model.embedding.num_embeddings
-    enough = rows == mine if tokenizer is None else rows >= min(mine, tokenizer.vocab_size)
-    require(enough, "sample.draft", name, f"has {rows} tokens, and the model {mine}")
+    if rows != mine and (tokenizer is None or rows < min(mine, tokenizer.vocab_size)):
+        raise _refused(name, f"has a vocabulary of {rows}, and the model one of {mine}")
     # The range of float16 ends at 65504, which logits of a model trained in bfloat16 may pass.
     half = drafter.weight.dtype == torch.float16
     return ModelDraft(drafter.float() if half else drafter)
+
+
+def _refused(name: str, problem: str) -> ConfigError:
+    return ConfigError(f"sample.draft={show(name)}: {problem}")
 
 
 @dataclass(frozen=True)

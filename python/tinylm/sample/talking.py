@@ -26,11 +26,13 @@ def talk(
     Where standard input is a terminal, it is asked for, and the answers are marked.
     """
     from tinylm.sample.chat import reply
+    from tinylm.sample.drafts import find
 
+    draft = find(config, model, tokenizer)
     if question is not None:
         turns = [{"role": "user", "content": question}]
         for number in range(config.samples):
-            _print(reply(model, tokenizer, turns, config, sample=number))
+            _print(reply(model, tokenizer, turns, config, sample=number, draft=draft))
         return
     watched = sys.stdin.isatty()
     if watched:
@@ -43,9 +45,8 @@ def talk(
         turns.append({"role": "user", "content": line})
         if watched:
             print(SAY, end="", flush=True)
-        turns.append(
-            {"role": "assistant", "content": _print(reply(model, tokenizer, turns, config))}
-        )
+        answer = _print(reply(model, tokenizer, turns, config, draft=draft))
+        turns.append({"role": "assistant", "content": answer})
 
 
 def _lines(watched: bool) -> Iterator[str]:
