@@ -111,7 +111,7 @@ def test_a_run_with_exits_goes_on_as_it_was_and_drafts_for_itself(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     Path("cats.txt").write_text(TEXT)
     keys = [*RUN, "model.n_layers=3", "model.exits=true", "train.steps=8", "track.names=[]"]
-    keys.append("checkpoint.keep=2")
+    keys.append("checkpoint.keep=9")
     train(config.load(None, [*keys, "out=whole", "sample.draft=skip:1"]))
     train(config.load(None, [*keys, "out=again", "train.resume=whole/checkpoints/step-00000004"]))
     whole, again = (

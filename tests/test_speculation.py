@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from functools import partial
-from itertools import product
+from itertools import product, takewhile
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from tinylm.model import inference
 from tinylm.sample import logits, speculation
 from tinylm.sample.drafts import ExitDraft, LookupDraft, ModelDraft, find
 from tinylm.sample.reader import Reader
-from tinylm.sample.speculation import Stats
+from tinylm.sample.speculation import Speculator, Stats
 
 SMALL = ModelConfig(vocab_size=17, d_model=12, n_layers=3, n_heads=2, context_length=24, exits=True)
 PENALTIES = {"repetition_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.1}
@@ -109,6 +109,43 @@ def test_guesses_of_several_tokens_take_fewer_passes(small):
     assert passes == [3, *[1, 1, 1, 1, 5] * 3]
     assert (stats.passes, stats.tokens, stats.kept, stats.guessed) == (3, 15, 12, 12)
     assert "12 of 12 guesses kept (100%), 5.00 tokens per pass" in str(stats)
+
+
+def test_log_probabilities_and_restrictions_are_those_of_plain_decoding(small, drafts):
+    """Also of rows that draw on after a guess that was refused, and of what is taken back."""
+    given = {"logprobs": 2, "logit_bias": {2: 1.5}, "min_tokens": 6, "stop": (3, 4), "seed": 2}
+    config = SampleConfig(temperature=0.8, max_tokens=14, bad_words_ids=((1, 2),), **given)
+    for kind, cold in product(KINDS, (True, False)):
+        settings = dataclasses.replace(config, temperature=0) if cold else config
+        found = logged(small, settings, drafts[kind])
+        assert [len(row) for row, _ in found] >= [6, 6]
+        if cold or kind == "lookup":
+            for (ids, rows), (wanted, plain) in zip(found, logged(small, settings), strict=True):
+                assert ids == wanted
+                for one, other in zip(rows, plain, strict=False):
+                    assert (one.id, one.rank) == (other.id, other.rank)
+                    assert one.logprob == pytest.approx(other.logprob, abs=1e-9)
+        for ids, rows in found:
+            assert [row.id for row in rows][: len(ids)] == ids
+
+
+def logged(model, config, draft=None):
+    """The ids and log-probabilities of two texts, in plain steps or in passes of several tokens."""
+    with inference(model):
+        reader = Reader(model, [[1, 2, 3], [5, 6, 7]], 60, vocab_size=17)
+        drawer = speculation._drawer(reader, [(0, 0), (1, 0)], config, {3, 4}, None)
+        if draft is None:
+            for _ in range(config.max_tokens):
+                ids = drawer.draw(reader.last)
+                reader.read([[id] for id in ids])
+        else:
+            speculator = Speculator(reader, drawer, draft, config.max_tokens, tokens=3)
+            while max(speculator.left) > 0:
+                speculator.step()
+    # A row that ended draws on until the other has, and may then be longer.
+    texts = [row[: config.max_tokens] for row in drawer.drawn]
+    ended = [len(list(takewhile(lambda id: id not in (3, 4), row))) for row in texts]
+    return [(row[:end], logs) for row, end, logs in zip(texts, ended, drawer.logprobs, strict=True)]
 
 
 CHI = ModelConfig(vocab_size=4, d_model=8, n_layers=2, n_heads=2, context_length=12, exits=True)
@@ -223,3 +260,8 @@ def test_a_draft_with_another_tokenizer_is_refused(tmp_path):
 def test_blocks_to_guess_with_are_a_number(draft):
     with pytest.raises(ConfigError, match=r"expected skip:N, N at least 1"):
         load_settings(None, [f"sample.draft={draft}"])
+
+
+def test_a_beam_search_has_no_draft():
+    with pytest.raises(ConfigError, match=r"sample.draft=lookup: has no use for num_beams=2"):
+        load_settings(None, ["sample.draft=lookup", "sample.num_beams=2"])

@@ -160,6 +160,8 @@ class SampleConfig:
         if kind == "skip":
             count = colon and layers.isdecimal() and int(layers) > 0
             require(bool(count), "sample.draft", self.draft, "expected skip:N, N at least 1")
+        one = self.draft is None or self.num_beams == 1
+        require(one, "sample.draft", self.draft, f"has no use for num_beams={self.num_beams}")
         require(
             self.min_tokens <= self.max_tokens,
             "sample.min_tokens",

@@ -120,7 +120,9 @@ def generate(
     draft = draft or find(config, model, tokenizer)
     if draft is not None:
         read = partial(_reader, model, tokenizer=tokenizer)
-        return speculation.generate(model, read, prompts, config, stops, draft, stats)
+        return speculation.generate(
+            model, read, prompts, config, stops, draft, tokenizer=tokenizer, stats=stats
+        )
     texts_at: dict[tuple[int, int], list[int]] = {}
     # Rows of one length need no padding, which would change the last bits of their results.
     # A dict and not a set, because it keeps the order of the prompts.
@@ -252,7 +254,14 @@ def _until(
         return
     if draft is not None:
         yield from speculation.continued(
-            reader, config, stops, draft, sample=sample, first=healed.token, stats=stats
+            reader,
+            config,
+            stops,
+            draft,
+            sample=sample,
+            first=healed.token,
+            tokenizer=tokenizer,
+            stats=stats,
         )
         return
     for _ in range(left):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ from tinylm.sample.drafts import Draft, Proposal
 from tinylm.sample.drawer import Drawer
 from tinylm.sample.logits import KEEP, draw
 from tinylm.sample.reader import Reader
+
+if TYPE_CHECKING:
+    from tinylm.tokenizer import Tokenizer
 
 # Rows decoded together, as in plain decoding.
 ROWS = 64
@@ -199,12 +203,15 @@ def generate(
     config: SampleConfig,
     stops: set[int],
     draft: Draft,
+    *,
+    tokenizer: "Tokenizer | None" = None,
     stats: Stats | None = None,
 ) -> list[list[int]]:
     """Prompts as ids to `config.samples` continuations of each, prompt by prompt.
 
     As `sample.generate`, several tokens per pass; `read` makes the reader of some texts.
     """
+    drawer_of = partial(_drawer, config=config, stops=stops, tokenizer=tokenizer)
     found: dict[tuple[int, int], list[int]] = {}
     # Prompts of one length, because filling up changes the last bits of a result.
     for length in {len(prompt): None for prompt in prompts}:
@@ -216,22 +223,15 @@ def generate(
             with inference(model):
                 reader = read([prompts[i] for i in used], room(config, draft))
                 reader.keep([used.index(prompt) for prompt, _ in some])
-                found |= zip(some, _grown(reader, some, config, stops, draft, stats), strict=True)
+                speculator = _speculator(reader, drawer_of(reader, some), draft, stats)
+                found |= zip(some, _grown(speculator, stops), strict=True)
     return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
 
 
-def _grown(
-    reader: Reader,
-    places: Sequence[tuple[int, int]],
-    config: SampleConfig,
-    stops: set[int],
-    draft: Draft,
-    stats: Stats | None,
-) -> list[list[int]]:
-    """The continuation of each text of `reader`, up to a stop."""
-    speculator = _speculator(reader, places, config, draft, stats)
-    texts: list[list[int]] = [[] for _ in places]
-    live = list(range(len(places)))
+def _grown(speculator: Speculator, stops: set[int]) -> list[list[int]]:
+    """The continuation of each text, up to a stop."""
+    texts: list[list[int]] = [[] for _ in speculator.left]
+    live = list(range(len(texts)))
     while live:
         going = []
         for place, ids in enumerate(speculator.step()):
@@ -253,6 +253,7 @@ def continued(
     *,
     sample: int = 0,
     first: int | None = None,
+    tokenizer: "Tokenizer | None" = None,
     stats: Stats | None = None,
 ) -> Iterator[int]:
     """The ids that follow the one text of `reader` in its sample number `sample`, up to a stop.
@@ -260,7 +261,10 @@ def continued(
     `first` is a token that was drawn already and is not read; it counts, and is not given again.
     """
     with inference(reader.model):
-        speculator = _speculator(reader, [(0, sample)], config, draft, stats, first)
+        drawer = _drawer(reader, [(0, sample)], config, stops, tokenizer)
+        if first is not None:
+            drawer.push([first])
+        speculator = _speculator(reader, drawer, draft, stats)
     while speculator.left[0]:
         # Entered anew for each pass: the caller's code between two tokens keeps its own modes.
         with inference(reader.model):
@@ -276,24 +280,27 @@ def room(config: SampleConfig, draft: Draft) -> int:
     return config.max_tokens + (config.draft_tokens or draft.tokens)
 
 
-def _speculator(
+def _drawer(
     reader: Reader,
     places: Sequence[tuple[int, int]],
     config: SampleConfig,
-    draft: Draft,
-    stats: Stats | None,
-    first: int | None = None,
-) -> Speculator:
-    """A speculator over the texts of `reader` by these settings."""
-    drawer = Drawer(
+    stops: set[int],
+    tokenizer: "Tokenizer | None",
+) -> Drawer:
+    """What draws the tokens of the texts of `reader`."""
+    return Drawer(
         config,
         reader.texts,
         places,
         vocab_size=reader.vocab_size,
         device=reader.last.device,
+        ends=stops,
+        tokenizer=tokenizer,
     )
-    left = config.max_tokens
-    if first is not None:
-        drawer.push([first])
-        left -= 1
+
+
+def _speculator(reader: Reader, drawer: Drawer, draft: Draft, stats: Stats | None) -> Speculator:
+    """A speculator by the settings of `drawer`, whose texts have drawn alike many tokens."""
+    config = drawer.config
+    left = config.max_tokens - len(drawer.drawn[0])
     return Speculator(reader, drawer, draft, left, tokens=config.draft_tokens, stats=stats)
