@@ -263,6 +263,7 @@ def runs(draw: st.DrawFn) -> Run:
             "these pass train.steps",
             "optim.cautious",
             "train.qat",
+            "set sample.cache_tokens",
         ):
             assume(words not in str(error))
         raise
@@ -291,6 +292,7 @@ def test_a_saved_run_reads_back_equal(tmp_path_factory, run):
         (fields.Optimizer, "optim", "OPTIMIZERS"),
         (fields.Schedule, "optim", "SCHEDULES"),
         (fields.Tracker, "track", "TRACKERS"),
+        (fields.CacheKind, "cache", "KINDS"),
     ],
 )
 def test_the_names_that_help_lists_are_the_registry(literal, module, registry):

@@ -225,6 +225,13 @@ class Decodes(Protocol):
     def weight(self) -> Tensor:
         """A tensor of the dtype and device that the model computes in."""
 
+    @property
+    def can_move_back(self) -> bool:
+        """Whether positions enter by the keys alone, so that `moved_back` can change them."""
+
+    def moved_back(self, k: Tensor, by: Tensor) -> Tensor:
+        """Keys k [B, K, S, head] as they were if their tokens stood by[b] places earlier."""
+
     def earlier_states(self) -> Sequence[EarlierState]:
         """The state of each slot of `Cache.before`, in order."""
 

@@ -206,10 +206,6 @@ class Model(nn.Module):
         after so many blocks. Raises `ValueError` for what does not fit.
         """
         limit, device = self.config.context_length, self.weight.device
-        # The host's number: the maximum of `cache.lengths` would wait for the device.
-        start = 0 if cache is None else cache.longest
-        if start + length > limit:
-            raise ValueError(f"{start + length} tokens pass the context length, {limit}")
         for name, given in (("positions", positions), ("documents", documents)):
             if given is not None and given.size(-1) != length:
                 raise ValueError(f"{name} has shape {list(given.shape)}: must end in T={length}")
@@ -220,6 +216,10 @@ class Model(nn.Module):
         if cache is not None:
             # Before any layer stores a key: a refusal must leave the cache as it was.
             cache.reserve(length)
+        # The host's number: the maximum of `cache.lengths` would wait for the device.
+        start = 0 if cache is None else cache.longest
+        if start + length > limit:
+            raise ValueError(f"{start + length} tokens pass the context length, {limit}")
         if positions is None:
             positions = torch.arange(length, device=device)
             if cache is not None:
@@ -289,6 +289,16 @@ class Model(nn.Module):
         """A tensor whose dtype and device are the model's: the embedding, or its packed scales."""
         part: nn.Module = self.embedding
         return part.scales if isinstance(part, PackedEmbedding) else self.embedding.weight
+
+    @property
+    def can_move_back(self) -> bool:
+        """Whether positions enter by the keys alone, so that `moved_back` can change them."""
+        return hasattr(self.position, "moved_back")
+
+    def moved_back(self, k: Tensor, by: Tensor) -> Tensor:
+        """Keys k [B, K, S, head] as they were if their tokens stood by[b] places earlier."""
+        moved: Tensor = self.position.moved_back(k, by)
+        return moved
 
     def _befores(self) -> list[Before]:
         return [part for part in self.modules() if isinstance(part, Before)]

@@ -19,6 +19,7 @@ from tinylm.cache.contiguous import Contiguous
 from tinylm.cache.evicting import HeavyHitters, Random, SnapKV
 from tinylm.cache.paged import Paged
 from tinylm.cache.quantised import Grouped, Int8
+from tinylm.cache.window import Window
 from tinylm.context import Decodes
 
 __all__ = ["KINDS", "Base", "Full", "build"]
@@ -26,7 +27,8 @@ __all__ = ["KINDS", "Base", "Full", "build"]
 # Each makes a cache of (states, batch_size, max_length) with the keywords `earlier`, `dtype` and
 # `device`, and with options of its own.
 KINDS: dict[str, Callable[..., Base]] = {
-    kind.kind: kind for kind in (Contiguous, Paged, Int8, Grouped, Random, HeavyHitters, SnapKV)
+    kind.kind: kind
+    for kind in (Contiguous, Paged, Window, Int8, Grouped, Random, HeavyHitters, SnapKV)
 }
 
 

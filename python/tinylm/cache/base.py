@@ -25,6 +25,8 @@ class Base(ABC):
     """
 
     kind = ""
+    # Whether tokens that are read as filling and cut off again leave a row as it was.
+    pads = False
     ends: list[int]
     lengths: Tensor
     longest: int
@@ -93,6 +95,16 @@ class Base(ABC):
                 f"{self.longest} + {tokens} tokens do not fit a cache of {self.max_length}: "
                 f"build a longer one or clear it"
             )
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows may grow past `max_length`."""
+        return False
+
+    @property
+    def at_once(self) -> int:
+        """The most tokens of a pass."""
+        return self.max_length
 
     @property
     def total(self) -> int:

@@ -20,6 +20,7 @@ class Contiguous(Base):
     """
 
     kind = "contiguous"
+    pads = True
     # The dtype of keys and values, if it is not that of the computation.
     stored: torch.dtype | None = None
 

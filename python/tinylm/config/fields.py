@@ -24,6 +24,7 @@ Schedule = Literal["wsd", "wsd_sqrt", "cosine", "linear", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 NonFinite = Literal["stop", "skip"]
 Tracker = Literal["console", "jsonl", "plot", "tensorboard", "trackio", "wandb"]
+CacheKind = Literal["contiguous", "paged", "window", "int8", "int4", "random", "h2o", "snapkv"]
 Mode = Literal["none", "ddp", "fsdp"]
 Qat = Literal["none", "int8", "int4", "ternary"]
 

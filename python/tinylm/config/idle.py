@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinylm.config.limits import require
-from tinylm.config.sample import RESTRICTIONS
+from tinylm.config.sample import BOUNDED, RESTRICTIONS
 from tinylm.config.sections import Run
 
 # The key of a setting, its value, and where it was given: "" on the command line.
@@ -136,6 +136,13 @@ RULES = (
         "compares beams and has no effect with sample.num_beams=1: set sample.num_beams",
     ),
     Rule(
+        "sample.cache_tokens",
+        ("sample.cache",),
+        lambda run: run.sample.cache not in BOUNDED,
+        "has no effect with sample.cache={cache}, which keeps all tokens: leave it out, or set "
+        "sample.cache to {bounded}",
+    ),
+    Rule(
         "sample.draft_tokens",
         ("sample.draft",),
         lambda run: run.sample.draft is None,
@@ -165,6 +172,8 @@ def refuse(run: Run, given: Sequence[Given], offs: Callable[[str], Any]) -> None
         "num_beams": run.sample.num_beams,
         "restriction": next(iter(run.sample.restrictions), ""),
         "qat": run.train.qat,
+        "cache": run.sample.cache,
+        "bounded": " or ".join(BOUNDED),
     }
     for rule in RULES:
         section, _, name = rule.key.partition(".")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tinylm.config.checks import check
-from tinylm.config.fields import expand_home, setting
+from tinylm.config.fields import CacheKind, expand_home, setting
 from tinylm.config.limits import (
     COUNT,
     COUNT_OR_ZERO,
@@ -24,6 +24,9 @@ STRUCTURES = ("json_schema", "regex", "choice", "grammar")
 # The settings that forbid or favour tokens by their ids or texts.
 RESTRICTIONS = ("logit_bias", "allowed_token_ids", "bad_words", "bad_words_ids", *STRUCTURES)
 SHARE = {"gt": 0, "le": 1}
+
+# The kinds of caches that keep `cache_tokens` tokens.
+BOUNDED = ("window", "random", "h2o", "snapkv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,15 @@ class SampleConfig:
         "Begin a text prompt with the end-of-text token, as each document begins in training. auto "
         "does so, unless a tokenizer.json of another program names the tokens to add.",
     )
+    cache: CacheKind = setting(
+        "contiguous",
+        "How keys and values are kept: in one buffer; in blocks that texts share where they begin "
+        "alike (paged); in 8 or 4 bits; or those of cache_tokens tokens per text alone: the first "
+        "4 and the newest (window), or what random, h2o or snapkv choose.",
+    )
+    cache_tokens: int | None = setting(
+        None, "Number of tokens per text that window, random, h2o and snapkv keep.", COUNT
+    )
     draft: str | None = setting(
         None,
         "Source of guesses that the model checks several at a time, which is faster and keeps the "
@@ -155,6 +167,9 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check("sample", self)
+        if self.cache in BOUNDED:
+            words = f"keeps a number of tokens: set sample.cache_tokens"
+            require(self.cache_tokens is not None, "sample.cache", self.cache, words)
         expand_home(self, "draft")
         kind, colon, layers = (self.draft or "").partition(":")
         if kind == "skip":
@@ -190,6 +205,11 @@ class SampleConfig:
         """The N of draft=skip:N; None for any other draft."""
         kind, _, layers = (self.draft or "").partition(":")
         return int(layers) if kind == "skip" else None
+
+    @property
+    def cache_options(self) -> dict[str, int]:
+        """The options of the kind of cache."""
+        return {} if self.cache_tokens is None else {"budget": self.cache_tokens}
 
     def as_trained(self) -> "SampleConfig":
         """Return these settings for a model that TinyLM trained, with bos=auto made true.

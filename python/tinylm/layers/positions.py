@@ -66,6 +66,14 @@ class Rope(nn.Module):
             cos, sin = cos[:, None], sin[:, None]
         return Rotation(cos, sin)
 
+    def moved_back(self, k: Tensor, by: Tensor) -> Tensor:
+        """Keys k [B, K, S, head] rotated back by by[b] places, below the context length."""
+        # The rotation by a negative angle.
+        cos, sin = (
+            x[by][:, None, None].expand(-1, -1, k.size(2), -1) for x in (self.cos, self.sin)
+        )
+        return ops.rope(k, cos, -sin)
+
 
 class Learned(nn.Module):
     """Position as a learned vector added to the stream, as in GPT-2."""
@@ -98,6 +106,10 @@ class NoPosition(nn.Module):
     def rotation(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
         """The function that leaves queries and keys as they are."""
         return identity
+
+    def moved_back(self, k: Tensor, by: Tensor) -> Tensor:
+        """Keys k [B, K, S, head], which do not know where they stand."""
+        return k
 
 
 def identity(x: Tensor) -> Tensor:
