@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.support import blocks
 from tests.support.models import CLOSE, build, configs, tokens
 from tinylm import cache, model
 from tinylm.config import ModelConfig
@@ -125,17 +124,6 @@ def test_a_step_of_a_fixed_cache_is_one_graph_however_long_the_text_is():
             held.advance(1)
             assert_close(logits, made(ids, cache=plain))
     assert len(graphs) == 1
-
-
-@settings(max_examples=20, deadline=None)
-@given(config=configs(context_length=7), seed=st.integers(0, 2**31))
-def test_how_a_cache_stores_is_its_own_concern(config, seed):
-    made = build(config, seed)
-    ids = tokens(config, 2, 7, seed)
-    held = blocks.build(made, 2, 7)
-    logits = [made(part, cache=held) for part in ids.split([3, 1, 2, 1], 1)]
-    assert all(len(keys) == 4 for layer in held.stored for keys, _ in layer)
-    assert_close(torch.cat(logits, 1), made(ids), **CLOSE)
 
 
 @pytest.mark.parametrize("lengths", [[2], [1, -1], [[1, 1]]])

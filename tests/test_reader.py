@@ -1,6 +1,7 @@
 """Reading: the logits of growing texts, of unequal length, against reading each anew."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.support import blocks
 from tests.support.models import CLOSE, build
 from tinylm import cache
 from tinylm.config import ModelConfig, SampleConfig
@@ -35,7 +35,7 @@ TEXTS = st.lists(st.lists(st.integers(0, 16), min_size=1, max_size=12), min_size
     position=st.sampled_from(["rope", "learned"]),
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     at_once=st.sampled_from([1, 5, 2**14]),
-    build_cache=st.sampled_from([cache.build, blocks.build]),
+    build_cache=st.sampled_from([cache.build, partial(cache.build, kind="paged", page=2)]),
     data=st.data(),
 )
 def test_texts_of_unequal_length_are_read_as_if_each_were_alone(

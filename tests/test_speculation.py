@@ -8,10 +8,9 @@ from itertools import product, takewhile
 import pytest
 import torch
 
-from tests.support import blocks
 from tests.support.fakes import ByteTokenizer
 from tests.support.models import build
-from tinylm import Tokenizer, checkpoint, sample
+from tinylm import Tokenizer, cache, checkpoint, sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.config import load as load_settings
 from tinylm.model import inference
@@ -93,7 +92,8 @@ def test_a_stream_is_the_text_of_generate(kind, drafts):
 def test_a_cache_in_blocks_gives_the_same_texts(small, drafts):
     config = SampleConfig(temperature=1.0, max_tokens=8)
     for kind in ("model", "skip"):
-        read = partial(Reader, small, vocab_size=17, build=blocks.build)
+        pages = partial(cache.build, kind="paged", page=2)
+        read = partial(Reader, small, vocab_size=17, build=pages)
         found = speculation.generate(small, read, PROMPTS[:2], config, set(), drafts[kind])
         assert found == sample.generate(small, PROMPTS[:2], config, draft=drafts[kind])
 

@@ -58,9 +58,20 @@ class Cache(Protocol):
     So only the cache knows how they are stored (in one buffer, in blocks, in fewer bits).
     """
 
-    # Tokens in each row [B] int64, and the most of them, which is the host's own number.
+    # Tokens in each row [B] int64, the same on the host, and the most of them.
     lengths: Tensor
+    ends: list[int]
     longest: int
+    # Whether tokens that are read as filling and cut off again leave a row as it was.
+    pads: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows may grow past the length that the cache was built for."""
+
+    @property
+    def at_once(self) -> int:
+        """The most tokens of a pass."""
 
     def reserve(self, tokens: int) -> None:
         """Raise `ValueError` unless `tokens` more fit in every row."""
@@ -226,11 +237,11 @@ class Decodes(Protocol):
         """A tensor of the dtype and device that the model computes in."""
 
     @property
-    def can_move_back(self) -> bool:
-        """Whether positions enter by the keys alone, so that `moved_back` can change them."""
+    def moved_back(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What moves keys [B, K, S, head] to positions that are by [B] lower.
 
-    def moved_back(self, k: Tensor, by: Tensor) -> Tensor:
-        """Keys k [B, K, S, head] as they were if their tokens stood by[b] places earlier."""
+        None if positions do not enter by the rotation of keys, or not at all.
+        """
 
     def earlier_states(self) -> Sequence[EarlierState]:
         """The state of each slot of `Cache.before`, in order."""

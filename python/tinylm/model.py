@@ -19,7 +19,7 @@ Weights start as follows:
 text does (`tinylm.layers.copying`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -291,14 +291,9 @@ class Model(nn.Module):
         return part.scales if isinstance(part, PackedEmbedding) else self.embedding.weight
 
     @property
-    def can_move_back(self) -> bool:
-        """Whether positions enter by the keys alone, so that `moved_back` can change them."""
-        return hasattr(self.position, "moved_back")
-
-    def moved_back(self, k: Tensor, by: Tensor) -> Tensor:
-        """Keys k [B, K, S, head] as they were if their tokens stood by[b] places earlier."""
-        moved: Tensor = self.position.moved_back(k, by)
-        return moved
+    def moved_back(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """See `Decodes`."""
+        return getattr(self.position, "moved_back", None)
 
     def _befores(self) -> list[Before]:
         return [part for part in self.modules() if isinstance(part, Before)]

@@ -162,7 +162,8 @@ class Paged(Base):
 
     def note(self, row: int, ids: Sequence[int]) -> None:
         """`row` begins with these ids: its full blocks of them can be found by `match`."""
-        super().note(row, ids)
+        if len(ids) > self.ends[row]:
+            raise ValueError(f"note: {len(ids)} ids for row {row} of {self.ends[row]} tokens")
         full = len(ids) // self.page
         self.pool.blocks.note(self.tables[self.index[row]][:full], ids)
 

@@ -75,7 +75,9 @@ class Window(Base):
     @property
     def streams(self) -> bool:
         """Whether rows may grow past `max_length`."""
-        return self.at_once >= SLACK and self.model is not None and self.model.can_move_back
+        return (
+            self.at_once >= SLACK and self.model is not None and self.model.moved_back is not None
+        )
 
     def reserve(self, tokens: int) -> None:
         """Move positions back if `tokens` more would pass `max_length`; `Full` if they cannot."""

@@ -4,7 +4,7 @@ Names are those of vLLM and OpenAI's API, and for beams and typical_p those of t
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tinylm.config.checks import check
 from tinylm.config.fields import CacheKind, expand_home, setting
@@ -168,7 +168,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check("sample", self)
         if self.cache in BOUNDED:
-            words = f"keeps a number of tokens: set sample.cache_tokens"
+            words = "keeps a number of tokens: set sample.cache_tokens"
             require(self.cache_tokens is not None, "sample.cache", self.cache, words)
         expand_home(self, "draft")
         kind, colon, layers = (self.draft or "").partition(":")
@@ -207,7 +207,7 @@ class SampleConfig:
         return int(layers) if kind == "skip" else None
 
     @property
-    def cache_options(self) -> dict[str, int]:
+    def cache_options(self) -> dict[str, Any]:
         """The options of the kind of cache."""
         return {} if self.cache_tokens is None else {"budget": self.cache_tokens}
 

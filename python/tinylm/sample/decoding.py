@@ -5,11 +5,13 @@ draws is a function of (seed, prompt, sample, position), so its company changes 
 than the rounding of a larger matrix product does.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tinylm import cache
 from tinylm.config import SampleConfig
+from tinylm.context import Cache
 from tinylm.model import Model, inference
 from tinylm.sample import beams, speculation
 from tinylm.sample.drafts import Draft, find
@@ -114,12 +116,14 @@ def generate(
         stops |= _ends(model, tokenizer)
     if config.num_beams > 1:
         with inference(model):
-            readers = (_reader(model, [prompt], config.max_tokens, tokenizer) for prompt in prompts)
+            readers = (
+                _reader(model, [prompt], config.max_tokens, tokenizer, config) for prompt in prompts
+            )
             found = [beams.search(r, config, stops, tokenizer=tokenizer) for r in readers]
         return [beam.ids for best in found for beam in best[: config.samples]]
     draft = draft or find(config, model, tokenizer)
     if draft is not None:
-        read = partial(_reader, model, tokenizer=tokenizer)
+        read = partial(_reader, model, tokenizer=tokenizer, config=config)
         return speculation.generate(
             model, read, prompts, config, stops, draft, tokenizer=tokenizer, stats=stats
         )
@@ -148,7 +152,7 @@ def _decode(
     """The continuations of `rows`: (number of the prompt, number of the sample), one length."""
     # A prompt is read once, whatever number of rows continue it.
     used = sorted({prompt for prompt, _ in rows})
-    reader = _reader(model, [prompts[i] for i in used], config.max_tokens, tokenizer)
+    reader = _reader(model, [prompts[i] for i in used], config.max_tokens, tokenizer, config)
     # The cache of a prompt is copied for each sample, which costs less than reading it again.
     reader.keep([used.index(prompt) for prompt, _ in rows])
     texts_of = [prompts[prompt] for prompt, _ in rows]
@@ -229,7 +233,7 @@ def _until(
     room += max((len(way.beginning) for way in prompt.ways), default=0) + len(prompt.ids)
     begun = [*prompt.opening, *prompt.ids[:shared]]
     with inference(model):
-        reader = _reader(model, [begun], room - shared, tokenizer)
+        reader = _reader(model, [begun], room - shared, tokenizer, config)
         healed = Healed(prompt.ids, None)
         if prompt.ways:
             settings = config if config.num_beams == 1 else beams.greedily(config)
@@ -274,15 +278,21 @@ def _until(
 
 
 def _reader(
-    model: Model, texts: Sequence[Sequence[int]], room: int, tokenizer: "Tokenizer | None"
+    model: Model,
+    texts: Sequence[Sequence[int]],
+    room: int,
+    tokenizer: "Tokenizer | None",
+    config: SampleConfig,
 ) -> Reader:
     """A reader of the ids that can be drawn: all of the model's, or those that have a token."""
+    build: Callable[..., Cache] = partial(cache.build, kind=config.cache, **config.cache_options)
     if tokenizer is None:
-        return Reader(model, texts, room, vocab_size=model.embedding.num_embeddings)
+        size = model.embedding.num_embeddings
+        return Reader(model, texts, room, vocab_size=size, build=build)
     size = _vocab_size(model, tokenizer)
     # A drawn id without a token could not be decoded.
     missing = [id for id in tokenizer.missing_ids if id < size]
-    return Reader(model, texts, room, vocab_size=size, missing=missing)
+    return Reader(model, texts, room, vocab_size=size, missing=missing, build=build)
 
 
 def _vocab_size(model: Model, tokenizer: "Tokenizer") -> int:

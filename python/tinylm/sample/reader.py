@@ -1,6 +1,7 @@
 """A model that reads growing texts: tokens in, the logits that follow them out."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -49,10 +50,11 @@ class Reader:
     ) -> None:
         self.model, self.vocab_size = model, vocab_size
         self.forward = Forward(model, vocab_size=vocab_size, missing=missing)
-        self.limit = model.context_length
         self.texts = [[*text] for text in texts]
         longest = max(len(text) for text in texts)
-        self.cache = build(model, len(texts), min(self.limit, longest + room))
+        self.cache = build(model, len(texts), min(model.context_length, longest + room))
+        # A cache that forgets the oldest tokens by itself need not be filled anew.
+        self.limit = sys.maxsize if self.cache.streams else model.context_length
         # How many of its newest tokens the cache holds of each text.
         self.held = self._visible()
         self.last = self._read_windows()
@@ -72,7 +74,7 @@ class Reader:
             )
         grown = [visible(len(text) + new, self.limit) for text in self.texts]
         fits = grown == [held + new for held in self.held]
-        if new > 1 and not fits:
+        if new > 1 and not (fits and new <= self.cache.at_once):
             # The window moves on in the middle: where, shows only token by token.
             steps = [self.read([[row[t]] for row in tokens], layers=layers) for t in range(new)]
             return torch.cat(steps, 1)
@@ -106,7 +108,12 @@ class Reader:
         self.texts = [text[:length] for text, length in zip(self.texts, lengths, strict=True)]
         self.held = self._visible()
         if held == self.held:
-            self.cache.truncate(torch.tensor(held))
+            # Of a cache that forgets, the lengths are not those of the texts.
+            ends = [
+                end - size + length
+                for end, size, length in zip(self.cache.ends, sizes, lengths, strict=True)
+            ]
+            self.cache.truncate(torch.tensor(ends))
         else:
             self.last = self._read_windows()
 
@@ -128,25 +135,54 @@ class Reader:
     def _read_windows(self, layers: int | None = None) -> Tensor:
         """What the model sees of all texts, from its beginning; the logits [R, V] after it."""
         self.cache.clear()
-        longest = max(self.held)
-        # Shorter rows are filled up, and the filling is forgotten again.
         windows = [text[-held:] for text, held in zip(self.texts, self.held, strict=True)]
-        rows = [window + [0] * (longest - len(window)) for window in windows]
-        home = self.model.weight.device
-        tokens, ends = torch.tensor(rows, device=home), torch.tensor(self.held, device=home)
+        last: dict[int, Tensor] = {}
+        for start, rows in self._groups(windows, layers):
+            held = self.cache if len(rows) == len(windows) else self.cache.rows(rows)
+            found = self._read_all([windows[row][start:] for row in rows], held, layers)
+            last |= zip(rows, found, strict=True)
+            if layers is None:
+                for row in rows:
+                    self.cache.note(row, windows[row])
+        return self._logits(torch.stack([last[row] for row in range(len(windows))]))
+
+    def _groups(
+        self, windows: Sequence[Sequence[int]], layers: int | None
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Rows that are read together, and how many of their first tokens the cache has already."""
+        if self.cache.pads:
+            yield 0, [*range(len(windows))]
+            return
+        for length in dict.fromkeys(len(window) for window in windows):
+            alike = [row for row, window in enumerate(windows) if len(window) == length]
+            # What a pass through some of the layers leaves is no beginning for others.
+            found = [0 if layers else self.cache.match(row, windows[row]) for row in alike]
+            for start in dict.fromkeys(found):
+                yield start, [row for row, n in zip(alike, found, strict=True) if n == start]
+
+    def _read_all(
+        self, windows: Sequence[Sequence[int]], held: Cache, layers: int | None
+    ) -> Tensor:
+        """Read texts into the rows of `held`; what the head reads [R, D] after each of them."""
+        sizes = [len(window) for window in windows]
+        longest, home = max(sizes), self.model.weight.device
+        # Shorter rows are filled up, and the filling is forgotten again.
+        rows = [[*window, *[0] * (longest - len(window))] for window in windows]
+        tokens, ends = torch.tensor(rows, device=home), torch.tensor(sizes, device=home)
+        before = held.lengths
         last: Tensor | None = None
         start = 0
-        for part in torch.split(tokens, max(1, AT_ONCE // len(rows)), 1):
-            x = self.forward.hidden(part, self.cache, layers=layers)
+        for part in torch.split(tokens, max(1, min(AT_ONCE // len(rows), held.at_once)), 1):
+            x = self.forward.hidden(part, held, layers=layers)
             place = (ends - 1 - start).clamp(0, part.size(1) - 1)
             here = x[torch.arange(len(rows), device=home), place]
             started = (ends > start)[:, None]
             last = here if last is None else torch.where(started, here, last)
             start += part.size(1)
-        if min(self.held) < longest:
-            self.cache.truncate(ends)
+        if min(sizes) < longest:
+            held.truncate(before + ends)
         assert last is not None, "a text has at least one token"
-        return self._logits(last)
+        return last
 
     def _logits(self, x: Tensor) -> Tensor:
         """x [..., D] to the logits [..., V]; `ValueError` where they are not numbers."""
