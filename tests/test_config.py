@@ -249,18 +249,17 @@ def runs(draw: st.DrawFn) -> Run:
         return Run(**top, **{name: sections.SECTIONS[name](**made[name]) for name in made})
     except ValueError as error:
         # Two settings that do not go together, such as heads that do not divide the width.
-        assume("must be a multiple" not in str(error) and "divide" not in str(error))
         for words in (
+            "must be a multiple",
+            "divide",
             "passes the whole run",
             "must be even",
             "data.stride",
             "name both",
             "n_layers=",
-            "has no effect without lora.rank",
-            "pass train.steps=",
+            "pass train.steps",
             "lora.rank=",
-            "has no effect with model.tied",
-            "these pass train.steps",
+            "has no effect with",
             "optim.cautious",
             "train.qat",
             "set sample.cache_tokens",
@@ -296,8 +295,6 @@ def test_a_saved_run_reads_back_equal(tmp_path_factory, run):
     ],
 )
 def test_the_names_that_help_lists_are_the_registry(literal, module, registry):
-    if not any((PACKAGE / module).with_suffix(end).exists() for end in ("", ".py")):
-        pytest.skip(f"tinylm.{module} is not there")
     built = getattr(importlib.import_module(f"tinylm.{module}"), registry)
     assert set(get_args(literal)) == set(built)
 
