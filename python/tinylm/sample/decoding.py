@@ -15,7 +15,7 @@ from tinylm.context import Cache
 from tinylm.model import Model, inference
 from tinylm.sample import beams, speculation
 from tinylm.sample.drafts import Draft, find
-from tinylm.sample.drawer import Drawer
+from tinylm.sample.drawer import Drawer, check
 from tinylm.sample.healing import Healed, heal
 from tinylm.sample.prompt import Prompt, as_ids
 from tinylm.sample.prompt import read as read_prompt
@@ -214,6 +214,8 @@ def stream_ids(
     check_ids("the prompt", [*prompt.opening, *prompt.ids], vocab_size)
     stops, _ = split_stops(config, vocab_size)
     stops |= _ends(model, tokenizer)
+    # Now, and not when the first token is asked for.
+    check(config, vocab_size, tokenizer)
     draft = draft or find(config, model, tokenizer)
     return _until(model, tokenizer, prompt, config, sample, stops, draft, stats)
 
@@ -316,7 +318,8 @@ def write(
 ) -> Iterator[str]:
     """Ids to pieces of text, up to the first stop text of `config`, which is cut off.
 
-    What might be the start of a stop text waits until it is or is not one. The ids of `stream_ids`
+    What might be the start of a stop text waits until it is or is not one. The text of the first
+    `config.min_tokens` tokens is not searched for stops. The ids of `stream_ids`
     need their `prompt`, whose own text is left out.
     """
     stops = [stop for stop in config.stop if isinstance(stop, str)]
@@ -325,9 +328,13 @@ def write(
     hidden = 0 if prompt is None else _length(tokenizer, prompt.ids)
     for token in prompt.ids[: prompt.shared] if prompt else ():
         hidden -= len(characters.push(token))
+    drawn = 0
     for token in ids:
         new = characters.push(token)
-        text, waiting, ended = cut(waiting + new[hidden:], stops)
+        # Tokens of the prompt's own text do not count.
+        drawn += hidden == 0 or len(new) > hidden
+        wanted = stops if drawn > config.min_tokens else []
+        text, waiting, ended = cut(waiting + new[hidden:], wanted)
         hidden = max(0, hidden - len(new))
         if text:
             yield text

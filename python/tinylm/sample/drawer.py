@@ -27,6 +27,7 @@ CHAIN = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("repetition_penalty", "frequency_penalty", "presence_penalty"),
 )
+
 # Processed logits [R, V] to an id per text [R].
 Choose = Callable[[Tensor], Tensor]
 
@@ -299,3 +300,11 @@ class Drawer:
         """Count the tokens of some texts anew."""
         for i in rows:
             self._counts.set(i, self.rows[i].prompt, self.rows[i].drawn)
+
+
+def check(config: SampleConfig, vocab_size: int, tokenizer: "Tokenizer | None") -> None:
+    """Raise `ConfigError` where a drawer could not take these settings; for the error's sake."""
+    if config.restricted:
+        Rules(config, vocab_size, tokenizer, torch.device("cpu"))
+    if config.structure:
+        Structures(tokenizer, vocab_size).matcher(config)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinylm.config import SampleConfig
+from tinylm.config import ConfigError, SampleConfig
 from tinylm.config.limits import show
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self.state.is_error():
-            raise ValueError(f"the structure of the text: {show(self.state.get_error())}")
+            raise ValueError(f"the structure of the text: {_one_line(self.state.get_error())}")
 
 
 class Structures:
@@ -77,7 +77,7 @@ class Structures:
     def matcher(self, config: SampleConfig) -> Matcher:
         """The beginning of a text with the structure of `config`.
 
-        Raises `ValueError` for a structure that is wrong or that no text meets, and without a
+        Raises `ConfigError` for a structure that is wrong or that no text meets, and without a
         tokenizer that can end a text; `ModuleNotFoundError` without llguidance.
         """
         if config not in self._starts:
@@ -89,7 +89,7 @@ class Structures:
         value = getattr(config, name)
         tokenizer = self.tokenizer
         if tokenizer is None or tokenizer.eos_id is None or tokenizer.eos_id >= self.vocab_size:
-            raise ValueError(
+            raise ConfigError(
                 f"sample.{name}={show(value)}: needs a tokenizer with an end-of-text token, which "
                 "ends a text that is complete"
             )
@@ -104,15 +104,15 @@ class Structures:
         except ValueError as error:
             problem = str(error)
         if problem:
-            raise ValueError(f"sample.{name}={show(value)}: {_first_line(problem)}")
+            raise ConfigError(f"sample.{name}={show(value)}: {_one_line(problem)}")
         state = library.LLMatcher(self._tokens, grammar, log_level=0)
         start = Matcher(state, self.vocab_size, tokenizer.eos_id)
         try:
             empty = not start.allowed().any()
         except ValueError as error:
-            raise ValueError(f"sample.{name}={show(value)}: {error}") from None
+            raise ConfigError(f"sample.{name}={show(value)}: {error}") from None
         if empty:
-            raise ValueError(f"sample.{name}={show(value)}: no text of these tokens meets it")
+            raise ConfigError(f"sample.{name}={show(value)}: no text of these tokens meets it")
         return start
 
 
@@ -155,5 +155,6 @@ def _is_path(value: str) -> bool:
     return not any(mark in value for mark in "\n{:") and value.strip() not in ("true", "false")
 
 
-def _first_line(problem: str) -> str:
-    return show(problem.strip().splitlines()[0])
+def _one_line(problem: str) -> str:
+    text = " ".join(problem.split())
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tinylm.config import SampleConfig
-from tinylm.sample.stops import check_ids
+from tinylm.config import ConfigError, SampleConfig
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
@@ -22,8 +21,8 @@ class Rules:
 
     `bias` [V] float32, or None, is added to the logits of every step: the numbers of logit_bias,
     and -inf for ids that are forbidden at every step. `forbidden` returns the ids that are
-    forbidden after a certain text. Raises `ValueError` for an id outside the vocabulary, for a
-    text without a tokenizer, and where no id is left.
+    forbidden after a certain text. Raises `ConfigError` for an id outside the vocabulary, for a
+    text without a tokenizer and where no id is left.
     """
 
     def __init__(
@@ -34,14 +33,20 @@ class Rules:
         device: torch.device,
     ) -> None:
         biases, allowed = config.logit_bias or {}, config.allowed_token_ids
-        check_ids("logit_bias", [*biases], vocab_size)
-        check_ids("allowed_token_ids", allowed, vocab_size)
-        for sequence in config.bad_words_ids:
-            check_ids("bad_words_ids", sequence, vocab_size)
+        sequences = [id for sequence in config.bad_words_ids for id in sequence]
+        for name, ids in (
+            ("logit_bias", [*biases]),
+            ("allowed_token_ids", allowed),
+            ("bad_words_ids", sequences),
+        ):
+            wrong = next((id for id in ids if not 0 <= id < vocab_size), None)
+            if wrong is not None:
+                problem = f"the vocabulary is 0 to {vocab_size - 1}"
+                raise ConfigError(f"sample.{name}={wrong}: {problem}")
         if config.bad_words and tokenizer is None:
-            raise ValueError(
-                f"bad_words={config.bad_words[0]!r} is a text and no tokenizer is given: pass one, "
-                "or give ids as bad_words_ids"
+            raise ConfigError(
+                f"sample.bad_words={config.bad_words[0]!r} is a text and no tokenizer is given: "
+                "pass one, or give ids as sample.bad_words_ids"
             )
         self.words = Words(config.bad_words, tokenizer, vocab_size) if tokenizer else None
         self.sequences = [s for s in config.bad_words_ids if len(s) > 1]
@@ -58,7 +63,7 @@ class Rules:
                     for name in ("allowed_token_ids", "bad_words", "bad_words_ids")
                     if getattr(config, name)
                 ]
-                raise ValueError(f"{' and '.join(given)} leave no token: allow another one")
+                raise ConfigError(f"{' and '.join(given)} leave no token: allow another one")
             self.bias = bias.to(device)
 
     def forbidden(self, text: Sequence[int]) -> set[int]:
@@ -104,10 +109,11 @@ class Words:
         self.bytes = {id: token for id, token in tokenizer.vocab.items() if id < vocab_size}
         self.words = [word.encode() for word in words]
         known = sorted((token, id) for id, token in self.bytes.items())
+        longest = max(map(len, self.bytes.values()), default=0)
         self.never = {id for token, id in known if any(word in token for word in self.words)}
         # Of each word the ids that begin with what is left of it after its first n bytes.
         self.rests = {
-            (word, n): beginning_with(known, word[n:])
+            (word, n): beginning_with(known, word[n:], longest)
             for word in self.words
             for n in range(1, len(word))
         }
@@ -127,10 +133,12 @@ class Words:
         return found
 
 
-def beginning_with(known: Sequence[tuple[bytes, int]], start: bytes) -> set[int]:
-    """The ids of a sorted list of (bytes, id) whose bytes begin with `start`."""
-    longest = max((len(token) for token, _ in known), default=0)
+def beginning_with(known: Sequence[tuple[bytes, int]], start: bytes, longest: int) -> set[int]:
+    """The ids of a sorted list of (bytes, id) whose bytes begin with `start`.
+
+    No bytes of the list are longer than `longest`.
+    """
     first = bisect_left(known, (start, -1))
     # Nothing that begins with `start` is greater than `start` and only bytes of 255 after it.
     last = bisect_right(known, (start + b"\xff" * longest, math.inf))
-    return {id for token, id in known[first:last] if token.startswith(start)}
+    return {id for _, id in known[first:last]}
