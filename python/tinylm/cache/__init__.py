@@ -10,10 +10,12 @@ makes of them and of all that the cache holds (`tinylm.context.Cache`).
 
 from collections.abc import Callable
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from tinylm.cache import saving
 from tinylm.cache.base import Base, Full
 from tinylm.cache.contiguous import Contiguous
 from tinylm.cache.evicting import HeavyHitters, Random, SnapKV
@@ -22,7 +24,7 @@ from tinylm.cache.quantised import Grouped, Int8
 from tinylm.cache.window import Window
 from tinylm.context import Decodes
 
-__all__ = ["KINDS", "Base", "Full", "build"]
+__all__ = ["KINDS", "Base", "Full", "build", "load"]
 
 # Each makes a cache of (states, batch_size, max_length) with the keywords `earlier`, `dtype` and
 # `device`, and with options of its own.
@@ -54,19 +56,36 @@ def build(
     for option in options:
         if option not in known:
             raise ValueError(f"{option}={options[option]}: cache={kind} takes {', '.join(known)}")
-    weight = model.weight
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(weight.device.type):
-        # Under autocast keys and values come in its dtype, not in that of the weights.
-        dtype = torch.get_autocast_dtype(weight.device.type)
     held = KINDS[kind](
         model.decode_states(),
         batch_size,
         max_length,
         earlier=model.earlier_states(),
-        dtype=dtype,
-        device=weight.device,
+        dtype=_dtype(model),
+        device=model.weight.device,
         **options,
     )
     held.model = model
     return held
+
+
+def load(path: str | Path, model: Decodes, tokenizer: saving.Named | None = None) -> Base:
+    """The cache in a file that `Base.save` wrote, of the same kind and options, on `model`.
+
+    Raises `ValueError`, and makes nothing, if the file is of another model, another tokenizer or
+    another dtype, or is no saved cache. The text itself is not in the file.
+    """
+    header, tensors = saving.read(path, model, tokenizer, _dtype(model))
+    ends = header["positions"]
+    held = build(model, len(ends), header["max_length"], header["kind"], **header["options"])
+    held.restore(tensors, ends)
+    return held
+
+
+def _dtype(model: Decodes) -> torch.dtype:
+    """The dtype of keys and values."""
+    weight = model.weight
+    if torch.is_autocast_enabled(weight.device.type):
+        # Under autocast they come in its dtype, not in that of the weights.
+        return torch.get_autocast_dtype(weight.device.type)
+    return weight.dtype

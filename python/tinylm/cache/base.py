@@ -3,11 +3,14 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from tinylm.cache import saving
+from tinylm.cache.saving import Named
 from tinylm.context import CacheStats, Context, DecodeState, EarlierState
 
 
@@ -87,6 +90,24 @@ class Base(ABC):
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor], ends: Sequence[int]) -> None:
         """Take over the `tensors` of another cache, whose rows had `ends` tokens."""
+
+    def save(self, path: str | Path, tokenizer: Named | None = None) -> None:
+        """Write all rows to a file, which `tinylm.cache.load` reads for the same model.
+
+        Its header has hashes of the model and of the `tokenizer`, the dtype, and the number of
+        tokens of each row. On disk whole or not at all.
+        """
+        if self.model is None:
+            raise ValueError("save: this cache was not made by cache.build, and is of no model")
+        header = {
+            "kind": self.kind,
+            "options": self.options,
+            "max_length": self.max_length,
+            "positions": self.ends,
+            "dtype": str(self.dtype),
+            "tokenizer": None if tokenizer is None else tokenizer.sha256,
+        }
+        saving.save(path, self.tensors(), header, self.model)
 
     def reserve(self, tokens: int) -> None:
         """Raise `Full` unless `tokens` more fit in every row."""
