@@ -78,6 +78,35 @@ def packed_by_ops(weight):
     return packed.tolist(), float(scale), ops.unpack_ternary(packed).tolist()
 
 
+def by_rounding(function, rows, outputs, width, peak, seed):
+    """A product of 8 bits with 8 bits; some inputs are beyond 127 steps."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((rows, width)).astype(np.float32)
+    q = random.integers(-127, 128, (outputs, width)).astype(np.int8)
+    scale, bias = random.random((2, outputs)).astype(np.float32)
+    return [function(x, np.float32(peak / 127), q, scale, bias)]
+
+
+def static_by_ops(*parts):
+    return ops.linear_static(*(torch.from_numpy(np.asarray(part)) for part in parts)).numpy()
+
+
+def ternary_product(outputs, groups, seed):
+    """A product with packed ternary weights is that with fake ones, by its definition."""
+    x, weight, bias, _ = drawn(3, outputs, groups, 4, seed)
+    return x, weight, bias
+
+
+def product_by_definition(outputs, groups, seed):
+    x, weight, bias = ternary_product(outputs, groups, seed)
+    return [fake.fake_linear(x, weight, bias, "ternary", 0, 1.0)]
+
+
+def product_by_ops(outputs, groups, seed):
+    x, weight, bias = map(torch.from_numpy, ternary_product(outputs, groups, seed))
+    return [ops.linear_ternary(x, *ops.quantise_ternary(weight), bias).numpy()]
+
+
 SIZES = st.integers(1, 5)
 
 RUNGS = (
@@ -109,5 +138,27 @@ RUNGS = (
         st.tuples(SIZES, st.integers(1, 9), SEEDS),
         lambda: (192, 48, 0),
         covers=("quantise_ternary", "unpack_ternary"),
+    ),
+    Rung(
+        "linear of ternary weights",
+        "tensors",
+        ("arrays", "ops"),
+        product_by_definition,
+        product_by_ops,
+        st.tuples(SIZES, st.integers(1, 9), SEEDS),
+        lambda: (192, 48, 0),
+        same=near(1e-5),
+        covers=("linear_ternary", "dequantise_ternary"),
+    ),
+    Rung(
+        "linear of 8 bits with 8 bits",
+        "tensors",
+        ("arrays", "ops"),
+        partial(by_rounding, fake.linear_static),
+        partial(by_rounding, static_by_ops),
+        st.tuples(SIZES, SIZES, st.integers(1, 40), st.sampled_from([1.0, 2.0, 5.0]), SEEDS),
+        lambda: (2048, 512, 192, 4.0, 0),
+        same=near(1e-6),
+        covers=("linear_static",),
     ),
 )

@@ -19,7 +19,7 @@ from tinylm.ops.quant import GROUPS
 
 KEY = "quantization_config"
 VERSION = 1
-LEAVES = ("packed", "scales")
+LEAVES = ("packed", "scales", "input_scale")
 
 
 def described(matrices: str, group: int | None, embedding: str, **about: Any) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tinylm import ops
 from tinylm.config import Role
 from tinylm.layers.linear import Embedding, Head, Linear, TiedHead, bent
-from tinylm.layers.lora import LowRank, matrices
+from tinylm.layers.lora import LowRank, matrices, put
 from tinylm.ops.quant import GROUPS
+from tinylm.ops.ternary import PER_BYTE
 
 # The dtype of int4's scales: 1/9 of the bytes in groups of 32. Its range is that of float32, and
 # numbers are rounded to the scale as it is stored, so its 8 bits of precision lose nothing.
@@ -45,9 +46,16 @@ def _empty_int4(rows: int, width: int, group: int | None) -> tuple[Tensor, Tenso
     return packed, torch.empty(rows, width // (group or width), dtype=SCALES)
 
 
+def _empty_ternary(rows: int, width: int, group: int | None) -> tuple[Tensor, Tensor]:
+    return torch.empty(rows, width // PER_BYTE, dtype=torch.uint8), torch.empty(1)
+
+
 FORMATS: dict[str, Format] = {
     "int8": Format(ops.linear_int8, ops.dequantise_int8, _empty_int8),
     "int4": Format(ops.linear_int4, ops.dequantise_int4, _empty_int4),
+    "ternary": Format(ops.linear_ternary, ops.dequantise_ternary, _empty_ternary),
+    # Inputs in int8 as well (`PackedStatic`).
+    "static": Format(ops.linear_int8, ops.dequantise_int8, _empty_int8),
 }
 
 
@@ -79,6 +87,23 @@ class PackedLinear(nn.Module):
     def flops(self, context_length: int) -> int:
         """Operations per weight and token, as of a frozen `Linear`."""
         return 4 * self.in_features * self.out_features
+
+
+class PackedStatic(PackedLinear):
+    """A `PackedLinear` in int8 whose inputs are rounded to 8 bits, by one scale for all of them."""
+
+    input_scale: Tensor
+
+    def __init__(
+        self, packed: Tensor, scales: Tensor, bias: Tensor | None, *, form: str, inputs: int
+    ) -> None:
+        super().__init__(packed, scales, bias, form=form, inputs=inputs)
+        # `tinylm.quant.activations` measures it.
+        self.register_buffer("input_scale", torch.ones((), device=packed.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]."""
+        return ops.linear_static(x, self.input_scale, self.packed, self.scales, self.bias)
 
 
 class PackedHead(PackedLinear):
@@ -126,6 +151,7 @@ def pack(net: nn.Module, name: str, form: str, packed: Tensor, scales: Tensor) -
     else:
         assert isinstance(part, Linear)
         kind = PackedHead if isinstance(part, Head) else PackedLinear
+        kind = PackedStatic if form == "static" else kind
         new = kind(packed, scales, part.bias, form=form, inputs=part.in_features)
         if isinstance(new, PackedHead):
             new.softcap = part.softcap  # type: ignore[assignment]
@@ -133,6 +159,15 @@ def pack(net: nn.Module, name: str, form: str, packed: Tensor, scales: Tensor) -
     setattr(net.get_submodule(parent), leaf, new.train(part.training))
     if isinstance(new, PackedEmbedding) and isinstance(net.head, TiedHead):
         net.head = TiedHead(new, softcap=net.head.softcap)
+
+
+def make_static(net: nn.Module, name: str, input_scale: float) -> None:
+    """Let a packed int8 matrix round its inputs by a scale, in place."""
+    part = net.get_submodule(name)
+    assert isinstance(part, PackedLinear)
+    new = PackedStatic(part.packed, part.scales, part.bias, form="static", inputs=part.in_features)
+    new.input_scale.fill_(input_scale)
+    put(net, name, new.train(part.training))
 
 
 def check_group(net: nn.Module, group: int | None) -> None:

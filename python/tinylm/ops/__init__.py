@@ -8,13 +8,7 @@ V = vocabulary. Statistics are taken in float32 whatever the dtype of the input.
 from tinylm.ops.activations import gelu, relu2, swiglu
 from tinylm.ops.attentions import attention, manual_attention
 from tinylm.ops.decoding import decode_attention, kernel_for_blocks
-from tinylm.ops.fake import (
-    dequantise_ternary,
-    fake_rows,
-    fake_weight,
-    quantise_ternary,
-    unpack_ternary,
-)
+from tinylm.ops.fake import fake_rows, fake_weight
 from tinylm.ops.losses import IGNORED, cross_entropy, linear_cross_entropy
 from tinylm.ops.norms import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from tinylm.ops.positions import norm_rope, rope, rotary_angles
@@ -25,6 +19,13 @@ from tinylm.ops.quant import (
     dequantise_int8,
     quantise_int4,
     quantise_int8,
+)
+from tinylm.ops.static import linear_static
+from tinylm.ops.ternary import (
+    dequantise_ternary,
+    linear_ternary,
+    quantise_ternary,
+    unpack_ternary,
 )
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
     "linear_cross_entropy",
     "linear_int4",
     "linear_int8",
+    "linear_static",
+    "linear_ternary",
     "manual_attention",
     "norm_rope",
     "quantise_int4",

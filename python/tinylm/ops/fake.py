@@ -11,12 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tinylm.ops.dtypes import widened
 from tinylm.ops.quant import GROUPS, rounded
+from tinylm.ops.ternary import PER_BYTE, ternary
 
 Bits = Literal["int8", "int4", "ternary"]
-# Ternary numbers in a byte.
-TERNARY_PER_BYTE = 4
 
 
 class _Through(torch.autograd.Function):
@@ -64,40 +62,15 @@ def refusal(width: int, bits: Bits, group: int) -> str | None:
     """Why a weight [N, `width`] has no form of these bits; None if it has one."""
     if bits == "int4" and (group not in GROUPS or width % group):
         return f"group={group} must be 32, 64 or 128 and divide K={width}; int8 takes any K"
-    if bits == "ternary" and width % TERNARY_PER_BYTE:
-        return f"K={width} must be a multiple of {TERNARY_PER_BYTE}; int8 takes any K"
+    if bits == "ternary" and width % PER_BYTE:
+        return f"K={width} must be a multiple of {PER_BYTE}; int8 takes any K"
     return None
-
-
-def quantise_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix [N, K] to packed [N, K / 4] uint8 and its scale, a float32 scalar: mean |w|.
-
-    The numbers are -1, 0 and 1 times the scale, 2 bits each. Raises ValueError unless 4 divides K.
-    Source: Ma et al. 2024 (BitNet b1.58), section 2.
-    """
-    if problem := refusal(weight.size(-1), "ternary", 0):
-        raise ValueError(f"quantise_ternary: {problem}")
-    numbers, scale = _ternary(weight)
-    codes = (numbers + 1).to(torch.uint8).view(len(weight), -1, TERNARY_PER_BYTE)
-    packed = codes[..., 0] | codes[..., 1] << 2 | codes[..., 2] << 4 | codes[..., 3] << 6
-    return packed, scale.float()
-
-
-def unpack_ternary(packed: Tensor) -> Tensor:
-    """Packed [N, K / 4] to -1, 0 and 1 [N, K] int8."""
-    codes = torch.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], -1)
-    return codes.flatten(-2).to(torch.int8) - 1
-
-
-def dequantise_ternary(packed: Tensor, scale: Tensor) -> Tensor:
-    """Packed [N, K / 4] and its scale [] to the matrix [N, K], in the dtype of the scale."""
-    return unpack_ternary(packed) * scale
 
 
 def _on_grid(weight: Tensor, bits: Bits, group: int) -> Tensor:
     """The weight [N, K] as its packed form gives it back, in its own dtype."""
     if bits == "ternary":
-        numbers, scale = _ternary(weight)
+        numbers, scale = ternary(weight)
         return (numbers * scale).to(weight.dtype)
     if bits == "int4":
         grouped = weight.view(len(weight), -1, group)
@@ -105,10 +78,3 @@ def _on_grid(weight: Tensor, bits: Bits, group: int) -> Tensor:
     else:
         whole, scale = rounded("fake_weight", weight, 127, torch.float32)
     return (whole * scale[..., None]).view(weight.shape).to(weight.dtype)
-
-
-def _ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """-1, 0 and 1 as floats [N, K], and the scale []."""
-    wide = widened(weight)
-    scale = wide.abs().mean().clamp_min(torch.finfo(wide.dtype).tiny)
-    return (wide / scale).round_().clamp_(-1, 1), scale

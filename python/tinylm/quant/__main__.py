@@ -1,4 +1,4 @@
-"""`python -m tinylm.quant RUN method=int8|int4|gptq|awq out=FOLDER [key=value ...]`."""
+"""`python -m tinylm.quant RUN method=METHOD out=FOLDER [key=value ...]`."""
 
 import time
 from collections.abc import Sequence
@@ -24,13 +24,17 @@ python -m tinylm.sample and python -m tinylm.evaluate open. transformers refuses
   method=int4   a scale per group, chosen for the least error of the weights
   method=gptq   int4 that corrects itself on calibration text, column by column
   method=awq    int4 that gives finer steps to columns with large inputs
+  method=static int8 whose inputs are rounded to 8 bits too, by scales measured on text
+  method=trained the numbers that a run of train.qat was trained with, exactly
 
   group:      int4, gptq, awq: numbers that share a scale, 32 (default), 64 or 128
   clip:       int4: search clipped scales (default true), or false for the largest magnitude
   embedding:  embedding and head in int8 (default) or float; norms and biases stay float
-  rows:       gptq, awq: rows of up to 512 tokens to calibrate on (default 64)
-  seed:       gptq, awq: which rows are drawn (default 0)
-  shards:     gptq, awq: the shards to calibrate on (default those that RUN was trained on)
+  activations: static: scales by histogram (default, the least squared error), percentile
+              (99.9%) or minmax
+  rows:       gptq, awq, static: rows of up to 512 tokens to calibrate on (default 64)
+  seed:       gptq, awq, static: which rows are drawn (default 0)
+  shards:     gptq, awq, static: the shards to calibrate on (default those that RUN was trained on)
 """
 
 
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         from tinylm.quant.methods import check, quantise
 
         model, tokenizer = checkpoint.load(folder)
-    check(model, None if settings.method == "int8" else settings.group)
+    check(model, settings)
     calibration = None
     if "rows" in reading.USED[settings.method]:
         calibration = _calibration(folder, given, settings, model, tokenizer)

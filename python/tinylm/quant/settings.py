@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from tinylm.config import ConfigError
 
 GROUPS = (32, 64, 128)
+ACTIVATIONS = ("minmax", "percentile", "histogram")
 # By method: the settings that have an effect.
 USED: dict[str, frozenset[str]] = {
     "int8": frozenset(),
+    "static": frozenset({"activations", "rows", "seed", "shards"}),
+    "trained": frozenset(),
     "int4": frozenset({"group", "clip"}),
     "gptq": frozenset({"group", "rows", "seed", "shards"}),
     "awq": frozenset({"group", "rows", "seed", "shards"}),
@@ -29,6 +32,8 @@ class Settings:
     # Rows of up to 512 tokens to calibrate on, and the number that draws them.
     rows: int = 64
     seed: int = 0
+    # How the scales of the inputs are measured (`tinylm.quant.activations`).
+    activations: str = "histogram"
 
 
 def read(given: Mapping[str, str]) -> Settings:
@@ -37,7 +42,7 @@ def read(given: Mapping[str, str]) -> Settings:
     if method not in USED:
         raise ConfigError(f"method={method}: choose {', '.join(USED)}")
     for key in given.keys() - {"method", "out", "embedding"}:
-        if key not in {"group", "clip", "rows", "seed", "shards"}:
+        if key not in {"group", "clip", "rows", "seed", "shards", "activations"}:
             raise ConfigError(f"unknown key '{key}': see --help")
         if key not in USED[method]:
             users = " or ".join(name for name in USED if key in USED[name])
@@ -47,13 +52,17 @@ def read(given: Mapping[str, str]) -> Settings:
         raise ConfigError(f"embedding={embedding}: choose int8 or float")
     if clip not in ("true", "false"):
         raise ConfigError(f"clip={clip}: choose true or false")
+    activations = given.get("activations", "histogram")
+    if activations not in ACTIVATIONS:
+        raise ConfigError(f"activations={activations}: choose {', '.join(ACTIVATIONS)}")
     group = _number(given, "group", 32)
     if group not in GROUPS:
         raise ConfigError(f"group={group}: choose {', '.join(map(str, GROUPS))}")
     rows = _number(given, "rows", 64)
     if rows < 1:
         raise ConfigError(f"rows={rows}: must be at least 1")
-    return Settings(method, group, clip == "true", embedding, rows, _number(given, "seed", 0))
+    seed = _number(given, "seed", 0)
+    return Settings(method, group, clip == "true", embedding, rows, seed, activations)
 
 
 def _number(given: Mapping[str, str], key: str, default: int) -> int:

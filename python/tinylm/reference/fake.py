@@ -89,6 +89,12 @@ def fake_linear_backward(
     return dy @ fake_weight(weight, bits, group, share), dy.T @ read, dy.sum(0)
 
 
+def linear_static(x: Array, input_scale: float, q: Array, scale: Array, bias: Array) -> Array:
+    """y [B, N] of x [B, K] rounded to input_scale, and a weight of q [N, K] int8 and scale [N]."""
+    whole = np.clip(np.round(x / np.float32(input_scale)), -127, 127).astype(np.int64)
+    return np.asarray((whole @ q.T.astype(np.int64)) * (scale * np.float32(input_scale)) + bias)
+
+
 def pack_ternary(numbers: Array) -> Array:
     """-1, 0 and 1 [N, K], K a multiple of 4, to bytes [N, K / 4].
 

@@ -124,7 +124,9 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
             )
     if (grid := fake.grid_of(trainer.model)) is not None:
         results["weights"] = grid.describe()
-        pack = shlex.join(["python", "-m", "tinylm.quant", str(folder)])
+        pack = shlex.join(
+            ["python", "-m", "tinylm.quant", str(folder), "method=trained", f"out={folder}-packed"]
+        )
         lines.append(f"weights    all scores are of {grid.describe()}; to pack them: {pack}")
     results["seconds"] = seconds()
     if trainer.session.leads:
