@@ -13,7 +13,7 @@ from tests.support.fakes import ByteTokenizer
 from tests.support.models import build
 from tinylm import sample
 from tinylm.config import ModelConfig, SampleConfig
-from tinylm.sample import decoding, drawer, logits, reader
+from tinylm.sample import decoding, drawer, logits, reader, samples
 from tinylm.sample.stops import cut
 
 SMALL = ModelConfig(
@@ -104,7 +104,7 @@ def test_a_text_does_not_depend_on_its_company(small):
 def test_the_number_of_rows_decoded_together_does_not_show(small, monkeypatch):
     config = SampleConfig(temperature=1.0, max_tokens=10, samples=3)
     wanted = sample.generate(small, PROMPTS, config)
-    monkeypatch.setattr(decoding, "ROWS", 2)
+    monkeypatch.setattr(samples, "ROWS", 2)
     monkeypatch.setattr(reader, "AT_ONCE", 3)
     assert sample.generate(small, PROMPTS, config) == wanted
 

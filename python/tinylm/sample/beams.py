@@ -1,6 +1,6 @@
 """Beam search: of the likeliest continuations, those that a search of a few at a time finds."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ def greedily(config: SampleConfig) -> SampleConfig:
 def search(
     reader: Reader,
     config: SampleConfig,
-    ends: set[int],
+    ends: Set[int],
     *,
     tokenizer: "Tokenizer | None" = None,
     first: int | None = None,

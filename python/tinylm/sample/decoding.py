@@ -1,83 +1,30 @@
 """A model and prompts to continuations, as ids or as text while it is written.
 
-Texts of one length are decoded together: one forward pass per step over their cache. What a row
-draws is a function of (seed, prompt, sample, position), so its company changes its text no more
-than the rounding of a larger matrix product does.
+Both run on an `Engine`: texts of any length are decoded together, and one that waits takes the row
+of one that has ended. What a text draws is a function of (seed, prompt, sample, position), so its
+company changes it no more than the rounding of a larger matrix product does.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tinylm import cache
 from tinylm.config import SampleConfig
 from tinylm.context import Cache
 from tinylm.model import Model, inference
-from tinylm.sample import beams, speculation
+from tinylm.sample import beams, speculation, vocabulary
 from tinylm.sample.drafts import Draft, find
-from tinylm.sample.drawer import Drawer, check
+from tinylm.sample.forward import make_cache
 from tinylm.sample.healing import Healed, heal
 from tinylm.sample.prompt import Prompt, as_ids
 from tinylm.sample.prompt import read as read_prompt
 from tinylm.sample.reader import Reader
+from tinylm.sample.samples import Samples, engine_for
 from tinylm.sample.speculation import Stats
 from tinylm.sample.stops import check_ids, cut, split_stops
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
-
-# Rows decoded together: more gain little on a small model, and the cache grows with them.
-ROWS = 64
-
-
-class Decoder:
-    """Texts that grow by one token per step: a reader gives the logits, a drawer chooses.
-
-    The reader holds `texts`, one row each; `places` names their random numbers: (number of the
-    prompt, number of the sample). Made and used inside `model.inference`: whoever hands ids out
-    between steps leaves it then.
-    """
-
-    def __init__(
-        self,
-        reader: Reader,
-        texts: Sequence[Sequence[int]],
-        places: Sequence[tuple[int, int]],
-        config: SampleConfig,
-        ends: Iterable[int] = (),
-        tokenizer: "Tokenizer | None" = None,
-    ) -> None:
-        self.reader = reader
-        self.drawer = Drawer(
-            config,
-            texts,
-            places,
-            vocab_size=reader.vocab_size,
-            device=reader.last.device,
-            ends=ends,
-            tokenizer=tokenizer,
-        )
-        self.drawn: list[int] = []
-
-    def push(self, tokens: Sequence[int]) -> None:
-        """Go on with one token per text that was chosen elsewhere, before the first step."""
-        self.drawer.push(tokens)
-        self.drawn = [*tokens]
-
-    def step(self) -> list[int]:
-        """The next id of each row; `ValueError` where the model's logits are not numbers."""
-        # Tokens are read only when the next ones are wanted: the last tokens of a text need no
-        # pass.
-        if self.drawn:
-            self.reader.read([[token] for token in self.drawn])
-        self.drawn = self.drawer.draw(self.reader.last)
-        return self.drawn
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone, in this order."""
-        self.reader.keep(rows)
-        self.drawer.keep(rows)
-        self.drawn = [self.drawn[row] for row in rows]
 
 
 def generate(
@@ -106,71 +53,46 @@ def generate(
         if not prompt:
             raise ValueError(f"prompt {number} is empty: start from the end-of-text id")
         check_ids(f"prompt {number}", prompt, rows_of_model)
-    stops, texts = split_stops(config, rows_of_model)
+    _, texts = split_stops(config, rows_of_model)
     if texts:
         raise ValueError(
             f"stop={texts[0]!r} is a text and generate() stops at ids alone: "
             f"give ids, or use stream()"
         )
-    if tokenizer is not None:
-        stops |= _ends(model, tokenizer)
+    if not prompts:
+        return []
+    stops = vocabulary.stops(model, tokenizer, config)
     if config.num_beams > 1:
         with inference(model):
             readers = (
                 _reader(model, [prompt], config.max_tokens, tokenizer, config) for prompt in prompts
             )
-            found = [beams.search(r, config, stops, tokenizer=tokenizer) for r in readers]
-        return [beam.ids for best in found for beam in best[: config.samples]]
+            best = [beams.search(r, config, stops, tokenizer=tokenizer) for r in readers]
+        return [beam.ids for some in best for beam in some[: config.samples]]
     draft = draft or find(config, model, tokenizer)
     if draft is not None:
         read = partial(_reader, model, tokenizer=tokenizer, config=config)
         return speculation.generate(
             model, read, prompts, config, stops, draft, tokenizer=tokenizer, stats=stats
         )
-    texts_at: dict[tuple[int, int], list[int]] = {}
-    # Rows of one length need no padding, which would change the last bits of their results.
-    # A dict and not a set, because it keeps the order of the prompts.
-    for length in {len(prompt): None for prompt in prompts}:
-        alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-        rows = [(i, sample) for i in alike for sample in range(config.samples)]
-        for start in range(0, len(rows), ROWS):
-            some = rows[start : start + ROWS]
-            with inference(model):
-                texts_of = _decode(model, prompts, some, config, stops, tokenizer)
-                texts_at |= zip(some, texts_of, strict=True)
-    return [texts_at[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
-
-
-def _decode(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[tuple[int, int]],
-    config: SampleConfig,
-    stops: set[int],
-    tokenizer: "Tokenizer | None",
-) -> list[list[int]]:
-    """The continuations of `rows`: (number of the prompt, number of the sample), one length."""
-    # A prompt is read once, whatever number of rows continue it.
-    used = sorted({prompt for prompt, _ in rows})
-    reader = _reader(model, [prompts[i] for i in used], config.max_tokens, tokenizer, config)
-    # The cache of a prompt is copied for each sample, which costs less than reading it again.
-    reader.keep([used.index(prompt) for prompt, _ in rows])
-    texts_of = [prompts[prompt] for prompt, _ in rows]
-    decoder = Decoder(reader, texts_of, rows, config, stops, tokenizer)
-    texts: list[list[int]] = [[] for _ in rows]
-    live = list(range(len(rows)))
-    for _ in range(config.max_tokens):
-        ids = decoder.step()
-        going = [place for place, token in enumerate(ids) if token not in stops]
-        for place in going:
-            texts[live[place]].append(ids[place])
-        if not going:
-            break
-        # Rows that have ended leave the cache: the others need not wait for the longest text.
-        if len(going) < len(live):
-            decoder.keep(going)
-            live = [live[place] for place in going]
-    return texts
+    longest = max(len(prompt) for prompt in prompts)
+    engine = engine_for(model, tokenizer, config, len(prompts) * config.samples, longest)
+    # Prompts of one length are read together, and rows of like length attend with the least waste.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    places = {
+        engine.add(prompts[i], config, prompt=i, sample=sample): (i, sample)
+        for i in order
+        for sample in range(config.samples)
+    }
+    found: dict[tuple[int, int], list[int]] = {}
+    with inference(model):
+        while engine.live:
+            engine.advance()
+            for ended in engine.take_ended():
+                if ended.error:
+                    raise ValueError(ended.error)
+                found[places[ended.number]] = ended.ids
+    return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
 
 
 def stream(
@@ -187,7 +109,7 @@ def stream(
     text of `generate([[*opening, *ids]], config, tokenizer=tokenizer)[sample]`, where `ids` are
     those of the prompt and `config.bos` says what the opening is.
     """
-    read = read_prompt(tokenizer, prompt, config, _vocab_size(model, tokenizer))
+    read = read_prompt(tokenizer, prompt, config, vocabulary.size(model, tokenizer))
     return write(tokenizer, stream_ids(model, tokenizer, read, config, sample=sample), config, read)
 
 
@@ -208,57 +130,45 @@ def stream_ids(
     """
     if not 0 <= sample < config.samples:
         raise ValueError(f"sample={sample}: config.samples={config.samples}, numbered from 0")
-    vocab_size = _vocab_size(model, tokenizer)
-    if not isinstance(prompt, Prompt):
-        prompt = read_prompt(tokenizer, prompt, config, vocab_size)
-    check_ids("the prompt", [*prompt.opening, *prompt.ids], vocab_size)
-    stops, _ = split_stops(config, vocab_size)
-    stops |= _ends(model, tokenizer)
-    # Now, and not when the first token is asked for.
-    check(config, vocab_size, tokenizer)
+    samples = Samples(model, tokenizer, prompt, config, [sample])
     draft = draft or find(config, model, tokenizer)
-    return _until(model, tokenizer, prompt, config, sample, stops, draft, stats)
+    if draft is not None or config.num_beams > 1:
+        return _by_reader(model, tokenizer, samples.prompt, config, sample, draft, stats)
+    return samples.ids(sample)
 
 
-def _until(
+def _by_reader(
     model: Model,
     tokenizer: "Tokenizer",
     prompt: Prompt,
     config: SampleConfig,
     sample: int,
-    stops: set[int],
     draft: Draft | None,
     stats: Stats | None,
 ) -> Iterator[int]:
-    shared, left = prompt.shared, config.max_tokens
-    room = left if draft is None else speculation.room(config, draft)
+    """`stream_ids` by beams or by speculation, which need more than a token per step."""
+    shared, stops = prompt.shared, vocabulary.stops(model, tokenizer, config)
+    room = config.max_tokens if draft is None else speculation.room(config, draft)
     room += max((len(way.beginning) for way in prompt.ways), default=0) + len(prompt.ids)
-    begun = [*prompt.opening, *prompt.ids[:shared]]
     with inference(model):
+        begun = [*prompt.opening, *prompt.ids[:shared]]
         reader = _reader(model, [begun], room - shared, tokenizer, config)
         healed = Healed(prompt.ids, None)
         if prompt.ways:
             settings = config if config.num_beams == 1 else beams.greedily(config)
             healed = heal(reader, prompt, settings, sample=sample)
-        decoder = Decoder(
-            reader, [[*prompt.opening, *healed.ids]], [(0, sample)], config, stops, tokenizer
-        )
-        if healed.token is not None:
-            decoder.push([healed.token])
     # Not checked against the stops: these are the prompt's own text.
     yield from healed.ids[shared:]
     if healed.token is not None:
         if healed.token in stops:
             return
         yield healed.token
-        left -= 1
     if config.num_beams > 1:
         with inference(model):
             best = beams.search(reader, config, stops, tokenizer=tokenizer, first=healed.token)
         # Without the token that was returned above.
         yield from best[sample].ids[healed.token is not None :]
-        return
-    if draft is not None:
+    elif draft is not None:
         yield from speculation.continued(
             reader,
             config,
@@ -269,14 +179,6 @@ def _until(
             tokenizer=tokenizer,
             stats=stats,
         )
-        return
-    for _ in range(left):
-        # Entered anew for each token: the caller's code between two of them keeps its own modes.
-        with inference(model):
-            (token,) = decoder.step()
-        if token in stops:
-            return
-        yield token
 
 
 def _reader(
@@ -287,27 +189,10 @@ def _reader(
     config: SampleConfig,
 ) -> Reader:
     """A reader of the ids that can be drawn: all of the model's, or those that have a token."""
-    build: Callable[..., Cache] = partial(cache.build, kind=config.cache, **config.cache_options)
-    if tokenizer is None:
-        size = model.embedding.num_embeddings
-        return Reader(model, texts, room, vocab_size=size, build=build)
-    size = _vocab_size(model, tokenizer)
-    # A drawn id without a token could not be decoded.
-    missing = [id for id in tokenizer.missing_ids if id < size]
+    build: Callable[..., Cache] = partial(make_cache, kind=config.cache, **config.cache_options)
+    missing = vocabulary.missing(model, tokenizer)
+    size = vocabulary.size(model, tokenizer)
     return Reader(model, texts, room, vocab_size=size, missing=missing, build=build)
-
-
-def _vocab_size(model: Model, tokenizer: "Tokenizer") -> int:
-    """The number of ids that can be drawn: a padded model has more rows than its tokenizer ids."""
-    return min(model.embedding.num_embeddings, tokenizer.vocab_size)
-
-
-def _ends(model: Model, tokenizer: "Tokenizer") -> set[int]:
-    """The ids that end a text: the tokenizer's, and those that the model's folder names."""
-    return {
-        *model.eos_ids,
-        *(() if tokenizer.eos_id is None else (tokenizer.eos_id,)),
-    }
 
 
 def write(

@@ -295,6 +295,9 @@ class Drawer:
         if any(counts_tokens(row.config) for row in self.rows):
             missing = self._counts.want(len(self.rows))
             self._count(missing)
+        else:
+            # Rows without penalties may come now, for which the tables would have no place.
+            self._counts = Counts(self.vocab_size, self.device)
 
     def _count(self, rows: Iterable[int]) -> None:
         """Count the tokens of some texts anew."""

@@ -2,13 +2,21 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinylm import device
+from tinylm import cache, device
 from tinylm.context import Cache
 from tinylm.model import Model
+
+
+def make_cache(
+    model: Model, rows: int, max_length: int, kind: str = "contiguous", **options: Any
+) -> Cache:
+    """An empty cache for a `Forward` of the model, as `tinylm.cache.build` makes it."""
+    return cache.build(model, rows, max_length, kind, **options)
 
 
 class Forward:
@@ -24,30 +32,35 @@ class Forward:
         # What the head computed in, which under autocast is not the dtype of the weights.
         self.dtype = model.weight.dtype
 
-    def last(self, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
-        """Read tokens [R][T] into the rows of `cache` and return the logits [R, V] after them.
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are. MPS has no float64: there a token is chosen on the CPU."""
+        home: torch.device = self.model.weight.device
+        return torch.device("cpu") if home.type == "mps" else home
+
+    def last(self, tokens: Sequence[Sequence[int]], held: Cache) -> Tensor:
+        """Read tokens [R][T] into the rows of `held` and return the logits [R, V] after them.
 
         They are neither checked nor hidden: see `problems` and `hide`.
         """
-        x = self.hidden(torch.tensor(tokens, device=self.model.weight.device), cache)
+        x = self.hidden(torch.tensor(tokens, device=self.model.weight.device), held)
         return self.logits(x[:, -1])
 
-    def hidden(self, tokens: Tensor, cache: Cache, *, layers: int | None = None) -> Tensor:
-        """Read tokens [R, T] into the cache and return what the head reads [R, T, D].
+    def hidden(self, tokens: Tensor, held: Cache, *, layers: int | None = None) -> Tensor:
+        """Read tokens [R, T] into `held` and return what the head reads [R, T, D].
 
         With `layers` the pass ends after so many blocks.
         """
-        context = self.model.context(tokens.size(1), cache=cache, tokens=tokens, layers=layers)
+        context = self.model.context(tokens.size(1), cache=held, tokens=tokens, layers=layers)
         x = self.model.hidden(self.model.embed(tokens), context)
-        cache.advance(tokens.size(1))
+        held.advance(tokens.size(1))
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """x [..., D] to the logits [..., V], neither checked nor hidden."""
         found: Tensor = self.model.head(x)[..., : self.vocab_size]
         self.dtype = found.dtype
-        # MPS has no float64: there the choice of a token is made on the CPU.
-        return (found.cpu() if found.device.type == "mps" else found).double()
+        return found.to(self.device).double()
 
     def hide(self, logits: Tensor) -> Tensor:
         """Give the missing ids -inf, in place: after the check, which would take them for wrong."""

@@ -1,7 +1,8 @@
 """The one draw that decides how the end of a prompt goes on."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,7 @@ from tinylm.sample.reader import Reader
 POSITION = 2**40
 
 
-@dataclass(frozen=True)
-class Healed:
+class Healed(NamedTuple):
     """The ids of the text or of a beginning of it, and the token drawn after it, if any."""
 
     ids: tuple[int, ...]
@@ -27,17 +27,34 @@ class Healed:
 def heal(reader: Reader, prompt: Prompt, config: SampleConfig, *, sample: int) -> Healed:
     """Draw the prompt as it is, or one of its ways and a token; the reader then has their ids.
 
-    The settings of `config` apply to these choices as to any tokens; greedy decoding takes the
-    likeliest. `reader` holds the opening and the shared ids of `prompt`.
+    `reader` holds the opening and the shared ids of `prompt`.
     """
-    logits, seen = choices(reader, prompt)
+    healed = decide(*choices(reader, prompt), prompt, config, sample=sample)
+    rest = healed.ids[prompt.shared :]
+    if rest:
+        reader.read([rest])
+    return healed
+
+
+def decide(
+    logits: Tensor, seen: Tensor, prompt: Prompt, config: SampleConfig, *, sample: int
+) -> Healed:
+    """Draw one of the `choices`, for one sample.
+
+    The settings of `config` apply to these choices as to any tokens; greedy decoding takes the
+    likeliest.
+    """
     logits = process(logits, seen, torch.zeros_like(logits), config)
     if config.temperature == 0:
         index = int(greedy(logits))
     else:
         number = torch.from_numpy(uniforms(config.seed, 0, sample, POSITION, 1))
         index = int(draw(logits, number.to(logits.device)))
-    return _take(reader, prompt, index)
+    if not index:
+        return Healed(prompt.ids, None)
+    ways = ((way, token) for way in prompt.ways for token in way.tokens)
+    way, token = next(islice(ways, index - 1, None))
+    return Healed(way.beginning, token)
 
 
 def choices(reader: Reader, prompt: Prompt) -> tuple[Tensor, Tensor]:
@@ -57,19 +74,6 @@ def choices(reader: Reader, prompt: Prompt) -> tuple[Tensor, Tensor]:
         seen += [token in before for token in way.tokens]
     logits = torch.cat(scores)[None]
     return logits, torch.tensor([seen], device=logits.device)
-
-
-def _take(reader: Reader, prompt: Prompt, index: int) -> Healed:
-    """The choice at `index`: 0 is the prompt itself, the tokens of its ways follow."""
-    healed = Healed(prompt.ids, None)
-    if index:
-        choices = ((way, token) for way in prompt.ways for token in way.tokens)
-        way, token = next(choice for i, choice in enumerate(choices, 1) if i == index)
-        healed = Healed(way.beginning, token)
-    rest = healed.ids[prompt.shared :]
-    if rest:
-        reader.read([rest])
-    return healed
 
 
 def _read(reader: Reader, tails: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:

@@ -14,7 +14,7 @@ Source: Leviathan et al. 2023, algorithm 1; Chen et al. 2023, algorithm 2.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -201,7 +201,7 @@ def generate(
     read: Read,
     prompts: Sequence[Sequence[int]],
     config: SampleConfig,
-    stops: set[int],
+    stops: Set[int],
     draft: Draft,
     *,
     tokenizer: "Tokenizer | None" = None,
@@ -228,7 +228,7 @@ def generate(
     return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
 
 
-def _grown(speculator: Speculator, stops: set[int]) -> list[list[int]]:
+def _grown(speculator: Speculator, stops: Set[int]) -> list[list[int]]:
     """The continuation of each text, up to a stop."""
     texts: list[list[int]] = [[] for _ in speculator.left]
     live = list(range(len(texts)))
@@ -248,7 +248,7 @@ def _grown(speculator: Speculator, stops: set[int]) -> list[list[int]]:
 def continued(
     reader: Reader,
     config: SampleConfig,
-    stops: set[int],
+    stops: Set[int],
     draft: Draft,
     *,
     sample: int = 0,
@@ -284,7 +284,7 @@ def _drawer(
     reader: Reader,
     places: Sequence[tuple[int, int]],
     config: SampleConfig,
-    stops: set[int],
+    stops: Set[int],
     tokenizer: "Tokenizer | None",
 ) -> Drawer:
     """What draws the tokens of the texts of `reader`."""
