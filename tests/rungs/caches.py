@@ -10,6 +10,8 @@ from tinylm.context import Context, DecodeState
 from tinylm.mask import Mask
 from tinylm.ops import ranges
 from tinylm.reference import caches
+from tinylm.reference.decoding import decode_attention
+from tinylm.reference.quant import quantise_int8
 
 
 def drawn(shape, seed, dtype=torch.float64):
@@ -100,6 +102,18 @@ def quantised_by_cache(*case):
     return by_cache("int4", *case, **options)
 
 
+def eights_by_definition(shape, pieces, seed, window):
+    """Every token in int8 from the beginning: where a pass ends changes nothing."""
+    q, k, v = text(shape, pieces, seed)
+    (k, k_scale), (v, v_scale) = quantise_int8(k), quantise_int8(v)
+    named = {"k_scale": k_scale, "v_scale": v_scale, "window": window}
+    return [decode_attention(q, k, v, **named).numpy()]
+
+
+def eights_by_cache(shape, pieces, seed, window):
+    return by_cache("int8", shape, pieces, seed, window=window)
+
+
 def evicting(kind, layer, budget, recent):
     pool = {"pool": 3} if kind == "snapkv" else {}
     return {"layer": layer, "budget": budget, "recent": min(recent, budget), **pool}
@@ -151,6 +165,17 @@ RUNGS = (
             st.none() | st.integers(1, 9),
         ),
         lambda: ((2, 2, 16), [64, 1, 1, 40, 1], 0, 4, 16, 32, None),
+        same=near(1e-9),
+        cost=10,
+    ),
+    Rung(
+        "a cache in int8",
+        "tensors",
+        ("tensors", "cache"),
+        eights_by_definition,
+        eights_by_cache,
+        st.tuples(SHAPES, PIECES, SEEDS, st.none() | st.integers(1, 9)),
+        lambda: ((2, 2, 16), [64, 1, 1, 40, 1], 0, None),
         same=near(1e-9),
         cost=10,
     ),

@@ -6,7 +6,7 @@ positions: a key stays rotated as it was in the whole text.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import torch
@@ -14,98 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinylm.cache.base import Base, Earlier
+from tinylm.cache.held import Held, visible
 from tinylm.context import CacheStats, Context
-from tinylm.ops.dtypes import widened
 
-# Attention weights that are made at once to be added up: 64 MiB in float32.
-WEIGHTS = 2**24
 # The newest tokens that SnapKV keeps and asks, at most, and the neighbours that it averages over.
 RECENT, POOL = 32, 3
-
-
-@dataclass
-class Held:
-    """The tokens that a layer holds in S places per row and key head, and queries to judge by.
-
-    `place` [B, K, S] int32 is where in the text a token of k and v [B, K, S, head] stands, and
-    `score` [B, K, S] float32 what a kind knows of it. `asked` [B, A] int32 is where the queries
-    q [B, H, A, head] stand. Along S and A, what is unused has place -1 and comes first; the others
-    ascend.
-    """
-
-    k: Tensor
-    v: Tensor
-    place: Tensor
-    score: Tensor
-    q: Tensor
-    asked: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name; the first axis of each is the row."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def rows(self, some: slice | Tensor) -> "Held":
-        """Some rows."""
-        return Held(**{name: x[some] for name, x in self.tensors().items()})
-
-    def pick(self, order: Tensor) -> "Held":
-        """The tokens number `order` [B, K, N] of each row and key head."""
-        wide = order[..., None].expand(-1, -1, -1, self.k.size(-1))
-        k, v = self.k.gather(2, wide), self.v.gather(2, wide)
-        place, score = self.place.gather(2, order), self.score.gather(2, order)
-        return replace(self, k=k, v=v, place=place, score=score)
-
-    def newest(self, queries: int) -> "Held":
-        """The newest so many queries."""
-        first = max(0, self.asked.size(1) - queries)
-        return replace(self, q=self.q[:, :, first:], asked=self.asked[:, first:])
-
-    def until(self, ends: Tensor) -> "Held":
-        """Without the tokens and queries of each row at and after ends [B]."""
-        gone, late = self.place >= ends[:, None, None], self.asked >= ends[:, None]
-        place, asked = self.place.masked_fill(gone, -1), self.asked.masked_fill(late, -1)
-        # Only what comes last goes: what stays, in its order, moves behind the unused.
-        order = (place >= 0).to(torch.uint8).argsort(dim=2, stable=True)
-        asking = (asked >= 0).to(torch.uint8).argsort(dim=1, stable=True)
-        wide = asking[:, None, :, None].expand_as(self.q)
-        q, asked = self.q.gather(2, wide), asked.gather(1, asking)
-        return replace(self, place=place, q=q, asked=asked).pick(order)
-
-    def padded(self, places: int, queries: int) -> "Held":
-        """With as many unused places and queries in front as make these numbers of them."""
-        more, others = places - self.place.size(2), queries - self.asked.size(1)
-        return Held(
-            F.pad(self.k, (0, 0, more, 0)),
-            F.pad(self.v, (0, 0, more, 0)),
-            F.pad(self.place, (more, 0), value=-1),
-            F.pad(self.score, (more, 0)),
-            F.pad(self.q, (0, 0, others, 0)),
-            F.pad(self.asked, (others, 0), value=-1),
-        )
-
-    def weights(self, window: int | None) -> Tensor:
-        """What the queries give to each token, added over them and their heads; [B, K, S]."""
-        rows, heads, places = self.place.shape
-        q = widened(self.q).reshape(rows, heads, -1, *self.q.shape[2:])
-        k = widened(self.k)[:, :, None]
-        found = k.new_zeros(rows, heads, places)
-        size = max(1, WEIGHTS // max(1, q[:, :, :, :1, :1].numel() * places))
-        for part, asked in zip(
-            torch.split(q, size, 3), torch.split(self.asked, size, 1), strict=True
-        ):
-            seen = visible(self.place, asked, window)[:, :, None]
-            scores = part @ k.transpose(-1, -2) * part.size(-1) ** -0.5
-            # A query that sees nothing, an unused one, gives nan for 0 / 0.
-            shares = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
-            found += shares.sum((2, 3))
-        return found
-
-
-def visible(place: Tensor, asked: Tensor, window: int | None) -> Tensor:
-    """Which tokens [B, K, S] each query [B, A] sees: [B, K, A, S]."""
-    behind = asked[:, None, :, None] - place[:, :, None]
-    seen = (behind >= 0) & (place >= 0)[:, :, None]
-    return seen if window is None else seen & (behind < window)
 
 
 class Evicting(Base):
@@ -123,20 +36,31 @@ class Evicting(Base):
     `tinylm.reference.caches.evicting_attention`.
     """
 
-    # The queries that a kind keeps beside those of the newest pass; None: not even those.
+    # How many queries a kind keeps beside those of the newest pass; None: not even those.
     beside: int | None = None
 
-    def __init__(self, *arguments: Any, budget: int, recent: int, **named: Any) -> None:
+    def __init__(
+        self, *arguments: Any, budget: int | None, recent: int | None, **named: Any
+    ) -> None:
+        if budget is None:
+            raise ValueError(
+                f"cache={self.kind} needs a budget=: the number of tokens that a key head keeps"
+            )
+        recent = self._recent(budget) if recent is None else recent
         super().__init__(*arguments, budget=budget, recent=recent, **named)
         if not 1 <= recent <= budget:
             raise ValueError(
-                f"recent={recent}: cache={self.kind} keeps budget={budget} tokens, "
-                f"the newest 1 to {budget} of them whatever they are worth"
+                f"budget={budget}, recent={recent}: cache={self.kind} keeps a budget of tokens, "
+                f"and 1 to all of it for the newest"
             )
         self.budget, self.recent = budget, recent
-        rows, like = len(self.ends), {"dtype": self.dtype, "device": self.device}
-        self.earlier = Earlier(self.earlier_states, rows, self.max_length, **like)  # type: ignore[arg-type]
+        like: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        self.earlier = Earlier(self.earlier_states, len(self.ends), self.max_length, **like)
         self.layers: list[Held | None] = [None for _ in self.states]
+
+    def _recent(self, budget: int) -> int:
+        """How many of the newest tokens are kept, unless the caller says it."""
+        return 1
 
     @abstractmethod
     def _worth(self, held: Held, window: int | None) -> Tensor:
@@ -242,7 +166,9 @@ class Evicting(Base):
         self._set([*ends])
 
     def _cut(self, ends: list[int]) -> None:
-        if ends != self.ends:
+        if not any(ends) and self.whole is None:
+            self.layers = [None for _ in self.states]
+        elif ends != self.ends:
             until = torch.tensor(ends, device=self.device)
             for layer, held in enumerate(self.layers):
                 if held is not None:
@@ -287,7 +213,12 @@ class Random(Evicting):
     kind = "random"
 
     def __init__(
-        self, *arguments: Any, budget: int, recent: int = 1, seed: int = 0, **named: Any
+        self,
+        *arguments: Any,
+        budget: int | None = None,
+        recent: int | None = None,
+        seed: int = 0,
+        **named: Any,
     ) -> None:
         super().__init__(*arguments, budget=budget, recent=recent, seed=seed, **named)
         self.seed = seed
@@ -317,10 +248,16 @@ class HeavyHitters(Evicting):
     kind, beside = "h2o", 0
 
     def __init__(
-        self, *arguments: Any, budget: int, recent: int | None = None, **named: Any
+        self,
+        *arguments: Any,
+        budget: int | None = None,
+        recent: int | None = None,
+        **named: Any,
     ) -> None:
-        recent = max(1, budget // 2) if recent is None else recent
         super().__init__(*arguments, budget=budget, recent=recent, **named)
+
+    def _recent(self, budget: int) -> int:
+        return max(1, budget // 2)
 
     def _judged(self, held: Held, window: int | None) -> Held:
         return replace(held, score=held.score + held.weights(window))
@@ -342,16 +279,18 @@ class SnapKV(Evicting):
     def __init__(
         self,
         *arguments: Any,
-        budget: int,
+        budget: int | None = None,
         recent: int | None = None,
         pool: int = POOL,
         **named: Any,
     ) -> None:
-        recent = max(1, min(RECENT, budget // 4)) if recent is None else recent
         super().__init__(*arguments, budget=budget, recent=recent, pool=pool, **named)
         if pool < 1 or pool % 2 == 0:
             raise ValueError(f"pool={pool}: must be odd, a token and as many before as after it")
         self.pool, self.beside = pool, self.recent
+
+    def _recent(self, budget: int) -> int:
+        return max(1, min(RECENT, budget // 4))
 
     def _worth(self, held: Held, window: int | None) -> Tensor:
         found = held.newest(self.recent).weights(window)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tinylm.cache.base import Base, Earlier
 from tinylm.cache.contiguous import Contiguous
-from tinylm.context import CacheStats, Context, DecodeState
+from tinylm.context import Attend, CacheStats, Context, DecodeState
 from tinylm.ops import attention, decode_attention, dequantise_int8, quantise_int8
 from tinylm.ops.attentions import DECODE_QUERIES
 from tinylm.ops.ranges import Ranged, dequantise_range, empty_range, quantise_range
@@ -48,7 +48,7 @@ class Int8(Contiguous):
             filled.append(self._filled(buffers[layer], tokens))
         keys, values, k_scale, v_scale = filled
         past, mask = self._past(), context.mask
-        if attend is attention and q.is_cuda and tokens <= DECODE_QUERIES:
+        if _by_kernel(attend, q):
             return decode_attention(
                 q, keys, values, past, k_scale=k_scale, v_scale=v_scale, window=mask.window
             )
@@ -57,6 +57,11 @@ class Int8(Contiguous):
 
     def _named(self) -> tuple[tuple[str, list[Tensor]], ...]:
         return *super()._named(), ("k_scale", self.k_scale), ("v_scale", self.v_scale)
+
+
+def _by_kernel(attend: Attend, q: Tensor) -> bool:
+    """Whether a few queries are on a GPU, where a kernel reads int8 as it is stored."""
+    return attend is attention and q.is_cuda and q.size(2) <= DECODE_QUERIES
 
 
 def _in_eights(k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -70,7 +75,7 @@ class Packed(NamedTuple):
     """A layer's keys in groups [B, K, N, G, head] and values [B, K, N G, head], in few bits.
 
     `ends` [B] are the tokens of each row of the buffers that are packed, a multiple of G. The
-    tails [B, K, R + G, head] hold the tokens after those.
+    tails [B, K, 2 tail + G - 1, head] hold the tokens after those.
     """
 
     keys: Ranged
@@ -100,17 +105,17 @@ class Grouped(Base):
     """All but the newest tokens in 4 or 8 bits: keys per channel, values per token.
 
     A channel of a key shares its scale with the `group` tokens of a group, for a few channels are
-    large in all tokens; a token's value shares it along the head. The newest `tail` tokens, and up
-    to `group` - 1 more that fill no group yet, stay as they are. The tokens of a pass see each
-    other as they are: a prompt that is read at once is attended to as without a cache, and what is
-    packed is what later tokens see of it.
+    large in all tokens; a token's value shares it along the head. When a pass begins, the tokens
+    before it are packed in whole groups, but for the newest `tail` and those that fill no group
+    yet. The tokens of a pass see each other as they are: a prompt that is read at once is attended
+    to as without a cache, and later tokens see of it what is packed.
 
-    `truncate` takes back `tail` tokens and gives what there was before them, bit for bit. Further
-    back the rest of a group becomes a tail of what its bits say, and is rounded again when it is
+    A pass of up to `tail` tokens that is taken back at once leaves no trace. Further back,
+    `truncate` leaves the numbers as their bits say, and they are rounded again when their group is
     packed again. A pass of more than `tail` tokens that an error ends half-way leaves the cache
-    unfit: clear it. Memory per number: bits / 8 bytes, and 4 bytes shared by a group or a head.
-    Attention reads floats that are made for one layer at a time: the kernel of decoding wants a
-    scale per token, which keys have not. Defined by
+    unfit: clear it. Memory: bits / 8 bytes per number and 4 shared by a group or a head, and 2 tail
+    + group - 1 tokens in full. Attention reads floats, which are made for one layer at a time: the
+    kernel of decoding wants a scale per token, and the keys have one per channel. Defined by
     `tinylm.reference.caches.quantised_attention`.
     Source: Liu et al. 2024 (KIVI, arXiv 2402.02750), section 3.2.
     """
@@ -118,20 +123,23 @@ class Grouped(Base):
     kind = "int4"
 
     def __init__(
-        self, *arguments: Any, bits: int = 4, group: int = 32, tail: int = 32, **named: Any
+        self, *arguments: Any, bits: int = 4, group: int = 32, tail: int = 16, **named: Any
     ) -> None:
         super().__init__(*arguments, bits=bits, group=group, tail=tail, **named)
+        if bits not in (4, 8) or group < 2 or group % 2 or tail < 0:
+            raise ValueError(
+                f"bits={bits}, group={group}, tail={tail}: must be 4 or 8, an even number, and a "
+                f"number of at least 0"
+            )
         odd = [state.size for state in self.states if state.size % 2]
         if bits == 4 and odd:
             raise ValueError(f"cache=int4: the head size {odd[0]} is odd: take int8")
-        if group < 2 or group % 2 or tail < 0:
-            raise ValueError(f"group={group}, tail={tail}: an even number, and one of at least 0")
         self.bits, self.group, self.tail = bits, group, tail
         rows = len(self.ends)
         like: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         self.places = [*range(rows)]
         groups = max(0, self.max_length - tail) // group
-        held = min(self.max_length, tail + group - 1)
+        held = min(self.max_length, 2 * tail + group - 1)
         self.layers = []
         for state in self.states:
             own, size = (rows, state.heads), state.size
@@ -143,7 +151,10 @@ class Grouped(Base):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """Store k and v [B, K, T, head] and let q [B, H, T, head] look at all: y as q."""
-        state, tokens, spans = self.states[layer], k.size(2), self._spans(layer)
+        state, tokens = self.states[layer], k.size(2)
+        for span in self._spans(layer):
+            self._pack_tail(layer, span)
+        spans = self._spans(layer)
         keys, values = self._floats(layer, spans, self.longest + tokens)
         for span in spans:
             new = slice(span.end, span.end + tokens)
@@ -188,22 +199,35 @@ class Grouped(Base):
         """A view [B, K, N, G, head] of keys [B, K, N G, head]."""
         return keys.view(*keys.shape[:2], -1, self.group, keys.size(-1))
 
+    def _pack(self, layer: int, span: Span, keys: Tensor, values: Tensor) -> None:
+        """Pack the floats [b, K, N G, head] of whole groups, which follow those that are packed."""
+        held, places, end = self.layers[layer], span.places, span.packed + keys.size(2)
+        groups = slice(span.packed // self.group, end // self.group)
+        held.keys[places, :, groups] = quantise_range(self._grouped(keys), -2, self.bits)
+        held.values[places, :, span.packed : end] = quantise_range(values, -1, self.bits)
+        for place in self.places[span.rows]:
+            held.ends[place] = end
+
+    def _pack_tail(self, layer: int, span: Span) -> None:
+        """Pack the groups of the tail that are older than the newest `tail` tokens."""
+        held, count = self.layers[layer], span.end - span.packed
+        full = (count - self.tail) // self.group * self.group
+        if full > 0:
+            tails = [x[span.places, :, :count].clone() for x in (held.tail_keys, held.tail_values)]
+            self._pack(layer, span, *(x[:, :, :full] for x in tails))
+            held.tail_keys[span.places, :, : count - full] = tails[0][:, :, full:]
+            held.tail_values[span.places, :, : count - full] = tails[1][:, :, full:]
+
     def _keep(self, layer: int, span: Span, keys: Tensor, values: Tensor, end: int) -> None:
-        """Store the floats of a span, now of `end` tokens: pack whole groups, keep the tail."""
-        held, places, first = self.layers[layer], span.places, span.packed
-        packed = max(first, (end - self.tail) // self.group * self.group)
-        if packed > first:
-            groups = slice(first // self.group, packed // self.group)
-            grouped = self._grouped(keys[:, :, first:packed])
-            held.keys[places, :, groups] = quantise_range(grouped, -2, self.bits)
-            some = values[:, :, first:packed]
-            held.values[places, :, first:packed] = quantise_range(some, -1, self.bits)
-            for place in self.places[span.rows]:
-                held.ends[place] = packed
+        """Store the floats of a span, now of `end` tokens, in the tail, if they fit into it."""
+        held, first = self.layers[layer], span.packed
+        full = max(0, (end - first - 2 * self.tail) // self.group * self.group)
+        if full:
+            self._pack(layer, span, *(x[:, :, first : first + full] for x in (keys, values)))
         # What the tail had already need not be written again, if it did not move.
-        start = packed if packed > first else span.end
-        held.tail_keys[places, :, start - packed : end - packed] = keys[:, :, start:end]
-        held.tail_values[places, :, start - packed : end - packed] = values[:, :, start:end]
+        start, packed = (first if full else span.end) + full, first + full
+        held.tail_keys[span.places, :, start - packed : end - packed] = keys[:, :, start:end]
+        held.tail_values[span.places, :, start - packed : end - packed] = values[:, :, start:end]
 
     def before(self, slot: int, x: Tensor) -> Tensor:
         """Store x [B, T, W] of the new tokens, and return x of the tokens before them."""

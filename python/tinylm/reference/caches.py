@@ -52,7 +52,7 @@ def quantised_attention(
 ) -> Tensor:
     """Attention over a cache that packs all but the newest tokens; y as q.
 
-    After each piece the oldest tokens are packed, in whole groups of `group`, so that at least
+    Before each piece the oldest tokens are packed, in whole groups of `group`, so that at least
     `tail` stay as they are. A key channel shares its range with the `group` tokens of a group, a
     token's value with the channels of a head. The tokens of a piece see each other as they are.
     Source: Liu et al. 2024 (KIVI, arXiv 2402.02750), section 3.2.
@@ -60,17 +60,17 @@ def quantised_attention(
     y, keys, values, read, packed = torch.zeros_like(q), k.clone(), v.clone(), 0, 0
     group_size = q.shape[0] // k.shape[0]
     for piece in pieces:
+        while packed + group <= read - tail:
+            some = slice(packed, packed + group)
+            keys[:, some] = ranged(k[:, some], 1, bits)
+            values[:, some] = ranged(v[:, some], 2, bits)
+            packed += group
         for t in range(read, read + piece):
             first = 0 if window is None else max(0, t - window + 1)
             for head in range(q.shape[0]):
                 own = head // group_size
                 y[head, t], _ = attend(q[head, t], keys[own], values[own], range(first, t + 1))
         read += piece
-        while packed + group <= read - tail:
-            some = slice(packed, packed + group)
-            keys[:, some] = ranged(k[:, some], 1, bits)
-            values[:, some] = ranged(v[:, some], 2, bits)
-            packed += group
     return y
 
 
