@@ -52,8 +52,10 @@ class Int8(Contiguous):
             return decode_attention(
                 q, keys, values, past, k_scale=k_scale, v_scale=v_scale, window=mask.window
             )
-        keys, values = dequantise_int8(keys, k_scale), dequantise_int8(values, v_scale)
-        return attend(q, keys.to(q.dtype), values.to(q.dtype), mask=mask, past=past)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        keys = dequantise_int8(keys, k_scale.to(wide)).to(q.dtype)
+        values = dequantise_int8(values, v_scale.to(wide)).to(q.dtype)
+        return attend(q, keys, values, mask=mask, past=past)
 
     def _named(self) -> tuple[tuple[str, list[Tensor]], ...]:
         return *super()._named(), ("k_scale", self.k_scale), ("v_scale", self.v_scale)
