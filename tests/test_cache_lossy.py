@@ -69,7 +69,7 @@ def test_a_row_in_company_is_as_it_is_alone(kind, moves, seed):
 
 @pytest.mark.slow
 @each_kind
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(moves=moves(), seed=st.integers(0, 2**31))
 def test_a_row_in_company_is_as_it_is_alone_whatever_is_done(kind, moves, seed):
     company(kind, moves, seed)
