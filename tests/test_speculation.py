@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import Counter
-from functools import partial
 from itertools import product, takewhile
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from tests.support.fakes import ByteTokenizer
 from tests.support.models import build
-from tinylm import Tokenizer, cache, checkpoint, sample
+from tinylm import Tokenizer, checkpoint, sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.config import load as load_settings
 from tinylm.model import inference
@@ -89,13 +88,12 @@ def test_a_stream_is_the_text_of_generate(kind, drafts):
         assert len(ids) <= 12
 
 
-def test_a_cache_in_blocks_gives_the_same_texts(small, drafts):
-    config = SampleConfig(temperature=1.0, max_tokens=8)
-    for kind in ("model", "skip"):
-        pages = partial(cache.build, kind="paged", page=2)
-        read = partial(Reader, small, vocab_size=17, build=pages)
-        found = speculation.generate(small, read, PROMPTS[:2], config, set(), drafts[kind])
-        assert found == sample.generate(small, PROMPTS[:2], config, draft=drafts[kind])
+@pytest.mark.parametrize("kind", ["paged", "int8", "int4"])
+def test_guesses_are_taken_back_from_every_cache_that_keeps_all_tokens(kind, small, drafts):
+    config = SampleConfig(temperature=0, max_tokens=8, cache=kind)
+    wanted = sample.generate(small, PROMPTS[:2], config)
+    for draft in ("model", "skip"):
+        assert sample.generate(small, PROMPTS[:2], config, draft=drafts[draft]) == wanted
 
 
 def test_guesses_of_several_tokens_take_fewer_passes(small):
@@ -262,6 +260,13 @@ def test_blocks_to_guess_with_are_a_number(draft):
         load_settings(None, [f"sample.draft={draft}"])
 
 
-def test_a_beam_search_has_no_draft():
-    with pytest.raises(ConfigError, match=r"sample.draft=lookup: has no use for num_beams=2"):
-        load_settings(None, ["sample.draft=lookup", "sample.num_beams=2"])
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        (["sample.num_beams=2"], "has no use for num_beams=2"),
+        (["sample.cache=snapkv", "sample.cache_tokens=9"], "needs a cache that keeps every token"),
+    ],
+)
+def test_what_cannot_be_guessed_ahead_is_refused(other, problem):
+    with pytest.raises(ConfigError, match=f"sample.draft=lookup: {problem}"):
+        load_settings(None, ["sample.draft=lookup", *other])
