@@ -9,6 +9,8 @@ from tinylm.layers.freezing import freeze
 from tinylm.train import finetuning
 
 LORA = ("lora.rank=4", "train.init=runs/base")
+H2O = ["sample.cache=h2o", "sample.cache_tokens=9"]
+WINDOW = ["sample.cache=window", "sample.cache_tokens=9"]
 GIVEN = [
     (["optim.name=adamw", "optim.matrix_lr=0.02"], "optim.matrix_lr=0.02: is Muon's and has no"),
     (["optim.momentum=0.9@0 0.95@1", "optim.name=sgd"], "optim.momentum=0.9@0 0.95@1: is Muon's"),
@@ -21,6 +23,17 @@ GIVEN = [
     (["optim.schedule=cosine", "optim.decay=0.3"], "has no effect with optim.schedule=cosine"),
     (["optim.schedule=constant", "optim.min_lr=0.1"], "has no effect with optim.schedule=constant"),
     (["evaluate.every=0", "evaluate.patience=3"], "has no effect with evaluate.every=0"),
+    (
+        ["sample.cache_tokens=9"],
+        "with sample.cache=contiguous, which keeps all tokens: leave it out",
+    ),
+    (["sample.cache=h2o"], "sample.cache=h2o: keeps a number of tokens: set sample.cache_tokens"),
+    (["sample.cache=window", "sample.cache_tokens=4"], "sample.cache_tokens=4: must be above 4"),
+    ([*H2O, "sample.draft=lookup"], "cannot be taken back from sample.cache=h2o, which forgets"),
+    (
+        [*WINDOW, "sample.draft=lookup", "sample.draft_tokens=33"],
+        "draft_tokens=33: must be at most",
+    ),
     (["sample.draft_tokens=3"], "sample.draft_tokens=3: has no effect without a draft"),
     *(
         ([f"sample.{given}", "sample.num_beams=4"], "with sample.num_beams=4, which looks for")

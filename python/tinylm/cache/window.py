@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from tinylm.cache.base import Base
+from tinylm.config.sample import WINDOW_SLACK
 from tinylm.context import CacheStats, Context, DecodeState
 
 # Places beyond the window: as many tokens can be taken back, and read at once by a layer.
-SLACK = 32
+SLACK = WINDOW_SLACK
 
 
 class Window(Base):

@@ -27,6 +27,8 @@ SHARE = {"gt": 0, "le": 1}
 
 # The kinds of caches that keep `cache_tokens` tokens.
 BOUNDED = ("window", "random", "h2o", "snapkv")
+# Tokens that a window can take back.
+WINDOW_SLACK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,11 @@ class SampleConfig:
         if self.cache in BOUNDED:
             words = "keeps a number of tokens: set sample.cache_tokens"
             require(self.cache_tokens is not None, "sample.cache", self.cache, words)
+        if self.cache == "window":
+            words = "must be above 4 with sample.cache=window, which keeps the first 4"
+            require((self.cache_tokens or 0) > 4, "sample.cache_tokens", self.cache_tokens, words)
+        if self.draft is not None:
+            self._check_draft_cache()
         expand_home(self, "draft")
         kind, colon, layers = (self.draft or "").partition(":")
         if kind == "skip":
@@ -202,6 +209,18 @@ class SampleConfig:
             "sample.samples",
             self.samples,
             f"must be at most sample.num_beams={self.num_beams}",
+        )
+
+    def _check_draft_cache(self) -> None:
+        """Raise `ValueError` for a cache that cannot take drafts back."""
+        words = f"cannot be taken back from sample.cache={self.cache}, which forgets for good"
+        require(self.cache not in BOUNDED[1:], "sample.draft", self.draft, words)
+        count = self.draft_tokens or 0
+        words = (
+            f"must be at most {WINDOW_SLACK} with sample.cache=window, which cannot go back more"
+        )
+        require(
+            self.cache != "window" or count <= WINDOW_SLACK, "sample.draft_tokens", count, words
         )
 
     @property
