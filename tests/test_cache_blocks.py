@@ -103,7 +103,7 @@ class Collisions(Rows):
 
 
 for machine in (Rows, Collisions):
-    machine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+    machine.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 TestRows, TestCollisions = Rows.TestCase, Collisions.TestCase
 
 

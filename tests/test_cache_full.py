@@ -58,7 +58,7 @@ def check(config, seed, kind, data):
     assert (found - full).abs().max() <= 1e-5 * full.abs().max().clamp(min=1)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     config=configs(context_length=LENGTH), seed=st.integers(0, 2**31), kind=KINDS, data=st.data()
 )

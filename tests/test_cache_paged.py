@@ -21,8 +21,11 @@ def read(model, held, ids):
         return model(ids, cache=held)
 
 
-@settings(max_examples=30, deadline=None)
-@given(config=configs(context_length=LENGTH), seed=st.integers(0, 2**31), data=st.data())
+LAW = given(config=configs(context_length=LENGTH), seed=st.integers(0, 2**31), data=st.data())
+
+
+@settings(max_examples=10, deadline=None)
+@LAW
 def test_blocks_give_the_bits_of_one_buffer_whatever_is_done_with_the_rows(config, seed, data):
     model = build(config, seed, torch.float32)
     pair = [
@@ -60,6 +63,14 @@ def test_blocks_give_the_bits_of_one_buffer_whatever_is_done_with_the_rows(confi
         check(*pair)
 
 
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@LAW
+def test_300_histories_of_rows_give_the_bits_of_one_buffer(**drawn):
+    test = test_blocks_give_the_bits_of_one_buffer_whatever_is_done_with_the_rows
+    test.hypothesis.inner_test(**drawn)
+
+
 def check(plain, paged):
     """Both have the same lengths, and no block is used but by the rows of `paged`."""
     assert plain.ends == paged.ends == plain.lengths.tolist() == paged.lengths.tolist()
@@ -70,7 +81,7 @@ def check(plain, paged):
         assert blocks.users[block] == sum(block in table for table in paged.tables)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     config=configs(context_length=20),
     seed=st.integers(0, 2**31),

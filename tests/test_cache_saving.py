@@ -35,7 +35,7 @@ def held(model, kind, ids):
 
 
 @pytest.mark.parametrize("kind", cache.KINDS)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(config=configs(context_length=16, n_layers=2), seed=st.integers(0, 2**31))
 def test_a_cache_of_any_kind_goes_on_to_the_bit(tmp_path_factory, kind, config, seed):
     path = tmp_path_factory.getbasetemp() / "held.safetensors"

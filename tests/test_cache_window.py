@@ -46,8 +46,7 @@ def masked(model, rows, length, budget, first):
     return made
 
 
-@settings(max_examples=25, deadline=None)
-@given(
+LAW = given(
     config=configs(context_length=30),
     seed=st.integers(0, 2**31),
     budget=st.integers(1, 12),
@@ -55,6 +54,10 @@ def masked(model, rows, length, budget, first):
     slack=st.integers(1, 4),
     data=st.data(),
 )
+
+
+@settings(max_examples=6, deadline=None)
+@LAW
 def test_a_window_is_full_attention_behind_the_same_mask(config, seed, budget, first, slack, data):
     first = min(first, budget - 1)
     model = build(config, seed)
@@ -90,6 +93,13 @@ def test_a_window_is_full_attention_behind_the_same_mask(config, seed, budget, f
                 other.window, other.first = plain.window, plain.first
                 plain = other
             assert held.ends == plain.ends
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@LAW
+def test_150_windows_are_full_attention_behind_the_same_mask(**drawn):
+    test_a_window_is_full_attention_behind_the_same_mask.hypothesis.inner_test(**drawn)
 
 
 def test_a_draft_longer_than_the_slack_is_not_taken_back():

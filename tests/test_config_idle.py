@@ -39,9 +39,10 @@ GIVEN = [
         ([f"sample.{given}", "sample.num_beams=4"], "with sample.num_beams=4, which looks for")
         for given in (
             *("temperature=1", "top_k=5", "top_p=0.5", "min_p=0.5", "typical_p=0.5", "seed=1"),
-            *("draft=lookup", "draft_tokens=3"),
+            "draft_tokens=3",
         )
     ),
+    (["sample.draft=lookup", "sample.num_beams=4"], "draft=lookup: has no use for num_beams=4"),
     (["sample.length_penalty=2"], "sample.length_penalty=2: compares beams and has no effect with"),
     (["sample.heal=true", "sample.regex=a"], "where tokens are restricted by sample.regex: leave"),
     (["train.qat_start=0.5"], "qat_start=0.5: has no effect with train.qat=none: leave it out"),
