@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.support.wrong_caches import CACHES
 from tests.support.wrong_kernels import KERNELS
 from tests.support.wrong_lines import PYTHON, Mutant
 from tests.support.wrong_rust import RUST
@@ -87,7 +88,7 @@ def fail_unchanged(tree: Path, mutants: Iterable[Mutant]) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Try each mutant; 1 if one lives."""
-    halves = {"python": [*PYTHON, *KERNELS], "rust": RUST}
+    halves = {"python": [*PYTHON, *CACHES, *KERNELS], "rust": RUST}
     words = [word for word in arguments if word not in halves]
     # The Rust ones last: each leaves its extension behind.
     chosen = [
