@@ -1,5 +1,8 @@
 """Steps of decoding with the choice inside, as a GPU repeats them, against one step at a time."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.models import build, configs
 from tinylm import cache
-from tinylm.config import ModelConfig
+from tinylm.config import ModelConfig, SampleConfig
 from tinylm.model import inference
+from tinylm.sample import generate, replay
 from tinylm.sample.forward import Forward
 from tinylm.sample.logits import draw, greedy, temperature
 from tinylm.sample.replay import Replay
@@ -50,7 +54,7 @@ def plain(forward, made, tokens, numbers, heat):
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     config=configs(context_length=12),
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3),
@@ -69,10 +73,10 @@ def test_steps_of_a_replay_are_steps(config, lengths, steps, heat, seed):
         forward = Forward(model, vocab_size=size, missing=missing)
         numbers = torch.rand(6 // steps * steps, len(lengths), dtype=torch.float64)
         expected = plain(forward, other, tokens, numbers, heat)
-        replay = Replay(forward, made, temperature=heat, steps=steps)
+        steps_of = Replay(forward, made, temperature=heat, steps=steps)
         found = []
         for part in numbers.split(steps):
-            ids, finite = replay(tokens, part)
+            ids, finite = steps_of(tokens, part)
             assert all(finite)
             found += ids
             tokens = ids[-1]
@@ -80,17 +84,17 @@ def test_steps_of_a_replay_are_steps(config, lengths, steps, heat, seed):
         assert made.lengths.tolist() == made.ends == other.ends
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(config=configs(context_length=12), heat=st.sampled_from([0.0, 0.7]))
 def test_no_step_asks_the_host(config, heat):
     model = build(config)
     with inference(model):
         made, _ = held(model, [2, 3], 2)
         forward = Forward(model, vocab_size=config.vocab_size, missing=[0])
-        replay = Replay(forward, made, temperature=heat, steps=2)
-        made.lengths = replay.lengths.copy_(made.lengths)
+        steps_of = Replay(forward, made, temperature=heat, steps=2)
+        made.lengths = steps_of.lengths.copy_(made.lengths)
         with NothingOfTheHost():
-            replay._run()
+            steps_of._run(2)
     assert made.ends == [4, 5]
 
 
@@ -121,3 +125,36 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=r"3 \+ 12 tokens pass the context length, 12"):
             Replay(forward, made, steps=12)(tokens)
         assert made.ends == [3]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    config=configs(context_length=30),
+    prompts=st.lists(st.lists(st.integers(0, 16), min_size=1, max_size=5), min_size=1, max_size=3),
+    heat=st.sampled_from([0.0, 0.9]),
+    samples=st.integers(1, 2),
+    most=st.integers(1, 9),
+    stop=st.integers(0, 16),
+)
+def test_texts_of_a_graph_are_those_of_the_engine(config, prompts, heat, samples, most, stop):
+    model = build(config)
+    size = config.vocab_size
+    prompts = [[id % size for id in prompt] for prompt in prompts]
+    ways = {"temperature": heat, "samples": samples, "max_tokens": most, "stop": (stop % size,)}
+    sample = SampleConfig(**ways)
+    expected = generate(model, prompts, sample)
+    with inference(model), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinylm.sample.replay.STEPS", 3)
+        patch.setattr("tinylm.sample.replay.ROWS", 4)
+        found = replay.generate(model, prompts, sample, stops={stop % size}, vocab_size=size)
+    assert found == expected
+
+
+def test_a_graph_is_for_long_texts_of_plain_settings_on_a_gpu(monkeypatch):
+    model, prompts = build(replace(SMALL, context_length=100)), [[1, 2]]
+    plain = SampleConfig(max_tokens=64, temperature=0.5, samples=3, stop=(4,))
+    assert not replay.serves(model, prompts, plain)
+    monkeypatch.setattr(type(model), "weight", property(lambda own: SimpleNamespace(is_cuda=True)))
+    assert replay.serves(model, prompts, plain)
+    for other in ({"max_tokens": 63}, {"max_tokens": 90}, {"top_k": 3}, {"cache": "paged"}):
+        assert not replay.serves(model, prompts, replace(plain, **other)), other

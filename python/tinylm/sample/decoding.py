@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tinylm.config import SampleConfig
 from tinylm.context import Cache
 from tinylm.model import Model, inference
-from tinylm.sample import beams, speculation, vocabulary
+from tinylm.sample import beams, replay, speculation, vocabulary
 from tinylm.sample.drafts import Draft, find
 from tinylm.sample.forward import make_cache
 from tinylm.sample.healing import Healed, heal
@@ -75,6 +75,12 @@ def generate(
         return speculation.generate(
             model, read, prompts, config, stops, draft, tokenizer=tokenizer, stats=stats
         )
+    if replay.serves(model, prompts, config):
+        size, missing = vocabulary.size(model, tokenizer), vocabulary.missing(model, tokenizer)
+        with inference(model):
+            return replay.generate(
+                model, prompts, config, stops=stops, vocab_size=size, missing=missing
+            )
     longest = max(len(prompt) for prompt in prompts)
     engine = engine_for(model, tokenizer, config, len(prompts) * config.samples, longest)
     # Prompts of one length are read together, and rows of like length attend with the least waste.
