@@ -1,7 +1,8 @@
 """The wrong lines of `make mutants` in Python: where each stands, and which tests must fail on it.
 
 A new seam adds the wrong lines that it could have; tests/test_mutants.py holds that each right
-line stands once in its file. `wrong_kernels` has those of kernels, `wrong_caches` those of caches, `wrong_rust` those in Rust.
+line stands once in its file. `wrong_kernels` has those of kernels, `wrong_caches` those of caches,
+`wrong_rust` those in Rust.
 """
 
 from dataclasses import dataclass

@@ -70,15 +70,19 @@ class Window(Base):
 
     @property
     def at_once(self) -> int:
-        """The most tokens that a pass may bring when positions have just moved back."""
-        return self.max_length - self.first - self.window - self.ring
+        """The most tokens of a pass: those that there is room for where positions move back."""
+        return self._spare if self.streams else self.max_length
 
     @property
     def streams(self) -> bool:
         """Whether rows may grow past `max_length`."""
-        return (
-            self.at_once >= SLACK and self.model is not None and self.model.moved_back is not None
-        )
+        movable = self.model is not None and self.model.moved_back is not None
+        return movable and self._spare >= SLACK
+
+    @property
+    def _spare(self) -> int:
+        """The room for tokens where positions have just moved back."""
+        return self.max_length - self.first - self.window - self.ring
 
     def reserve(self, tokens: int) -> None:
         """Move positions back if `tokens` more would pass `max_length`; `Full` if they cannot."""
