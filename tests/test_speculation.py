@@ -13,8 +13,9 @@ from tinylm import Tokenizer, checkpoint, sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.config import load as load_settings
 from tinylm.model import inference
-from tinylm.sample import logits, speculation
+from tinylm.sample import decoding, logits, speculation
 from tinylm.sample.drafts import ExitDraft, LookupDraft, ModelDraft, find
+from tinylm.sample.engine import Engine
 from tinylm.sample.reader import Reader
 from tinylm.sample.speculation import Speculator, Stats
 
@@ -80,7 +81,7 @@ def test_a_stream_is_the_text_of_generate(kind, drafts):
     model = build(wide)
     draft = ModelDraft(build(wide, 5)) if kind in ("model", "same") else drafts[kind]
     for config in (SampleConfig(max_tokens=12, heal=False, bos=False), SampleConfig(max_tokens=12)):
-        ids = list(sample.decoding.stream_ids(model, tokenizer, "ab", config, draft=draft))
+        ids = list(decoding.stream_ids(model, tokenizer, "ab", config, draft=draft))
         if not config.heal:
             prompt = tokenizer.encode("ab")
             generated = sample.generate(model, [prompt], config, tokenizer=tokenizer, draft=draft)
@@ -258,6 +259,14 @@ def test_a_draft_with_another_tokenizer_is_refused(tmp_path):
 def test_blocks_to_guess_with_are_a_number(draft):
     with pytest.raises(ConfigError, match=r"expected skip:N, N at least 1"):
         load_settings(None, [f"sample.draft={draft}"])
+
+
+def test_an_engine_draws_one_token_at_a_time(small):
+    engine = Engine(small)
+    for config in (SampleConfig(draft="lookup"), SampleConfig(num_beams=2)):
+        with pytest.raises(ValueError, match=r"use generate\(\) or stream\(\)"):
+            engine.add([1, 2], config)
+    assert not engine.live
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,15 @@ class Engine:
         It ends after `config.max_tokens`, or before the first id of `config.stop`; stop texts are
         the caller's (`decoding.write`). `prompt` and `sample` name its random numbers. The first
         tokens may be `drawn` already. Raises `ValueError` for an empty prompt, an id outside the
-        vocabulary, and a request that can never fit.
+        vocabulary, a request that can never fit, a draft and a beam search.
         """
+        if config.draft is not None or config.num_beams > 1:
+            name = "draft" if config.draft is not None else "num_beams"
+            value = getattr(config, name)
+            raise ValueError(
+                f"sample.{name}={value}: the engine draws one token at a time; use generate() or "
+                "stream()"
+            )
         (ids,) = as_ids([ids])
         if not ids:
             raise ValueError("the prompt is empty: start from the end-of-text id")
