@@ -22,9 +22,11 @@ VERSION = 1
 LEAVES = ("packed", "scales", "input_scale")
 
 
-def described(matrices: str, group: int | None, embedding: str, **about: Any) -> dict[str, Any]:
+def described(
+    *, matrices: str, group: int | None, kept: list[str], embedding: str, **about: Any
+) -> dict[str, Any]:
     """The value of the key: what decides the tensors, and `about`, how the weights were made."""
-    decides = {"matrices": matrices, "group": group, "embedding": embedding}
+    decides = {"matrices": matrices, "group": group, "kept": kept, "embedding": embedding}
     return {"format": "tinylm", "version": VERSION, **decides, **about}
 
 
@@ -46,6 +48,8 @@ def settings(content: Mapping[str, Any]) -> dict[str, Any] | None:
         if found.get(key) not in values:
             known = ", ".join("null" if value is None else str(value) for value in values)
             raise ValueError(f"{KEY}.{key}={found.get(key)!r}: this TinyLM knows {known}")
+    if not isinstance(found.get("kept"), list):
+        raise ValueError(f"{KEY}.kept={found.get('kept')!r}: expected a list of names")
     if found["matrices"] == "int4" and found["group"] is None:
         raise ValueError(f"{KEY}.group=null: int4 has groups of 32, 64 or 128")
     return found
@@ -89,3 +93,5 @@ def fill(
         if tensor.dtype != wanted and not (wanted.is_floating_point and tensor.is_floating_point()):
             raise ValueError(f"{folder}: {name} has dtype {tensor.dtype}, expected {wanted}")
         setattr(part, leaf, tensor)
+    # Whole numbers have no gradient, and what is left is not worth training.
+    net.requires_grad_(False)

@@ -17,6 +17,7 @@ from tinylm import ops
 from tinylm.config import Role
 from tinylm.layers.linear import Embedding, Head, Linear, TiedHead, bent
 from tinylm.layers.lora import LowRank, matrices, put
+from tinylm.ops.dtypes import widened
 from tinylm.ops.quant import GROUPS
 from tinylm.ops.ternary import PER_BYTE
 
@@ -77,8 +78,9 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight [out, in], widened anew each time."""
-        return FORMATS[self.form].widen(self.packed, self.scales)
+        """The weight [out, in] in float32, or in the wider dtype of its scales, made each time."""
+        # In 16 bits a number times its scale would be rounded, which products do not do.
+        return FORMATS[self.form].widen(self.packed, widened(self.scales))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out]."""
@@ -130,7 +132,7 @@ class PackedEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The table [V, D], widened anew each time."""
+        """The table [V, D], made each time."""
         return ops.dequantise_int8(self.packed, self.scales)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -189,12 +191,13 @@ def tables(net: nn.Module) -> list[str]:
 def hollow(net: nn.Module, settings: Mapping[str, Any]) -> None:
     """Make the matrices of a model packed ones, empty, as the settings of a folder say.
 
-    `settings` has `matrices`, a name of `FORMATS`, `group`, and `embedding`, int8 or float.
+    `settings` has `matrices`, a name of `FORMATS`, `group`, the names `kept` in int8 in spite of
+    it, and `embedding`, int8 or float.
     """
     group = settings["group"]
     check_group(net, group)
     for name, part in [*matrices(net)]:
-        form = settings["matrices"]
+        form = "int8" if name in settings["kept"] else settings["matrices"]
         empty = FORMATS[form].empty(part.out_features, part.in_features, group)
         pack(net, name, form, *empty)
     if settings["embedding"] == "int8":

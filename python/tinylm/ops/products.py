@@ -3,6 +3,7 @@
 # torch's functions around libraries, and a few others, have no types.
 # mypy: disable-error-code="no-untyped-call"
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -124,10 +125,26 @@ def linear_int8(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None)
         y = y.view(*x.shape[:-1], q.size(0))
         return y if bias is None else y + bias.to(x.dtype)
 
+    if x.is_cpu and x.dtype != torch.float16 and not torch.compiler.is_compiling():
+        # Whole numbers are exact in x's dtype, so the scales can wait for the result: one pass over
+        # the weight less. float16 would overflow.
+        return _scaled(x, q, scale, bias)
+
     def widen(some: slice) -> Tensor:
         return dequantise_int8(q[some], widened(scale[some]))
 
     return _linear(x, q.size(0), widen, bias)
+
+
+def _scaled(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b with the scales after the product, a block of W at a time."""
+    step = max(1, BLOCK // x.size(-1))
+    parts = [
+        F.linear(x, q[first : first + step].to(x.dtype)) * scale[first : first + step].to(x.dtype)
+        for first in range(0, max(1, q.size(0)), step)
+    ]
+    y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    return y if bias is None else y + bias.to(x.dtype)
 
 
 def linear_int4(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -143,13 +160,39 @@ def linear_int4(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None =
         kernel = choice.kernel_for("linear_int4", MOST_ROWS, x, scales, compiled=True)
         if kernel is not None:
             return kernel(x, packed, scales, bias)
-    check_int4("linear_int4", packed, scales)
+    group = check_int4("linear_int4", packed, scales)
     _check_x("linear_int4", x, packed.dim(), 2 * packed.size(-1))
+    if x.is_cpu and not torch.compiler.is_compiling():
+        # Moving the numbers of x costs less than putting the nibbles in order.
+        moved = x.reshape(*x.shape[:-1], scales.size(-1), group)[..., _order(group)].flatten(-2)
+
+        def halves(some: slice) -> Tensor:
+            return _halves(packed[some], widened(scales[some]))
+
+        return _linear(moved, packed.size(0), halves, bias)
 
     def widen(some: slice) -> Tensor:
         return dequantise_int4(packed[some], widened(scales[some]))
 
     return _linear(x, packed.size(0), widen, bias)
+
+
+@functools.cache
+def _order(group: int) -> Tensor:
+    """The elements of a group as its nibbles have them: all low ones, then all high ones."""
+    low = [8 * word + place for word in range(group // 8) for place in (0, 4, 1, 5)]
+    # A tensor that is made in inference mode cannot take part in a gradient later.
+    with torch.inference_mode(False):
+        return torch.tensor([*low, *(place + 2 for place in low)])
+
+
+def _halves(packed: Tensor, scales: Tensor) -> Tensor:
+    """packed [N, K / 2] and scales [N, K / group] to W [N, K], each group in the `_order`."""
+    bytes_of = packed.reshape(*scales.shape, -1)
+    numbers = scales.new_empty(*scales.shape, 2, bytes_of.size(-1))
+    numbers[..., 0, :] = bytes_of & 15
+    numbers[..., 1, :] = bytes_of >> 4
+    return numbers.sub_(8).mul_(scales[..., None, None]).flatten(1)
 
 
 def _packs(x: Tensor) -> bool:

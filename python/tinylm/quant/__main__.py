@@ -27,14 +27,21 @@ python -m tinylm.sample and python -m tinylm.evaluate open. transformers refuses
   method=static int8 whose inputs are rounded to 8 bits too, by scales measured on text
   method=trained the numbers that a run of train.qat was trained with, exactly
 
-  group:      int4, gptq, awq: numbers that share a scale, 32 (default), 64 or 128
-  clip:       int4: search clipped scales (default true), or false for the largest magnitude
   embedding:  embedding and head in int8 (default) or float; norms and biases stay float
-  activations: static: scales by histogram (default, the least squared error), percentile
-              (99.9%) or minmax
-  rows:       gptq, awq, static: rows of up to 512 tokens to calibrate on (default 64)
-  seed:       gptq, awq, static: which rows are drawn (default 0)
-  shards:     gptq, awq, static: the shards to calibrate on (default those that RUN was trained on)
+  turn:       turn values inside each head, so that no weight stands out (default true)
+
+Of int4, gptq and awq:
+  group:      numbers that share a scale, 32 (default), 64 or 128
+  keep:       the most sensitive matrices stay in int8, up to this share of all (default 0.12)
+  clip:       int4: search clipped scales (default true), or false for the largest magnitude
+
+Of static:
+  activations: scales by histogram (default, the least squared error), percentile (99.9%) or minmax
+
+Of methods that look at text, which are all but int8, trained, and int4 with keep=0:
+  rows:       rows of up to 512 tokens (default 64)
+  seed:       which rows are drawn (default 0)
+  shards:     where they are drawn from (default the shards that RUN was trained on)
 """
 
 
@@ -63,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         model, tokenizer = checkpoint.load(folder)
     check(model, settings)
     calibration = None
-    if "rows" in reading.USED[settings.method]:
+    if settings.calibrates:
         calibration = _calibration(folder, given, settings, model, tokenizer)
     before, began = _size(model), time.perf_counter()
     with threads.sharing(torch.get_num_threads()):
@@ -92,7 +99,8 @@ def _calibration(
     home = given.get("shards") or data.recorded(folder)
     if home is None:
         raise ConfigError(
-            f"{folder}: which shards it was trained on is not known: name some, shards=FOLDER"
+            f"{folder}: which shards it was trained on is not known: name some, shards=FOLDER; "
+            "method=int4 keep=0 needs none"
         )
     dataset = data.Dataset.open(commands.path(str(home)))
     if tokenizer is None or tokenizer.sha256 != dataset.tokenizer_sha256:

@@ -8,36 +8,62 @@ from torch import Tensor
 
 from tinylm import ops
 from tinylm.checkpoint import quantised
-from tinylm.layers import fake, packed
+from tinylm.layers import Linear, fake, packed
 from tinylm.layers.lora import matrices
 from tinylm.model import Model
 from tinylm.quant.activations import measure
 from tinylm.quant.awq import enlarge
-from tinylm.quant.calibration import Walk
+from tinylm.quant.calibration import Walk, check_enough
 from tinylm.quant.gptq import gptq
 from tinylm.quant.rounding import absmax, searched
-from tinylm.quant.settings import USED, Settings
+from tinylm.quant.sensitivity import kept
+from tinylm.quant.settings import Settings
+from tinylm.quant.turning import turn_values
+
+# Packs a matrix by its name: in int4 with the weights [N, K] and scales given, or, if it is among
+# those that are kept, in int8.
+Pack = Callable[[str, Callable[[], tuple[Tensor, Tensor]]], None]
 
 
 def quantise(model: Model, settings: Settings, calibration: Tensor | None = None) -> None:
     """Put packed weights in place of a model's matrices, in place.
 
-    gptq and awq need a `calibration` [rows, T] int64 of ids. Norms, biases and other tables stay as
-    they are. Raises `ValueError`, before anything is changed, for a model that is quantised or has
-    adapters, for weights that are not finite, for a group that does not divide a width, and for
-    too little calibration.
+    `settings.calibrates` says whether a `calibration` [rows, T] int64 of ids is needed. Norms,
+    biases and other tables stay as they are. Raises `ValueError`, before anything is changed, for
+    a model that is quantised or has adapters, for weights that are not finite, for a group that
+    does not divide a width, and for too little calibration.
     """
     form, group = check(model, settings)
-    METHODS[settings.method](model, settings, calibration)
+    if settings.calibrates:
+        if calibration is None:
+            raise ValueError(f"method={settings.method} needs calibration: give rows of ids")
+        check_enough(model, calibration)
+    if settings.turn and settings.method != "trained":
+        for block in model.blocks:
+            turn_values(block)
+    chosen: list[str] = []
+    if settings.keep and settings.method in ("int4", "gptq", "awq"):
+        assert calibration is not None
+        chosen = kept(model, calibration, settings.group, settings.keep)
+
+    def pack(name: str, narrow: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        if form != "int4" or name in chosen:
+            weight = model.get_parameter(f"{name}.weight").detach()
+            packed.pack(model, name, "int8", *ops.quantise_int8(weight))
+        else:
+            weight, scales = narrow()
+            size = weight.size(-1) // scales.size(-1)
+            packed.pack(model, name, "int4", *ops.quantise_int4(weight, size, scales))
+
+    METHODS[settings.method](model, settings, calibration, pack)
     if settings.embedding == "int8":
         for name in packed.tables(model):
             weight = model.get_parameter(f"{name}.weight").detach()
             packed.pack(model, name, "int8", *ops.quantise_int8(weight))
-    used = asdict(settings)
-    kept = ("method", "clip", "rows", "seed", "activations")
-    about: dict[str, Any] = {key: used[key] for key in kept
-                             if key == "method" or key in USED[settings.method]}  # fmt: skip
-    model.quantisation = quantised.described(form, group, settings.embedding, **about)
+    about: dict[str, Any] = {key: asdict(settings)[key] for key in sorted(settings.used)}
+    about = {"method": settings.method, "kept": chosen, **about}
+    about |= {"matrices": form, "group": group, "embedding": settings.embedding}
+    model.quantisation = quantised.described(**about)
     model.requires_grad_(False)
 
 
@@ -45,7 +71,7 @@ def check(model: Model, settings: Settings) -> tuple[str, int | None]:
     """The format of `packed.FORMATS` and the group; `ValueError` unless the weights fit them."""
     form, group = _form(model, settings)
     if model.quantisation is not None:
-        made = model.quantisation.get("method", "int8")
+        made = model.quantisation.get("method", model.quantisation["matrices"])
         raise ValueError(
             f"the model is quantised already (method={made}): take the folder of float weights "
             "that it was made from"
@@ -75,70 +101,60 @@ def _form(model: Model, settings: Settings) -> tuple[str, int | None]:
     return "int4", settings.group
 
 
-def _int8(model: Model, settings: Settings, calibration: Tensor | None) -> None:
+def _rounding(model: Model, settings: Settings, calibration: Tensor | None, pack: Pack) -> None:
+    choose = searched if settings.clip else absmax
+
+    def narrow(part: Linear) -> tuple[Tensor, Tensor]:
+        weight = part.weight.detach().float()
+        return weight, choose(weight, settings.group)
+
     for name, part in [*matrices(model)]:
-        packed.pack(model, name, "int8", *ops.quantise_int8(part.weight.detach()))
+        pack(name, lambda part=part: narrow(part))  # type: ignore[misc]
 
 
-def _static(model: Model, settings: Settings, calibration: Tensor | None) -> None:
-    _int8(model, settings, calibration)
-    for name, found in measure(model, _needed(calibration)).items():
+def _static(model: Model, settings: Settings, calibration: Tensor | None, pack: Pack) -> None:
+    assert calibration is not None
+    _rounding(model, settings, calibration, pack)
+    for name, found in measure(model, calibration).items():
         packed.make_static(model, name, found.scale(settings.activations))
 
 
-def _trained(model: Model, settings: Settings, calibration: Tensor | None) -> None:
+def _trained(model: Model, settings: Settings, calibration: Tensor | None, pack: Pack) -> None:
     """The numbers that a run of `train.qat` computed with, exactly."""
     grid = fake.grid_of(model)
     assert grid is not None, "checked"
     fake.plain(model)
     for name, part in [*matrices(model)]:
         weight = part.weight.detach().float()
-        if grid.bits == "int4":
-            _pack_int4(model, name, weight, absmax(weight, grid.group))
+        if grid.bits == "ternary":
+            packed.pack(model, name, "ternary", *ops.quantise_ternary(weight))
         else:
-            pack = ops.quantise_int8 if grid.bits == "int8" else ops.quantise_ternary
-            packed.pack(model, name, grid.bits, *pack(weight))
+            pack(name, lambda w=weight: (w, absmax(w, grid.group)))  # type: ignore[misc]
 
 
-def _int4(model: Model, settings: Settings, calibration: Tensor | None) -> None:
-    choose = searched if settings.clip else absmax
-    for name, part in [*matrices(model)]:
-        weight = part.weight.detach().float()
-        _pack_int4(model, name, weight, choose(weight, settings.group))
-
-
-def _gptq(model: Model, settings: Settings, calibration: Tensor | None) -> None:
-    for block_name, block, moments in Walk(model, _needed(calibration)):
+def _gptq(model: Model, settings: Settings, calibration: Tensor | None, pack: Pack) -> None:
+    assert calibration is not None
+    for home, block, moments in Walk(model, calibration):
         for name, part in [*matrices(block)]:
-            on_grid, scales = gptq(part.weight.detach(), moments[name], settings.group)
-            _pack_int4(model, f"{block_name}.{name}", on_grid, scales)
+            weight, own = part.weight.detach(), moments[name]
+            pack(f"{home}.{name}", lambda w=weight, m=own: gptq(w, m, settings.group))  # type: ignore[misc]
 
 
-def _awq(model: Model, settings: Settings, calibration: Tensor | None) -> None:
-    for block_name, block, moments in Walk(model, _needed(calibration)):
-        moments = enlarge(block, moments, settings.group)
+def _awq(model: Model, settings: Settings, calibration: Tensor | None, pack: Pack) -> None:
+    assert calibration is not None
+    for home, block, moments in Walk(model, calibration):
+        importance = enlarge(block, moments, settings.group)
         for name, part in [*matrices(block)]:
             weight = part.weight.detach().float()
-            scales = searched(weight, settings.group, moments[name].diagonal())
-            _pack_int4(model, f"{block_name}.{name}", weight, scales)
+            scales = searched(weight, settings.group, importance[name].diagonal())
+            pack(f"{home}.{name}", lambda found=(weight, scales): found)  # type: ignore[misc]
 
 
-def _needed(calibration: Tensor | None) -> Tensor:
-    if calibration is None:
-        raise ValueError("this method needs calibration rows")
-    return calibration
-
-
-def _pack_int4(model: Model, name: str, weight: Tensor, scales: Tensor) -> None:
-    group = weight.size(-1) // scales.size(-1)
-    packed.pack(model, name, "int4", *ops.quantise_int4(weight, group, scales))
-
-
-METHODS: dict[str, Callable[[Model, Settings, Tensor | None], None]] = {
-    "int8": _int8,
+METHODS: dict[str, Callable[[Model, Settings, Tensor | None, Pack], None]] = {
+    "int8": _rounding,
     "static": _static,
     "trained": _trained,
-    "int4": _int4,
+    "int4": _rounding,
     "gptq": _gptq,
     "awq": _awq,
 }

@@ -27,7 +27,7 @@ def searched(weight: Tensor, group: int, importance: Tensor | None = None) -> Te
     best = torch.empty_like(extreme, dtype=SCALES)
     least = torch.full_like(extreme, torch.inf)
     for ratio in RATIOS:
-        for tried in (extreme.abs() * ratio / 7, -extreme * ratio / 8):
+        for tried in (ratio * (extreme.abs() / 7), ratio * (-extreme / 8)):
             scales = _floored(tried)
             wide = scales.to(weight.dtype)[..., None]
             error = (grouped - rounded(grouped, wide) * wide).square()

@@ -131,13 +131,10 @@ def candidates(row: Tensor, dtype: torch.dtype) -> list[float]:
     -8, by a scale of the other sign. Each is then clipped, step by step.
     """
     extreme = float(row[int(row.abs().argmax())])
-    tried = []
-    for ratio in RATIOS:
-        for scale in (abs(extreme) * ratio / 7, -extreme * ratio / 8):
-            number = float(torch.tensor(scale, dtype=torch.float64).to(dtype))
-            tiny = torch.finfo(dtype).tiny
-            tried.append(number if abs(number) >= tiny else tiny)
-    return tried
+    scales = [ratio * scale for ratio in RATIOS for scale in (abs(extreme) / 7, -extreme / 8)]
+    stored = torch.tensor(scales, dtype=torch.float64).to(dtype).tolist()
+    tiny = torch.finfo(dtype).tiny
+    return [scale if abs(scale) >= tiny else tiny for scale in stored]
 
 
 def search_scale(
@@ -172,7 +169,7 @@ def gptq(
     the outputs is taken back, as far as the inputs allow it, by the columns that are not rounded
     yet:
 
-        w[j] -= (w[k] - q[k]) P[k, j] / P[k, k]        for every j after k
+        w[j] -= (w[k] - q[k]) P[k, j] / P[k, k]        for all j after k
 
     with P the inverse of the moments of the columns from k on. A group's scale is searched when its
     first column comes. Source: Frantar et al. 2022 (GPTQ), equations 2 and 3; there P comes from
@@ -188,8 +185,7 @@ def gptq(
             scale = float(scales[n, k // group])
             done[n, k] = nearest(float(weight[n, k]), scale) * scale
             error = (weight[n, k] - done[n, k]) / inverse[0, 0]
-            for j in range(k + 1, width):
-                weight[n, j] -= error * inverse[0, j - k]
+            weight[n, k + 1 :] -= error * inverse[0, 1:]
     return done, scales
 
 
