@@ -325,7 +325,7 @@ def test_numbers_of_another_dtype_are_refused(tmp_path):
     ("words", "problem"),
     [
         ([], "which run"),
-        (["RUN", "method=int3"], "method=int3: choose int8, int4, gptq, awq"),
+        (["RUN", "method=int3"], "method=int3: choose int8, static, trained, int4, gptq, awq"),
         (["RUN", "method=int4"], "out= is missing"),
         (["RUN", "method=int8", "group=32", "out=x"], "group=32: has no effect with method=int8"),
         (["RUN", "method=gptq", "clip=false", "out=x"], "clip=false: has no effect"),

@@ -181,6 +181,11 @@ def _weights(
     net, loaded = checkpoint.load(
         given, device=session.builds_on, dtype=torch.float32, verify=resumed is None
     )
+    if net.quantisation is not None:
+        raise ConfigError(
+            f"train.init={given}: its weights are quantised and cannot be trained: "
+            "name the folder that they were made from"
+        )
     if loaded is None or (resumed is None and run.tokenizer.path is not None):
         loaded = _new_tokenizer(run, text, first)
     elif run.tokenizer.eos is not None:
