@@ -6,11 +6,14 @@ import itertools
 import linecache
 import sys
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.models import build
 from tests.test_sample import slow
+from tinylm import sample
 from tinylm.config import ModelConfig, SampleConfig
 from tinylm.sample import engine as engines
 from tinylm.sample import scheduling
@@ -177,3 +180,124 @@ def test_an_interrupted_step_loses_nothing(options, requests, stops):
     script.take(script.engine.step())
     script.run([])
     script.check()
+
+
+def test_a_long_prompt_is_read_beside_the_decoding_of_others():
+    engine = Engine(MODELS["rope"], max_batch=3, max_tokens=64, page=1, chunk=2)
+    config = SampleConfig(temperature=0.0, max_tokens=20)
+    first = engine.add([1, 2], config)
+    engine.step()
+    long = engine.add([*range(3, 11)], config)
+    for _ in range(3):
+        # Two tokens of the prompt per step; a token of the other text in each.
+        assert [number for number, _ in engine.step()] == [first]
+    assert [number for number, _ in engine.step()] == [first, long]
+
+
+def test_a_prompt_is_read_once_for_all_that_begin_with_it():
+    engine = Engine(MODELS["rope"], max_batch=4, max_tokens=64, page=2)
+    config = SampleConfig(temperature=1.0, max_tokens=2, samples=3)
+    for index in range(3):
+        engine.add([1, 2, 3, 4, 5], config, sample=index)
+    engine.step()
+    stats = engine.stats()
+    assert (stats.read, stats.shared, stats.passes) == (5, 2, 1)
+    engine.step()
+    # All are gone, and their blocks are free; but what was in them can still be found.
+    assert engine.cache.free == engine.cache.total
+    engine.add([1, 2, 3, 4, 9], config)
+    engine.step()
+    assert (engine.stats().matched, engine.stats().read) == (4, 5 + 3 + 1)
+
+
+def test_the_youngest_gives_way_when_the_blocks_run_out():
+    engine = Engine(MODELS["rope"], max_batch=2, max_tokens=10, page=1)
+    config = SampleConfig(temperature=1.0, max_tokens=5, samples=2)
+    numbers = [engine.add([1, 2, index], config, sample=index) for index in range(2)]
+    ended = []
+    while engine.live:
+        engine.step()
+        ended += engine.take_ended()
+    assert engine.stats().preempted > 0
+    assert [each.number for each in ended] == numbers
+    for index, each in enumerate(ended):
+        assert each.ids == alone("rope", (1, 2, index), config, 0, index)
+
+
+@pytest.mark.parametrize(
+    ("options", "request_", "message"),
+    [
+        ({"max_batch": 0}, None, "max_batch=0: must be at least 1"),
+        ({"cache": "contiguous", "max_batch": 3, "max_tokens": 2}, None, "a token per row"),
+        ({}, ([], {}), "the prompt is empty"),
+        ({}, ([17], {}), "the prompt has id 17: the vocabulary is 0 to 16"),
+        ({}, ([1], {"stop": (40,)}), "stop has id 40"),
+        (
+            {"cache": "contiguous", "max_batch": 2, "max_tokens": 12},
+            ([1, 2, 3], {"max_tokens": 5}),
+            "a prompt of 3 and max_tokens=5 need 7 tokens of the cache, and a row holds 6 "
+            r"\(max_tokens=12 / max_batch=2\)",
+        ),
+        (
+            {"max_tokens": 7, "page": 4},
+            ([1, 2, 3], {"max_tokens": 4}),
+            r"need 6 tokens of the cache, 2 blocks, and there are 1 \(max_tokens=7\)",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(options, request_, message):
+    def ask():
+        engine = Engine(MODELS["rope"], **options)
+        engine.add(request_[0], SampleConfig(**request_[1]))
+
+    with pytest.raises(ValueError, match=message) as found:
+        ask()
+    assert "\n" not in str(found.value)
+
+
+def test_a_cancelled_request_is_gone_and_cancels_once():
+    engine = Engine(MODELS["rope"], max_batch=1, max_tokens=16, page=2)
+    running, waiting = (engine.add([1, 2, 3], SampleConfig(max_tokens=9)) for _ in range(2))
+    engine.step()
+    engine.cancel(running)
+    assert (engine.cache.free, engine.stats().running) == (engine.cache.total, 0)
+    engine.cancel(waiting)
+    assert (engine.live, engine.step(), engine.take_ended()) == (0, [], [])
+    with pytest.raises(ValueError, match="request 0: there is none, or it has ended"):
+        engine.cancel(running)
+
+
+@pytest.mark.parametrize("cache", ["contiguous", "paged"])
+def test_a_request_that_fails_ends_alone_and_leaves_nothing_behind(cache):
+    model = build(dataclasses.replace(SMALL, tied=False))
+    with torch.no_grad():
+        # Whoever reads this id has keys and values that are not numbers.
+        model.embedding.weight[16] = torch.nan
+    config = SampleConfig(temperature=0.0, max_tokens=6, allowed_token_ids=(*range(8),))
+    page = {"page": 1} if cache == "paged" else {}
+    engine = Engine(model, cache=cache, max_batch=2, max_tokens=16, **page)
+    good = [engine.add([1, 2, 3], config)]
+    bad = engine.add([4, 5, 16, 6, 7], config)
+    ended = []
+    # The row of the failed one is taken by a shorter text beside a longer one.
+    good += [engine.add([8], config), engine.add([9, 10, 11], config)]
+    while engine.live:
+        engine.step()
+        ended += engine.take_ended()
+    errors = {each.number: each.error for each in ended if each.reason == "error"}
+    assert [*errors] == [bad]
+    assert "after 5 tokens is nan" in errors[bad]
+    texts = {each.number: each.ids for each in ended}
+    wanted = sample.generate(model, [[1, 2, 3], [8], [9, 10, 11]], config)
+    assert [texts[number] for number in good] == wanted
+
+
+def test_a_penalty_without_measure_ends_its_own_request():
+    engine = Engine(MODELS["rope"], max_batch=2, max_tokens=32)
+    fine = engine.add([1, 2], SampleConfig(max_tokens=3))
+    wrong = engine.add([1, 2], SampleConfig(max_tokens=3, frequency_penalty=-1.7e308))
+    while engine.live:
+        engine.step()
+    ended = {each.number: each for each in engine.take_ended()}
+    assert (ended[fine].reason, ended[wrong].reason) == ("length", "error")
+    assert "frequency_penalty=-1.7e+308" in ended[wrong].error

@@ -91,6 +91,9 @@ class Cache(Protocol):
     def clear(self, rows: Sequence[int] | None = None) -> None:
         """Forget every token, or those of some rows."""
 
+    def wipe(self, rows: Sequence[int]) -> None:
+        """Clear rows whose numbers may not be finite, so that other rows never meet these."""
+
     def before(self, slot: int, x: Tensor) -> Tensor:
         """x [B, T, W] of new tokens to x of the tokens before them; zeros before the first.
 

@@ -182,6 +182,10 @@ class Base(ABC):
         gone = range(len(self.ends)) if rows is None else set(rows)
         self._cut([0 if row in gone else end for row, end in enumerate(self.ends)])
 
+    def wipe(self, rows: Sequence[int]) -> None:
+        """Clear rows whose numbers may not be finite, so that other rows never meet these."""
+        self.clear(rows)
+
     def rows(self, index: Sequence[int]) -> Self:
         """Return a view of some rows: what is read into it is read into this cache.
 

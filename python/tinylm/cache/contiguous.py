@@ -9,6 +9,9 @@ from torch import Tensor
 from tinylm.cache.base import Base, Earlier
 from tinylm.context import CacheStats, Context, DecodeState
 
+# How many rows a view may span for each of its own before they are copied together. Not measured.
+MOST_AMONG = 2
+
 
 class Contiguous(Base):
     """A buffer [B, K, max_length, head] of keys and one of values per layer, filled from the left.
@@ -20,6 +23,9 @@ class Contiguous(Base):
     """
 
     kind = "contiguous"
+    # In a view whose rows do not follow one another: the rows from its first to its last, and
+    # where its own are among them.
+    among: tuple[slice, Tensor] | None = None
     pads = True
     # The dtype of keys and values, if it is not that of the computation.
     stored: torch.dtype | None = None
@@ -50,9 +56,18 @@ class Contiguous(Base):
         tokens = k.size(2)
         self._put(self.k[layer], k)
         self._put(self.v[layer], v)
-        keys, values = self._filled(self.k[layer], tokens), self._filled(self.v[layer], tokens)
-        attend = self.states[layer].attend
-        return attend(q, keys, values, mask=context.mask, past=self._past())
+        attend, past = self.states[layer].attend, self._past()
+        if self.among is None:
+            keys, values = self._filled(self.k[layer], tokens), self._filled(self.v[layer], tokens)
+            return attend(q, keys, values, mask=context.mask, past=past)
+        # Rows with few others between them: to attend for these too is faster than to copy the
+        # rows together, and what comes of it is dropped.
+        some, inside = self.among
+        keys, values = (x[some, :, : self.longest + tokens] for x in (self.k[layer], self.v[layer]))
+        wide = q.new_zeros((keys.size(0), *q.shape[1:])).index_copy(0, inside, q)
+        if past is not None:
+            past = past.new_zeros(keys.size(0)).index_copy(0, inside, past)
+        return attend(wide, keys, values, mask=context.mask, past=past)[inside]
 
     def _put(self, buffer: Tensor, x: Tensor) -> None:
         """Store x [B, K, T, ...] of the new tokens in a buffer [rows, K, max_length, ...]."""
@@ -76,6 +91,24 @@ class Contiguous(Base):
     def before(self, slot: int, x: Tensor) -> Tensor:
         """Store x [B, T, W] of the new tokens, and return x of the tokens before them."""
         return self.earlier.before(slot, x, self, equal=not (self.fixed or self.ragged))
+
+    def rows(self, index: Sequence[int]) -> Self:
+        """Return a view of some rows; those that lie close together are attended to in place."""
+        view = super().rows(index)
+        places = [*view.index]
+        view.among = None
+        if isinstance(view.some, Tensor) and not self.fixed:
+            first, end = min(places), max(places) + 1
+            if end - first <= MOST_AMONG * len(places):
+                view.among = slice(first, end), view.numbers - first
+        return view
+
+    def wipe(self, rows: Sequence[int]) -> None:
+        """Clear rows, and put zeros where numbers may be that are not finite."""
+        for _, each in self._named():
+            for x in each:
+                x[self.numbers[[*rows]]] = 0
+        self.clear(rows)
 
     def select(self, rows: Tensor) -> Self:
         """A cache of the sequences `rows` [N] int64 of this one, in that order; a row may repeat.

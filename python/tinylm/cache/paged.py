@@ -167,6 +167,14 @@ class Paged(Base):
         full = len(ids) // self.page
         self.pool.blocks.note(self.tables[self.index[row]][:full], ids)
 
+    def wipe(self, rows: Sequence[int]) -> None:
+        """Clear rows, and put zeros where numbers may be that are not finite."""
+        for row in rows:
+            blocks = self.tables[self.index[row]]
+            for x in (*self.pool.k, *self.pool.v, *self.pool.earlier):
+                _by_block(x, self.page)[:, blocks] = 0
+        self.clear(rows)
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """Store k and v [B, K, T, head] and let q [B, H, T, head] look at all: y as q."""
         pool, plan, tokens = self.pool, self._plan(k.size(2)), k.size(2)

@@ -119,10 +119,11 @@ def _settings(folder: Path, overrides: Sequence[str]) -> Run:
 def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> None:
     """Write every continuation as it comes, and their speed where somebody watches.
 
-    With a draft a line on standard error says what it was worth.
+    All samples are decoded together: while the first is written, the others grow beside it. With a
+    draft a line on standard error says what it was worth.
     """
     from tinylm.sample import prompt as prompts
-    from tinylm.sample.decoding import stream_ids, write
+    from tinylm.sample.decoding import continuations, write
     from tinylm.sample.drafts import find
     from tinylm.sample.speculation import Stats
 
@@ -130,12 +131,10 @@ def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> Non
     with commands.remedies(special=PLAIN):
         read = prompts.read(tokenizer, prompt, run.sample, model.embedding.num_embeddings)
     count, start = Count(), time.perf_counter()
-    for sample in range(run.sample.samples):
+    found = continuations(model, tokenizer, read, run.sample, draft=draft, stats=stats)
+    for sample, ids in enumerate(found):
         if run.sample.samples > 1:
             print(f"{'-' * 24} sample {sample + 1} of {run.sample.samples} {'-' * 24}")
-        ids = stream_ids(
-            model, tokenizer, read, run.sample, sample=sample, draft=draft, stats=stats
-        )
         # The prompt as it was typed, though its last token may have been healed.
         print(prompt, end="", flush=True)
         for piece in write(tokenizer, count(ids), run.sample, read):

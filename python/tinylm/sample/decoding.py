@@ -136,11 +136,38 @@ def stream_ids(
     """
     if not 0 <= sample < config.samples:
         raise ValueError(f"sample={sample}: config.samples={config.samples}, numbered from 0")
-    samples = Samples(model, tokenizer, prompt, config, [sample])
+    (ids,) = _ids(model, tokenizer, prompt, config, [sample], draft, stats)
+    return ids
+
+
+def continuations(
+    model: Model,
+    tokenizer: "Tokenizer",
+    prompt: str | Prompt,
+    config: SampleConfig,
+    *,
+    draft: Draft | None = None,
+    stats: Stats | None = None,
+) -> list[Iterator[int]]:
+    """`stream_ids` of every sample, decoded together: while one is read, the others grow."""
+    return _ids(model, tokenizer, prompt, config, range(config.samples), draft, stats)
+
+
+def _ids(
+    model: Model,
+    tokenizer: "Tokenizer",
+    prompt: str | Prompt,
+    config: SampleConfig,
+    numbers: Sequence[int],
+    draft: Draft | None,
+    stats: Stats | None,
+) -> list[Iterator[int]]:
+    samples = Samples(model, tokenizer, prompt, config, numbers)
     draft = draft or find(config, model, tokenizer)
-    if draft is not None or config.num_beams > 1:
-        return _by_reader(model, tokenizer, samples.prompt, config, sample, draft, stats)
-    return samples.ids(sample)
+    if draft is None and config.num_beams == 1:
+        return [samples.ids(sample) for sample in numbers]
+    read = samples.prompt
+    return [_by_reader(model, tokenizer, read, config, i, draft, stats) for i in numbers]
 
 
 def _by_reader(

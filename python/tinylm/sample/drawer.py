@@ -279,8 +279,12 @@ class Drawer:
     def _regroup(self) -> None:
         """Find the rows of equal settings, and whether all take their likeliest token."""
         groups: dict[tuple[object, ...], list[int]] = {}
+        # Most rows have the very same settings: their values are looked up once.
+        chains: dict[int, tuple[object, ...]] = {}
         for i, row in enumerate(self.rows):
-            groups.setdefault(tuple(getattr(row.config, name) for name in CHAIN), []).append(i)
+            if id(row.config) not in chains:
+                chains[id(row.config)] = tuple(getattr(row.config, name) for name in CHAIN)
+            groups.setdefault(chains[id(row.config)], []).append(i)
         self._groups = [
             (self.rows[group[0]].config, torch.tensor(group, device=self.device))
             for group in groups.values()

@@ -324,6 +324,8 @@ class Engine:
             return ready, logits
         for row, error in bad.items():
             ready[row].error = error
+            self.cache.wipe([ready[row].row])
+            ready[row].read = 0
             self._end(ready[row], "error")
         rows = [row for row in range(len(ready)) if row not in bad]
         return [ready[row] for row in rows], logits[rows]
@@ -334,17 +336,19 @@ class Engine:
             return
         going = {*ready}
         stay = [i for i, request in enumerate(self._drawing) if request in going]
-        self._drawer.keep(stay)
-        self._drawing = [self._drawing[i] for i in stay]
+        if len(stay) < len(self._drawing):
+            self._drawer.keep(stay)
+            self._drawing = [self._drawing[i] for i in stay]
         here = {*self._drawing}
         for request in ready:
             if request not in here:
                 text, drawn = request.text[: request.prompt], request.text[request.prompt :]
                 self._drawer.add(request.config, text, request.place, drawn, request.stops)
                 self._drawing.append(request)
-        seats = {request: i for i, request in enumerate(self._drawing)}
-        self._drawer.keep([seats[request] for request in ready])
-        self._drawing = ready
+        if self._drawing != ready:
+            seats = {request: i for i, request in enumerate(self._drawing)}
+            self._drawer.keep([seats[request] for request in ready])
+            self._drawing = ready
 
     def _no_drawer(self) -> Drawer:
         size, home = self.forward.vocab_size, self.forward.device
