@@ -232,6 +232,8 @@ def test_the_youngest_gives_way_when_the_blocks_run_out():
         ({}, ([], {}), "the prompt is empty"),
         ({}, ([17], {}), "the prompt has id 17: the vocabulary is 0 to 16"),
         ({}, ([1], {"stop": (40,)}), "stop has id 40"),
+        ({}, ([1], {"num_beams": 2}), "sample.num_beams=2: the engine draws one token"),
+        ({}, ([1], {"draft": "lookup"}), r"sample.draft=lookup: .* use generate\(\) or stream\(\)"),
         (
             {"cache": "contiguous", "max_batch": 2, "max_tokens": 12},
             ([1, 2, 3], {"max_tokens": 5}),

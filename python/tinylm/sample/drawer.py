@@ -50,6 +50,15 @@ class Row:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     numbers: dict[int, tuple[int, NDArray[np.float64]]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        config = self.config
+        # Found once: rows are grouped anew whenever one comes or goes.
+        self.chain = tuple(getattr(config, name) for name in CHAIN)
+        self.counted = counts_tokens(config)
+        free = not self.counted and not config.restricted and config.min_tokens == 0
+        # Whether its likeliest token is all that is wanted.
+        self.plain = config.temperature == 0 and free
+
     def copy(self) -> "Row":
         """A row that grows by itself from here on."""
         return replace(
@@ -279,24 +288,14 @@ class Drawer:
     def _regroup(self) -> None:
         """Find the rows of equal settings, and whether all take their likeliest token."""
         groups: dict[tuple[object, ...], list[int]] = {}
-        # Most rows have the very same settings: their values are looked up once.
-        chains: dict[int, tuple[object, ...]] = {}
         for i, row in enumerate(self.rows):
-            if id(row.config) not in chains:
-                chains[id(row.config)] = tuple(getattr(row.config, name) for name in CHAIN)
-            groups.setdefault(chains[id(row.config)], []).append(i)
+            groups.setdefault(row.chain, []).append(i)
         self._groups = [
             (self.rows[group[0]].config, torch.tensor(group, device=self.device))
             for group in groups.values()
         ]
-        self._greedy = bool(self.rows) and all(
-            row.config.temperature == 0
-            and not counts_tokens(row.config)
-            and not row.config.restricted
-            and row.config.min_tokens == 0
-            for row in self.rows
-        )
-        if any(counts_tokens(row.config) for row in self.rows):
+        self._greedy = bool(self.rows) and all(row.plain for row in self.rows)
+        if any(row.counted for row in self.rows):
             missing = self._counts.want(len(self.rows))
             self._count(missing)
         else:

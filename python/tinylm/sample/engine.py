@@ -119,9 +119,10 @@ class Engine:
         """Take a request and return its number; nothing is allocated before a step admits it.
 
         It ends after `config.max_tokens`, or before the first id of `config.stop`; stop texts are
-        the caller's (`decoding.write`). `prompt` and `sample` name its random numbers. The first
-        tokens may be `drawn` already. Raises `ValueError` for an empty prompt, an id outside the
-        vocabulary, a request that can never fit, a draft and a beam search.
+        the caller's (`decoding.write`), and the cache is the engine's. `prompt` and `sample` name
+        its random numbers. The first tokens may be `drawn` already. Raises `ValueError` for an
+        empty prompt, an id outside the vocabulary, beams, a draft, and a request that can never
+        fit.
         """
         if config.draft is not None or config.num_beams > 1:
             name = "draft" if config.draft is not None else "num_beams"
