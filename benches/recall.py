@@ -23,6 +23,7 @@ FILLERS, FACTS, FILLER = 16, 6, 24
 PROMPT = 1 + 3 * FACTS + FILLER + 1
 CONFIG = ModelConfig(
     vocab_size=1 + KEYS + VALUES + FILLERS,
+    architecture="qwen3",
     d_model=64,
     n_layers=2,
     n_heads=2,
