@@ -95,10 +95,6 @@ def test_an_untrained_model_predicts_as_the_bigrams_of_its_text_and_copies(tied)
     # The best possible is ln 3 or less; a model that knows the shares alone has the entropy.
     assert loss < 0.85 * entropy
     assert second_reading(config, text) > 1
-    # Each of the heads that copy reads as many channels as it has rows for, and no other.
-    for head in range(2):
-        values = made.blocks[1].attention.v.weight[64 * head : 64 * head + 64]
-        assert int((values != 0).any(0).sum()) <= 64
     again = model.build(config, text=text)
     assert all(map(torch.equal, made.parameters(), again.parameters()))
 
