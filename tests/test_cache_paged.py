@@ -21,7 +21,10 @@ def read(model, held, ids):
         return model(ids, cache=held)
 
 
-LAW = given(config=configs(context_length=LENGTH), seed=st.integers(0, 2**31), data=st.data())
+# Keys of 64 bytes: where they are not aligned alike, products are rounded in another way.
+LAW = given(
+    config=configs(context_length=LENGTH, head_size=16), seed=st.integers(0, 2**31), data=st.data()
+)
 
 
 @settings(max_examples=10, deadline=None)
@@ -64,9 +67,10 @@ def test_blocks_give_the_bits_of_one_buffer_whatever_is_done_with_the_rows(confi
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@pytest.mark.timeout(900)
+@settings(max_examples=200, deadline=None)
 @LAW
-def test_300_histories_of_rows_give_the_bits_of_one_buffer(**drawn):
+def test_200_histories_of_rows_give_the_bits_of_one_buffer(**drawn):
     test = test_blocks_give_the_bits_of_one_buffer_whatever_is_done_with_the_rows
     test.hypothesis.inner_test(**drawn)
 
@@ -83,7 +87,7 @@ def check(plain, paged):
 
 @settings(max_examples=8, deadline=None)
 @given(
-    config=configs(context_length=20),
+    config=configs(context_length=20, head_size=16),
     seed=st.integers(0, 2**31),
     shared=st.integers(1, 12),
     parts=st.sampled_from([[4, 4, 4], [12], [5, 7]]),

@@ -96,6 +96,7 @@ def test_a_window_is_full_attention_behind_the_same_mask(config, seed, budget, f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @settings(max_examples=150, deadline=None)
 @LAW
 def test_150_windows_are_full_attention_behind_the_same_mask(**drawn):

@@ -79,9 +79,10 @@ class Paged(Base):
     selected share all blocks; who writes into a shared one gets a copy first. Without a budget the
     pool grows as needed; with one, `reserve` raises `Full` and changes nothing.
 
-    The bits are those of a contiguous cache that was read in the same parts. On a GPU the decode
-    kernel reads the blocks where they are; elsewhere they are gathered, and the blocks of a lone
-    row are a view if they follow one another. Source: Kwon et al. 2023 (PagedAttention).
+    The bits are those of a contiguous cache that was read in the same parts, for heads of a
+    multiple of 64 bytes: other keys are aligned in another way, and products rounded so. On a GPU
+    the decode kernel reads the blocks where they are; elsewhere they are gathered, and the blocks
+    of a lone row are a view if they follow one another. Source: Kwon et al. 2023 (PagedAttention).
     """
 
     kind = "paged"
