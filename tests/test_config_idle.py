@@ -46,6 +46,7 @@ GIVEN = [
     (["sample.length_penalty=2"], "sample.length_penalty=2: compares beams and has no effect with"),
     (["sample.heal=true", "sample.regex=a"], "where tokens are restricted by sample.regex: leave"),
     (["train.qat_start=0.5"], "qat_start=0.5: has no effect with train.qat=none: leave it out"),
+    (["train.qat_keep=[x]", "train.qat=int8"], "has no effect with train.qat=int8, which all"),
     (["train.qat_ramp=0.1"], "train.qat_ramp=0.1: has no effect with train.qat=none"),
     (["train.qat=int8", "train.qat_group=64"], "has no effect with train.qat=int8, whose scales"),
     (["profile.start=3"], "profile.start=3: has no effect with profile.steps=0: set profile.steps"),

@@ -146,8 +146,8 @@ def test_a_run_is_plain_until_the_start_and_resumes_bit_for_bit(workplace, capsy
     ]
     assert shares == [
         None,
-        {"bits": "int4", "group": 32, "share": 0.5},
-        {"bits": "int4", "group": 32, "share": 1.0},
+        {"bits": "int4", "group": 32, "share": 0.5, "kept": []},
+        {"bits": "int4", "group": 32, "share": 1.0, "kept": []},
     ]
 
 
@@ -172,19 +172,22 @@ def test_the_last_score_is_that_of_the_quantised_model(workplace, capsys):
 
 def test_a_checkpoint_keeps_the_grid_and_refuses_a_wrong_one(workplace):
     net = build(replace(TINY, vocab_size=257), dtype=torch.float32)
-    fake.quantise(net, fake.Grid("int4", 32))
+    kept = fake.named(net, ["blocks.1.attention.v", "*.o"])
+    assert kept == ("blocks.1.attention.v", "blocks.0.attention.o", "blocks.1.attention.o")
+    fake.quantise(net, fake.Grid("int4", 32, kept=kept))
+    assert {part.bits for part in fake.fakes(net)} == {"int4", "int8"}
     checkpoint.save("a", net, None)
     ids = tokens(TINY, 2, 6)
     again, _ = checkpoint.load("a")
     assert torch.equal(again(ids), net(ids))
     checkpoint.save("b", again, None)
-    assert fake.grid_of(checkpoint.load("b")[0]) == fake.Grid("int4", 32)
+    assert fake.grid_of(checkpoint.load("b")[0]) == fake.Grid("int4", 32, kept=kept)
     content = json.loads(Path("a/config.json").read_text())
     for change, problem in (
         ({"bits": "int3"}, r"config.json: qat.bits='int3': expected bits of int8, int4, ternary"),
         ({"group": 128}, r"config.json: int4: blocks.0.attention.q: group=128 must be .* K=32"),
         ({"share": 0}, r"qat.share=0: expected"),
-        ({"zero": 1}, r"expected the keys bits, group, share"),
+        ({"zero": 1}, r"expected the keys bits, group, share, kept"),
     ):
         edited = content | {"qat": content["qat"] | change}
         Path("a/config.json").write_text(json.dumps(edited))
@@ -208,6 +211,8 @@ def test_settings_that_do_not_go_together_are_refused(words, problem):
 def test_a_width_that_does_not_fit_is_refused_before_anything_is_trained(workplace):
     with pytest.raises(ConfigError, match=r"train.qat=int4: blocks.0.feedforward.down: group=32"):
         run("out=no", "train.qat=int4", "model.d_ff=40")
+    with pytest.raises(ConfigError, match=r"train.qat_keep=blocks.3: names no matrix; there are"):
+        run("out=no", "train.qat=int4", "train.qat_keep=[blocks.3]")
     assert not Path("no").exists()
 
 

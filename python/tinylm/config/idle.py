@@ -98,7 +98,13 @@ RULES = (
             lambda run: run.train.qat == "none",
             "has no effect with train.qat=none: leave it out, or set train.qat=int4",
         )
-        for name in ("qat_start", "qat_ramp", "qat_group")
+        for name in ("qat_start", "qat_ramp", "qat_group", "qat_keep")
+    ),
+    Rule(
+        "train.qat_keep",
+        ("train.qat",),
+        lambda run: run.train.qat == "int8",
+        "has no effect with train.qat=int8, which all matrices have: leave it out",
     ),
     Rule(
         "train.qat_group",

@@ -108,6 +108,11 @@ class TrainConfig:
     qat_group: int = setting(
         32, "Neighbouring weights of a row that share a scale of int4: 32, 64 or 128."
     )
+    qat_keep: tuple[str, ...] = setting(
+        (),
+        "Matrices that qat gives int8 instead, named as in freeze: blocks.1.attention.v, "
+        "blocks.0-1 or a pattern.",
+    )
     nonfinite: NonFinite = setting(
         "stop", "What to do if a loss or gradient is not finite: stop the run, or skip the step."
     )

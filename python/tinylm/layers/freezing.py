@@ -37,7 +37,7 @@ def freeze(net: HasRoles, entries: Sequence[str]) -> None:
     """
     named = [*net.named_roles()]
     for entry in entries:
-        found = [p for name, p, role in named if role == entry or _matches(name, entry)]
+        found = [p for name, p, role in named if role == entry or matches(name, entry)]
         if not found:
             raise ConfigError(f"train.freeze={entry}: matches no parameter; {_what_there_is(net)}")
         for parameter in found:
@@ -46,10 +46,11 @@ def freeze(net: HasRoles, entries: Sequence[str]) -> None:
         raise ConfigError(f"train.freeze=[{','.join(entries)}]: leaves nothing to train")
 
 
-def _matches(name: str, entry: str) -> bool:
+def matches(name: str, entry: str) -> bool:
+    """Whether an entry names a parameter or part: a part of it, a range of parts, a pattern."""
     if several := RANGE.fullmatch(entry):
         stem, first, last = several.groups()
-        return any(_matches(name, f"{stem}.{n}") for n in range(int(first), int(last) + 1))
+        return any(matches(name, f"{stem}.{n}") for n in range(int(first), int(last) + 1))
     return fnmatchcase(name, entry) or name.startswith(f"{entry}.")
 
 

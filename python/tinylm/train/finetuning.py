@@ -57,7 +57,11 @@ def quantise(net: Model, settings: TrainConfig) -> None:
     if settings.qat == "none":
         return
     try:
-        fake.quantise(net, fake.Grid(settings.qat, settings.qat_group, share=0.0))
+        kept = fake.named(net, settings.qat_keep)
+    except ValueError as error:
+        raise ConfigError(f"train.qat_keep={error}") from None
+    try:
+        fake.quantise(net, fake.Grid(settings.qat, settings.qat_group, share=0.0, kept=kept))
     except ValueError as error:
         raise ConfigError(f"train.qat={error}") from None
 
