@@ -368,4 +368,29 @@ PYTHON = [
         "packed_rows_reach",
         "tests/test_train.py",
     ),
+    Mutant(
+        "python/tinylm/ops/fake.py",
+        "return dy, None",
+        "return 0.5 * dy, None",
+        "linear_with_fake",
+    ),
+    Mutant(
+        "python/tinylm/ops/ternary.py",
+        "packed >> shift & 3 for shift in (0, 2, 4, 6)",
+        "packed >> shift & 3 for shift in (0, 2, 6, 4)",
+        "ternary_packing",
+    ),
+    Mutant(
+        "python/tinylm/ops/static.py",
+        "round_().clamp_(-127, 127)",
+        "round_().clamp_(-100, 127)",
+        "8_bits_with",
+    ),
+    Mutant(
+        "python/tinylm/train/finetuning.py",
+        "settings.qat_share(step / settings.steps)",
+        "settings.qat_share((step - 1) / settings.steps)",
+        "plain_until_the_start",
+        "tests/test_qat.py",
+    ),
 ]
