@@ -17,7 +17,7 @@ from tinylm.config import ConfigError, ModelConfig, TrainConfig
 from tinylm.evaluate.__main__ import main as evaluate_main
 from tinylm.layers import fake
 from tinylm.layers.lora import matrices
-from tinylm.train import train
+from tinylm.train import finetuning, train
 
 TEXT = "".join(f"the {i % 7} cats of house {i % 13} sleep on {i % 5} mats\n" for i in range(2000))
 SMALL = [
@@ -132,9 +132,10 @@ def test_half_a_share_is_half_way():
 
 def test_a_run_is_plain_until_the_start_and_resumes_bit_for_bit(workplace, capsys):
     run("out=plain")
+    run("out=eight", *QAT, "train.qat=int8")
+    assert same(weights("plain", 4), weights("eight", 4))
+    assert not same(weights("plain"), weights("eight"))
     run("out=whole", *QAT)
-    assert same(weights("plain", 4), weights("whole", 4))
-    assert not same(weights("plain"), weights("whole"))
     # Before the start, in the middle of the ramp, and after it.
     for step in (2, 5, 7):
         again = f"train.resume=whole/checkpoints/step-{step:08d}"
@@ -149,6 +150,21 @@ def test_a_run_is_plain_until_the_start_and_resumes_bit_for_bit(workplace, capsy
         {"bits": "int4", "group": 32, "share": 0.5, "kept": []},
         {"bits": "int4", "group": 32, "share": 1.0, "kept": []},
     ]
+
+
+def test_the_values_of_a_new_int4_model_are_turned_and_it_computes_the_same():
+    base, net = (build(TINY, dtype=torch.float32) for _ in range(2))
+    settings, ids = TrainConfig(qat="int4"), tokens(TINY, 2, 6)
+    finetuning.quantise(net, settings, fresh=False)
+    assert torch.equal(net(ids), base(ids))
+    finetuning.quantise(net, settings, fresh=True)
+    torch.testing.assert_close(net(ids), base(ids), rtol=1e-5, atol=1e-5)
+    turned = {
+        name
+        for (name, one), (_, other) in zip(matrices(net), matrices(base), strict=True)
+        if not torch.equal(one.weight, other.weight)
+    }
+    assert turned == {f"blocks.{n}.attention.{part}" for n in (0, 1) for part in "vo"}
 
 
 def test_the_last_score_is_that_of_the_quantised_model(workplace, capsys):

@@ -141,7 +141,7 @@ def start(
     """
     net, tokenizer = _weights(run, resumed, text, sharded, first)
     finetuning.adapt(net, run.lora, run.train.seed)
-    finetuning.quantise(net, run.train)
+    finetuning.quantise(net, run.train, fresh=resumed is None)
     freeze(net, run.train.freeze)
     if resumed is not None:
         moved = resumed.training.optimizer

@@ -10,6 +10,7 @@ from tinylm import model, optim
 from tinylm.config import ConfigError, LoraConfig, OptimConfig, TrainConfig
 from tinylm.layers import fake, lora
 from tinylm.model import Model
+from tinylm.quant.turning import turn_values
 from tinylm.tokenizer import Tokenizer, chat
 
 
@@ -51,11 +52,18 @@ def adapt(net: Model, settings: LoraConfig, seed: int) -> None:
             part.start(generator)
 
 
-def quantise(net: Model, settings: TrainConfig) -> None:
-    """Let the matrices of a model compute as `train.qat` says once it begins; else plainly."""
+def quantise(net: Model, settings: TrainConfig, *, fresh: bool) -> None:
+    """Let the matrices of a model compute as `train.qat` says once it begins; else plainly.
+
+    The values of a `fresh` model, one that does not resume, are turned for int4: what it computes
+    stays the same, and no weight of a head that copies stands out of its group.
+    """
     fake.plain(net)
     if settings.qat == "none":
         return
+    if settings.qat == "int4" and fresh:
+        for block in net.blocks:
+            turn_values(block)
     try:
         kept = fake.named(net, settings.qat_keep)
     except ValueError as error:
