@@ -92,21 +92,24 @@ def test_a_static_model_rounds_its_inputs_and_reads_back_equal(tmp_path, how):
     assert torch.equal(logits(again, ids), found)
 
 
+@pytest.mark.parametrize("kept", [(), ("blocks.0.attention.v", "blocks.1.feedforward.up")])
 @pytest.mark.parametrize("bits", ["int8", "int4", "ternary"])
-def test_a_run_of_qat_packs_to_what_it_computed(tmp_path, bits):
+def test_a_run_of_qat_packs_to_what_it_computed(tmp_path, bits, kept):
     net = build(TINY, dtype=torch.float32).eval()
-    fake.quantise(net, fake.Grid(bits, 32))
+    fake.quantise(net, fake.Grid(bits, 32, kept=kept))
     ids = tokens(TINY, 4, 16)
     expected = logits(net, ids)
     weights = {
-        name: ops.fake_weight(part.weight, part.share, bits, 32) for name, part in matrices(net)
+        name: ops.fake_weight(part.weight, part.share, part.bits, 32)
+        for name, part in matrices(net)
     }
     quantise(net, Settings("trained", embedding="float"))
     assert len(weights) == 14
     for name, weight in weights.items():
         part = net.get_submodule(name)
+        assert part.form == ("int8" if name in kept else bits)
         # As the product widens it: `weight` has the dtype of the scales, of int4 bfloat16.
-        wide = packed.FORMATS[bits].widen(part.packed, part.scales.float())
+        wide = packed.FORMATS[part.form].widen(part.packed, part.scales.float())
         assert torch.equal(wide, weight), name
     torch.testing.assert_close(logits(net, ids), expected, rtol=1e-5, atol=1e-5)
     checkpoint.save(tmp_path / "packed", net, None)

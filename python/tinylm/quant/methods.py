@@ -41,7 +41,8 @@ def quantise(model: Model, settings: Settings, calibration: Tensor | None = None
     if settings.turn and settings.method != "trained":
         for block in model.blocks:
             turn_values(block)
-    chosen: list[str] = []
+    grid = fake.grid_of(model)
+    chosen: list[str] = [] if grid is None else [*grid.kept]
     if settings.keep and settings.method in ("int4", "gptq", "awq"):
         assert calibration is not None
         chosen = kept(model, calibration, settings.group, settings.keep)
@@ -126,7 +127,7 @@ def _trained(model: Model, settings: Settings, calibration: Tensor | None, pack:
     fake.plain(model)
     for name, part in [*matrices(model)]:
         weight = part.weight.detach().float()
-        if grid.bits == "ternary":
+        if grid.bits_of(name) == "ternary":
             packed.pack(model, name, "ternary", *ops.quantise_ternary(weight))
         else:
             pack(name, lambda w=weight: (w, absmax(w, grid.group)))  # type: ignore[misc]
