@@ -28,9 +28,25 @@ def tensor(row, dtype=torch.float32):
     return torch.tensor([row], dtype=dtype)
 
 
-def filtered(function, dtype=torch.float32):
+def step(function):
     """A step of the chain on a list."""
-    return lambda row, *rest: function(tensor(row, dtype), *rest)[0].tolist()
+    return lambda row, *rest: function(tensor(row), *rest)[0].tolist()
+
+
+def filtered(function, dtype=torch.float32):
+    """The logits after a filter, which says what goes."""
+
+    def keep(row, *rest):
+        logits = tensor(row, dtype)
+        return logits.masked_fill(function(logits, *rest), NEVER)[0].tolist()
+
+    return keep
+
+
+def on_a_gpu(keys, p):
+    ordered, ids = keys.sort(dim=-1, descending=True)
+    weights = keys.softmax(-1).gather(-1, ids)
+    return nucleus.below(keys, *nucleus.by_sorting(ordered, weights, p))
 
 
 def marks(row, ids):
@@ -79,9 +95,16 @@ def typical_is_clear(row, p):
     return True
 
 
-def draw(row, number):
+def draw(row, number, tokens=None):
+    """The draw; with `tokens`, as of a large vocabulary in stretches of so many tokens."""
     numbers = torch.tensor([number], dtype=torch.float64)
-    return int(logits.draw(tensor(row), numbers))
+    before = logits.LARGE, logits.TOKENS
+    if tokens is not None:
+        logits.LARGE, logits.TOKENS = 0, tokens
+    try:
+        return int(logits.draw(tensor(row), numbers))
+    finally:
+        logits.LARGE, logits.TOKENS = before
 
 
 def clear_draw(case):
@@ -157,7 +180,7 @@ RUNGS = (
     rung(
         "logit_bias",
         choice.logit_bias,
-        filtered(restrictions.logit_bias),
+        step(restrictions.logit_bias),
         ROW.flatmap(
             lambda row: st.tuples(
                 st.just(row), st.dictionaries(st.integers(0, len(row) - 1), LOGIT, max_size=4)
@@ -219,7 +242,7 @@ RUNGS = (
     rung(
         "temperature",
         choice.temperature,
-        filtered(logits.temperature),
+        step(logits.temperature),
         st.tuples(ROW, st.floats(0.05, 20)),
         lambda: (LONG[:2000], 0.8),
     ),
@@ -242,7 +265,7 @@ RUNGS = (
     rung(
         "top_p on a GPU",
         choice.top_p,
-        filtered(lambda row, p: nucleus.keep_largest(row, *nucleus.by_sorting(row, p))),
+        filtered(on_a_gpu),
         st.tuples(ROW, st.floats(0.01, 0.99)).filter(lambda case: clear(*case)),
         lambda: (LONG, 0.9),
         same=same_tokens,
@@ -269,6 +292,16 @@ RUNGS = (
         draw,
         st.tuples(ROW, st.floats(0, 1, exclude_max=True)).filter(clear_draw),
         lambda: (LONG, 0.4),
+        same=int.__eq__,
+    ),
+    rung(
+        "draw of a large vocabulary",
+        lambda row, number, _: choice.draw(row, number),
+        draw,
+        st.tuples(ROW, st.floats(0, 1, exclude_max=True), st.integers(1, 5)).filter(
+            lambda case: clear_draw(case[:2])
+        ),
+        lambda: (LONG, 0.4, 128),
         same=int.__eq__,
     ),
     rung(

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinylm.config import SampleConfig
-from tinylm.sample.nucleus import keep_largest, nucleus
+from tinylm.sample import nucleus
 
 # The second word of the generator's key: no other part of TinyLM draws from this stream.
 STREAM = int.from_bytes(b"sample")
 # Those of speculation: what a draft draws, and which of its tokens are kept.
 DRAFT, KEEP = int.from_bytes(b"draft"), int.from_bytes(b"keep")
-# The weights of this many tokens are added up before the one among them is looked for.
-TOKENS = 128
+# In a larger vocabulary than this, stretches of so many tokens are added up before one of them is
+# looked into.
+LARGE, TOKENS = 2**13, 128
 NEVER = -math.inf
 PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
@@ -58,14 +59,11 @@ def process(
     if config.temperature == 0:
         return logits
     logits = temperature(logits, config.temperature)
-    if config.top_k is not None:
-        logits = top_k(logits, config.top_k)
-    if config.top_p is not None:
-        logits = top_p(logits, config.top_p)
-    if config.min_p is not None:
-        logits = min_p(logits, config.min_p)
-    if config.typical_p is not None:
-        logits = typical_p(logits, config.typical_p)
+    for name, filter in FILTERS.items():
+        value = getattr(config, name)
+        if value is not None:
+            # In place: this tensor is that of `temperature`.
+            logits.masked_fill_(filter(logits, value), NEVER)
     return logits
 
 
@@ -112,57 +110,54 @@ def temperature(logits: Tensor, value: float) -> Tensor:
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """The k largest logits of a row, all others -inf; of equal ones the smaller ids stay.
+    """The tokens that are not among the k likeliest; of equal ones the smaller ids stay.
 
     Source: Fan et al. 2018, section 5.4.
     """
     if k >= logits.size(-1):
-        return logits
-    largest = logits.topk(k + 1).values
-    smallest = largest[:, -2:-1]
-    surplus = torch.zeros_like(smallest, dtype=torch.int64)
-    if (largest[:, -1:] == smallest).any():
-        surplus = (logits >= smallest).sum(-1, keepdim=True) - k
-    return keep_largest(logits, smallest, surplus)
+        return torch.zeros_like(logits, dtype=torch.bool)
+    return nucleus.below(logits, *nucleus.largest(logits, k))
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """The fewest likeliest tokens whose probabilities reach p, all others -inf.
+    """The tokens that are not among the fewest likeliest ones whose probabilities reach p.
 
     The token that crosses p stays: a token goes only where those before it reach p already. Of
     equal logits the smaller ids come first. Source: Holtzman et al. 2020, section 3.1.
     """
     # The sum of a row may round to 1 before its end; p=1 keeps every token all the same.
-    return logits if p >= 1 else keep_largest(logits, *nucleus(logits, p))
+    if p >= 1:
+        return torch.zeros_like(logits, dtype=torch.bool)
+    return nucleus.below(logits, *nucleus.likeliest(logits, p))
 
 
 def min_p(logits: Tensor, share: float) -> Tensor:
-    """The tokens at least `share` times as likely as the likeliest one, all others -inf.
+    """The tokens less than `share` times as likely as the likeliest one.
 
     Source: Nguyen et al. 2024, algorithm 1.
     """
-    floor = logits.amax(-1, keepdim=True) + math.log(share)
-    return logits.masked_fill(logits < floor, NEVER)
+    return logits < logits.amax(-1, keepdim=True) + math.log(share)
 
 
 def typical_p(logits: Tensor, p: float) -> Tensor:
-    """The fewest tokens whose probabilities reach p, the most typical ones first, others -inf.
+    """The tokens that are not among the fewest most typical ones whose probabilities reach p.
 
     A token is the more typical the closer its information, -log of its probability, is to the
     entropy. Of equally typical tokens the smaller ids come first. Source: Meister et al. 2022,
     section 3.2.
     """
     if p >= 1:
-        return logits
+        return torch.zeros_like(logits, dtype=torch.bool)
     # In float64, because the order is that of small differences.
     logs = logits.double().log_softmax(-1)
     shares = logs.exp()
-    entropy = -torch.where(shares > 0, shares * logs, 0).sum(-1, keepdim=True)
-    order = (entropy + logs).abs().sort(dim=-1, stable=True).indices
-    reached = shares.gather(-1, order).cumsum(-1)
-    late = torch.zeros_like(logits, dtype=torch.bool)
-    late[:, 1:] = reached[:, :-1] >= p
-    return logits.masked_fill(torch.empty_like(late).scatter(-1, order, late), NEVER)
+    entropy = -(shares * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(-1, keepdim=True)
+    keys = -(entropy + logs).abs()
+    return nucleus.below(keys, *nucleus.most_typical(keys, shares, p))
+
+
+# In the order in which they apply. Each returns which tokens of [R, V] go: bool [R, V].
+FILTERS = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p}
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -174,6 +169,10 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     # Not normalised: scaling the number by the sum saves a division of the whole row.
     weights = (logits - logits.amax(-1, keepdim=True)).exp_()
     size = weights.size(-1)
+    if size <= LARGE:
+        reached = weights.double().cumsum(-1)
+        # `right` never stops at a weight of 0, not even for the number 0.
+        return torch.searchsorted(reached, uniforms[:, None] * reached[:, -1:], right=True)[:, 0]
     whole = size // TOKENS * TOKENS
     # Sums over stretches of tokens, then one stretch alone: a cumulative sum of [32, 32000] numbers
     # in float64 takes 20 times as long. A stretch sums up to 128 numbers, so its error in float32
@@ -183,7 +182,6 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
         sums = torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), 1)
     reached = sums.double().cumsum(-1)
     target = uniforms[:, None] * reached[:, -1:]
-    # `right` never stops at a weight of 0, not even for the number 0.
     stretch = torch.searchsorted(reached, target, right=True)
     before = torch.where(stretch > 0, reached.gather(1, (stretch - 1).clamp(min=0)), 0)
     ids = stretch * TOKENS + torch.arange(TOKENS, device=logits.device)

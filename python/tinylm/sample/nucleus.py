@@ -1,11 +1,12 @@
-"""The nucleus of a distribution: the fewest likeliest tokens that reach a probability together.
+"""The fewest tokens of a row that reach a probability together, and the k likeliest ones.
 
 Sorting 32 rows of 32,000 logits costs more than the model's step. But of a sorted row only two
-numbers are needed: the smallest logit that is kept, and how many tokens are. On the CPU, they are
-found by dividing the logits into buckets and sorting one bucket.
+numbers are needed: the smallest logit that is kept, and how many tokens with this logit are not.
+On the CPU they are found without sorting: for a probability, tokens are divided into buckets and
+one bucket is sorted; for k tokens, most are left out by the maxima of blocks.
 """
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,67 +15,103 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-BUCKETS = 1024
+BUCKETS, BLOCK = 1024, 64
+Floats = NDArray[np.floating[Any]]
 
 
-def keep_largest(logits: Tensor, smallest: Tensor, surplus: Tensor) -> Tensor:
-    """The logits [R, V] that are at least `smallest` [R, 1], all others -inf.
+def below(keys: Tensor, smallest: Tensor, surplus: Tensor) -> Tensor:
+    """Which of the keys [R, V] are smaller than `smallest` [R, 1]: bool [R, V].
 
-    Of those that equal it, the `surplus` [R, 1] ones with the greatest ids get -inf too.
+    Of those that equal it, the `surplus` [R, 1] ones with the greatest ids count as smaller.
     """
-    below = logits < smallest
+    found = keys < smallest
     if surplus.any():
-        equal = logits == smallest
+        equal = keys == smallest
         room = equal.sum(-1, keepdim=True) - surplus
-        below |= equal & (equal.cumsum(-1) > room)
-    return logits.masked_fill(below, -math.inf)
+        found |= equal & (equal.cumsum(-1) > room)
+    return found
 
 
-def nucleus(logits: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Return the smallest logit [R, 1] of each row's nucleus, and its surplus [R, 1].
+def likeliest(logits: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """Return the smallest logit [R, 1] of the likeliest tokens that reach p, and the surplus.
 
-    The surplus is the number of tokens that have this logit but are not in the nucleus. `p` is
+    The surplus [R, 1] is the number of tokens that have this logit but are not needed. `p` is
     below 1. Probabilities are added up in float64, from the largest on.
     """
-    if logits.device.type != "cpu":
-        return by_sorting(logits, p)
-    smallest, surplus = zip(*(by_buckets(row, p) for row in logits.numpy()), strict=True)
-    return (
-        torch.tensor(smallest, dtype=logits.dtype)[:, None],
-        torch.tensor(surplus, dtype=torch.int64)[:, None],
-    )
-
-
-def by_sorting(logits: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """`nucleus` by sorting all logits; the fastest way on a GPU."""
+    if logits.device.type == "cpu":
+        return _by_row(lambda row: _nucleus(row, p), logits)
     ordered = logits.sort(dim=-1, descending=True).values
-    reached = (ordered - ordered[:, :1]).exp().double().cumsum(-1)
-    before = F.pad(reached[:, :-1], (1, 0))
-    count = (before < p * reached[:, -1:]).sum(-1, keepdim=True)
+    return by_sorting(ordered, (ordered - ordered[:, :1]).exp(), p)
+
+
+def by_sorting(ordered: Tensor, weights: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """`likeliest` of keys [R, V] that are sorted, greatest first, with their weights [R, V]."""
+    reached = weights.double().cumsum(-1)
+    count = (F.pad(reached[:, :-1], (1, 0)) < p * reached[:, -1:]).sum(-1, keepdim=True)
     smallest = ordered.gather(-1, count - 1)
     return smallest, (ordered >= smallest).sum(-1, keepdim=True) - count
 
 
-def by_buckets(row: NDArray[np.floating[Any]], p: float) -> tuple[float, int]:
-    """`nucleus` of one row [V], without sorting more than one bucket of it."""
-    largest = row.max()
-    depth = largest - row
-    weights = np.exp(-depth)
-    total = float(weights.sum(dtype=np.float64))
-    # All tokens below this weight together have less than half of the 1 - p that may be missing.
-    likely = np.flatnonzero(weights >= (1 - p) * total / (2 * row.size))
-    row, depth, weights = row[likely], depth[likely], weights[likely]
+def most_typical(keys: Tensor, shares: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """`likeliest` of other keys [R, V] than the logits, with the probabilities `shares` [R, V]."""
+    if keys.device.type == "cpu":
+        return _by_row(lambda row, weights: reach(row, weights, p), keys, shares)
+    ordered, ids = keys.sort(dim=-1, descending=True)
+    return by_sorting(ordered, shares.gather(-1, ids), p)
+
+
+def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k-th largest logit [R, 1] of each row, and the surplus [R, 1] as above."""
+    if logits.device.type == "cpu":
+        return _by_row(lambda row: _kth(row, k), logits)
+    smallest = logits.topk(k).values[:, -1:]
+    return smallest, (logits >= smallest).sum(-1, keepdim=True) - k
+
+
+def reach(keys: Floats, weights: Floats, p: float, least: float = 0.0) -> tuple[float, int]:
+    """The smallest of the greatest keys [V] whose weights [V] reach the share p, and the surplus.
+
+    Tokens whose weight is at most `least` are left out: the others must reach p without them.
+    """
+    wanted = p * float(weights.sum(dtype=np.float64))
+    some = np.flatnonzero(weights > least)
+    keys, weights = keys[some], weights[some]
+    depth = keys.max() - keys
     span = float(depth.max())
-    scale = BUCKETS / span if span > 0 else 0.0
-    bucket = np.minimum(depth * scale, BUCKETS - 1).astype(np.intp)
+    scale = (BUCKETS - 1) / span if span > 0 else 0.0
+    bucket = (depth * scale).astype(np.intp)
     reached = np.bincount(bucket, weights, BUCKETS).cumsum()
-    crossing = int(np.searchsorted(reached, p * total))
-    if crossing == BUCKETS:
-        # Only for p = 1 but for rounding: every token counts.
-        return -math.inf, 0
-    inside = np.sort(row[bucket == crossing])[::-1]
+    # The last bucket in any case: but for rounding, its sum reaches every p.
+    crossing = min(int(np.searchsorted(reached, wanted)), BUCKETS - 1)
+    inside = np.flatnonzero(bucket == crossing)
+    order = inside[np.argsort(-keys[inside], kind="stable")]
     before = reached[crossing - 1] if crossing else 0.0
-    within = before + np.exp(inside - largest).cumsum(dtype=np.float64)
-    place = min(int(np.searchsorted(within, p * total)), inside.size - 1)
-    smallest = inside[place]
-    return float(smallest), int(np.count_nonzero(inside >= smallest)) - place - 1
+    within = before + weights[order].cumsum(dtype=np.float64)
+    place = min(int(np.searchsorted(within, wanted)), order.size - 1)
+    smallest = keys[order[place]]
+    return float(smallest), int(np.count_nonzero(keys[order] >= smallest)) - place - 1
+
+
+def _nucleus(row: Floats, p: float) -> tuple[float, int]:
+    weights = np.exp(row - row.max())
+    # All tokens of this weight or less have at most half of the 1 - p that may be missing.
+    least = (1 - p) * float(weights.sum(dtype=np.float64)) / (2 * row.size)
+    return reach(row, weights, p, least)
+
+
+def _kth(row: Floats, k: int) -> tuple[float, int]:
+    blocks = row.size // BLOCK
+    if k <= blocks:
+        # The k-th largest of the blocks' maxima: at least k logits are as large.
+        maxima = row[: blocks * BLOCK].reshape(blocks, BLOCK).max(1)
+        row = row[np.flatnonzero(row >= np.partition(maxima, blocks - k)[blocks - k])]
+    smallest = np.partition(row, row.size - k)[row.size - k]
+    return float(smallest), int(np.count_nonzero(row >= smallest)) - k
+
+
+def _by_row(find: Callable[..., tuple[float, int]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply a function to the rows of some tensors [R, V], and return two tensors [R, 1]."""
+    arrays = (tensor.numpy() for tensor in tensors)
+    smallest, surplus = zip(*(find(*rows) for rows in zip(*arrays, strict=True)), strict=True)
+    dtype = tensors[0].dtype
+    return torch.tensor(smallest, dtype=dtype)[:, None], torch.tensor(surplus)[:, None]
