@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tinylm import config
 from tinylm.config import ConfigError, Run, fields, sections
-from tinylm.config.keys import presets, type_of
+from tinylm.config.keys import presets, takes_lists, takes_mapping, type_of
 from tinylm.config.limits import Limits, in_words
 
 PACKAGE = Path(config.__file__).parents[1]
@@ -200,7 +200,7 @@ def _values(key: str) -> st.SearchStrategy:
     if metadata["choices"]:
         one = st.sampled_from(metadata["choices"])
     elif metadata["limits"]:
-        one = _numbers(metadata["limits"], whole=int in parts)
+        one = _numbers(metadata["limits"], whole=int in parts or takes_lists(key))
     elif set(parts) & {str, int, float, bool}:
         text = st.text(min_size=1).filter(lambda text: "${" not in text and text != "???")
         known = {str: text, int: st.integers(-(2**40), 2**40), bool: st.booleans()}
@@ -209,6 +209,10 @@ def _values(key: str) -> st.SearchStrategy:
         one = st.text(min_size=1)
     else:
         one = st.sampled_from(parts)
+    if takes_mapping(key):
+        return st.dictionaries(st.integers(0, 2**31), one, max_size=4) | st.none()
+    if takes_lists(key):
+        return st.lists(st.lists(one, min_size=1, max_size=3), max_size=3)
     if "tuple" in str(kind):
         fixed = len(parts) == 2 and Ellipsis not in parts
         return st.lists(one, min_size=2 * fixed, max_size=2 if fixed else 4).map(tuple)
@@ -263,6 +267,8 @@ def runs(draw: st.DrawFn) -> Run:
             "optim.cautious",
             "train.qat",
             "set sample.cache_tokens",
+            "must be at most sample.",
+            "one structure",
         ):
             assume(words not in str(error))
         raise

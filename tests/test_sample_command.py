@@ -66,6 +66,20 @@ def test_the_command_takes_settings_with_and_without_their_section(run, capsys):
     assert [line.strip("- ") for line in lines] == ["sample 1 of 2", "sample 2 of 2"]
 
 
+def test_log_probabilities_are_a_table_below_the_text(run, small, tokenizer, capsys):
+    main([str(run), "ab", "logprobs=2", "prompt_logprobs=0", "samples=2", "heal=false"])
+    written = capsys.readouterr().out
+    assert written.count("token ") == written.count("likeliest") == 2
+    # Two tokens of the prompt after the end of text, then twice those of the continuation.
+    lines = [line for line in written.splitlines() if "%" in line]
+    assert len(lines) == 2 + 2 * 12
+    assert [line.count("%") for line in lines] == [1, 1, *[3] * 24]
+    assert lines[2].split()[3] == "1"
+    with pytest.raises(ConfigError, match=r"sample.allowed_token_ids=999: the vocabulary is 0 to"):
+        main([str(run), "ab", "allowed_token_ids=[999]"])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_checkpoint_has_the_settings_of_its_run(run, capsys):
     folder = run / "checkpoints" / "step-00000001"
     folder.mkdir(parents=True)

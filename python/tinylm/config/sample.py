@@ -134,6 +134,9 @@ class SampleConfig:
         "They are the model's own, before any of these settings.",
         COUNT_OR_ZERO,
     )
+    prompt_logprobs: int | None = setting(
+        None, "Report the same of the tokens of the prompt.", COUNT_OR_ZERO
+    )
     heal: bool = setting(
         True,
         "Allow a longer token to replace the last tokens of a text prompt, in case the prompt "

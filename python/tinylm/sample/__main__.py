@@ -62,10 +62,13 @@ def main(arguments: Sequence[str]) -> int:
 
         raise origin.why_no_tokenizer(folder, "a text cannot become ids without one")
     with threads.sharing(torch.get_num_threads()):
+        scored = run.sample.logprobs is not None or run.sample.prompt_logprobs is not None
         if chat:
             from tinylm.sample.talking import talk
 
             talk(model, tokenizer, prompt, run.sample)
+        elif scored:
+            _print_scored(model, tokenizer, prompt or "", run)
         else:
             _print(model, tokenizer, prompt or "", run)
     return 0
@@ -145,6 +148,30 @@ def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> Non
         commands.tell(f"{count.total} tokens, {count.total / seconds:.0f} tokens/s")
     if draft is not None:
         commands.tell(f"draft {run.sample.draft}: {stats}")
+
+
+def _print_scored(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> None:
+    """Write every continuation, and a table of the log-probabilities that are asked for.
+
+    The prompt is read as it is: its end is not healed.
+    """
+    from tinylm.sample import prompt as prompts
+    from tinylm.sample.completions import complete
+    from tinylm.sample.logprobs import table
+
+    def text(id: int) -> str:
+        return tokenizer.decode([id])
+
+    plain = replace(run.sample, heal=False)
+    with commands.remedies(special=PLAIN):
+        read = prompts.read(tokenizer, prompt, plain, model.embedding.num_embeddings)
+    ids = [*read.opening, *read.ids]
+    for number, found in enumerate(complete(model, [ids], plain, tokenizer=tokenizer)):
+        if run.sample.samples > 1:
+            print(f"{'-' * 24} sample {number + 1} of {run.sample.samples} {'-' * 24}")
+        print(f"{prompt}{tokenizer.decode(found.ids)}")
+        scores = [one for one in found.prompt_logprobs if not number] + found.logprobs
+        print("\n".join(["", *table(scores, text)]), flush=True)
 
 
 class Count:

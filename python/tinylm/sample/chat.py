@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from tinylm.config import SampleConfig
 from tinylm.corpus.chats import Message
 from tinylm.model import Model
-from tinylm.sample.decoding import generate, stream_ids, write
+from tinylm.sample.completions import generate
+from tinylm.sample.decoding import stream_ids, write
 from tinylm.sample.drafts import Draft
 from tinylm.sample.prompt import Prompt
 from tinylm.tokenizer import chat

@@ -1,8 +1,8 @@
-"""A model and prompts to continuations, as ids or as text while it is written.
+"""A model and a prompt to its continuation, as text or as ids, while it is written.
 
-Both run on an `Engine`: texts of any length are decoded together, and one that waits takes the row
-of one that has ended. What a text draws is a function of (seed, prompt, sample, position), so its
-company changes it no more than the rounding of a larger matrix product does.
+It runs on an `Engine`, beside the other continuations of the prompt. What it draws is a function of
+(seed, prompt, sample, position), so its company changes it no more than the rounding of a larger
+matrix product does.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,93 +12,20 @@ from typing import TYPE_CHECKING
 from tinylm.config import SampleConfig
 from tinylm.context import Cache
 from tinylm.model import Model, inference
-from tinylm.sample import beams, replay, speculation, vocabulary
+from tinylm.sample import beams, speculation, vocabulary
 from tinylm.sample.drafts import Draft, find
 from tinylm.sample.forward import make_cache
 from tinylm.sample.healing import Healed, heal
-from tinylm.sample.prompt import Prompt, as_ids
+from tinylm.sample.logprobs import refuse_logprobs
+from tinylm.sample.prompt import Prompt
 from tinylm.sample.prompt import read as read_prompt
 from tinylm.sample.reader import Reader
-from tinylm.sample.samples import Samples, engine_for
+from tinylm.sample.samples import Samples
 from tinylm.sample.speculation import Stats
-from tinylm.sample.stops import check_ids, cut, split_stops
+from tinylm.sample.stops import cut
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
-
-
-def generate(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    config: SampleConfig,
-    *,
-    tokenizer: "Tokenizer | None" = None,
-    draft: Draft | None = None,
-    stats: Stats | None = None,
-) -> list[list[int]]:
-    """Prompts as ids to `config.samples` continuations of each, new ids only, prompt by prompt.
-
-    Ids are read as they are: `config.heal` and `config.bos` are about texts, which `stream`
-    takes. A continuation ends after `max_tokens`, or before the first id of `config.stop`, which
-    is not part of it. With `tokenizer` it also ends at the end of text, and only ids are drawn
-    that have a token. A text longer than the context is cut as `visible` says. `ValueError` for
-    an empty prompt, an id outside the vocabulary, or a stop text (`stream` takes those).
-
-    `draft` is what `config.draft` names, which is loaded here otherwise (`drafts.find`); `stats`
-    counts what it was worth.
-    """
-    rows_of_model = model.embedding.num_embeddings
-    prompts = as_ids(prompts)
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {number} is empty: start from the end-of-text id")
-        check_ids(f"prompt {number}", prompt, rows_of_model)
-    _, texts = split_stops(config, rows_of_model)
-    if texts:
-        raise ValueError(
-            f"stop={texts[0]!r} is a text and generate() stops at ids alone: "
-            f"give ids, or use stream()"
-        )
-    if not prompts:
-        return []
-    stops = vocabulary.stops(model, tokenizer, config)
-    if config.num_beams > 1:
-        with inference(model):
-            readers = (
-                _reader(model, [prompt], config.max_tokens, tokenizer, config) for prompt in prompts
-            )
-            best = [beams.search(r, config, stops, tokenizer=tokenizer) for r in readers]
-        return [beam.ids for some in best for beam in some[: config.samples]]
-    draft = draft or find(config, model, tokenizer)
-    if draft is not None:
-        read = partial(_reader, model, tokenizer=tokenizer, config=config)
-        return speculation.generate(
-            model, read, prompts, config, stops, draft, tokenizer=tokenizer, stats=stats
-        )
-    if replay.serves(model, prompts, config):
-        size, missing = vocabulary.size(model, tokenizer), vocabulary.missing(model, tokenizer)
-        with inference(model):
-            return replay.generate(
-                model, prompts, config, stops=stops, vocab_size=size, missing=missing
-            )
-    longest = max(len(prompt) for prompt in prompts)
-    engine = engine_for(model, tokenizer, config, len(prompts) * config.samples, longest)
-    # Prompts of one length are read together, and rows of like length attend with the least waste.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    places = {
-        engine.add(prompts[i], config, prompt=i, sample=sample): (i, sample)
-        for i in order
-        for sample in range(config.samples)
-    }
-    found: dict[tuple[int, int], list[int]] = {}
-    with inference(model):
-        while engine.live:
-            engine.advance()
-            for ended in engine.take_ended():
-                if ended.error:
-                    raise ValueError(ended.error)
-                found[places[ended.number]] = ended.ids
-    return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
 
 
 def stream(
@@ -162,6 +89,7 @@ def _ids(
     draft: Draft | None,
     stats: Stats | None,
 ) -> list[Iterator[int]]:
+    refuse_logprobs(config, "a stream has ids alone")
     samples = Samples(model, tokenizer, prompt, config, numbers)
     draft = draft or find(config, model, tokenizer)
     if draft is None and config.num_beams == 1:
@@ -185,7 +113,7 @@ def _by_reader(
     room += max((len(way.beginning) for way in prompt.ways), default=0) + len(prompt.ids)
     with inference(model):
         begun = [*prompt.opening, *prompt.ids[:shared]]
-        reader = _reader(model, [begun], room - shared, tokenizer, config)
+        reader = reader_for(model, [begun], room - shared, tokenizer, config)
         healed = Healed(prompt.ids, None)
         if prompt.ways:
             settings = config if config.num_beams == 1 else beams.greedily(config)
@@ -214,7 +142,7 @@ def _by_reader(
         )
 
 
-def _reader(
+def reader_for(
     model: Model,
     texts: Sequence[Sequence[int]],
     room: int,
@@ -237,8 +165,8 @@ def write(
     """Ids to pieces of text, up to the first stop text of `config`, which is cut off.
 
     What might be the start of a stop text waits until it is or is not one. The text of the first
-    `config.min_tokens` tokens is not searched for stops. The ids of `stream_ids`
-    need their `prompt`, whose own text is left out.
+    `config.min_tokens` tokens is not searched for stops. The ids of `stream_ids` need their
+    `prompt`, whose own text is left out.
     """
     stops = [stop for stop in config.stop if isinstance(stop, str)]
     characters, waiting = tokenizer.stream(), ""

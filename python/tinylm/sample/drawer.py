@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Random numbers made at once per text: one costs as much to make as a hundred.
 BLOCK = 64
+# Configs whose rules are kept for the next text with the same one.
+KNOWN = 64
 # The settings of `process`: rows in which they are equal are processed together.
 CHAIN = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p"),
@@ -263,6 +265,9 @@ class Drawer:
     ) -> Row:
         rules = None
         if config.restricted:
+            if len(self._rules) >= KNOWN:
+                # The rows keep their own; this only forgets those of texts that may be gone.
+                self._rules.clear()
             if config not in self._rules:
                 self._rules[config] = Rules(config, self.vocab_size, self.tokenizer, self.device)
             rules = self._rules[config]

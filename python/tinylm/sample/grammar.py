@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
 
+# Compiled structures that are kept.
+KNOWN = 64
+
+
 class Matcher:
     """The state of one text in its structure."""
 
@@ -81,6 +85,8 @@ class Structures:
         tokenizer that can end a text; `ModuleNotFoundError` without llguidance.
         """
         if config not in self._starts:
+            if len(self._starts) >= KNOWN:
+                self._starts.clear()
             self._starts[config] = self._start(config)
         return self._starts[config].copy()
 

@@ -1,11 +1,13 @@
 """Log-probabilities of tokens, as the model gives them: of what was drawn, and of a prompt."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tinylm.config import ConfigError, SampleConfig
 from tinylm.model import Model
 from tinylm.sample.reader import AT_ONCE, visible
 
@@ -23,6 +25,28 @@ class TokenLogprobs:
     logprob: float
     rank: int
     top: tuple[tuple[int, float], ...]
+
+
+def refuse_logprobs(config: SampleConfig, why: str) -> None:
+    """Raise `ConfigError` for a config that asks for log-probabilities where there are none."""
+    for name in ("logprobs", "prompt_logprobs"):
+        value = getattr(config, name)
+        if value is not None:
+            raise ConfigError(f"sample.{name}={value}: {why}: leave it out, or use complete()")
+
+
+def table(found: Sequence[TokenLogprobs | None], text: Callable[[int], str]) -> Iterator[str]:
+    """Lines that a person can read, one per token; `text` returns the text of an id."""
+    yield f"{'token':<20} {'logprob':>8} {'prob':>6} {'rank':>5}  likeliest"
+    for one in found:
+        if one is not None:
+            likeliest = "  ".join(f"{text(id)!r} {_percent(x)}" for id, x in one.top)
+            line = f"{text(one.id)!r:<20} {one.logprob:>8.3f} {_percent(one.logprob):>6}"
+            yield f"{line} {one.rank:>5}  {likeliest}".rstrip()
+
+
+def _percent(logprob: float) -> str:
+    return f"{math.exp(logprob):.1%}"
 
 
 def of_tokens(logits: Tensor, ids: Sequence[int], n: int) -> list[TokenLogprobs]:

@@ -28,6 +28,7 @@ from tinylm.model import Model, inference
 from tinylm.sample.drafts import Draft, Proposal
 from tinylm.sample.drawer import Drawer
 from tinylm.sample.logits import KEEP, draw
+from tinylm.sample.logprobs import TokenLogprobs
 from tinylm.sample.reader import Reader
 
 if TYPE_CHECKING:
@@ -206,13 +207,14 @@ def generate(
     *,
     tokenizer: "Tokenizer | None" = None,
     stats: Stats | None = None,
-) -> list[list[int]]:
+) -> list[tuple[list[int], list[TokenLogprobs]]]:
     """Prompts as ids to `config.samples` continuations of each, prompt by prompt.
 
-    As `sample.generate`, several tokens per pass; `read` makes the reader of some texts.
+    Each is its ids and, where `config.logprobs` asks for them, their log-probabilities. As
+    `sample.complete`, several tokens per pass; `read` makes the reader of some texts.
     """
     drawer_of = partial(_drawer, config=config, stops=stops, tokenizer=tokenizer)
-    found: dict[tuple[int, int], list[int]] = {}
+    found: dict[tuple[int, int], tuple[list[int], list[TokenLogprobs]]] = {}
     # Prompts of one length, because filling up changes the last bits of a result.
     for length in {len(prompt): None for prompt in prompts}:
         alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
@@ -228,21 +230,25 @@ def generate(
     return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
 
 
-def _grown(speculator: Speculator, stops: Set[int]) -> list[list[int]]:
-    """The continuation of each text, up to a stop."""
+def _grown(speculator: Speculator, stops: Set[int]) -> list[tuple[list[int], list[TokenLogprobs]]]:
+    """The continuation of each text, up to a stop, and its log-probabilities."""
     texts: list[list[int]] = [[] for _ in speculator.left]
+    logprobs: list[list[TokenLogprobs]] = [[] for _ in texts]
     live = list(range(len(texts)))
     while live:
         going = []
         for place, ids in enumerate(speculator.step()):
             before = list(takewhile(lambda id: id not in stops, ids))
             texts[live[place]] += before
+            # A row of the drawer goes when its text ends.
+            logprobs[live[place]] = speculator.drawer.rows[place].logprobs
             if len(before) == len(ids) and speculator.left[place]:
                 going.append(place)
         if 0 < len(going) < len(live):
             speculator.keep(going)
         live = [live[place] for place in going]
-    return texts
+    # The drawer has drawn the stops too.
+    return [(ids, some[: len(ids)]) for ids, some in zip(texts, logprobs, strict=True)]
 
 
 def continued(

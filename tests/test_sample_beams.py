@@ -1,0 +1,129 @@
+"""Beam search against its definition, and log-probabilities of every way to decode."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.fakes import ByteTokenizer
+from tests.support.models import build
+from tinylm import sample
+from tinylm.config import ConfigError, ModelConfig, SampleConfig
+from tinylm.model import inference
+from tinylm.reference import choice
+from tinylm.sample import beams, decoding
+from tinylm.sample.reader import Reader
+
+SMALL = ModelConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=2, context_length=12, tied=False)
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 1, 2, 3, 1, 2]]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return build(SMALL)
+
+
+def scores_after(model, prompt, restrict=lambda row: row):
+    """Log-probabilities after a continuation, the text read anew each time."""
+
+    def step(text):
+        seen = [*prompt, *text]
+        row = model(torch.tensor([seen[-12:]]))[0, -1].tolist()
+        return choice.logprobs(restrict(row), 0)[0]
+
+    return step
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    prompt=st.lists(st.integers(0, 10), min_size=1, max_size=4),
+    width=st.integers(2, 5),
+    ends=st.sets(st.integers(0, 10), max_size=3),
+    penalty=st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
+    forbidden=st.integers(0, 10),
+)
+def test_beams_are_those_of_the_definition(small, prompt, width, ends, penalty, forbidden):
+    config = SampleConfig(
+        num_beams=width, samples=width, max_tokens=5, length_penalty=penalty,
+        logit_bias={forbidden: -50}, logprobs=1,
+    )  # fmt: skip
+    bias = partial(choice.logit_bias, bias={forbidden: -50.0})
+    with inference(small):
+        wanted = choice.beam_search(scores_after(small, prompt, bias), width, ends, 5, penalty)
+        found = beams.search(Reader(small, [prompt], 5, vocab_size=11), config, ends)
+    assert [beam.ids for beam in found] == [ids for ids, _ in wanted]
+    assert [beam.score for beam in found] == pytest.approx([score for _, score in wanted])
+    for beam in found:
+        # Those of the model, to which no bias was added.
+        step = scores_after(small, prompt)
+        own = [step(beam.ids[:place])[id] for place, id in enumerate(beam.ids)]
+        assert [one.id for one in beam.logprobs] == beam.ids
+        assert [one.logprob for one in beam.logprobs] == pytest.approx(own)
+
+
+def test_generate_and_stream_return_the_best_beams():
+    model, tokenizer = build(replace(SMALL, vocab_size=257)), ByteTokenizer()
+    config = SampleConfig(num_beams=4, samples=2, max_tokens=6, heal=False)
+    both = sample.generate(model, [[256, *b"ab"], [256, *b"c"]], config, tokenizer=tokenizer)
+    assert len(both) == 4
+    assert [*decoding.stream_ids(model, tokenizer, "ab", config, sample=1)] == both[1]
+    assert [*decoding.stream_ids(model, tokenizer, "c", config)] == both[2]
+    # A beam as wide as the vocabulary finds the likeliest pair of all.
+    wide = replace(config, num_beams=257, samples=1, max_tokens=2)
+    (found,) = sample.generate(model, [[256, *b"ab"]], wide)
+    first = torch.tensor([[256, *b"ab"]])
+    rows = torch.cat((first.expand(257, -1), torch.arange(257)[:, None]), 1)
+    with torch.no_grad():
+        logs = model(rows).log_softmax(-1)
+    totals = logs[0, 2][:, None] + logs[:, 3]
+    assert found == [int(totals.argmax()) // 257, int(totals.argmax()) % 257]
+
+
+WAYS = {
+    "one by one": {},
+    "paged": {"cache": "paged"},
+    "lookup": {"draft": "lookup"},
+    "beams": {"num_beams": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_decode_reports_the_log_probabilities_of_the_model(small, way):
+    given = {"temperature": 0.7, "top_k": 5, "frequency_penalty": 0.1, **WAYS[way]}
+    config = SampleConfig(
+        max_tokens=8, samples=2, stop=(9,), logprobs=3, prompt_logprobs=0, **given
+    )
+    found = sample.complete(small, PROMPTS, config)
+    plain = replace(config, logprobs=None, prompt_logprobs=None)
+    assert [one.ids for one in found] == sample.generate(small, PROMPTS, plain)
+    for number, one in enumerate(found):
+        prompt = PROMPTS[number // 2]
+        assert one.reason == ("length" if len(one.ids) == 8 else "stop")
+        with inference(small):
+            reader = Reader(small, [prompt], 8, vocab_size=11)
+            for id, scored in zip(one.ids, one.logprobs, strict=True):
+                logs, likeliest = choice.logprobs(reader.last[0].tolist(), 3)
+                assert scored.id == id
+                assert scored.logprob == pytest.approx(logs[id], abs=1e-9)
+                assert [top for top, _ in scored.top] == likeliest
+                assert scored.rank == 1 + sum(other > logs[id] for other in logs)
+                reader.read([[id]])
+            assert one.prompt_logprobs[0] is None
+            for place, scored in enumerate(one.prompt_logprobs[1:], 1):
+                reader = Reader(small, [prompt[:place]], 0, vocab_size=11)
+                logs, _ = choice.logprobs(reader.last[0].tolist(), 0)
+                assert scored.logprob == pytest.approx(logs[prompt[place]], abs=1e-9)
+                assert scored.top == ()
+
+
+def test_what_has_no_place_for_log_probabilities_refuses_them(small):
+    for asked in ({"logprobs": 0}, {"prompt_logprobs": 2}):
+        (name,) = asked
+        with pytest.raises(ConfigError, match=rf"sample\.{name}=.*use complete\(\)"):
+            sample.generate(small, [[1]], SampleConfig(**asked))
+        with pytest.raises(ConfigError, match=rf"sample\.{name}=.*use complete\(\)"):
+            sample.stream(small, ByteTokenizer(), "a", SampleConfig(**asked))
+    assert sample.complete(small, [], SampleConfig(logprobs=1)) == []
