@@ -46,6 +46,10 @@ class ByteTokenizer:
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         return np.array(sum(ids, []), dtype=np.uint32), offsets  # noqa: RUF017
 
+    def decode(self, ids: list[int]) -> str:
+        stream = ByteStream()
+        return "".join(map(stream.push, ids)) + stream.finish()
+
     def stream(self) -> ByteStream:
         return ByteStream()
 
