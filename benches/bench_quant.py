@@ -5,9 +5,9 @@
 
 Columns: bytes of the matrices and how many times fewer that is than in float32, bytes of the whole
 model; bits per byte of the validation text against float32; how often the most likely token is that
-of the float model, and the KL divergence from it in nats per token, both over the first 16,384
-tokens; greedy tokens per second at batch 1 on one thread, the median of rounds in which all take
-their turn; seconds that the method took. torchao is a peer where it is installed.
+of the float model, and the KL divergence from it in nats per token, both over the first tokens;
+greedy tokens per second at batch 1 on one thread, the median of rounds in which all take their
+turn; seconds that the method took. torchao is a peer where it is installed.
 
 Writes table.md and quality_against_size.png to --out.
 """
@@ -34,7 +34,7 @@ from tinylm.layers.lora import matrices
 from tinylm.model import Model, inference
 from tinylm.quant import Settings, calibration, quantise
 
-COMPARED, NEW = 2**14, 64
+NEW = 64
 Make = Callable[[Model, Tensor], None]
 
 
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--shards", type=Path, help="default: those that the run was trained on")
     parser.add_argument("--tokens", type=int, help="validation tokens to score; default all")
+    parser.add_argument("--compared", type=int, default=2**14, help="tokens for argmax and KL")
     parser.add_argument("--only", nargs="+", help="rows whose name begins so")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("."))
@@ -161,7 +162,7 @@ def main() -> None:
     held_out = data.Dataset.open(shards, split="val")
     length = min(calibration.LENGTH, base.context_length)
     rows = calibration.rows(data.Dataset.open(shards), 64, length, 0)
-    count = min(COMPARED, held_out.n_tokens) // base.context_length * base.context_length
+    count = min(given.compared, held_out.n_tokens) // base.context_length * base.context_length
     read = torch.from_numpy(held_out.read(0, count).astype("int64"))
     ids = read.view(-1, base.context_length)
     exact, prompt = logits(base, ids), ids[0, :16].tolist()

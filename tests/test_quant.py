@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from tinylm.reference import quant as reference
 
 SMALL = ModelConfig(vocab_size=29, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_size=32,
                     context_length=16, d_ff=96)  # fmt: skip
-METHODS = ("int8", "int4", "gptq", "awq")
+OTHERS = [("int8", False), ("int4", True), *product(("gptq", "awq"), (True, False))]
 
 
 def made(seed=0, **changes):
@@ -113,12 +114,19 @@ def test_awq_factors_are_those_of_the_definition_and_cost_the_outputs_less():
 
 MIXES = [
     {},
-    {"n_kv_heads": 4},
-    {"architecture": "gpt2", "n_kv_heads": None, "head_size": None},
-    {"architecture": "qwen3", "n_kv_heads": 4},
-    {"architecture": "speedrun", "n_kv_heads": 4},
-    {"parallel": True, "token_shift": True, "key_mix": True, "n_kv_heads": 4},
-    {"value_residual": True, "value_embeddings": 2, "n_kv_heads": 4},
+    {"n_kv_heads": 4, "head_size": 24},
+    pytest.param(
+        {"architecture": "gpt2", "n_kv_heads": None, "head_size": None}, marks=pytest.mark.slow
+    ),
+    pytest.param({"architecture": "qwen3", "n_kv_heads": 4}, marks=pytest.mark.slow),
+    pytest.param({"architecture": "speedrun", "n_kv_heads": 4}, marks=pytest.mark.slow),
+    pytest.param(
+        {"parallel": True, "token_shift": True, "key_mix": True, "n_kv_heads": 4},
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        {"value_residual": True, "value_embeddings": 2, "n_kv_heads": 4}, marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -185,8 +193,14 @@ def test_the_most_sensitive_matrices_are_kept_within_the_share():
     assert kept(net, ids, 32, 0.0) == []
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "tied"),
+    [
+        ("int8", True),
+        ("int4", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
+    ],
+)
 def test_a_folder_holds_the_model_that_was_quantised(tmp_path, method, tied):
     net, ids = made(tied=tied), text()
     before = logits(net, ids)
@@ -236,6 +250,7 @@ def test_sizes_on_the_matrices():
         assert wide / packed >= least
 
 
+@pytest.mark.slow
 def test_transformers_refuses_the_folder(tmp_path):
     net = made()
     quantise(net, Settings("int8"))
