@@ -21,6 +21,7 @@ from pathlib import Path
 from tests.support.wrong_caches import CACHES
 from tests.support.wrong_kernels import KERNELS
 from tests.support.wrong_lines import PYTHON, Mutant
+from tests.support.wrong_quant import QUANT
 from tests.support.wrong_rust import RUST
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +89,7 @@ def fail_unchanged(tree: Path, mutants: Iterable[Mutant]) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Try each mutant; 1 if one lives."""
-    halves = {"python": [*PYTHON, *CACHES, *KERNELS], "rust": RUST}
+    halves = {"python": [*PYTHON, *CACHES, *KERNELS, *QUANT], "rust": RUST}
     words = [word for word in arguments if word not in halves]
     # The Rust ones last: each leaves its extension behind.
     chosen = [
