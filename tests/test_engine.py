@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.models import build
+from tests.support.models import build, configs
 from tests.test_sample import slow
 from tinylm import sample
 from tinylm.config import ModelConfig, SampleConfig
@@ -130,7 +130,7 @@ class Script:
         assert engine.cache.free == engine.cache.total
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.sampled_from([*MODELS]), engine_settings(), OPERATIONS)
 def test_a_request_gets_what_it_gets_alone(position, options, operations):
     script = Script(position, **options)
@@ -157,6 +157,7 @@ def interrupting(at):
     return trace
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     engine_settings(),
@@ -303,3 +304,20 @@ def test_a_penalty_without_measure_ends_its_own_request():
     ended = {each.number: each for each in engine.take_ended()}
     assert (ended[fine].reason, ended[wrong].reason) == ("length", "error")
     assert "frequency_penalty=-1.7e+308" in ended[wrong].error
+
+
+@settings(max_examples=6, deadline=None)
+@given(config=configs(context_length=8, vocab_size=17), seed=st.integers(0, 2**31))
+def test_every_mix_of_parts_reads_rows_of_unequal_length_in_one_pass(config, seed):
+    model = build(config, seed)
+    engine = Engine(model, cache="contiguous", max_batch=4, chunk=6)
+    chosen = SampleConfig(temperature=1.0, max_tokens=4)
+    prompts = [[1], [2, 3, 4], [5, 6, 7, 8, 9, 10], [11, 12]]
+    for number, prompt in enumerate(prompts):
+        engine.add(prompt, chosen, prompt=number)
+    while engine.live:
+        engine.step()
+    stats = engine.stats()
+    assert stats.passes == stats.steps
+    for number, ended in enumerate(engine.take_ended()):
+        assert ended.ids == slow(model, prompts[number], chosen, number)

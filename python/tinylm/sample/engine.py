@@ -33,7 +33,7 @@ from tinylm.sample.forward import Forward, make_cache
 from tinylm.sample.logits import RowError
 from tinylm.sample.prompt import as_ids
 from tinylm.sample.reader import Reader
-from tinylm.sample.scheduling import Ended, EngineStats, Reason, Request, Scheduler
+from tinylm.sample.scheduling import Ended, EngineStats, Pass, Reason, Request, Scheduler
 from tinylm.sample.stops import check_ids
 
 if TYPE_CHECKING:
@@ -175,19 +175,19 @@ class Engine:
         else:
             self._mend()
         self._whole = False
-        ready: list[Request] = []
-        found = []
-        for requests, tokens in self.schedule.plan():
-            logits = self._pass(requests, tokens)
-            rows = []
-            for row, request in enumerate(requests):
+        work = self.schedule.plan()
+        if work:
+            logits = self._read_all(work)
+            ready: list[Request] = []
+            rows: list[int] = []
+            for row, request in enumerate(request for each in work for request in each.requests):
                 if not request.new:
                     same = [request, *self.schedule.share(request)]
                     ready += same
                     rows += [row] * len(same)
-            found.append(logits if rows == [*range(len(requests))] else logits[rows])
-        if ready:
-            self._choose(ready, torch.cat(found) if len(found) > 1 else found[0])
+            if ready:
+                whole = rows == [*range(len(logits))]
+                self._choose(ready, logits if whole else logits[rows])
         self._steps += 1
         told = self._tell()
         self._whole = True
@@ -274,20 +274,22 @@ class Engine:
                 f"{what}, {blocks} blocks, and there are {total} (max_tokens={self.max_tokens})"
             )
 
-    def _pass(self, requests: Sequence[Request], tokens: int) -> Tensor:
-        """Read `tokens` more of each request; the logits [R, V] after them."""
-        ids = []
-        for request in requests:
-            at = request.start + request.read
-            ids.append(request.text[at : at + tokens])
-        logits = self.forward.last(ids, self.cache.rows([request.row for request in requests]))
-        for request in requests:
-            request.read += tokens
-            if not request.new and request.window is not None:
-                self.cache.note(request.row, request.held)
-                request.window = None
+    def _read_all(self, work: Sequence[Pass]) -> Tensor:
+        """Read what is planned, in one pass; the logits [R, V] after each request, in order."""
+        parts = []
+        for requests, tokens in work:
+            begin = [request.start + request.read for request in requests]
+            ids = [r.text[at : at + tokens] for r, at in zip(requests, begin, strict=True)]
+            parts.append((self.cache.rows([request.row for request in requests]), ids))
+        logits = self.forward.step(parts)
+        for requests, tokens in work:
+            for request in requests:
+                request.read += tokens
+                if not request.new and request.window is not None:
+                    self.cache.note(request.row, request.held)
+                    request.window = None
+            self._read += len(requests) * tokens
         self._passes += 1
-        self._read += len(requests) * tokens
         return logits
 
     def _choose(self, ready: list[Request], logits: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tinylm import cache, device
 from tinylm.context import Cache
 from tinylm.model import Model
+from tinylm.sample import packing
 
 
 def make_cache(
@@ -46,6 +47,16 @@ class Forward:
         """
         x = self.hidden(torch.tensor(tokens, device=self.model.weight.device), held)
         return self.logits(x[:, -1])
+
+    def step(self, parts: Sequence[tuple[Cache, Sequence[Sequence[int]]]]) -> Tensor:
+        """Read tokens [R][T] into the rows of each view of a cache, all in one pass.
+
+        Returns the logits [N, V] after each row, in the order of the parts, as `last` does.
+        """
+        if len(parts) == 1:
+            ((held, tokens),) = parts
+            return self.last(tokens, held)
+        return self.logits(packing.read(self.model, parts))
 
     def hidden(self, tokens: Tensor, held: Cache, *, layers: int | None = None) -> Tensor:
         """Read tokens [R, T] into `held` and return what the head reads [R, T, D].

@@ -98,7 +98,7 @@ class EngineStats:
 
 
 class Pass(NamedTuple):
-    """Requests that read `tokens` more each in one pass of the model, by their rows."""
+    """Requests that read `tokens` more each, by their rows."""
 
     requests: list[Request]
     tokens: int
@@ -151,7 +151,7 @@ class Scheduler:
         self.counts = Counts()
 
     def plan(self) -> list[Pass]:
-        """The passes of the next step; requests are admitted and preempted on the way.
+        """What the next step reads; requests are admitted and preempted on the way.
 
         `followers` then names the requests that wait for one that reads the same.
         """
