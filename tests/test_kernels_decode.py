@@ -247,7 +247,7 @@ def test_a_model_decodes_from_pages_to_the_bit_as_from_one_buffer(chosen):
     assert torch.equal(logits(made, cache.build(made, 2, 64, "paged"), ids), one_buffer)
     # The cache asks whether there is a kernel before it leaves the blocks where they are.
     assert chosen.count("decode_attention") == 18
-    eight = logits(made, Pages(made, 2, 64, 16, int8=True), ids)
+    eight = logits(made, Pages(made, 2, 64, 16), ids)
     assert 0 < (eight - whole).norm() < 0.05 * whole.norm()
 
 

@@ -1,7 +1,7 @@
-"""A cache of pages out of one pool: as much of paged storage as shows that a kernel reads it.
+"""A cache of pages in 8 bits out of one pool: as much of it as shows that a kernel reads it.
 
 `tinylm.context.Cache` without `truncate` and `select`. Pages go to the rows in an order that no
-row's own is, and what no token has filled is NaN.
+row's own is, and the scales of what no token has filled are NaN.
 """
 
 import torch
@@ -12,9 +12,9 @@ from tinylm import ops
 class Pages:
     """Pages [N, K, page, head] of keys and values per layer, and a table [B, blocks] of them."""
 
-    def __init__(self, model, rows, length, page, *, int8=False):
+    def __init__(self, model, rows, length, page):
         states, like = model.decode_states(), model.weight
-        self.page, self.int8 = page, int8
+        self.page = page
         blocks = -(-length // page)
         order = torch.randperm(rows * blocks, generator=torch.Generator().manual_seed(0))
         self.table = order.view(rows, blocks).to(like.device, torch.int32)
@@ -23,10 +23,10 @@ class Pages:
         def pool(state, *last):
             return like.new_full((rows * blocks, state.heads, page, *last), torch.nan)
 
-        self.stored = [[pool(state, state.size) for _ in "kv"] for state in states]
-        self.scales = [[pool(state) for _ in "kv"] if int8 else [None, None] for state in states]
-        if int8:
-            self.stored = [[x.nan_to_num(1).to(torch.int8) for x in pair] for pair in self.stored]
+        self.stored = [
+            [pool(state, state.size).nan_to_num(1).to(torch.int8) for _ in "kv"] for state in states
+        ]
+        self.scales = [[pool(state) for _ in "kv"] for state in states]
 
     def reserve(self, tokens):
         """As many as there are pages for."""
@@ -39,9 +39,8 @@ class Pages:
         place = self.lengths[:, None] + torch.arange(k.size(2), device=k.device)
         block, within = self.table.gather(1, place // self.page).long(), place % self.page
         for part, new in enumerate((k, v)):
-            if self.int8:
-                new, scale = ops.quantise_int8(new)
-                self.scales[layer][part][block, :, within] = scale.transpose(1, 2)
+            new, scale = ops.quantise_int8(new)
+            self.scales[layer][part][block, :, within] = scale.transpose(1, 2)
             self.stored[layer][part][block, :, within] = new.transpose(1, 2)
         keys, values = self.stored[layer]
         k_scale, v_scale = self.scales[layer]
