@@ -7,10 +7,11 @@
 
 quality reads every window of a run's validation text through the cache, `--chunk` tokens at a
 time: a token sees what the cache has kept of the text before its chunk, and the chunk itself. The
-first row must be the plain score of `python -m tinylm.evaluate`, which reads windows without a
-cache. recall trains small models on the task of `recall.py`, a seed each, and asks them after the
-cache was cut; with a run, the perplexity of its text with caches cut alike stands beside it, for
-the record: there the newest tokens matter, and no choice of older ones is rewarded.
+first row is the score of `python -m tinylm.evaluate`, which reads windows without a cache: a window
+must have the same logits before anything is scored. recall trains small models on the task of
+`recall.py`, a seed each, and asks them after the cache was cut; with a run, the perplexity of its
+text with caches cut alike stands beside it, for the record: there the newest tokens matter, and no
+choice of older ones is rewarded.
 """
 
 import argparse
@@ -75,6 +76,11 @@ def quality(options: argparse.Namespace) -> None:
     ids = read(dataset, tokens)
     # Bits per byte of a part: as if the rest of the text were like it.
     share = (dataset.n_bytes or 1) * (tokens - 1) / (dataset.n_tokens - 1)
+    window = next(whole_windows(ids, net.context_length, rows=1))[:, :-1]
+    with inference(net):
+        held = cache.build(net, 1, window.size(1))
+        parts = torch.cat([net(part, cache=held) for part in window.split(options.chunk, 1)], 1)
+        check(torch.allclose(parts, net(window), rtol=0, atol=1e-3), "logits of one buffer")
     print(f"{tokens - 1} tokens in windows of {net.context_length}, {options.chunk} at a time")
     print("| cache | bits per byte | change | same choice | bytes per token | seconds |")
     print("|---|---|---|---|---|---|")
