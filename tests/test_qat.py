@@ -235,6 +235,8 @@ def test_a_width_that_does_not_fit_is_refused_before_anything_is_trained(workpla
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+# The compiler makes an instance of each function with a gradient of its own.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_run_compiles_twice_and_agrees_with_a_plain_one(workplace):
     import torch._dynamo
 
