@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -210,6 +211,14 @@ def test_a_stop_text_does_not_end_a_text_before_min_tokens(small):
 def test_settings_that_leave_nothing_are_one_line(given, problem):
     with pytest.raises(ConfigError, match=problem):
         drawer_of(SampleConfig(**given))
+
+
+def test_a_structure_without_llguidance_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(ConfigError, match=r"sample\.regex=a\+: .*pip install 'tinylm\[grammar\]'"):
+        sample.generate(
+            model_of("byte"), [[1]], SampleConfig(regex="a+"), tokenizer=tokenizer_of("byte")
+        )
 
 
 def test_the_log_probabilities_of_a_prompt_are_those_of_reading_it_token_by_token(

@@ -81,8 +81,8 @@ class Structures:
     def matcher(self, config: SampleConfig) -> Matcher:
         """The beginning of a text with the structure of `config`.
 
-        Raises `ConfigError` for a structure that is wrong or that no text meets, and without a
-        tokenizer that can end a text; `ModuleNotFoundError` without llguidance.
+        Raises `ConfigError` for a structure that is wrong or that no text meets, without a
+        tokenizer that can end a text, and without llguidance.
         """
         if config not in self._starts:
             if len(self._starts) >= KNOWN:
@@ -99,7 +99,7 @@ class Structures:
                 f"sample.{name}={show(value)}: needs a tokenizer with an end-of-text token, which "
                 "ends a text that is complete"
             )
-        library = _library()
+        library = _library(f"sample.{name}={show(value)}")
         if self._tokens is None:
             self._tokens = library.LLTokenizer(
                 library.TokenizerWrapper(_Tokens(tokenizer, self.vocab_size))
@@ -136,13 +136,12 @@ class _Tokens:
         return self._tokenizer.encode(text, special="text")
 
 
-def _library() -> Any:
+def _library(setting: str) -> Any:
     try:
         import llguidance
     except ImportError:
-        raise ModuleNotFoundError(
-            "structured texts need llguidance: pip install 'tinylm[grammar]'"
-        ) from None
+        missing = "needs llguidance, which is not installed: pip install 'tinylm[grammar]'"
+        raise ConfigError(f"{setting}: {missing}") from None
     return llguidance
 
 
