@@ -185,7 +185,10 @@ class Drawer:
         if restricted:
             logits = logits.clone()
         for i in restricted:
-            self.rows[i].restrict(logits[i])
+            try:
+                self.rows[i].restrict(logits[i])
+            except ValueError as error:
+                raise RowError(i, str(error)) from None
             if logits[i].amax() == -math.inf:
                 raise RowError(i, self.rows[i].problem())
         if len(self._groups) == 1:

@@ -24,8 +24,7 @@ class Forward:
     """A model as decoding sees it; `Reader` and `Engine` run it through nothing else.
 
     The logits are those of the ids below `vocab_size`, in float32 at least; an id in `missing` has
-    -inf.
-    Used inside `model.inference`.
+    -inf. Used inside `model.inference`.
     """
 
     def __init__(self, model: Model, *, vocab_size: int, missing: Sequence[int] = ()) -> None:
