@@ -39,7 +39,7 @@ from tinylm.model import Model
 from tinylm.sample.drafts import Draft, ExitDraft, LookupDraft, ModelDraft
 from tinylm.sample.speculation import Stats
 
-NEW, PLAIN = 96, "tinylm, plain"
+NEW, PLAIN = 64, "tinylm, plain"
 MODULES = (argparse, inspect, json.decoder, textwrap)
 Ids = list[list[int]]
 

@@ -273,7 +273,10 @@ def test_an_engine_draws_one_token_at_a_time(small):
     ("other", "problem"),
     [
         (["sample.num_beams=2"], "has no use for num_beams=2"),
-        (["sample.cache=snapkv", "sample.cache_tokens=9"], "needs a cache that keeps every token"),
+        (
+            ["sample.cache=snapkv", "sample.cache_tokens=9"],
+            "cannot be taken back from sample.cache=snapkv",
+        ),
     ],
 )
 def test_what_cannot_be_guessed_ahead_is_refused(other, problem):

@@ -185,10 +185,6 @@ class SampleConfig:
         if kind == "skip":
             count = colon and layers.isdecimal() and int(layers) > 0
             require(bool(count), "sample.draft", self.draft, "expected skip:N, N at least 1")
-        # The others drop tokens that a wrong guess would have to bring back.
-        kept = self.draft is None or self.cache in ("contiguous", "paged", "int8", "int4")
-        words = f"needs a cache that keeps every token, not sample.cache={self.cache}"
-        require(kept, "sample.draft", self.draft, words)
         one = self.draft is None or self.num_beams == 1
         require(one, "sample.draft", self.draft, f"has no use for num_beams={self.num_beams}")
         require(

@@ -251,7 +251,7 @@ class Drawn:
         """Draw a guess, and keep what it was drawn from unless it is sure."""
         if self.drawer.config.temperature == 0:
             return greedy(logits)
-        distributions.append(logits.softmax(-1))
+        distributions.append(logits.double().softmax(-1))
         return draw(logits, self.drawer.numbers(DRAFT))
 
     def take(self, tokens: Sequence[Sequence[int]]) -> None:

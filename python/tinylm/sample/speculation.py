@@ -194,7 +194,7 @@ class Speculator:
         given = torch.tensor([id is not None for id in here], device=logits.device)
         ids = torch.tensor([id or 0 for id in here], device=logits.device)
         keep, numbers = self.drawer.numbers(KEEP), self.drawer.numbers()
-        return judge(logits.softmax(-1), q * given[:, None], ids, keep, numbers)
+        return judge(logits.double().softmax(-1), q * given[:, None], ids, keep, numbers)
 
 
 def generate(
