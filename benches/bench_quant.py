@@ -26,13 +26,14 @@ from matplotlib import pyplot
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from tinylm import checkpoint, data, sample
+from tinylm import checkpoint, data
 from tinylm.config import SampleConfig
 from tinylm.evaluate import evaluate
 from tinylm.layers import PackedLinear
 from tinylm.layers.lora import matrices
 from tinylm.model import Model, inference
 from tinylm.quant import Settings, calibration, quantise
+from tinylm.sample import generate
 
 NEW = 64
 Make = Callable[[Model, Tensor], None]
@@ -121,7 +122,7 @@ def sizes(net: Model) -> tuple[int, int]:
 def seconds_of(net: Model, prompt: list[int]) -> float:
     """Seconds for `NEW` greedy tokens."""
     start = time.perf_counter()
-    sample.generate(net, [prompt], SampleConfig(temperature=0, max_tokens=NEW))
+    generate(net, [prompt], SampleConfig(temperature=0, max_tokens=NEW))
     return time.perf_counter() - start
 
 
