@@ -27,7 +27,7 @@ CACHES = [
         "python/tinylm/cache/blocks.py",
         "self.cached.pop(block, None)",
         "pass",
-        "Rows",
+        "let_go_first",
         "tests/test_cache_blocks.py",
     ),
     Mutant(
