@@ -79,7 +79,7 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight [out, in] in float32, or in the wider dtype of its scales, made each time."""
-        # In 16 bits a number times its scale would be rounded, which products do not do.
+        # In 16 bits, numbers times their scales would be rounded, which products do not do.
         return FORMATS[self.form].widen(self.packed, widened(self.scales))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -282,7 +282,7 @@ def continued(
 
 
 def room(config: SampleConfig, draft: Draft) -> int:
-    """How many tokens a text needs room for: a pass may end in guesses that are taken back."""
+    """How many tokens of room a text needs: a pass may end in guesses that are taken back."""
     return config.max_tokens + (config.draft_tokens or draft.tokens)
 
 
