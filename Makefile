@@ -24,7 +24,7 @@ train: export TINYLM_COMMAND := make train
 train: .venv/.ready ## train a small model on the Python standard library; ARGS="key=value ..."
 	python -m tinylm.train $(ARGS)
 
-test: .venv/.ready ## run the quick tests: cargo test of the two core crates, then pytest
+test: .venv/.ready ## run the quick tests: cargo test of the three core crates, then pytest
 	cargo test --quiet
 	python -m pytest -n 2
 
@@ -91,7 +91,7 @@ clean: ## remove all build results; keep runs and data
 	@touch $@
 
 .venv/bin/maturin:
-	@command -v cargo > /dev/null || { echo "error: no cargo; install Rust 1.88 or newer"; exit 1; }
+	@command -v cargo > /dev/null || { echo "error: no cargo; install Rust 1.89 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
 	  echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv

@@ -51,6 +51,7 @@ MAP = (
     Row("checkpoint", "quant", (), ("quant",)),
     Row("score", "evaluate"),
     Row("sampler", "cache", (), ("decoding", "caches")),
+    Row("sampler", "native", ("rust/inference",)),
     Row("sampler", "sample", (), ("choice", "speculation")),
     Row("any command", "commands"),
     Row("any command", "device"),

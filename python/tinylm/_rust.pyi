@@ -11,6 +11,8 @@ __all__ = [
     "BLOCK_BYTES",
     "HEADER_BYTES",
     "DecodeStream",
+    "KeyValues",
+    "Network",
     "Rows",
     "ShardWriter",
     "Stream",
@@ -194,3 +196,68 @@ class Stream:
 
 def xxh3_64(data: bytes) -> int:
     """The hash of one block, as the manifest holds it."""
+
+# Inference
+
+_Part: TypeAlias = tuple[
+    str,
+    Sequence[NDArray[np.float32] | tuple[NDArray[np.int8], NDArray[np.float32]]],
+    NDArray[np.float32] | None,
+]
+
+@final
+class Network:
+    """The weights of a dense transformer, packed once for decoding on the CPU."""
+
+    def __new__(
+        cls, shape: dict[str, Any], parts: Iterable[_Part], *, weights: str, simd: str
+    ) -> Network: ...
+    @property
+    def bytes(self) -> int:
+        """Bytes of weights that a step reads."""
+
+    @property
+    def simd(self) -> str:
+        """The instruction set that it runs on."""
+
+@final
+class KeyValues:
+    """The keys and values of several texts, and the passes that read more tokens into them."""
+
+    def __new__(cls, network: Network, texts: int, max_length: int) -> KeyValues: ...
+    @property
+    def bytes(self) -> int:
+        """Bytes of keys and values."""
+
+    def select(self, texts: list[int]) -> KeyValues:
+        """The texts of those numbers, copied."""
+
+    def copy(self, source: int, to: int) -> None:
+        """Make text `to` a copy of text `source`."""
+
+    def read(
+        self,
+        runs: Sequence[tuple[int, int, int]],
+        tokens: Sequence[int],
+        wanted: Sequence[int],
+        *,
+        vocab_size: int,
+        layers: int,
+        threads: int,
+    ) -> NDArray[np.float32]:
+        """Read the tokens of all runs, each (text, tokens that stay, new ones): logits [W, V]."""
+
+    def draw(
+        self,
+        runs: Sequence[tuple[int, int, int]],
+        tokens: Sequence[int],
+        wanted: Sequence[int],
+        *,
+        temperatures: Sequence[float],
+        numbers: Sequence[float],
+        vocab_size: int,
+        missing: Sequence[int],
+        layers: int,
+        threads: int,
+    ) -> list[int | None]:
+        """As `read`, but a token drawn after each; None where its logits are not finite."""

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 BLOCK = 64
 # Configs whose rules are kept for the next text with the same one.
 KNOWN = 64
+# The settings that leave tokens out.
+FILTERS = ("top_k", "top_p", "min_p", "typical_p")
 # The settings of `process`: rows in which they are equal are processed together.
 CHAIN = (
-    *("temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("temperature", *FILTERS),
     *("repetition_penalty", "frequency_penalty", "presence_penalty"),
 )
 
@@ -60,6 +62,9 @@ class Row:
         free = not self.counted and not config.restricted and config.min_tokens == 0
         # Whether its likeliest token is all that is wanted.
         self.plain = config.temperature == 0 and free
+        filtered = any(getattr(config, name) is not None for name in FILTERS)
+        # Whether temperature and number alone choose its token.
+        self.simple = free and not filtered and self.matcher is None and config.logprobs is None
 
     def copy(self) -> "Row":
         """A row that grows by itself from here on."""
@@ -214,6 +219,14 @@ class Drawer:
         ids[here] = greedy(processed[here])
         ids[~here] = draw(processed[~here], self.numbers(stream)[~here])
         return ids
+
+    def chances(self) -> tuple[list[float], list[float]] | None:
+        """The temperature and the random number of each text, if those alone choose its token."""
+        if not all(row.simple for row in self.rows):
+            return None
+        heats = [row.config.temperature for row in self.rows]
+        pairs = zip(self.rows, heats, strict=True)
+        return heats, [row.number(STREAM) if heat else 0.0 for row, heat in pairs]
 
     def numbers(self, stream: int = STREAM) -> Tensor:
         """The random number [R] float64 of each text's position, of one stream."""

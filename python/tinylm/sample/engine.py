@@ -8,12 +8,11 @@
     engine.take_ended()     # [Ended(number, ids, reason="length")]
 
 What is promised of a request's tokens: which numbers its draws take is a function of (seed, prompt,
-sample, step) alone, and the logits are those of its own text alone. Company, order of arrival,
-preemption, pages and shared prefixes change neither. They change the shapes of the matrix products,
-and so, where a product rounds by its shape (float32 on a CPU does, in the last bits), the last bits
-of the logits. So a request draws other tokens than it would alone only where a draw is as close to
-the border of two tokens as that rounding, or where two likeliest logits are. On products whose
-rounding does not depend on the shape the tokens are equal without exception.
+sample, step) alone, and the logits are those of its own text alone, whatever its company, the order
+of arrival, preemption, pages and shared prefixes: on a native cache bit for bit. In torch they
+change the shapes of the products, and so perhaps the last bits of the logits. Then a request draws
+other tokens than alone only where a draw is as close to the border of two, or the two likeliest
+logits to each other, as that rounding.
 """
 
 import sys
@@ -33,7 +32,7 @@ from tinylm.sample.forward import Forward, make_cache
 from tinylm.sample.logits import RowError
 from tinylm.sample.prompt import as_ids
 from tinylm.sample.reader import Reader
-from tinylm.sample.scheduling import Ended, EngineStats, Pass, Reason, Request, Scheduler
+from tinylm.sample.scheduling import Ended, EngineStats, Pass, Reason, Request, Scheduler, tell
 from tinylm.sample.stops import check_ids
 
 if TYPE_CHECKING:
@@ -176,7 +175,7 @@ class Engine:
             self._mend()
         self._whole = False
         work = self.schedule.plan()
-        if work:
+        if work and not self._inside(work):
             logits = self._read_all(work)
             ready: list[Request] = []
             rows: list[int] = []
@@ -189,7 +188,7 @@ class Engine:
                 whole = rows == [*range(len(logits))]
                 self._choose(ready, logits if whole else logits[rows])
         self._steps += 1
-        told = self._tell()
+        told = tell(self._untold, self._requests)
         self._whole = True
         return told
 
@@ -262,17 +261,16 @@ class Engine:
         """Raise `ValueError` for a request that does not fit even alone."""
         # The last token is drawn and not read.
         most = min(self.model.context_length, prompt + new - 1)
-        what = f"a prompt of {prompt} and max_tokens={new} need {most} tokens of the cache"
-        if most > self.max_length:
-            shared = "" if self.cache.total else f" / max_batch={self.max_batch}"
-            raise ValueError(
-                f"{what}, and a row holds {self.max_length} (max_tokens={self.max_tokens}{shared})"
-            )
         blocks, total = self.cache.needed_for(most), self.cache.total
-        if blocks > total:
-            raise ValueError(
-                f"{what}, {blocks} blocks, and there are {total} (max_tokens={self.max_tokens})"
-            )
+        why = ""
+        if most > self.max_length:
+            shared = "" if total else f" / max_batch={self.max_batch}"
+            why = f"and a row holds {self.max_length} (max_tokens={self.max_tokens}{shared})"
+        elif blocks > total:
+            why = f"{blocks} blocks, and there are {total} (max_tokens={self.max_tokens})"
+        if why:
+            what = f"a prompt of {prompt} and max_tokens={new} need {most} tokens of the cache"
+            raise ValueError(f"{what}, {why}")
 
     def _read_all(self, work: Sequence[Pass]) -> Tensor:
         """Read what is planned, in one pass; the logits [R, V] after each request, in order."""
@@ -282,6 +280,27 @@ class Engine:
             ids = [r.text[at : at + tokens] for r, at in zip(requests, begin, strict=True)]
             parts.append((self.cache.rows([request.row for request in requests]), ids))
         logits = self.forward.step(parts)
+        self._passed(work)
+        return logits
+
+    def _inside(self, work: Sequence[Pass]) -> bool:
+        """Take a step whose tokens the native cache chooses itself; False where it cannot."""
+        requests = work[0].requests
+        # The drawer must have just these rows, and none may have more of its prompt to read.
+        if len(work) > 1 or self._drawing != requests or any(r.new != 1 for r in requests):
+            return False
+        new = {request.row: request.text[-1] for request in requests}
+        ids = self.forward.draw(new, self.cache, self._drawer.chances())
+        if ids is None:
+            return False
+        self._passed(work)
+        self._untold += requests
+        self._drawer.push(ids)
+        self._take(requests, ids)
+        return True
+
+    def _passed(self, work: Sequence[Pass]) -> None:
+        """Count what was planned as read."""
         for requests, tokens in work:
             for request in requests:
                 request.read += tokens
@@ -290,7 +309,6 @@ class Engine:
                     request.window = None
             self._read += len(requests) * tokens
         self._passes += 1
-        return logits
 
     def _choose(self, ready: list[Request], logits: Tensor) -> None:
         """Draw the next id of each request from its row of `logits` [R, V]."""
@@ -306,6 +324,10 @@ class Engine:
                 ids = self._drawer.draw(logits)
             except RowError as error:
                 ready, logits = self._without({error.row: str(error)}, ready, logits)
+        self._take(ready, ids)
+
+    def _take(self, ready: list[Request], ids: list[int]) -> None:
+        """Continue the requests by the ids that the drawer has counted, or end them."""
         for row, (request, id) in enumerate(zip(ready, ids, strict=True)):
             if id in request.stops:
                 self._end(request, "stop")
@@ -362,15 +384,6 @@ class Engine:
         self._ended.append(request)
         del self._requests[request.number]
         self.schedule.drop(request)
-
-    def _tell(self) -> list[tuple[int, int]]:
-        """The tokens that no step has returned yet, by the numbers of their requests."""
-        return [
-            (request.number, id)
-            for request in sorted({*self._untold}, key=lambda request: request.number)
-            if request.reason is not None or request.number in self._requests
-            for id in request.text[request.told :]
-        ]
 
     def _mend(self) -> None:
         """After a step that was cut short: empty all rows, and begin again with every text."""

@@ -1,23 +1,24 @@
 """One pass of the model while decoding: new tokens and a cache in, the logits that follow out."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinylm import cache, device
+from tinylm import device, native
 from tinylm.context import Cache
 from tinylm.model import Model
+from tinylm.native import Native
 from tinylm.sample import packing
 
 
 def make_cache(
     model: Model, rows: int, max_length: int, kind: str = "contiguous", **options: Any
 ) -> Cache:
-    """An empty cache for a `Forward` of the model, as `tinylm.cache.build` makes it."""
-    return cache.build(model, rows, max_length, kind, **options)
+    """An empty cache for a `Forward` of the model: native where it fits, else `cache.build`'s."""
+    return native.build(model, rows, max_length, kind, **options)
 
 
 class Forward:
@@ -30,6 +31,7 @@ class Forward:
     def __init__(self, model: Model, *, vocab_size: int, missing: Sequence[int] = ()) -> None:
         self.model, self.vocab_size = model, vocab_size
         self.missing = torch.tensor([*missing], dtype=torch.int64)
+        self._missing = [*missing]
         # What the head computed in, which under autocast is not the dtype of the weights.
         self.dtype = model.weight.dtype
 
@@ -44,6 +46,8 @@ class Forward:
 
         They are neither checked nor hidden: see `problems` and `hide`.
         """
+        if isinstance(held, Native):
+            return held.read(tokens, vocab_size=self.vocab_size).double()
         x = self.hidden(torch.tensor(tokens, device=self.model.weight.device), held)
         return self.logits(x[:, -1])
 
@@ -55,7 +59,42 @@ class Forward:
         if len(parts) == 1:
             ((held, tokens),) = parts
             return self.last(tokens, held)
+        first = parts[0][0]
+        if isinstance(first, Native):
+            rows = [row for _, tokens in parts for row in tokens]
+            return self.last(rows, first.joined([view for view, _ in parts]))
         return self.logits(packing.read(self.model, parts))
+
+    def every(
+        self, tokens: Sequence[Sequence[int]], held: Cache, *, layers: int | None = None
+    ) -> Tensor:
+        """As `last`, but the logits [R, T, V] after each token; `layers` is as in `hidden`."""
+        if isinstance(held, Native):
+            found = held.read(tokens, every=True, vocab_size=self.vocab_size, layers=layers)
+            return found.double().view(len(tokens), -1, self.vocab_size)
+        new = torch.tensor(tokens, device=self.model.weight.device)
+        return self.logits(self.hidden(new, held, layers=layers))
+
+    def draw(
+        self, new: Mapping[int, int], held: Cache, chances: tuple[list[float], list[float]] | None
+    ) -> list[int] | None:
+        """Read one token of each row of `held` and draw the next ones inside the native step.
+
+        `chances` are temperatures and numbers, as `Drawer.chances` has them. None, and nothing is
+        read, where the cache cannot do that, or where the logits of a row are not finite: the way
+        over `last` says what is wrong.
+        """
+        if chances is None or not isinstance(held, Native):
+            return None
+        view = held.rows([*new])
+        tokens = [[token] for token in new.values()]
+        size, missing = self.vocab_size, self._missing
+        found = view.draw(tokens, *chances, vocab_size=size, missing=missing)
+        ids = [id for id in found if id is not None]
+        if len(ids) < len(found):
+            view.truncate(view.lengths - 1)
+            return None
+        return ids
 
     def hidden(self, tokens: Tensor, held: Cache, *, layers: int | None = None) -> Tensor:
         """Read tokens [R, T] into `held` and return what the head reads [R, T, D].

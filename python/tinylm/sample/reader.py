@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tinylm import cache
 from tinylm.context import Cache
 from tinylm.model import Model
-from tinylm.sample.forward import Forward
+from tinylm.native import Native
+from tinylm.sample.forward import Forward, make_cache
 
 # Tokens that go through the model at once: a prompt of more is read in pieces, so that what the
 # blocks keep while they compute (a few dozen numbers of width D per token) stays small.
@@ -46,7 +46,7 @@ class Reader:
         *,
         vocab_size: int,
         missing: Sequence[int] = (),
-        build: Callable[[Model, int, int], Cache] = cache.build,
+        build: Callable[[Model, int, int], Cache] = make_cache,
     ) -> None:
         self.model, self.vocab_size = model, vocab_size
         self.forward = Forward(model, vocab_size=vocab_size, missing=missing)
@@ -82,9 +82,7 @@ class Reader:
             text += ids
         self.held = grown
         if fits:
-            new_ids = torch.tensor(tokens, device=self.model.weight.device)
-            x = self.forward.hidden(new_ids, self.cache, layers=layers)
-            logits = self._logits(x)
+            logits = self._checked(self.forward.every(tokens, self.cache, layers=layers))
             self.last = logits[:, -1]
             return logits
         self.last = self._read_windows(layers)
@@ -136,6 +134,10 @@ class Reader:
         """What the model sees of all texts, from its beginning; the logits [R, V] after it."""
         self.cache.clear()
         windows = [text[-held:] for text, held in zip(self.texts, self.held, strict=True)]
+        if isinstance(self.cache, Native):
+            # It reads rows of any lengths together.
+            logits = self.cache.read(windows, vocab_size=self.vocab_size, layers=layers)
+            return self._checked(logits.double())
         last: dict[int, Tensor] = {}
         for start, rows in self._groups(windows, layers):
             held = self.cache if len(rows) == len(windows) else self.cache.rows(rows)
@@ -144,7 +146,8 @@ class Reader:
             if layers is None:
                 for row in rows:
                     self.cache.note(row, windows[row])
-        return self._logits(torch.stack([last[row] for row in range(len(windows))]))
+        x = torch.stack([last[row] for row in range(len(windows))])
+        return self._checked(self.forward.logits(x))
 
     def _groups(
         self, windows: Sequence[Sequence[int]], layers: int | None
@@ -184,9 +187,8 @@ class Reader:
         assert last is not None, "a text has at least one token"
         return last
 
-    def _logits(self, x: Tensor) -> Tensor:
-        """x [..., D] to the logits [..., V]; `ValueError` where they are not numbers."""
-        logits = self.forward.logits(x)
+    def _checked(self, logits: Tensor) -> Tensor:
+        """Logits [..., V] without those of missing ids; `ValueError` where they are not numbers."""
         lengths = [len(text) for text in self.texts]
         for _, problem in self.forward.problems(logits, lengths):
             raise ValueError(problem)

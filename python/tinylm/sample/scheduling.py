@@ -6,7 +6,7 @@ token that was drawn last, a window that has moved on, and a request that had lo
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Literal, NamedTuple
@@ -305,3 +305,16 @@ class Scheduler:
             request.row, request.read, request.window = -1, 0, None
         self.free = sorted(rows)
         self.cache.clear(self.free)
+
+
+def tell(untold: Sequence[Request], live: Container[int]) -> list[tuple[int, int]]:
+    """The tokens that no step has returned yet, by the numbers of their requests.
+
+    Of requests that are not live those count that have ended, not those that were cancelled.
+    """
+    return [
+        (request.number, id)
+        for request in sorted({*untold}, key=lambda request: request.number)
+        if request.reason is not None or request.number in live
+        for id in request.text[request.told :]
+    ]

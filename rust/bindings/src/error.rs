@@ -1,4 +1,4 @@
-//! From the errors of the two cores to Python's exceptions, each in one exhaustive `match`.
+//! From the errors of the three cores to Python's exceptions, each in one exhaustive `match`.
 //!
 //! Without a wildcard, a new kind of error does not compile until its exception is chosen here. The
 //! messages are the cores' own, and no caller rewrites them.
@@ -6,6 +6,7 @@
 use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use tinylm_dataloader as dataloader;
+use tinylm_inference as inference;
 
 /// The exception for an error of the tokenizer. One with a remedy has the attributes `problem`,
 /// the message without the advice, and `remedy`, its name: a command phrases its own advice.
@@ -56,6 +57,15 @@ pub(crate) fn dataloader_error(error: dataloader::Error) -> PyErr {
         error @ (dataloader::Error::Corrupt { .. } | dataloader::Error::Invalid(_)) => {
             PyValueError::new_err(error.to_string())
         }
+    }
+}
+
+/// `ValueError`, or `KeyboardInterrupt` for a call that was stopped.
+pub(crate) fn inference_error(error: inference::Error) -> PyErr {
+    match error {
+        inference::Error::Invalid(message) => PyValueError::new_err(message),
+        // Seldom seen: where a signal handler raised something, the caller raises that instead.
+        inference::Error::Interrupted => PyKeyboardInterrupt::new_err(()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `tinylm._rust`: the two Rust cores as seen from Python. Conversion only, no algorithm.
+//! `tinylm._rust`: the three Rust cores as seen from Python. Conversion only, no algorithm.
 //!
 //! One rule holds in every file: work that may take long runs without the GIL and looks for Ctrl-C
 //! every few milliseconds. Types and docstrings for Python are in `python/tinylm/_rust.pyi`.
@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 mod arguments;
 mod batches;
 mod error;
+mod inference;
 mod shards;
 mod tokenizer;
 
@@ -32,6 +33,7 @@ mod rust {
         // Each file registers its classes, so that a new class changes one file.
         super::tokenizer::register(module)?;
         super::shards::register(module)?;
-        super::batches::register(module)
+        super::batches::register(module)?;
+        super::inference::register(module)
     }
 }

@@ -1,0 +1,272 @@
+//! Decoding as Python sees it: a network that is packed once, and caches of its texts.
+//!
+//! Held to the model in torch by the rung `native step`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use numpy::{IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArrayDyn};
+use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyAnyMethods, PyDict, PyIterator};
+use tinylm_inference::{
+    Builder, Cache, Chance, Error, Ids, Kind, Level, Network as Core, Reading, Run, Shape, Source,
+    Want,
+};
+
+use crate::arguments::import_numpy;
+use crate::error::inference_error;
+
+/// An array of a part: numbers, or integers and the scale of each row.
+enum Part<'py> {
+    Float(PyReadonlyArrayDyn<'py, f32>),
+    Int8(PyReadonlyArrayDyn<'py, i8>, PyReadonlyArrayDyn<'py, f32>),
+}
+
+impl<'py> Part<'py> {
+    fn of(name: &str, array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if let Ok(part) = array.extract() {
+            return Ok(Self::Float(part));
+        }
+        if let Ok((integers, scales)) = array.extract() {
+            return Ok(Self::Int8(integers, scales));
+        }
+        Err(PyTypeError::new_err(format!(
+            "{name}: must be arrays of float32, or pairs of int8 and float32"
+        )))
+    }
+
+    fn source(&self) -> PyResult<Source<'_>> {
+        Ok(match self {
+            Self::Float(array) => Source::Float(array.as_slice()?),
+            Self::Int8(integers, scales) => Source::Int8(integers.as_slice()?, scales.as_slice()?),
+        })
+    }
+}
+
+/// A model whose weights are packed for decoding on the CPU.
+#[pyclass(frozen, module = "tinylm._rust")]
+struct Network(Arc<Core>);
+
+#[pymethods]
+impl Network {
+    /// Packs the `parts`, each (name, arrays, bias or None), into `weights`.
+    ///
+    /// Raises `ValueError` for sizes that make no model, and for a part that does not fit them.
+    #[new]
+    #[pyo3(signature = (shape, parts, *, weights, simd))]
+    fn new(
+        shape: &Bound<'_, PyDict>,
+        parts: &Bound<'_, PyAny>,
+        weights: &str,
+        simd: &str,
+    ) -> PyResult<Self> {
+        let py = shape.py();
+        import_numpy(py)?;
+        let kind = Kind::from_name(weights).map_err(inference_error)?;
+        let level: Level = simd.parse().map_err(inference_error)?;
+        let mut builder = Builder::new(shape_of(shape)?, kind, level).map_err(inference_error)?;
+        // One by one: a caller that converts its weights holds one of them twice, not all.
+        for part in PyIterator::from_object(parts)? {
+            let (name, arrays, bias): (String, Vec<Bound<'_, PyAny>>, Option<Bound<'_, PyAny>>) =
+                part?.extract()?;
+            let arrays = arrays.iter().map(|array| Part::of(&name, array));
+            let arrays: Vec<Part<'_>> = arrays.collect::<PyResult<_>>()?;
+            let sources: Vec<Source<'_>> =
+                arrays.iter().map(Part::source).collect::<PyResult<_>>()?;
+            let bias: Option<PyReadonlyArrayDyn<'_, f32>> =
+                bias.as_ref().map(PyAnyMethods::extract).transpose()?;
+            let bias = bias.as_ref().map(|bias| bias.as_slice()).transpose()?;
+            builder
+                .add(&name, &sources, bias)
+                .map_err(inference_error)?;
+            py.check_signals()?;
+        }
+        Ok(Self(Arc::new(builder.finish().map_err(inference_error)?)))
+    }
+
+    /// Bytes of weights that a step reads.
+    #[getter]
+    fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    /// The instruction set that it runs on.
+    #[getter]
+    fn simd(&self) -> String {
+        self.0.level().to_string()
+    }
+}
+
+/// The shape in a dict with a key for each of its fields.
+fn shape_of(dict: &Bound<'_, PyDict>) -> PyResult<Shape> {
+    fn get<'py, T: FromPyObjectOwned<'py, Error = PyErr>>(
+        dict: &Bound<'py, PyDict>,
+        key: &str,
+    ) -> PyResult<T> {
+        let missing = || PyKeyError::new_err(key.to_owned());
+        dict.get_item(key)?.ok_or_else(missing)?.extract()
+    }
+    Ok(Shape {
+        vocab_size: get(dict, "vocab_size")?,
+        d_model: get(dict, "d_model")?,
+        n_layers: get(dict, "n_layers")?,
+        n_heads: get(dict, "n_heads")?,
+        n_kv_heads: get(dict, "n_kv_heads")?,
+        head_size: get(dict, "head_size")?,
+        d_ff: get(dict, "d_ff")?,
+        context_length: get(dict, "context_length")?,
+        norm_eps: get(dict, "norm_eps")?,
+        layer_norm: get(dict, "layer_norm")?,
+        gated: get(dict, "gated")?,
+        qk_norm: get(dict, "qk_norm")?,
+        rotary: get(dict, "rotary")?,
+    })
+}
+
+/// The keys and values of several texts.
+///
+/// The mutex makes it safe for threads of Python.
+#[pyclass(frozen, module = "tinylm._rust")]
+struct KeyValues(Mutex<Cache>);
+
+#[pymethods]
+impl KeyValues {
+    /// No tokens of `texts` texts, which may have up to `max_length` each.
+    #[new]
+    fn new(network: &Network, texts: usize, max_length: usize) -> PyResult<Self> {
+        let cache = Cache::new(Arc::clone(&network.0), texts, max_length);
+        Ok(Self(Mutex::new(cache.map_err(inference_error)?)))
+    }
+
+    /// Bytes of keys and values.
+    #[getter]
+    fn bytes(&self) -> usize {
+        self.with(|cache| cache.bytes())
+    }
+
+    /// The texts of those numbers, copied.
+    #[expect(clippy::needless_pass_by_value, reason = "as Python gives it")]
+    fn select(&self, texts: Vec<usize>) -> PyResult<Self> {
+        let taken = self.with(|cache| cache.select(&texts));
+        Ok(Self(Mutex::new(taken.map_err(inference_error)?)))
+    }
+
+    /// Make text `to` a copy of text `source`.
+    fn copy(&self, source: usize, to: usize) -> PyResult<()> {
+        self.with(|cache| cache.copy(source, to))
+            .map_err(inference_error)
+    }
+
+    /// Read the `tokens` of all `runs`, each (text, tokens that stay, new ones); the logits after
+    /// the `wanted` of them.
+    #[pyo3(signature = (runs, tokens, wanted, *, vocab_size, layers, threads))]
+    #[expect(clippy::needless_pass_by_value, reason = "as Python gives it")]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        runs: Vec<(usize, usize, usize)>,
+        tokens: Vec<u32>,
+        wanted: Vec<usize>,
+        vocab_size: usize,
+        layers: usize,
+        threads: usize,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        import_numpy(py)?;
+        let mut logits = vec![0.0; wanted.len() * vocab_size];
+        let reading = Reading {
+            runs: &each(&runs),
+            tokens: &tokens,
+            wanted: &wanted,
+            ids: Ids {
+                vocab_size,
+                missing: &[],
+            },
+            layers,
+            threads,
+        };
+        self.pass(py, &reading, &mut Want::Logits(&mut logits))?;
+        logits.into_pyarray(py).reshape([wanted.len(), vocab_size])
+    }
+
+    /// As `read`, but a token drawn after each; None where its logits are not finite.
+    #[pyo3(signature = (
+        runs, tokens, wanted, *, temperatures, numbers, vocab_size, missing, layers, threads
+    ))]
+    #[expect(clippy::needless_pass_by_value, reason = "as Python gives it")]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn draw(
+        &self,
+        py: Python<'_>,
+        runs: Vec<(usize, usize, usize)>,
+        tokens: Vec<u32>,
+        wanted: Vec<usize>,
+        temperatures: Vec<f32>,
+        numbers: Vec<f64>,
+        vocab_size: usize,
+        missing: Vec<u32>,
+        layers: usize,
+        threads: usize,
+    ) -> PyResult<Vec<Option<u32>>> {
+        if temperatures.len() != numbers.len() {
+            return Err(PyValueError::new_err(
+                "temperatures and numbers: must be as many",
+            ));
+        }
+        let pairs = temperatures.into_iter().zip(numbers);
+        let chances = pairs.map(|(temperature, number)| Chance {
+            temperature,
+            number,
+        });
+        let chances: Vec<Chance> = chances.collect();
+        let mut drawn = vec![None; wanted.len()];
+        let reading = Reading {
+            runs: &each(&runs),
+            tokens: &tokens,
+            wanted: &wanted,
+            ids: Ids {
+                vocab_size,
+                missing: &missing,
+            },
+            layers,
+            threads,
+        };
+        self.pass(py, &reading, &mut Want::Tokens(&chances, &mut drawn))?;
+        Ok(drawn)
+    }
+}
+
+fn each(runs: &[(usize, usize, usize)]) -> Vec<Run> {
+    let runs = runs.iter();
+    runs.map(|&(text, start, count)| Run { text, start, count })
+        .collect()
+}
+
+impl KeyValues {
+    fn with<T>(&self, work: impl FnOnce(&mut Cache) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A pass without the GIL, which looks for Ctrl-C between the chunks of a prompt.
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method fits one lifetime only"
+    )]
+    fn pass(&self, py: Python<'_>, reading: &Reading<'_>, want: &mut Want<'_>) -> PyResult<()> {
+        let mut raised = None;
+        let mut interrupt = || {
+            Python::attach(|py| py.check_signals()).map_err(|error| {
+                raised = Some(error);
+                Error::Interrupted
+            })
+        };
+        let done = py.detach(|| self.with(|cache| cache.read(reading, want, &mut interrupt)));
+        done.map_err(|error| raised.unwrap_or_else(|| inference_error(error)))
+    }
+}
+
+/// Adds the classes of this file to `tinylm._rust`.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Network>()?;
+    module.add_class::<KeyValues>()
+}

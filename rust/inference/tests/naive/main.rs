@@ -1,0 +1,250 @@
+//! The native step against a forward pass in plain loops over float64.
+
+use std::sync::Arc;
+
+use tinylm_inference::{Builder, Cache, Chance, Ids, Kind, Level, Reading, Run, Shape, Want};
+
+mod model;
+
+use model::{Naive, network, parts, shape};
+
+/// The logits after every token of some runs.
+fn read(
+    cache: &mut Cache,
+    shape: &Shape,
+    runs: &[Run],
+    tokens: &[u32],
+    threads: usize,
+) -> Vec<f32> {
+    let wanted: Vec<usize> = (0..tokens.len()).collect();
+    let mut logits = vec![0.0; tokens.len() * shape.vocab_size];
+    let reading = Reading {
+        runs,
+        tokens,
+        wanted: &wanted,
+        ids: Ids {
+            vocab_size: shape.vocab_size,
+            missing: &[],
+        },
+        layers: shape.n_layers,
+        threads,
+    };
+    cache
+        .read(&reading, &mut Want::Logits(&mut logits), &mut || Ok(()))
+        .unwrap();
+    logits
+}
+
+fn run(text: usize, start: usize, count: usize) -> Run {
+    Run { text, start, count }
+}
+
+fn tokens(shape: &Shape, count: usize) -> Vec<u32> {
+    (0..count)
+        .map(|i| (i * i * 7 + 3 * i) as u32 % shape.vocab_size as u32)
+        .collect()
+}
+
+#[test]
+fn all_levels_and_kinds_give_the_logits_of_plain_loops() {
+    for architecture in ["llama3", "qwen3", "gpt2"] {
+        let shape = shape(architecture, true);
+        let (parts, ids) = (parts(&shape), tokens(&shape, 40));
+        let naive = Naive {
+            shape: &shape,
+            parts: &parts,
+        };
+        let wanted: Vec<f64> = naive.logits(&ids).concat();
+        let scale = wanted.iter().fold(0.0f64, |top, x| top.max(x.abs()));
+        for level in Level::all() {
+            for (kind, most) in [
+                (Kind::Float32, 1e-5),
+                (Kind::Bfloat16, 0.03),
+                (Kind::Int8, 0.05),
+            ] {
+                let network = network(&shape, &parts, kind, level);
+                let mut cache = Cache::new(network, 1, 200).unwrap();
+                let found = read(&mut cache, &shape, &[run(0, 0, ids.len())], &ids, 1);
+                let pairs = found.iter().zip(&wanted);
+                let worst = pairs.fold(0.0f64, |top, (a, b)| top.max((f64::from(*a) - b).abs()));
+                assert!(
+                    worst <= most * scale,
+                    "{architecture} {level} {kind:?}: {worst} of {scale}"
+                );
+            }
+        }
+    }
+}
+
+/// A text alone, one token a call; then beside others, in pieces and by two threads.
+#[test]
+fn company_chunks_and_threads_change_no_bit() {
+    for (architecture, kind) in [
+        ("qwen3", Kind::Float32),
+        ("llama3", Kind::Int8),
+        ("gpt2", Kind::Bfloat16),
+    ] {
+        let shape = shape(architecture, false);
+        let parts = parts(&shape);
+        for level in Level::all() {
+            let network = network(&shape, &parts, kind, level);
+            let ids = tokens(&shape, 150);
+            let mut alone = Cache::new(Arc::clone(&network), 1, 200).unwrap();
+            let each = ids
+                .iter()
+                .enumerate()
+                .map(|(i, id)| read(&mut alone, &shape, &[run(0, i, 1)], &[*id], 1));
+            let wanted: Vec<f32> = each.collect::<Vec<_>>().concat();
+            // Three texts that begin alike, of which the second goes on in the second call.
+            let mut cache = Cache::new(network, 3, 200).unwrap();
+            let first = [&ids[..150], &ids[..70], &ids[..33]].concat();
+            let runs = [run(0, 0, 150), run(1, 0, 70), run(2, 0, 33)];
+            let found = read(&mut cache, &shape, &runs, &first, 2);
+            let width = shape.vocab_size;
+            assert!(found[..150 * width] == wanted[..], "{level}: with others");
+            assert!(
+                found[150 * width..220 * width] == wanted[..70 * width],
+                "{level}: second"
+            );
+            let runs = [run(2, 20, 5), run(1, 70, 80)];
+            let second = [&ids[20..25], &ids[70..150]].concat();
+            let found = read(&mut cache, &shape, &runs, &second, 2);
+            assert!(
+                found[..5 * width] == wanted[20 * width..25 * width],
+                "{level}: taken back"
+            );
+            assert!(
+                found[5 * width..] == wanted[70 * width..],
+                "{level}: in pieces"
+            );
+        }
+    }
+}
+
+#[test]
+fn texts_are_copied_and_tokens_are_drawn() {
+    let shape = shape("qwen3", true);
+    let network = network(&shape, &parts(&shape), Kind::Float32, Level::best());
+    let ids = tokens(&shape, 9);
+    let mut cache = Cache::new(network, 2, 12).unwrap();
+    read(&mut cache, &shape, &[run(0, 0, 8)], &ids[..8], 1);
+    cache.copy(0, 1).unwrap();
+    let mut taken = cache.select(&[1, 1]).unwrap();
+    let logits = read(&mut cache, &shape, &[run(1, 8, 1)], &ids[8..], 1);
+    let again = read(&mut taken, &shape, &[run(1, 8, 1)], &ids[8..], 1);
+    assert!(logits == again);
+    // Greedy takes the largest that may be drawn.
+    let best = (0..37)
+        .max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
+        .unwrap() as u32;
+    let mut drawn = [None];
+    let mut draw = |missing: &[u32], drawn: &mut [Option<u32>]| {
+        let reading = Reading {
+            runs: &[run(1, 8, 1)],
+            tokens: &ids[8..],
+            wanted: &[0],
+            ids: Ids {
+                vocab_size: 37,
+                missing,
+            },
+            layers: 2,
+            threads: 1,
+        };
+        let chance = [Chance {
+            temperature: 0.0,
+            number: 0.0,
+        }];
+        cache
+            .read(&reading, &mut Want::Tokens(&chance, drawn), &mut || Ok(()))
+            .unwrap();
+    };
+    draw(&[], &mut drawn);
+    assert_eq!(drawn, [Some(best)]);
+    draw(&[best], &mut drawn);
+    assert!(drawn[0].is_some() && drawn[0] != Some(best));
+}
+
+#[test]
+fn no_token_is_drawn_from_what_is_no_number() {
+    for kind in [Kind::Float32, Kind::Bfloat16, Kind::Int8] {
+        for level in Level::all() {
+            let shape = shape("llama3", true);
+            let mut parts = parts(&shape);
+            let down = parts.iter_mut().find(|part| part.0 == "1.down").unwrap();
+            down.1[5] = f32::NAN;
+            let network = network(&shape, &parts, kind, level);
+            let mut cache = Cache::new(network, 1, 8).unwrap();
+            let reading = Reading {
+                runs: &[run(0, 0, 2)],
+                tokens: &[1, 2],
+                wanted: &[1],
+                ids: Ids {
+                    vocab_size: 37,
+                    missing: &[],
+                },
+                layers: 2,
+                threads: 1,
+            };
+            let (chance, mut drawn) = (
+                [Chance {
+                    temperature: 1.0,
+                    number: 0.5,
+                }],
+                [Some(0)],
+            );
+            let want = &mut Want::Tokens(&chance, &mut drawn);
+            cache.read(&reading, want, &mut || Ok(())).unwrap();
+            assert_eq!(drawn, [None], "{kind:?} {level}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_nothing_is_read() {
+    let shape = shape("qwen3", true);
+    let network = network(&shape, &parts(&shape), Kind::Float32, Level::best());
+    assert!(Cache::new(Arc::clone(&network), 1, 201).is_err());
+    let mut cache = Cache::new(network, 2, 4).unwrap();
+    let mut logits = [0.0; 37];
+    let mut fails = |runs: &[Run], tokens: &[u32], wanted: &[usize], what: &str| {
+        let reading = Reading {
+            runs,
+            tokens,
+            wanted,
+            ids: Ids {
+                vocab_size: 37,
+                missing: &[],
+            },
+            layers: 2,
+            threads: 1,
+        };
+        let error = cache.read(&reading, &mut Want::Logits(&mut logits), &mut || Ok(()));
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains(what), "{message}");
+    };
+    fails(
+        &[run(0, 0, 1)],
+        &[37],
+        &[0],
+        "id 37: the vocabulary is 0 to 36",
+    );
+    fails(&[run(2, 0, 1)], &[1], &[0], "text 2: there are 2");
+    fails(&[run(0, 1, 1)], &[1], &[0], "text 0 has 0 tokens, not 1");
+    fails(
+        &[run(0, 0, 5)],
+        &[1; 5],
+        &[4],
+        "5 tokens do not fit a cache of 4",
+    );
+    fails(
+        &[run(0, 0, 1), run(0, 0, 1)],
+        &[1; 2],
+        &[0],
+        "goes on twice",
+    );
+    fails(&[run(0, 0, 2)], &[1], &[0], "1 tokens: the runs have 2");
+    fails(&[run(0, 0, 1)], &[1], &[1], "wanted must be places");
+    let mut other = shape;
+    other.n_kv_heads = 3;
+    assert!(Builder::new(other, Kind::Float32, Level::best()).is_err());
+}
