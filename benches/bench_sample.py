@@ -92,7 +92,7 @@ def prefill(folder: Path, options: argparse.Namespace) -> Iterator[Race]:
 
     def peer(_: None) -> Tensor:
         with torch.inference_mode():
-            return theirs(ids, use_cache=True, logits_to_keep=1).logits[0, -1].double()
+            return theirs(ids, use_cache=True, logits_to_keep=1).logits[0, -1]
 
     runs = {OURS: ours, "tinylm, torch": in_torch(ours), "transformers, last logits": peer}
     wanted = ours(None)

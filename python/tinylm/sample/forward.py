@@ -47,7 +47,7 @@ class Forward:
         They are neither checked nor hidden: see `problems` and `hide`.
         """
         if isinstance(held, Native):
-            return held.read(tokens, vocab_size=self.vocab_size).double()
+            return held.read(tokens, vocab_size=self.vocab_size)
         x = self.hidden(torch.tensor(tokens, device=self.model.weight.device), held)
         return self.logits(x[:, -1])
 
@@ -71,7 +71,7 @@ class Forward:
         """As `last`, but the logits [R, T, V] after each token; `layers` is as in `hidden`."""
         if isinstance(held, Native):
             found = held.read(tokens, every=True, vocab_size=self.vocab_size, layers=layers)
-            return found.double().view(len(tokens), -1, self.vocab_size)
+            return found.view(len(tokens), -1, self.vocab_size)
         new = torch.tensor(tokens, device=self.model.weight.device)
         return self.logits(self.hidden(new, held, layers=layers))
 

@@ -32,7 +32,7 @@ def visible(length: int, context_length: int) -> int:
 class Reader:
     """A model and a cache over R texts, which may differ in length.
 
-    `last` [R, V] float64 are the logits that follow what was read so far, of the ids below
+    `last` [R, V] are the logits that follow what was read so far, of the ids below
     `vocab_size`; those of the ids in `missing` are -inf. `room` is how many tokens each text may
     yet grow by; `build(model, R, length)` makes the cache. Made and used inside
     `model.inference`.
@@ -137,7 +137,7 @@ class Reader:
         if isinstance(self.cache, Native):
             # It reads rows of any lengths together.
             logits = self.cache.read(windows, vocab_size=self.vocab_size, layers=layers)
-            return self._checked(logits.double())
+            return self._checked(logits)
         last: dict[int, Tensor] = {}
         for start, rows in self._groups(windows, layers):
             held = self.cache if len(rows) == len(windows) else self.cache.rows(rows)
