@@ -356,8 +356,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/sample/drawer.py",
-        "uniforms(self.config.seed, prompt, sample, first, BLOCK)",
-        "uniforms(self.config.seed, prompt, sample, 0, BLOCK)",
+        "uniforms(seed, *self.place, first, BLOCK, stream=stream)",
+        "uniforms(seed, *self.place, 0, BLOCK, stream=stream)",
         "block_of_them_ends",
         "tests/test_sample.py",
     ),
