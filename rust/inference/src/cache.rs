@@ -1,6 +1,7 @@
 //! The texts that are decoded: their keys and values, and how many tokens they have.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
+use std::time::Instant;
 
 use crate::attend::{Block, Slot, TOGETHER};
 use crate::choose::{Ids, Logits, Want};
@@ -43,12 +44,55 @@ pub struct Reading<'a> {
     pub threads: usize,
 }
 
+/// Whether a step is faster by one thread or by all: where another process has a core, the others
+/// wait for the thread that shares it. The results are the same.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Tokens of the steps that were timed, and how many there were.
+    tokens: usize,
+    steps: usize,
+    /// Recent seconds of a step by one thread, and by all.
+    seconds: [f64; 2],
+}
+
+impl Pace {
+    /// How many threads the next step takes, at most `most`.
+    fn workers(&mut self, most: usize, tokens: usize) -> usize {
+        if tokens != self.tokens {
+            *self = Self {
+                tokens,
+                ..Self::default()
+            };
+        }
+        self.steps += 1;
+        let [alone, all] = self.seconds;
+        // The first two steps try both, and later every 64th what is not chosen.
+        let one = match self.steps {
+            1 => false,
+            2 => true,
+            n => (alone < all) != n.is_multiple_of(64),
+        };
+        if one { 1 } else { most }
+    }
+
+    /// Notes the seconds of the step.
+    fn took(&mut self, workers: usize, seconds: f64) {
+        let recent = &mut self.seconds[usize::from(workers > 1)];
+        *recent = if *recent == 0.0 {
+            seconds
+        } else {
+            0.75 * *recent + 0.25 * seconds
+        };
+    }
+}
+
 /// The keys and values of several texts.
 pub struct Cache {
     network: Arc<Network>,
     slots: Vec<Slot>,
     max_length: usize,
     scratch: Scratch,
+    pace: Pace,
 }
 
 impl Cache {
@@ -67,13 +111,14 @@ impl Cache {
         let heads = network.shape().n_layers * network.shape().n_kv_heads;
         let empty = || Slot {
             length: 0,
-            heads: (0..heads).map(|_| RwLock::default()).collect(),
+            heads: (0..heads).map(|_| std::sync::RwLock::default()).collect(),
         };
         Ok(Self {
             network,
             slots: (0..texts).map(|_| empty()).collect(),
             max_length,
             scratch: Scratch::default(),
+            pace: Pace::default(),
         })
     }
 
@@ -95,6 +140,7 @@ impl Cache {
             slots: texts.iter().map(copy).collect::<Result<_>>()?,
             max_length: self.max_length,
             scratch: Scratch::default(),
+            pace: Pace::default(),
         })
     }
 
@@ -256,11 +302,13 @@ impl Cache {
     /// Takes a chunk through the network.
     fn chunk(&mut self, chunk: &Chunk<'_>, threads: usize) {
         let work = self.network.work() * chunk.tokens.len();
-        let workers = threads.min(work / WORTH).max(1);
+        let most = threads.min(work / WORTH).max(1);
+        let (workers, start) = (self.pace.workers(most, chunk.tokens.len()), Instant::now());
         self.scratch.shape(&self.network, chunk, workers);
         together(workers, |worker| {
             self.network.step(worker, chunk, &self.slots, &self.scratch);
         });
+        self.pace.took(workers, start.elapsed().as_secs_f64());
     }
 
     /// Makes of the logits what the caller wants.
