@@ -78,7 +78,11 @@ RUNGS = (
         ),
         lambda: (("qwen3", 4, 2, 64, 4, True), [60] * 8, "float32", 0),
         same=same,
-        covers=("Network", "KeyValues"),
+        # Drawing, copying and selecting rows: tests/test_native.py.
+        covers=(
+            *("Network", "Network.bytes", "Network.simd", "KeyValues", "KeyValues.bytes"),
+            *(f"KeyValues.{name}" for name in ("read", "draw", "copy", "select")),
+        ),
         cost=4,
     ),
 )

@@ -82,7 +82,7 @@ impl Task for Finite<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
         let Self(logits, vocab_size) = self;
-        // Zero times a number is zero, times anything else NaN. What fills the last panel is 0.
+        // 0 x is 0 for a number x, and NaN for anything else. What fills the last panel is 0.
         let (mut sum, zero) = (simd.splat(0.0), simd.splat(0.0));
         for panel in 0..vocab_size / LANES {
             sum = simd.mul_add(simd.load(logits.line(panel)), zero, sum);

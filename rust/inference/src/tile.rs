@@ -30,7 +30,7 @@ pub(crate) trait Weights<S: Simd> {
     fn floats(simd: S, sum: Self::Sum) -> S::F;
 }
 
-/// float32: one input a line.
+/// float32: one input per line.
 pub(crate) struct Singles;
 
 impl<S: Simd> Weights<S> for Singles {

@@ -76,7 +76,7 @@ fn all_levels_and_kinds_give_the_logits_of_plain_loops() {
     }
 }
 
-/// A text alone, one token a call; then beside others, in pieces and by two threads.
+/// A text alone, one token per call; then beside others, in pieces and by two threads.
 #[test]
 fn company_chunks_and_threads_change_no_bit() {
     for (architecture, kind) in [
