@@ -127,7 +127,6 @@ RUNGS = (
         ),
         lambda: (512, 192, 6, 32, "int4", 1.0, 0),
         same=exactly_then_near,
-        covers=("fake_weight", "fake_rows"),
     ),
     Rung(
         "ternary packing",
@@ -137,7 +136,6 @@ RUNGS = (
         partial(by_packing, packed_by_ops),
         st.tuples(SIZES, st.integers(1, 9), SEEDS),
         lambda: (192, 48, 0),
-        covers=("quantise_ternary", "unpack_ternary"),
     ),
     Rung(
         "linear of ternary weights",
@@ -148,7 +146,6 @@ RUNGS = (
         st.tuples(SIZES, st.integers(1, 9), SEEDS),
         lambda: (192, 48, 0),
         same=near(1e-5),
-        covers=("linear_ternary", "dequantise_ternary"),
     ),
     Rung(
         "linear of 8 bits with 8 bits",
@@ -159,6 +156,5 @@ RUNGS = (
         st.tuples(SIZES, SIZES, st.integers(1, 40), st.sampled_from([1.0, 2.0, 5.0]), SEEDS),
         lambda: (2048, 512, 192, 4.0, 0),
         same=near(1e-6),
-        covers=("linear_static",),
     ),
 )
