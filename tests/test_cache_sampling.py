@@ -11,6 +11,7 @@ from tinylm import cache, sample
 from tinylm.config import ModelConfig, SampleConfig
 from tinylm.model import inference
 from tinylm.sample.reader import Reader
+from tinylm.sample.samples import engine_for
 
 SMALL = ModelConfig(vocab_size=17, d_model=12, n_layers=2, n_heads=2, context_length=40)
 PROMPTS = [[1, 2, 3], [4, 5], [6] * 20]
@@ -26,6 +27,20 @@ def test_a_text_does_not_depend_on_how_its_keys_are_kept(kind):
         temperature=1.0, max_tokens=12, samples=2, cache=kind, cache_tokens=ALL.get(kind)
     )
     assert sample.generate(model, PROMPTS, other) == sample.generate(model, PROMPTS, plain)
+
+
+@pytest.mark.parametrize("most", [1, 4, 13, 20])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_blocks_are_enough_for_every_text_at_once(most, samples):
+    model = build(SMALL)
+    engine = engine_for(model, None, SampleConfig(cache="paged", max_tokens=most), samples, 5)
+    plain = SampleConfig(max_tokens=most, samples=samples)
+    for number in range(samples):
+        engine.add([1, 2, 3, 4, 5], plain, sample=number)
+    while engine.live:
+        engine.step()
+    assert engine.stats().preempted == 0
+    assert len(engine.take_ended()) == samples
 
 
 def test_a_text_in_a_window_goes_on_past_the_context_and_reads_each_token_once(monkeypatch):

@@ -118,6 +118,10 @@ def test_a_run_with_exits_goes_on_as_it_was_and_drafts_for_itself(tmp_path, monk
         load_file(checkpoint.latest(n) / "model.safetensors") for n in ("whole", "again")
     )
     assert_close(whole, again, rtol=0, atol=0)
+    # A run that begins from plain weights learns them, if it is told to.
+    begun = train(config.load(None, [*RUN, "train.steps=2", "out=plain", "model.n_layers=3"]))
+    more = [f"train.init={begun}", "model.exits=true", "train.steps=2", "out=more"]
+    assert checkpoint.load(train(config.load(None, [*RUN, *more])))[0].config.exits
     model, tokenizer = checkpoint.load("whole")
     prompt, plain = tokenizer.encode("the 3 cats"), SampleConfig(temperature=0, max_tokens=20)
     drafted, stats = dataclasses.replace(plain, draft="skip:1"), Stats()

@@ -8,9 +8,9 @@ import torch
 from torch.testing import assert_close
 
 from tests.support import models
-from tinylm import _rust, cache, native, quant, sample
+from tinylm import _rust, cache, native, optim, quant, sample
 from tinylm.cache import Full
-from tinylm.config import ModelConfig, SampleConfig
+from tinylm.config import ModelConfig, OptimConfig, SampleConfig
 from tinylm.model import inference
 from tinylm.sample import logits as choices
 from tinylm.sample.drawer import Drawer
@@ -90,6 +90,25 @@ def test_weights_that_change_are_packed_again():
     assert native.step_for(model) is not first
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_model_between_two_steps_of_training_decodes_with_its_new_weights(name):
+    model = build(SMALL)
+    ids = torch.randint(37, (4, 9), generator=torch.Generator().manual_seed(0))
+    # torch's fused steps change weights without raising their version.
+    optimizer = optim.build(model, OptimConfig(name=name, lr=0.1))
+    for _ in range(2):
+        native.step_for(model)
+        model.loss(ids[:, :-1], ids[:, 1:]).backward()
+        optimizer.step(1.0)
+        optimizer.zero_grad()
+        with inference(model):
+            found = native.step_for(model).cache(4, 9).read(ids.tolist())
+            assert_close(found, model(ids)[:, -1], rtol=0, atol=1e-4)
+    before = native.step_for(model)
+    model.embedding.weight.data[5] += 1
+    assert native.step_for(model) is not before
+
+
 def test_int8_folders_are_read_as_they_are():
     model = build(replace(SMALL, architecture="qwen3"))
     quant.quantise(model, quant.Settings(method="int8"))
@@ -113,6 +132,7 @@ def test_int8_folders_are_read_as_they_are():
         {"attention": "manual"},
         {"norm": "plain_rmsnorm"},
         {"feedforward": "relu2"},
+        {"architecture": "gpt2", "qk_norm": True},
     ],
     ids=lambda change: "".join(change),
 )

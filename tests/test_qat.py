@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.support.models import build, tokens
 from tests.support.ranks import finished
-from tinylm import checkpoint, config, ops, track
+from tinylm import checkpoint, config, ops, quant, track
 from tinylm.config import ConfigError, ModelConfig, TrainConfig
 from tinylm.evaluate.__main__ import main as evaluate_main
 from tinylm.layers import fake
@@ -196,6 +196,10 @@ def test_a_checkpoint_keeps_the_grid_and_refuses_a_wrong_one(workplace):
     ids = tokens(TINY, 2, 6)
     again, _ = checkpoint.load("a")
     assert torch.equal(again(ids), net(ids))
+    half, _ = checkpoint.load("a")
+    fake.quantise(half, fake.Grid("int4", 32, share=0.5, kept=kept))
+    with pytest.raises(ValueError, match=r"50% of .* is trained so far: take a later checkpoint"):
+        quant.quantise(half, quant.Settings(method="trained"))
     checkpoint.save("b", again, None)
     assert fake.grid_of(checkpoint.load("b")[0]) == fake.Grid("int4", 32, kept=kept)
     content = json.loads(Path("a/config.json").read_text())

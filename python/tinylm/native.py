@@ -216,21 +216,23 @@ def step_for(model: nn.Module) -> Step | None:
     """The native step of a model, or None if it is not of a shape that has one.
 
     It needs a `Model` as built, on the CPU, in float32 or bfloat16, with `model.attention=auto`,
-    outside of autocast. The weights are packed once, and again after they changed.
+    outside of autocast. The weights are packed once, and again after they changed: each call hashes
+    them all, because torch's fused optimizers change them without raising their version.
     """
     if not fits(model):
         return None
     assert isinstance(model, Model)
-    weights = [*model.parameters(), *model.buffers()]
-    if any(weight.is_inference() for weight in weights):
-        # Torch does not count their changes.
-        return Step(model, WEIGHTS[model.norm.weight.dtype])
-    mark = [(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
+    mark = [(x.dtype, x.shape, _hash(x)) for x in (*model.parameters(), *model.buffers())]
     found = _packed.get(model)
     if found is None or found[0] != mark:
         found = mark, Step(model, WEIGHTS[model.norm.weight.dtype])
         _packed[model] = found
     return found[1]
+
+
+def _hash(tensor: Tensor) -> int:
+    content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return _rust.xxh3_64(content.numpy().tobytes())
 
 
 def fits(model: nn.Module) -> bool:
@@ -243,7 +245,8 @@ def fits(model: nn.Module) -> bool:
     plain = not any(chosen[extra] for extra in extras)
     plain = plain and not (config.value_embeddings or config.bigrams or any(config.windows))
     known = (
-        chosen["norm"] in ("rmsnorm", "layernorm")
+        # Queries and keys are normed as the stream is, and the step does that without a mean.
+        (chosen["norm"] == "rmsnorm" or (chosen["norm"] == "layernorm" and not chosen["qk_norm"]))
         and chosen["position"] in ("rope", "learned")
         and chosen["feedforward"] in ("swiglu", "mlp")
     )

@@ -91,6 +91,11 @@ def _form(model: Model, settings: Settings) -> tuple[str, int | None]:
     if method == "trained":
         if grid is None:
             raise ValueError("method=trained: packs a run of train.qat, which this model is not of")
+        if grid.share < 1:
+            raise ValueError(
+                f"method=trained: {grid.share:.0%} of the weights' difference to {grid.describe()} "
+                f"is trained so far: take a later checkpoint of the run"
+            )
         return grid.bits, grid.group if grid.bits == "int4" else None
     if grid is not None:
         raise ValueError(

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from tinylm.cache import PAGE
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
 from tinylm.sample import reader, vocabulary
@@ -27,13 +28,18 @@ def engine_for(
     """An engine for so many texts, the longest of that many tokens, which grow by `max_tokens`."""
     rows = min(ROWS, texts)
     most = min(model.context_length, longest + config.max_tokens)
+    tokens = rows * most
+    if config.cache == "paged":
+        # Whole blocks for every text, so that none has to wait for another, and one more: of texts
+        # that share a block, the last one needs no copy of it, and is counted as if it did.
+        tokens = (rows * -(-most // PAGE) + 1) * PAGE
     # Nobody waits for a token while prompts are read, so they are read at once.
     return Engine(
         model,
         tokenizer,
         cache=config.cache,
         max_batch=rows,
-        max_tokens=rows * most,
+        max_tokens=tokens,
         chunk=reader.AT_ONCE,
         **config.cache_options,
     )

@@ -193,6 +193,9 @@ def _weights(
     _refuse_mismatch(loaded, net.embedding.num_embeddings, f"train.init={given}")
     if resumed is None:
         session.say(f"weights, model and tokenizer settings come from {given}")
+        if run.model.exits:
+            # They have no weights of their own, so any model can learn them.
+            net.config = replace(net.config, exits=True)
         finetuning.merge(net, session.say)
         if _is_chat(text):
             return finetuning.with_marks(net, loaded, run.train.seed, session.say)
