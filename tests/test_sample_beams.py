@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 from functools import partial
+from math import inf
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.fakes import ByteTokenizer
@@ -15,6 +16,7 @@ from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.model import inference
 from tinylm.reference import choice
 from tinylm.sample import beams, decoding
+from tinylm.sample.logits import RowError
 from tinylm.sample.reader import Reader
 
 SMALL = ModelConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=2, context_length=12, tied=False)
@@ -45,6 +47,8 @@ def scores_after(model, prompt, restrict=lambda row: row):
     penalty=st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
     forbidden=st.integers(0, 10),
 )
+# At the last step no beam grows any more, so its score is not that of a longer one.
+@example(prompt=[0], width=5, ends={7}, penalty=-1.0, forbidden=0)
 def test_beams_are_those_of_the_definition(small, prompt, width, ends, penalty, forbidden):
     config = SampleConfig(
         num_beams=width, samples=width, max_tokens=5, length_penalty=penalty,
@@ -80,6 +84,52 @@ def test_generate_and_stream_return_the_best_beams():
         logs = model(rows).log_softmax(-1)
     totals = logs[0, 2][:, None] + logs[:, 3]
     assert found == [int(totals.argmax()) // 257, int(totals.argmax()) % 257]
+
+
+def test_a_beam_that_no_token_may_follow_drops_out(small):
+    def found(prompt, allowed, dead, ends=()):
+        """The beams where the ids of `dead` let none of `allowed` follow, and the definition's."""
+
+        def restrict(row, text):
+            last = [*prompt, *text][-1]
+            return [x if id in allowed and last not in dead else -inf for id, x in enumerate(row)]
+
+        def step(text):
+            row = restrict(model_row(text), text)
+            return choice.logprobs(row, 0)[0] if max(row) > -inf else row
+
+        def model_row(text):
+            return small(torch.tensor([[*prompt, *text]]))[0, -1].tolist()
+
+        bad = tuple((one, other) for one in dead for other in allowed)
+        config = SampleConfig(
+            num_beams=3, max_tokens=3, allowed_token_ids=allowed, bad_words_ids=bad
+        )
+        with inference(small):
+            best = beams.search(Reader(small, [prompt], 3, vocab_size=11), config, {*ends})
+            wanted = choice.beam_search(step, 3, {*ends}, 3, config.length_penalty)
+        assert [beam.ids for beam in best] == [ids for ids, _ in wanted]
+        assert [beam.score for beam in best] == pytest.approx([score for _, score in wanted])
+        return [beam.ids for beam in best]
+
+    assert sorted(found([4], (1, 2), (1,))) == [[2, 2, 1], [2, 2, 2]]
+    # What has ended stays, though all others come to nothing.
+    assert found([4], (1, 2, 3), (1, 2), ends=(3,)) == [[]]
+    with pytest.raises(RowError, match="no token may follow after 1 tokens"):
+        found([4], (1, 2), (1, 2))
+
+
+def test_fewer_beams_than_samples_are_an_error():
+    model, tokenizer = build(replace(SMALL, vocab_size=257)), ByteTokenizer()
+    config = SampleConfig(num_beams=3, samples=3, max_tokens=2, allowed_token_ids=(5,))
+    problem = "the search found 1 continuations, and samples=3: "
+    with pytest.raises(ValueError, match=problem):
+        sample.generate(model, [[1], [2]], config)
+    for number in range(3):
+        with pytest.raises(ValueError, match=problem):
+            [*decoding.stream_ids(model, tokenizer, "ab", config, sample=number)]
+    both = sample.generate(model, [[1], [2]], replace(config, samples=1))
+    assert both == [[5, 5], [5, 5]]
 
 
 WAYS = {

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tinylm.config import SampleConfig
-from tinylm.sample.drawer import Drawer
-from tinylm.sample.logits import NEVER
+from tinylm.sample.drawer import Drawer, Row
+from tinylm.sample.logits import NEVER, RowError
 from tinylm.sample.logprobs import TokenLogprobs
 from tinylm.sample.reader import Reader
 
@@ -47,7 +47,8 @@ def search(
 
     `reader` is left with some of them. Restrictions and penalties change the log-probabilities as
     they do in drawing. `first` is a token that was chosen already and is not read yet; it counts
-    as one of `max_tokens` and begins every continuation, without a score. The slow definition is
+    as one of `max_tokens` and begins every continuation, without a score. A beam that no token may
+    follow drops out; `RowError` if none is left and none has ended. The slow definition is
     `tinylm.reference.choice.beam_search`. Used inside `model.inference`.
     """
     width, penalty = config.num_beams, config.length_penalty
@@ -63,12 +64,27 @@ def search(
     most = config.max_tokens
     if first is not None:
         drawer.push([first])
-        reader.read([[first]])
         most -= 1
+        if most == 0:
+            return [Beam([first], 0.0, [])]
+        reader.read([[first]])
     totals = torch.zeros(1, dtype=torch.float64, device=reader.last.device)
     finished: list[Beam] = []
     for length in range(1, most + 1):
-        scores = drawer.processed(reader.last).double().log_softmax(-1) + totals[:, None]
+        try:
+            logits = drawer.processed(reader.last)
+        except RowError:
+            rows = zip(drawer.rows, reader.last, strict=True)
+            kept = [i for i, (row, own) in enumerate(rows) if not _dead_end(row, own)]
+            if not kept and finished:
+                return ranked(finished, width)
+            if not kept or len(kept) == len(drawer.rows):
+                raise
+            reader.keep(kept)
+            drawer.keep(kept)
+            totals = totals[kept]
+            logits = drawer.processed(reader.last)
+        scores = logits.double().log_softmax(-1) + totals[:, None]
         going: list[tuple[int, int, float]] = []
         for rank, (parent, id, total) in enumerate(best(scores, 2 * width)):
             if id not in ends:
@@ -79,7 +95,7 @@ def search(
         going = going[:width]
         # Totals only fall: a beam can reach at most this score, and later ones lose ties.
         hope = max((total for *_, total in going), default=NEVER)
-        hope /= (most if penalty > 0 else length + 1) ** penalty
+        hope /= (most if penalty > 0 else min(length + 1, most)) ** penalty
         if not going or _worst(finished, width) >= hope:
             return ranked(finished, width)
         parents = [parent for parent, *_ in going]
@@ -117,6 +133,25 @@ def best(scores: Tensor, count: int) -> list[tuple[int, int, float]]:
 def ranked(beams: Sequence[Beam], width: int) -> list[Beam]:
     """The best `width` beams by their score, best first; of equal ones those found first."""
     return sorted(beams, key=lambda beam: -beam.score)[:width]
+
+
+def of_samples(found: Sequence[Beam], config: SampleConfig) -> Sequence[Beam]:
+    """The beam of each sample; `ValueError` if the search found fewer."""
+    if len(found) < config.samples:
+        raise ValueError(
+            f"the search found {len(found)} continuations, and samples={config.samples}: "
+            f"ask for fewer samples, or allow more tokens"
+        )
+    return found[: config.samples]
+
+
+def _dead_end(row: Row, logits: Tensor) -> bool:
+    """Whether the settings alone leave no token: the logits [V] of the model do."""
+    if not logits.amax().isfinite():
+        return False
+    logits = logits.clone()
+    row.restrict(logits)
+    return bool(logits.amax() == NEVER)
 
 
 def _worst(finished: Sequence[Beam], width: int) -> float:

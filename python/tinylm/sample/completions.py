@@ -100,7 +100,7 @@ def complete(
             with inference(model):
                 reader = read([prompt], config.max_tokens)
                 best = beams.search(reader, config, stops, tokenizer=tokenizer)
-            found += [(beam.ids, beam.logprobs) for beam in best[: config.samples]]
+            found += [(beam.ids, beam.logprobs) for beam in beams.of_samples(best, config)]
     elif draft is not None:
         found = speculation.generate(
             model, read, prompts, config, stops, draft, tokenizer=tokenizer, stats=stats

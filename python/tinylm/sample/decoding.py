@@ -126,7 +126,8 @@ def _by_reader(
         yield healed.token
     if config.num_beams > 1:
         with inference(model):
-            best = beams.search(reader, config, stops, tokenizer=tokenizer, first=healed.token)
+            found = beams.search(reader, config, stops, tokenizer=tokenizer, first=healed.token)
+        best = beams.of_samples(found, config)
         # Without the token that was returned above.
         yield from best[sample].ids[healed.token is not None :]
     elif draft is not None:
