@@ -199,6 +199,34 @@ def test_a_word_that_the_prompt_cuts_goes_on_as_training_saw_it(text, wanted):
     assert (cut == wanted) == (text in ("for", "for name"))
 
 
+def name_model():
+    """A tokenizer, a model that goes on with " name" after "for", and the id of " name"."""
+    tokenizer = tokenizer_of("gpt4")
+    ids = [tokenizer.eos_id, *tokenizer.encode("for name"), tokenizer.eos_id]
+    assert tokenizer.vocab[ids[-2]] == b" name"
+    model = likely(tokenizer, build(model_of("gpt4").config), ids[:-1], ids[1:])
+    return tokenizer, model, ids[-2]
+
+
+def test_a_healed_token_may_be_all_that_beams_have_room_for():
+    tokenizer, model, _ = name_model()
+    config = SampleConfig(num_beams=2, max_tokens=1)
+    assert "".join(sample.stream(model, tokenizer, "for n", config)) == "ame"
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_stop_id_heals_nothing_before_min_tokens(num_beams):
+    tokenizer, model, name = name_model()
+    config = SampleConfig(temperature=0, num_beams=num_beams, max_tokens=6, stop=(name,))
+    assert [*decoding.stream_ids(model, tokenizer, "for n", config)] == []
+    config = dataclasses.replace(config, min_tokens=4)
+    read = prompt.read(tokenizer, "for n", config, tokenizer.vocab_size)
+    ids = [*decoding.stream_ids(model, tokenizer, "for n", config)]
+    assert name not in ids
+    assert len(ids) >= 4
+    assert tokenizer.decode([*read.ids[: read.shared], *ids]).startswith("for n")
+
+
 def test_half_a_character_is_healed_and_no_byte_of_the_prompt_comes_twice():
     # The token of both bytes and more: the prompt's own ids are the two bytes alone.
     tokenizer = Tokenizer.train(["\u00e9s\u00e9s\u00e9s"] * 9, vocab_size=259)

@@ -117,7 +117,7 @@ def _by_reader(
         healed = Healed(prompt.ids, None)
         if prompt.ways:
             settings = config if config.num_beams == 1 else beams.greedily(config)
-            healed = heal(reader, prompt, settings, sample=sample)
+            healed = heal(reader, prompt, settings, sample=sample, ends=stops)
     # Not checked against the stops: these are the prompt's own text.
     yield from healed.ids[shared:]
     if healed.token is not None:

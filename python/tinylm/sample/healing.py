@@ -1,14 +1,13 @@
 """The one draw that decides how the end of a prompt goes on."""
 
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Set
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tinylm.config import SampleConfig
-from tinylm.sample.logits import draw, greedy, process, uniforms
+from tinylm.sample.logits import NEVER, draw, greedy, process, uniforms
 from tinylm.sample.prompt import Prompt
 from tinylm.sample.reader import Reader
 
@@ -24,12 +23,19 @@ class Healed(NamedTuple):
     token: int | None
 
 
-def heal(reader: Reader, prompt: Prompt, config: SampleConfig, *, sample: int) -> Healed:
+def heal(
+    reader: Reader,
+    prompt: Prompt,
+    config: SampleConfig,
+    *,
+    sample: int,
+    ends: Set[int] = frozenset(),
+) -> Healed:
     """Draw the prompt as it is, or one of its ways and a token; the reader then has their ids.
 
     `reader` holds the opening and the shared ids of `prompt`.
     """
-    healed = decide(*choices(reader, prompt), prompt, config, sample=sample)
+    healed = decide(*choices(reader, prompt), prompt, config, sample=sample, ends=ends)
     rest = healed.ids[prompt.shared :]
     if rest:
         reader.read([rest])
@@ -37,13 +43,23 @@ def heal(reader: Reader, prompt: Prompt, config: SampleConfig, *, sample: int) -
 
 
 def decide(
-    logits: Tensor, seen: Tensor, prompt: Prompt, config: SampleConfig, *, sample: int
+    logits: Tensor,
+    seen: Tensor,
+    prompt: Prompt,
+    config: SampleConfig,
+    *,
+    sample: int,
+    ends: Set[int] = frozenset(),
 ) -> Healed:
     """Draw one of the `choices`, for one sample.
 
     The settings of `config` apply to these choices as to any tokens; greedy decoding takes the
-    likeliest.
+    likeliest. With `config.min_tokens` no token of `ends`, those that end a text, is drawn.
     """
+    ways = [(way, token) for way in prompt.ways for token in way.tokens]
+    if config.min_tokens:
+        early = [False, *(token in ends for _, token in ways)]
+        logits = logits.masked_fill(torch.tensor(early, device=logits.device), NEVER)
     logits = process(logits, seen, torch.zeros_like(logits), config)
     if config.temperature == 0:
         index = int(greedy(logits))
@@ -52,8 +68,7 @@ def decide(
         index = int(draw(logits, number.to(logits.device)))
     if not index:
         return Healed(prompt.ids, None)
-    ways = ((way, token) for way in prompt.ways for token in way.tokens)
-    way, token = next(islice(ways, index - 1, None))
+    way, token = ways[index - 1]
     return Healed(way.beginning, token)
 
 

@@ -103,19 +103,21 @@ class Samples:
         longest = max([len(prompt.ids), *(len(way.beginning) for way in prompt.ways)])
         count = len(self.samples)
         engine = engine_for(self.model, self.tokenizer, config, count, len(opening) + longest)
+        stops = vocabulary.stops(self.model, self.tokenizer, config)
         healed = dict.fromkeys(self.samples, Healed(prompt.ids, None))
         if prompt.ways:
             begun = [*opening, *prompt.ids[: prompt.shared]]
             with inference(self.model), engine.reading(begun) as held:
                 found = choices(held, prompt)
                 healed = {
-                    sample: decide(*found, prompt, config, sample=sample) for sample in self.samples
+                    sample: decide(*found, prompt, config, sample=sample, ends=stops)
+                    for sample in self.samples
                 }
         for sample, (ids, token) in healed.items():
             # Not checked against the stops: these are the prompt's own text.
             self._found[sample] += ids[prompt.shared :]
             drawn = [] if token is None else [token]
-            if {*drawn} & vocabulary.stops(self.model, self.tokenizer, config):
+            if token in stops:
                 continue
             self._found[sample] += drawn
             if len(drawn) < config.max_tokens:
