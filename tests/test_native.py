@@ -205,3 +205,10 @@ def test_the_step_chooses_only_without_other_settings():
     assert numbers == [choices.uniforms(3, 0, 0, 0, 1)[0]]
     others = ({"top_k": 2}, {"top_p": 0.5}, {"presence_penalty": 1.0}, {"logprobs": 1})
     assert [chances(**other) for other in others] == [None] * 4
+
+
+def test_the_hash_of_an_array_is_that_of_its_bytes():
+    array = np.arange(5000, dtype=np.int64).view(np.uint8)
+    assert _rust.xxh3_64(array) == _rust.xxh3_64(array.tobytes())
+    with pytest.raises((TypeError, ValueError)):
+        _rust.xxh3_64(array[::2])

@@ -194,8 +194,8 @@ class Stream:
     def close(self) -> None:
         """End the threads."""
 
-def xxh3_64(data: bytes) -> int:
-    """The hash of one block, as the manifest holds it."""
+def xxh3_64(data: bytes | NDArray[np.uint8]) -> int:
+    """The hash of one block, as the manifest holds it. An array is [N] and contiguous."""
 
 # Inference
 

@@ -232,7 +232,7 @@ def step_for(model: nn.Module) -> Step | None:
 
 def _hash(tensor: Tensor) -> int:
     content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return _rust.xxh3_64(content.numpy().tobytes())
+    return _rust.xxh3_64(content.numpy())
 
 
 def fits(model: nn.Module) -> bool:

@@ -7,9 +7,10 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use tinylm_dataloader::format::{BLOCK_BYTES, HEADER_BYTES, Width, hash};
 use tinylm_dataloader::plan::cached_blocks;
 use tinylm_dataloader::read::Reading;
@@ -208,10 +209,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Bytes, or an array [N] of uint8 whose numbers follow each other in memory.
+#[derive(FromPyObject)]
+enum Content<'py> {
+    Bytes(PyBackedBytes),
+    Array(PyReadonlyArray1<'py, u8>),
+}
+
 /// The xxh3 (64 bits) of some bytes, as the manifest holds it for each block.
 #[pyfunction]
-fn xxh3_64(data: &[u8]) -> u64 {
-    hash(data)
+fn xxh3_64(data: Content<'_>) -> PyResult<u64> {
+    Ok(match data {
+        Content::Bytes(bytes) => hash(&bytes),
+        Content::Array(array) => hash(array.as_slice()?),
+    })
 }
 
 /// Adds the classes and functions of this file to `tinylm._rust`.
