@@ -171,6 +171,9 @@ def test_views_forks_and_copies_of_rows():
         held.rows([1]).read([[0] * 6])
     with pytest.raises(ValueError, match="one token or more"):
         held.read([[1], [], [1], [1]])
+    for wrong in (-1, 37):
+        with pytest.raises(ValueError, match=f"id {wrong}: the vocabulary is 0 to 36"):
+            held.read([[1], [wrong], [1], [1]])
     with pytest.raises(ValueError, match="is read by its step"):
         model(torch.tensor([[1]]), cache=native.build(model, 1, 4))
 

@@ -155,6 +155,9 @@ class Native(Base):
                 )
         runs = [*zip(self.index, self.ends, counts, strict=True)]
         flat = [token for row in tokens for token in row]
+        # What is too large, Rust refuses with the same words.
+        if min(flat) < 0:
+            raise ValueError(f"id {min(flat)}: the vocabulary is 0 to {self.step.vocab_size - 1}")
         if every or len(flat) == len(runs):
             return runs, flat, [*range(len(flat))]
         return runs, flat, [end - 1 for end in accumulate(counts)]

@@ -41,21 +41,24 @@ def build(
 
     `max_length` is at most the model's context length; the buffers take the dtype that the
     model computes in. The class of each kind says what its `options` are. Raises `ValueError` for
-    a kind or an option that there is not.
+    a kind or an option that there is not, and for an option that is missing.
     """
     limit = model.context_length
     if not 1 <= max_length <= limit:
         raise ValueError(f"max_length={max_length}: must be 1 to the context length, {limit}")
     if kind not in KINDS:
         raise ValueError(f"kind={kind}: must be {' or '.join(KINDS)}")
-    known = [
-        name
+    known = {
+        name: parameter
         for name, parameter in signature(KINDS[kind]).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
-    ]
+    }
     for option in options:
         if option not in known:
             raise ValueError(f"{option}={options[option]}: cache={kind} takes {', '.join(known)}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise ValueError(f"cache={kind} needs {name}=: give it as an option")
     held = KINDS[kind](
         model.decode_states(),
         batch_size,

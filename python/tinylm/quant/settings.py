@@ -82,6 +82,8 @@ def read(given: Mapping[str, str]) -> Settings:
         raise ConfigError(f"group={settings.group}: choose {', '.join(map(str, GROUPS))}")
     if settings.rows < 1:
         raise ConfigError(f"rows={settings.rows}: must be at least 1")
+    if settings.seed >= 2**63:
+        raise ConfigError(f"seed={settings.seed}: must be below 2^63")
     return settings
 
 
