@@ -137,6 +137,10 @@ def test_a_row_without_a_token_is_named_and_nothing_has_changed():
             group.draw(bad)
         assert caught.value.row == row
         assert group.drawn == before
+        others = [other for other in range(4) if other != row]
+        group.draw(bad, going=others)
+        assert [len(ids) for ids in group.drawn] == [2 if i in others else 1 for i in range(4)]
+        group.truncate([1] * 4)
     group.draw(steps[1])
     stuck = replace(CONFIGS[0], allowed_token_ids=(5,), bad_words_ids=((5, 5),))
     group.add(stuck, [5], (1, 0))

@@ -128,6 +128,43 @@ def test_log_probabilities_and_restrictions_are_those_of_plain_decoding(small, d
             assert [row.id for row in rows][: len(ids)] == ids
 
 
+ENDING = {"allowed_token_ids": (7, 8), "stop": (8,), "bad_words_ids": ((8, 7), (8, 8))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_drawn_after_the_end_of_a_text(kind, small, drafts):
+    """No token may follow the stop here, and some rows end before others."""
+    for seed in range(6):
+        config = SampleConfig(temperature=1.0, max_tokens=12, samples=6, seed=seed, **ENDING)
+        found = sample.generate(small, PROMPTS, config, draft=drafts[kind])
+        assert {id for ids in found for id in ids} == {7}
+        if kind == "lookup":
+            assert found == sample.generate(small, PROMPTS, config)
+
+
+def test_a_draft_that_runs_into_a_dead_end_guesses_no_further(small, drafts):
+    """Nothing may follow 8, which the draft takes and the model never does."""
+    config = SampleConfig(
+        temperature=0, max_tokens=8, allowed_token_ids=(0, 2, 8),
+        bad_words_ids=((8, 0), (8, 2), (8, 8)),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="no token may follow"):
+        sample.generate(drafts["model"].model, PROMPTS[:1], config)
+    plain = sample.generate(small, PROMPTS[:1], config)
+    assert sample.generate(small, PROMPTS[:1], config, draft=drafts["model"]) == plain
+
+
+def test_no_guess_comes_after_one_that_ends_the_text(small):
+    (plain,) = sample.generate(small, [[1, 2, 3]], SampleConfig(temperature=0, max_tokens=12))
+    end = next(i for i in range(1, 12) if plain[i] not in plain[:i])
+    config = SampleConfig(temperature=0, max_tokens=12, stop=(plain[end],), draft_tokens=10)
+    draft = ModelDraft(small)
+    found = sample.generate(small, [[1, 2, 3]], config, draft=draft, stats=(stats := Stats()))
+    assert found == [plain[:end]]
+    # The first token is no guess, and the stop is one that is kept.
+    assert (stats.passes, stats.guessed, stats.kept) == (1, end, end)
+
+
 def logged(model, config, draft=None):
     """The ids and log-probabilities of two texts, in plain steps or in passes of several tokens."""
     with inference(model):

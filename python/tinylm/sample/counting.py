@@ -41,19 +41,29 @@ class Counts:
             return None, None
         return self.seen[index], self.counts[index]
 
-    def add(self, ids: Tensor) -> None:
-        """Count one more token [R] per row."""
-        if self.seen is not None and self.counts is not None:
+    def add(self, ids: Tensor, rows: Sequence[int] | None = None) -> None:
+        """Count one more token [R] per row, or of those of `rows` alone."""
+        if self.seen is None or self.counts is None:
+            return
+        if rows is not None:
+            index = torch.tensor([*rows], dtype=torch.int64, device=self.device)
+            self.seen[index, ids[index]] = True
+            self.counts[index, ids[index]] += 1
+        else:
             self.seen.scatter_(1, ids[:, None], True)
             self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
 
     def set(self, row: int, prompt: Sequence[int], drawn: Sequence[int]) -> None:
         """Count the tokens of one row anew."""
         if self.seen is not None and self.counts is not None:
-            ids = torch.tensor(drawn, dtype=torch.int64, device=self.device)
-            self.counts[row] = torch.bincount(ids, minlength=self.vocab_size)
+            self.counts[row] = torch.bincount(self._known(drawn), minlength=self.vocab_size)
             self.seen[row] = self.counts[row] > 0
-            self.seen[row, torch.tensor(prompt, dtype=torch.int64, device=self.device)] = True
+            self.seen[row, self._known(prompt)] = True
+
+    def _known(self, ids: Sequence[int]) -> Tensor:
+        """Those ids that have a logit: a padded model reads others too."""
+        known = [id for id in ids if id < self.vocab_size]
+        return torch.tensor(known, dtype=torch.int64, device=self.device)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""

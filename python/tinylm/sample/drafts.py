@@ -22,7 +22,7 @@ from tinylm.config import ConfigError, SampleConfig
 from tinylm.config.limits import show
 from tinylm.model import Model
 from tinylm.sample.drawer import Drawer
-from tinylm.sample.logits import DRAFT, draw, greedy
+from tinylm.sample.logits import DRAFT, RowError, draw, greedy
 from tinylm.sample.reader import Reader
 
 if TYPE_CHECKING:
@@ -219,7 +219,8 @@ class Drawn:
     """The guesses that a model draws, from its distributions as the settings change them.
 
     They are drawn by the drawer of the texts, with random numbers of their own, and taken back: so
-    penalties and filters apply to a guess as to any token.
+    penalties and filters apply to a guess as to any token. The guesses of a text end at one that
+    would end it, and where no token may follow: the model may never come there.
     """
 
     def __init__(self, source: Source, drawer: Drawer) -> None:
@@ -235,17 +236,36 @@ class Drawn:
         self.unread = [[] for _ in self.unread]
         # The last guess of a text is not read. A text whose window would move guesses no further.
         counts = [min(w, r + 1) for w, r in zip(wanted, self.source.room(), strict=True)]
-        found: list[list[int]] = []
+        tokens: list[list[int]] = [[] for _ in counts]
         distributions: list[Tensor] = []
-        for place in range(max(counts)):
-            if place:
-                logits = self.source.read(found[-1])
-            found.append(self.drawer.draw(logits, partial(self._choose, distributions)))
+        going = [row for row, count in enumerate(counts) if count]
+        while True:
+            ids, going = self._draw(logits, going, distributions)
+            for row in going:
+                tokens[row].append(ids[row])
+            # A text gets no more guesses than it may have, whatever its neighbours may.
+            going = [
+                row
+                for row in going
+                if len(tokens[row]) < counts[row] and ids[row] not in self.drawer.rows[row].ends
+            ]
+            if not going:
+                break
+            logits = self.source.read(ids)
         self.source.end()
         self.drawer.truncate(positions)
-        # A text gets no more guesses than it may have, whatever its neighbours may.
-        tokens = [[guesses[row] for guesses in found[:count]] for row, count in enumerate(counts)]
         return Proposal(tokens, distributions or None)
+
+    def _draw(
+        self, logits: Tensor, going: list[int], distributions: list[Tensor]
+    ) -> tuple[list[int], list[int]]:
+        """A guess per text, and those of `going` that have one: others can have no token."""
+        while going:
+            try:
+                return self.drawer.draw(logits, partial(self._choose, distributions), going), going
+            except RowError as error:
+                going = [row for row in going if row != error.row]
+        return [], going
 
     def _choose(self, distributions: list[Tensor], logits: Tensor) -> Tensor:
         """Draw a guess, and keep what it was drawn from unless it is sure."""

@@ -94,7 +94,8 @@ class Row:
         if self.matcher is not None:
             logits.masked_fill_(~self.matcher.allowed().to(logits.device), -math.inf)
         if len(self.drawn) < self.config.min_tokens:
-            logits[[*self.ends]] = -math.inf
+            # A padded model may name an end that has no logit.
+            logits[[id for id in self.ends if id < logits.size(-1)]] = -math.inf
 
     def problem(self) -> str:
         """Why no token is left, for an error."""
@@ -163,30 +164,35 @@ class Drawer:
         """What each text has drawn, with log-probabilities; empty where they are not asked for."""
         return [row.logprobs for row in self.rows]
 
-    def draw(self, logits: Tensor, choose: Choose | None = None) -> list[int]:
+    def draw(
+        self, logits: Tensor, choose: Choose | None = None, going: Sequence[int] | None = None
+    ) -> list[int]:
         """logits [R, V] to the next id of each text.
 
-        They are processed first; `choose` takes the ids in another way then. Raises `RowError`,
-        before anything changes, where no token of a text can be drawn.
+        They are processed first; `choose` takes the ids in another way then. Texts outside
+        `going`, if given, stay as they are, and their ids mean nothing. Raises `RowError`, before
+        anything changes, where no token of a text can be drawn.
         """
         if choose is None and self._greedy:
             # The plainest case needs one pass, which also tells whether the logits are finite.
             largest, ids = logits.max(-1)
             check_largest(largest, self.rows[0].config)
         else:
-            ids = (choose or self.choose)(self.processed(logits))
+            ids = (choose or self.choose)(self.processed(logits, going))
         # One transfer from the device for all rows, not one per row.
         found: list[int] = ids.tolist()
-        self._counts.add(ids)
-        self._append(found, logits)
+        self._counts.add(ids, going)
+        self._append(found, logits, going)
         return found
 
-    def processed(self, logits: Tensor) -> Tensor:
+    def processed(self, logits: Tensor, going: Sequence[int] | None = None) -> Tensor:
         """logits [R, V] to the logits that the next token of each text is drawn from.
 
-        Nothing changes. Raises `RowError` where no token of a text can be drawn.
+        Nothing changes. Raises `RowError` where no token of a text can be drawn. Texts
+        outside `going`, if given, are left out: their logits mean nothing.
         """
-        restricted = [i for i, row in enumerate(self.rows) if self._restricts(row)]
+        rows = range(len(self.rows)) if going is None else going
+        restricted = [i for i in rows if self._restricts(self.rows[i])]
         if restricted:
             logits = logits.clone()
         for i in restricted:
@@ -196,10 +202,12 @@ class Drawer:
                 raise RowError(i, str(error)) from None
             if logits[i].amax() == -math.inf:
                 raise RowError(i, self.rows[i].problem())
-        if len(self._groups) == 1:
+        if len(self._groups) == 1 and len(rows) == len(self.rows):
             return process(logits, self._counts.seen, self._counts.counts, self._groups[0][0])
-        found = torch.empty_like(logits)
-        for config, index in self._groups:
+        found = torch.zeros_like(logits)
+        wanted = torch.tensor([*rows], device=self.device)
+        for config, group in self._groups:
+            index = group if len(rows) == len(self.rows) else group[torch.isin(group, wanted)]
             try:
                 found[index] = process(logits[index], *self._counts.of(index), config)
             except RowError as error:
@@ -297,9 +305,12 @@ class Drawer:
         early = len(row.drawn) < row.config.min_tokens and bool(row.ends)
         return row.rules is not None or row.matcher is not None or early
 
-    def _append(self, tokens: Sequence[int], logits: Tensor | None) -> None:
-        """Add a token to each text."""
-        for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
+    def _append(
+        self, tokens: Sequence[int], logits: Tensor | None, going: Sequence[int] | None = None
+    ) -> None:
+        """Add a token to each text, or to those of `going` alone."""
+        for i in range(len(self.rows)) if going is None else going:
+            row, token = self.rows[i], tokens[i]
             row.drawn.append(token)
             if row.matcher is not None:
                 row.matcher.push(token)

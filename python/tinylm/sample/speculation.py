@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
-from tinylm.sample.drafts import Draft, Proposal
+from tinylm.sample.drafts import Draft
 from tinylm.sample.drawer import Drawer
 from tinylm.sample.logits import KEEP, draw
 from tinylm.sample.logprobs import TokenLogprobs
@@ -151,42 +151,45 @@ class Speculator:
         wanted = [max(0, min(self.tokens, left - 1, room - 1)) for left, room in rooms]
         proposal = self.guesses.propose(wanted)
         stats.guessing += time.perf_counter() - start
-        guesses = proposal.tokens
+        # Nothing is read after a guess that would end its text.
+        texts = zip(proposal.tokens, self.drawer.rows, strict=True)
+        guesses = [_ended(ids, text.ends) for ids, text in texts]
         longest = max(map(len, guesses))
         sizes = [len(text) for text in reader.texts]
         # Shorter rows are filled up, and the filling is forgotten again.
         filled = [ids + [0] * (longest - len(ids)) for ids in guesses]
         rows = [unread + ids for unread, ids in zip(self.unread, filled, strict=True)]
-        new = self._verify(reader.read(rows), proposal)
+        new = self._verify(reader.read(rows), guesses, proposal.distributions)
         lengths = [size + len(ids) for size, ids in zip(sizes, new, strict=True)]
         if lengths != [len(text) for text in reader.texts]:
             reader.truncate(lengths)
         stats.passes += len(rows)
         stats.tokens += sum(map(len, new))
         stats.guessed += sum(map(len, guesses))
-        stats.kept += sum(len(ids) - 1 for ids in new)
+        # A guess that is not kept differs from the token in its place.
+        pairs = zip(guesses, new, strict=True)
+        stats.kept += sum(a == b for some, ids in pairs for a, b in zip(some, ids, strict=False))
         return new
 
-    def _verify(self, logits: Tensor, proposal: Proposal) -> list[list[int]]:
-        """Logits [R, T, V] after each token read to the ids that each row gets."""
-        drawer, guesses = self.drawer, proposal.tokens
-        positions = [len(drawn) for drawn in drawer.drawn]
+    def _verify(
+        self, logits: Tensor, guesses: list[list[int]], distributions: list[Tensor] | None
+    ) -> list[list[int]]:
+        """Logits [R, T, V] after each token read to the ids that each row gets, up to an end."""
+        drawer = self.drawer
         new: list[list[int]] = [[] for _ in guesses]
         going = [*range(len(guesses))]
         for place in range(logits.size(1)):
             here = [ids[place] if place < len(ids) else None for ids in guesses]
             choose = None
-            if proposal.distributions is not None and place < len(proposal.distributions):
-                choose = partial(self._judge, proposal.distributions[place], here)
-            ids = drawer.draw(logits[:, place], choose)
+            if distributions is not None and place < len(distributions):
+                choose = partial(self._judge, distributions[place], here)
+            ids = drawer.draw(logits[:, place], choose, going)
             for row in going:
                 new[row].append(ids[row])
-            going = [row for row in going if ids[row] == here[row]]
+            kept = [row for row in going if ids[row] == here[row]]
+            going = [row for row in kept if ids[row] not in drawer.rows[row].ends]
             if not going:
                 break
-        # Rows that ended sooner than others have drawn on.
-        if len({*map(len, new)}) > 1:
-            drawer.truncate([at + len(ids) for at, ids in zip(positions, new, strict=True)])
         return new
 
     def _judge(self, q: Tensor, here: Sequence[int | None], logits: Tensor) -> Tensor:
@@ -195,6 +198,12 @@ class Speculator:
         ids = torch.tensor([id or 0 for id in here], device=logits.device)
         keep, numbers = self.drawer.numbers(KEEP), self.drawer.numbers()
         return judge(logits.double().softmax(-1), q * given[:, None], ids, keep, numbers)
+
+
+def _ended(ids: list[int], ends: Set[int]) -> list[int]:
+    """Ids up to the first that ends a text, which is the last then."""
+    end = next((place for place, id in enumerate(ids) if id in ends), len(ids))
+    return ids[: end + 1]
 
 
 def generate(
