@@ -1,6 +1,7 @@
 """`python -m tinylm.sample`: what it prints, and what it says of bad arguments."""
 
 import dataclasses
+import re
 import shlex
 import subprocess
 import sys
@@ -78,6 +79,24 @@ def test_log_probabilities_are_a_table_below_the_text(run, small, tokenizer, cap
     with pytest.raises(ConfigError, match=r"sample.allowed_token_ids=999: the vocabulary is 0 to"):
         main([str(run), "ab", "allowed_token_ids=[999]"])
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+def test_log_probabilities_with_a_stop_text_name_both_settings(run, name, capsys):
+    message = rf"sample\.{name}=1: .*sample\.stop has the text 'foo': .*leave {name} out"
+    with pytest.raises(ConfigError, match=message):
+        main([str(run), "ab", f"{name}=1", "stop=foo"])
+    assert main([str(run), "ab", f"{name}=1", "stop=7"]) == 0
+    assert "token " in capsys.readouterr().out
+
+
+def test_a_draft_says_what_it_was_worth(run, capsys):
+    for settings in (["logprobs=1"], []):
+        main([str(run), "abab", "draft=lookup", *settings])
+        (line,) = capsys.readouterr().err.splitlines()
+        guessed = re.fullmatch(r".*draft lookup: \d+ of (\d+) guesses kept .*", line)
+        assert guessed is not None
+        assert int(guessed[1]) > 0
 
 
 def test_a_checkpoint_has_the_settings_of_its_run(run, capsys):

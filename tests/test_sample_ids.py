@@ -20,6 +20,8 @@ from tinylm.config import (
 )
 from tinylm.model import Origin
 from tinylm.sample import decoding, prompt
+from tinylm.sample.engine import Engine
+from tinylm.sample.logits import RowError, check_largest
 
 
 def with_post_processor(tmp_path, part):
@@ -122,6 +124,33 @@ def test_an_id_that_no_token_has_is_never_drawn(tmp_path, gap):
     # Without a tokenizer nothing is known of the ids: they are all the model's.
     raw = sample.generate(model, [[1]], SampleConfig(temperature=50.0, max_tokens=200))
     assert not {*raw[0]} <= known
+
+
+def test_ids_of_a_padded_model_may_stand_in_prompts_and_stops():
+    tokenizer = tokenizer_of("byte")
+    model = build(dataclasses.replace(model_of("byte").config, vocab_size=500))
+    config = SampleConfig(temperature=0, max_tokens=8)
+    plain = sample.generate(model, [[400, 1]], config, tokenizer=tokenizer)
+    stopped = dataclasses.replace(config, stop=(400, plain[0][0]), min_tokens=2)
+    (ids,) = sample.generate(model, [[400, 1]], stopped, tokenizer=tokenizer)
+    assert len(ids) >= 2
+    assert plain[0][0] not in ids[:2]
+    # A penalty that changes nothing but counts all the same.
+    counted = dataclasses.replace(config, repetition_penalty=1 + 1e-12)
+    assert sample.generate(model, [[400, 1]], counted, tokenizer=tokenizer) == plain
+    engine = Engine(model, tokenizer)
+    engine.add([1], dataclasses.replace(counted, presence_penalty=0.1), drawn=[400])
+    assert engine.step()
+
+
+def test_a_bias_that_passes_the_range_of_float32_is_named():
+    for bias in (1e39, -1e39):
+        with pytest.raises(ValueError, match=r"sample\.logit_bias=-?1e\+39: .*finite in float32"):
+            SampleConfig(logit_bias={5: bias})
+    largest = SampleConfig(logit_bias={5: 3e38}, temperature=1.0, max_tokens=2)
+    assert sample.generate(model_of("byte"), [[1]], largest) == [[5, 5]]
+    with pytest.raises(RowError, match=r"or .*logit_bias=\{5: 3e\+38\} pass the range"):
+        check_largest(torch.tensor([math.inf]), largest)
 
 
 def test_a_text_ends_at_each_end_of_text_of_the_model():

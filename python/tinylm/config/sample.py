@@ -24,6 +24,8 @@ STRUCTURES = ("json_schema", "regex", "choice", "grammar")
 # The settings that forbid or favour tokens by their ids or texts.
 RESTRICTIONS = ("logit_bias", "allowed_token_ids", "bad_words", "bad_words_ids", *STRUCTURES)
 SHARE = {"gt": 0, "le": 1}
+# The largest number of float32, in which biases are added.
+LARGEST = (2 - 2**-23) * 2.0**127
 
 # The kinds of caches that keep `cache_tokens` tokens.
 BOUNDED = ("window", "random", "h2o", "snapkv")
@@ -131,7 +133,8 @@ class SampleConfig:
     logprobs: int | None = setting(
         None,
         "Report the log-probability of each token, and this many of the likeliest ones beside it. "
-        "They are the model's own, before any of these settings.",
+        "They are the model's own, before any of these settings. A text prompt is not healed then, "
+        "and stops are ids alone.",
         COUNT_OR_ZERO,
     )
     prompt_logprobs: int | None = setting(
@@ -187,6 +190,9 @@ class SampleConfig:
             require(bool(count), "sample.draft", self.draft, "expected skip:N, N at least 1")
         one = self.draft is None or self.num_beams == 1
         require(one, "sample.draft", self.draft, f"has no use for num_beams={self.num_beams}")
+        for bias in (self.logit_bias or {}).values():
+            single = abs(bias) <= LARGEST
+            require(single, "sample.logit_bias", bias, "must be finite in float32, below 3.4e+38")
         require(
             self.min_tokens <= self.max_tokens,
             "sample.min_tokens",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tinylm import commands, config, terminal, threads
-from tinylm.config import ConfigError, Run
+from tinylm.config import ConfigError, Run, SampleConfig
 
 if TYPE_CHECKING:
     from tinylm.model import Model
@@ -32,6 +32,8 @@ Settings start as in the run's config.yaml, or else as below; `sample.` may be l
 """
 CHAT = "--chat"
 SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+# The settings that ask for log-probabilities.
+SCORES = ("logprobs", "prompt_logprobs")
 # What can be done about a special token in a prompt.
 PLAIN = "take it out: a prompt is plain text, and without one a new document begins"
 Item = TypeVar("Item")
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     folder, prompt, overrides, chat = _parse(arguments)
     with commands.finding(folder, "sample"):
         run = _settings(folder, overrides)
+        scored = not chat and _scored(run.sample)
         if prompt is None and not chat:
             prompt = _standard_input()
         # These take seconds: a typo above is answered before them.
@@ -62,7 +65,6 @@ def main(arguments: Sequence[str]) -> int:
 
         raise origin.why_no_tokenizer(folder, "a text cannot become ids without one")
     with threads.sharing(torch.get_num_threads()):
-        scored = run.sample.logprobs is not None or run.sample.prompt_logprobs is not None
         if chat:
             from tinylm.sample.talking import talk
 
@@ -119,6 +121,18 @@ def _settings(folder: Path, overrides: Sequence[str]) -> Run:
     return replace(run, sample=run.sample.as_trained()) if ours else run
 
 
+def _scored(settings: SampleConfig) -> bool:
+    """Whether log-probabilities are asked for, whose texts stop at ids alone."""
+    name = next((name for name in SCORES if getattr(settings, name) is not None), None)
+    text = next((stop for stop in settings.stop if isinstance(stop, str)), None)
+    if name is not None and text is not None:
+        raise ConfigError(
+            f"sample.{name}={getattr(settings, name)}: stops at ids alone, and sample.stop has the "
+            f"text {text!r}: give its id, or leave {name} out"
+        )
+    return name is not None
+
+
 def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> None:
     """Write every continuation as it comes, and their speed where somebody watches.
 
@@ -153,11 +167,13 @@ def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> Non
 def _print_scored(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> None:
     """Write every continuation, and a table of the log-probabilities that are asked for.
 
-    The prompt is read as it is: its end is not healed.
+    The prompt is read as it is: its end is not healed. With a draft a line on standard error says
+    what it was worth.
     """
     from tinylm.sample import prompt as prompts
     from tinylm.sample.completions import complete
     from tinylm.sample.logprobs import table
+    from tinylm.sample.speculation import Stats
 
     def text(id: int) -> str:
         return tokenizer.decode([id])
@@ -166,12 +182,15 @@ def _print_scored(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run)
     with commands.remedies(special=PLAIN):
         read = prompts.read(tokenizer, prompt, plain, model.embedding.num_embeddings)
     ids = [*read.opening, *read.ids]
-    for number, found in enumerate(complete(model, [ids], plain, tokenizer=tokenizer)):
+    completions = complete(model, [ids], plain, tokenizer=tokenizer, stats=(stats := Stats()))
+    for number, found in enumerate(completions):
         if run.sample.samples > 1:
             print(f"{'-' * 24} sample {number + 1} of {run.sample.samples} {'-' * 24}")
         print(f"{prompt}{tokenizer.decode(found.ids)}")
         scores = [one for one in found.prompt_logprobs if not number] + found.logprobs
         print("\n".join(["", *table(scores, text)]), flush=True)
+    if run.sample.draft is not None:
+        commands.tell(f"draft {run.sample.draft}: {stats}")
 
 
 class Count:

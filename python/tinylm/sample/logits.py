@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinylm.config import SampleConfig
+from tinylm.config.limits import show
 from tinylm.sample import nucleus
 
 # The second word of the generator's key: no other part of TinyLM draws from this stream.
@@ -73,7 +74,8 @@ def check_largest(largest: Tensor, config: SampleConfig) -> None:
     row = next((row for row, value in enumerate(values) if not math.isfinite(value)), None)
     if row is None:
         return
-    settings = ", ".join(f"{name}={getattr(config, name)}" for name in PENALTIES)
+    names = [*PENALTIES, *(["logit_bias"] if config.logit_bias else [])]
+    settings = ", ".join(f"{name}={show(getattr(config, name))}" for name in names)
     raise RowError(
         row,
         f"the largest logit of row {row} is {values[row]}: the model's logits are not finite, or "
