@@ -149,7 +149,7 @@ def interrupting(at):
             return None
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
         # What is on its way to an interrupted caller is lost to it, whoever tries what.
-        leaving = frame.f_code.co_name == "step" or line.strip() == "return told"
+        leaving = frame.f_code.co_name == "step" or line.strip() in ("return told", "return ended")
         if event == "line" and not leaving and next(left) == 0:
             raise KeyboardInterrupt
         return trace

@@ -207,12 +207,14 @@ class Engine:
 
     def take_ended(self) -> list[Ended]:
         """The requests that have ended since the last call, in the order of their numbers."""
-        ended, self._ended = self._ended, []
-        return [
+        ended = [
             Ended(r.number, r.text[r.prompt :], r.reason, r.error, r.logprobs)
-            for r in sorted(ended, key=lambda request: request.number)
+            for r in sorted(self._ended, key=lambda request: request.number)
             if r.reason is not None
         ]
+        # Last: an interrupted call is asked again.
+        self._ended = []
+        return ended
 
     @contextmanager
     def reading(self, ids: Sequence[int]) -> Iterator[Reader]:
