@@ -81,11 +81,8 @@ class Engine:
             raise ValueError(
                 f"max_tokens={max_tokens}: must be at least max_batch={max_batch}, a token per row"
             )
-        self.forward = Forward(
-            model,
-            vocab_size=vocabulary.size(model, tokenizer),
-            missing=vocabulary.missing(model, tokenizer),
-        )
+        size, missing = vocabulary.size(model, tokenizer), vocabulary.missing(model, tokenizer)
+        self.forward = Forward(model, vocab_size=size, missing=missing)
         with torch.inference_mode():
             self.cache = make_cache(model, max_batch, self.max_length, cache, **options)
         # A cache that forgets the oldest tokens by itself need not be filled anew.
