@@ -183,13 +183,9 @@ class Native(Base):
         taken._set([self.ends[row] for row in wanted])
         return taken
 
-    def fork(self, row: int, to: Sequence[int]) -> None:
-        """Copy the tokens of `row` to the empty rows `to`."""
-        self._empty(to)
+    def _fork(self, row: int, to: Sequence[int]) -> None:
         for other in to:
             self.held.copy(self.index[row], self.index[other])
-        end = self.ends[row]
-        self._count([end if other in to else own for other, own in enumerate(self.ends)])
 
     def stats(self) -> CacheStats:
         """Return what is stored and what it costs."""

@@ -76,8 +76,8 @@ class Base(ABC):
         """
 
     @abstractmethod
-    def fork(self, row: int, to: Sequence[int]) -> None:
-        """Let the empty rows `to` go on from the tokens of `row`."""
+    def _fork(self, row: int, to: Sequence[int]) -> None:
+        """Give the empty rows `to` what is stored of `row`, in memory of their own or shared."""
 
     @abstractmethod
     def stats(self) -> CacheStats:
@@ -108,6 +108,13 @@ class Base(ABC):
             "tokenizer": None if tokenizer is None else tokenizer.sha256,
         }
         saving.save(path, self.tensors(), header, self.model)
+
+    def fork(self, row: int, to: Sequence[int]) -> None:
+        """Let the empty rows `to` go on from the tokens of `row`."""
+        self._empty(to)
+        self._fork(row, to)
+        end = self.ends[row]
+        self._count([end if other in to else own for other, own in enumerate(self.ends)])
 
     def reserve(self, tokens: int) -> None:
         """Raise `Full` unless `tokens` more fit in every row."""

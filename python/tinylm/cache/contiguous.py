@@ -121,12 +121,8 @@ class Contiguous(Base):
         taken._set([self.ends[row] for row in rows.tolist()])
         return taken
 
-    def fork(self, row: int, to: Sequence[int]) -> None:
-        """Copy the tokens of `row` to the empty rows `to`."""
-        self._empty(to)
-        end = self.ends[row]
-        self._copy(self.numbers[[row]], self, end, self.numbers[[*to]])
-        self._count([end if other in to else own for other, own in enumerate(self.ends)])
+    def _fork(self, row: int, to: Sequence[int]) -> None:
+        self._copy(self.numbers[[row]], self, self.ends[row], self.numbers[[*to]])
 
     def stats(self) -> CacheStats:
         """Return what is stored and what it costs; an unfilled place is waste."""

@@ -124,15 +124,12 @@ class Evicting(Base):
         taken._set([self.ends[row] for row in rows.tolist()])
         return taken
 
-    def fork(self, row: int, to: Sequence[int]) -> None:
-        """Copy what is held of `row` to the empty rows `to`."""
-        self._empty(to)
+    def _fork(self, row: int, to: Sequence[int]) -> None:
         source, target = self.numbers[[row]], self.numbers[[*to]]
         for held in self.layers:
             for x in [] if held is None else held.tensors().values():
                 x[target] = x[source]
         self.earlier.copy(source, self.earlier, self.ends[row], target)
-        self._count([self.ends[row] if at in to else end for at, end in enumerate(self.ends)])
 
     def stats(self) -> CacheStats:
         """Return what is held and what it costs; a place that no token has is waste."""

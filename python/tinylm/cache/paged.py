@@ -214,13 +214,9 @@ class Paged(Base):
         taken._set([self.ends[row] for row in chosen])
         return taken
 
-    def fork(self, row: int, to: Sequence[int]) -> None:
-        """Let the empty rows `to` share the blocks of `row`."""
-        self._empty(to)
-        end = self.ends[row]
+    def _fork(self, row: int, to: Sequence[int]) -> None:
         for other in to:
-            self._share(other, self.tables[self.index[row]][: self.needed_for(end)])
-        self._count([end if other in to else own for other, own in enumerate(self.ends)])
+            self._share(other, self.tables[self.index[row]][: self.needed_for(self.ends[row])])
 
     def stats(self) -> CacheStats:
         """Return what these rows store; a place is counted once, whoever shares it."""

@@ -252,9 +252,7 @@ class Grouped(Base):
         taken._set([self.ends[row] for row in rows.tolist()])
         return taken
 
-    def fork(self, row: int, to: Sequence[int]) -> None:
-        """Copy the tokens of `row` to the empty rows `to`."""
-        self._empty(to)
+    def _fork(self, row: int, to: Sequence[int]) -> None:
         source, target = self.numbers[[row]], self.numbers[[*to]]
         for held in self.layers:
             for x in held.buffers():
@@ -262,7 +260,6 @@ class Grouped(Base):
             for place in to:
                 held.ends[self.places[place]] = held.ends[self.places[row]]
         self.earlier.copy(source, self.earlier, self.ends[row], target)
-        self._count([self.ends[row] if at in to else end for at, end in enumerate(self.ends)])
 
     def stats(self) -> CacheStats:
         """Return what is stored and what it costs; an unfilled place is waste."""

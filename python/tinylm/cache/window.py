@@ -130,15 +130,12 @@ class Window(Base):
         taken._set([self.ends[row] for row in chosen])
         return taken
 
-    def fork(self, row: int, to: Sequence[int]) -> None:
-        """Copy the tokens of `row` to the empty rows `to`."""
-        self._empty(to)
+    def _fork(self, row: int, to: Sequence[int]) -> None:
         source = self.index[row]
         for x in self._buffers():
             x[self.numbers[[*to]]] = x[[source]]
         for other in to:
             self.tops[self.index[other]] = self.tops[source]
-        self._count([self.ends[row] if n in to else end for n, end in enumerate(self.ends)])
 
     def stats(self) -> CacheStats:
         """Return what is stored and what it costs; `tokens` are those that are still held."""
