@@ -88,21 +88,13 @@ impl<G: Fn(usize, &mut [Floats])> Task for Pack<'_, G> {
     fn run<S: Simd>(self, simd: S) {
         let wide = width(self.rows.len());
         for n in 0..wide {
-            let Some(row) = self.rows.clone().nth(n) else {
+            if let Some(row) = self.rows.clone().nth(n) {
+                (self.gather)(row, self.row);
+                if let Some(norm) = self.norm {
+                    norm.apply(simd, self.row);
+                }
+            } else {
                 self.row.fill(ZEROS);
-                put(
-                    self.kind,
-                    self.row,
-                    n,
-                    wide,
-                    self.words,
-                    &mut self.scales[n],
-                );
-                continue;
-            };
-            (self.gather)(row, self.row);
-            if let Some(norm) = self.norm {
-                norm.apply(simd, self.row);
             }
             put(
                 self.kind,
