@@ -257,7 +257,7 @@ def runs(draw: st.DrawFn) -> Run:
             *("must be a multiple", "divide", "passes the whole run", "must be even"),
             *("data.stride", "name both", "n_layers=", "pass train.steps", "lora.rank="),
             *("has no effect with", "optim.cautious", "train.qat", "set sample.cache_tokens"),
-            *("must be at most sample.", "one structure"),
+            *("must be at most sample.", "one structure", "must be finite in float32"),
         ):
             assume(words not in str(error))
         raise
