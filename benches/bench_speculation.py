@@ -36,8 +36,10 @@ from race import check, middle_half
 from tinylm import Tokenizer, checkpoint, sample
 from tinylm.config import SampleConfig
 from tinylm.model import Model
-from tinylm.sample.drafts import Draft, ExitDraft, LookupDraft, ModelDraft
-from tinylm.sample.speculation import Stats
+from tinylm.sample.drafts import ExitDraft, ModelDraft
+from tinylm.sample.guesses import Draft
+from tinylm.sample.lookup import LookupDraft
+from tinylm.sample.stats import Stats
 
 NEW, PLAIN = 64, "tinylm, plain"
 MODULES = (argparse, inspect, json.decoder, textwrap)

@@ -18,7 +18,7 @@ from tinylm.layers import EXITS
 from tinylm.model import inference
 from tinylm.reference.speculation import exit_of
 from tinylm.sample.reader import Reader
-from tinylm.sample.speculation import Stats
+from tinylm.sample.stats import Stats
 from tinylm.train import train
 
 SMALL = ModelConfig(vocab_size=11, d_model=12, n_layers=4, n_heads=2, context_length=30, exits=True)

@@ -13,11 +13,13 @@ from tinylm import Tokenizer, checkpoint, sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.config import load as load_settings
 from tinylm.model import inference
-from tinylm.sample import decoding, logits, speculation
-from tinylm.sample.drafts import ExitDraft, LookupDraft, ModelDraft, find
+from tinylm.sample import decoding, forward, logits, speculation
+from tinylm.sample.drafts import ExitDraft, ModelDraft, find
 from tinylm.sample.engine import Engine
+from tinylm.sample.lookup import LookupDraft
 from tinylm.sample.reader import Reader
-from tinylm.sample.speculation import Speculator, Stats
+from tinylm.sample.speculation import Speculator
+from tinylm.sample.stats import Stats
 
 SMALL = ModelConfig(vocab_size=17, d_model=12, n_layers=3, n_heads=2, context_length=24, exits=True)
 PENALTIES = {"repetition_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.1}
@@ -56,6 +58,34 @@ def test_greedy_texts_are_those_of_plain_decoding(kind, small, drafts):
         assert found == sample.generate(small, PROMPTS, config)
     assert 0 < stats.kept <= stats.guessed
     assert (stats.acceptance == 1) == (kind == "same")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_native_step_reads_and_chooses_guesses_bit_for_bit(kind, monkeypatch):
+    model = build(SMALL, dtype=torch.float32)
+    other = build(dataclasses.replace(SMALL, n_layers=1, exits=False), 3, dtype=torch.float32)
+    drafts = {"lookup": LookupDraft(), "skip": ExitDraft(2), "same": ModelDraft(model)}
+    draft = drafts.get(kind, ModelDraft(other))
+    # Up to the end of the context, where a window moves: torch's way takes over there.
+    cold = SampleConfig(temperature=0, max_tokens=15, stop=(3,), samples=2)
+    wanted = sample.generate(model, PROMPTS, cold)
+    scored = dataclasses.replace(cold, logprobs=2, max_tokens=25)
+    found = sample.complete(model, PROMPTS, scored, draft=draft)
+    assert found == sample.complete(model, PROMPTS, scored)
+    warm = dataclasses.replace(cold, temperature=0.9, stop=(3,), seed=4)
+    drawn = sample.generate(model, PROMPTS, warm)
+    inside, stats = [], Stats()
+    whole = forward.Forward.draw_every
+    monkeypatch.setattr(
+        forward.Forward, "draw_every", lambda *a, **b: inside.append(1) or whole(*a, **b)
+    )
+    assert sample.generate(model, PROMPTS, cold, draft=draft, stats=stats) == wanted
+    assert len(inside) >= 3
+    assert stats.kept > 0
+    inside.clear()
+    if kind == "lookup":
+        assert sample.generate(model, PROMPTS, warm, draft=draft) == drawn
+        assert len(inside) >= 3
 
 
 def test_copied_guesses_leave_every_draw_as_it_is(small):
@@ -104,8 +134,10 @@ def test_guesses_of_several_tokens_take_fewer_passes(small):
     config = SampleConfig(temperature=0, max_tokens=16, draft_tokens=4)
     sample.generate(small, [[1, 2, 3]], config, draft=ExitDraft(3), stats=(stats := Stats()))
     hook.remove()
-    # The prompt, then three times four guesses and the pass that reads them.
-    assert passes == [3, *[1, 1, 1, 1, 5] * 3]
+    # The prompt, then three times a plain pass to compare with, four guesses and the pass that
+    # reads them.
+    assert passes == [3, *[1, 1, 1, 1, 1, 5] * 3]
+    assert (stats.tried, 0 < stats.speedup < 3) == (3, True)
     assert (stats.passes, stats.tokens, stats.kept, stats.guessed) == (3, 15, 12, 12)
     assert "12 of 12 guesses kept (100%), 5.00 tokens per pass" in str(stats)
 
@@ -235,8 +267,10 @@ CHI_CONFIGS = {
 @pytest.mark.parametrize("settings", CHI_CONFIGS)
 @pytest.mark.parametrize("kind", ["lookup", "model", "skip"])
 def test_the_distribution_is_that_of_plain_decoding(kind, settings, monkeypatch):
-    model, config = build(CHI), CHI_CONFIGS[settings]
-    other = build(dataclasses.replace(CHI, n_layers=1, exits=False), 5)
+    # Models in float32 run on the native step, those in float64 in torch.
+    dtype = torch.float64 if settings == "filtered" else torch.float32
+    model, config = build(CHI, dtype=dtype), CHI_CONFIGS[settings]
+    other = build(dataclasses.replace(CHI, n_layers=1, exits=False), 5, dtype=dtype)
     draft = {"lookup": LookupDraft(), "model": ModelDraft(other), "skip": ExitDraft(1)}[kind]
     found, acceptance = drawn(model, draft, config, monkeypatch)
     assert 0.1 < acceptance < 0.9

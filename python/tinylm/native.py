@@ -114,16 +114,19 @@ class Native(Base):
         temperatures: Sequence[float],
         numbers: Sequence[float],
         *,
+        every: bool = False,
         vocab_size: int | None = None,
         missing: Sequence[int] = (),
+        layers: int | None = None,
     ) -> list[int | None]:
-        """As `read`, then a token for each row: `sample.logits.draw` of logits / temperature.
+        """As `read`, then a token for each row of logits: `sample.logits.draw` of logits /
+        temperature.
 
         Temperature 0 takes the likeliest id, the smallest of equal ones; `numbers` are in [0, 1).
         Computed in float32, summed in float64. Ids in `missing` are not drawn. None for a row
         whose logits are not finite.
         """
-        runs, flat, wanted = self._reading(tokens, False)
+        runs, flat, wanted = self._reading(tokens, every)
         drawn = self.held.draw(
             runs,
             flat,
@@ -132,7 +135,7 @@ class Native(Base):
             numbers=[*numbers],
             vocab_size=vocab_size or self.step.vocab_size,
             missing=[*missing],
-            layers=self.step.layers,
+            layers=layers or self.step.layers,
             threads=torch.get_num_threads(),
         )
         self._count([start + count for _, start, count in runs])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.rungs.rung import SEEDS, Rung
 from tinylm.layers.exits import Exits
 from tinylm.reference import speculation as slow
-from tinylm.sample.drafts import Copies
+from tinylm.sample.lookup import Copies
 from tinylm.sample.speculation import judge
 
 # Probabilities are parts of PARTS and random numbers odd parts of 2 * 127: no sum of the former

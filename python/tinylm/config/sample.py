@@ -167,7 +167,9 @@ class SampleConfig:
         "from the text; or skip:N, the model's first N blocks (model.exits=true).",
     )
     draft_tokens: int | None = setting(
-        None, "Number of tokens to guess at once; default 10 for lookup, else 4.", COUNT
+        None,
+        "Number of tokens to guess at once; default 3, and for lookup up to 15 while it is right.",
+        COUNT,
     )
     seed: int = setting(
         0, "Seed of the draws. The same seed, prompt and settings give the same text.", SEED

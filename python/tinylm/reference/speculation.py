@@ -67,7 +67,7 @@ def verify(
     return [*found, judge(ps[len(drafts)], None, 0, 0.0, numbers[len(drafts)])]
 
 
-def lookup(text: Sequence[int], count: int, longest: int = 3) -> list[int]:
+def lookup(text: Sequence[int], count: int, longest: int = 6) -> list[int]:
     """Up to `count` tokens that followed the newest earlier place where the text was as at its end.
 
     As many last tokens as possible must agree, at most `longest` and at least 1; else no token. A

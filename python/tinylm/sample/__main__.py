@@ -142,7 +142,7 @@ def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> Non
     from tinylm.sample import prompt as prompts
     from tinylm.sample.decoding import continuations, write
     from tinylm.sample.drafts import find
-    from tinylm.sample.speculation import Stats
+    from tinylm.sample.stats import Stats
 
     draft, stats = find(run.sample, model, tokenizer), Stats()
     with commands.remedies(special=PLAIN):
@@ -173,7 +173,7 @@ def _print_scored(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run)
     from tinylm.sample import prompt as prompts
     from tinylm.sample.completions import complete
     from tinylm.sample.logprobs import table
-    from tinylm.sample.speculation import Stats
+    from tinylm.sample.stats import Stats
 
     def text(id: int) -> str:
         return tokenizer.decode([id])

@@ -9,7 +9,7 @@ from tinylm.corpus.chats import Message
 from tinylm.model import Model
 from tinylm.sample.completions import generate
 from tinylm.sample.decoding import stream_ids, write
-from tinylm.sample.drafts import Draft
+from tinylm.sample.guesses import Draft
 from tinylm.sample.prompt import Prompt
 from tinylm.tokenizer import chat
 

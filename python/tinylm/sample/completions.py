@@ -14,11 +14,12 @@ from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
 from tinylm.sample import beams, replay, speculation, vocabulary
 from tinylm.sample.decoding import reader_for
-from tinylm.sample.drafts import Draft, find
+from tinylm.sample.drafts import find
+from tinylm.sample.guesses import Draft
 from tinylm.sample.logprobs import TokenLogprobs, of_prompt, refuse_logprobs
 from tinylm.sample.prompt import as_ids
 from tinylm.sample.samples import engine_for
-from tinylm.sample.speculation import Stats
+from tinylm.sample.stats import Stats
 from tinylm.sample.stops import check_ids, split_stops
 
 if TYPE_CHECKING:

@@ -13,15 +13,16 @@ from tinylm.config import SampleConfig
 from tinylm.context import Cache
 from tinylm.model import Model, inference
 from tinylm.sample import beams, speculation, vocabulary
-from tinylm.sample.drafts import Draft, find
+from tinylm.sample.drafts import find
 from tinylm.sample.forward import make_cache
+from tinylm.sample.guesses import Draft
 from tinylm.sample.healing import Healed, heal
 from tinylm.sample.logprobs import refuse_logprobs
 from tinylm.sample.prompt import Prompt
 from tinylm.sample.prompt import read as read_prompt
 from tinylm.sample.reader import Reader
 from tinylm.sample.samples import Samples
-from tinylm.sample.speculation import Stats
+from tinylm.sample.stats import Stats
 from tinylm.sample.stops import cut
 
 if TYPE_CHECKING:

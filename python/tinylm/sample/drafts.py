@@ -22,53 +22,16 @@ from tinylm.config import ConfigError, SampleConfig
 from tinylm.config.limits import show
 from tinylm.model import Model
 from tinylm.sample.drawer import Drawer
+from tinylm.sample.guesses import Draft, Proposal
 from tinylm.sample.logits import DRAFT, RowError, draw, greedy
+from tinylm.sample.lookup import LookupDraft
 from tinylm.sample.reader import Reader
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
-# The longest end of a text that is looked up in it.
-LONGEST = 3
 
-
-@dataclass(frozen=True)
-class Proposal:
-    """The guesses for each text, and the distribution that each was drawn from.
-
-    `distributions[t]` [R, V] are those of guess t. None: the guesses are sure (copied, or the
-    likeliest), so that the model keeps what it would have taken itself.
-    """
-
-    tokens: list[list[int]]
-    distributions: list[Tensor] | None = None
-
-
-class Guesses(Protocol):
-    """The guesses over some growing texts, one row each."""
-
-    def propose(self, wanted: Sequence[int]) -> Proposal:
-        """At most wanted[r] next tokens of text r, as a function of that text alone."""
-
-    def take(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Each text has grown by these tokens, one at least, whatever was proposed."""
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these texts alone, in this order."""
-
-
-class Draft(Protocol):
-    """A way to guess; `tokens` is a good number of guesses at once for it."""
-
-    tokens: int
-
-    def begin(self, reader: Reader, drawer: Drawer, room: int) -> Guesses:
-        """Guesses over the texts of `reader`, each of which grows by at most `room` tokens."""
-
-
-def find(
-    config: SampleConfig, model: Model, tokenizer: "Tokenizer | None" = None
-) -> "Draft | None":
+def find(config: SampleConfig, model: Model, tokenizer: "Tokenizer | None" = None) -> Draft | None:
     """What `config.draft` names, for this model and tokenizer; a run's model is loaded.
 
     Raises `ConfigError` for a draft that has other tokens, and for exits that the model lacks.
@@ -104,65 +67,11 @@ def _refused(name: str, problem: str) -> ConfigError:
 
 
 @dataclass(frozen=True)
-class LookupDraft:
-    """Guesses that the text goes on as it did where its last words stood before."""
-
-    tokens = 10
-
-    def begin(self, reader: Reader, drawer: Drawer, room: int) -> "Copies":
-        """See `Draft`."""
-        return Copies(reader.texts)
-
-
-class Copies:
-    """The tokens that followed the newest earlier place where a text was as at its end.
-
-    The same as `tinylm.reference.speculation.lookup`, with a table of places per text in place of a
-    search. Source: Saxena 2023 (prompt lookup decoding).
-    """
-
-    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
-        self._texts: list[list[int]] = [[] for _ in texts]
-        # By the last tokens of a place, where the newest such place ends.
-        self._places: list[dict[tuple[int, ...], int]] = [{} for _ in texts]
-        self.take(texts)
-
-    def propose(self, wanted: Sequence[int]) -> Proposal:
-        """See `Guesses`."""
-        rows = zip(self._texts, self._places, wanted, strict=True)
-        return Proposal([_copied(text, places, most) for text, places, most in rows])
-
-    def take(self, tokens: Sequence[Sequence[int]]) -> None:
-        """See `Guesses`."""
-        for text, places, new in zip(self._texts, self._places, tokens, strict=True):
-            for token in new:
-                # Before the token joins: the end of a text is no earlier place.
-                for size in range(1, min(LONGEST, len(text)) + 1):
-                    places[tuple(text[-size:])] = len(text)
-                text.append(token)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """See `Guesses`."""
-        self._texts = [[*self._texts[row]] for row in rows]
-        self._places = [{**self._places[row]} for row in rows]
-
-
-def _copied(text: list[int], places: dict[tuple[int, ...], int], most: int) -> list[int]:
-    for size in range(min(LONGEST, len(text)), 0, -1):
-        place = places.get(tuple(text[-size:]))
-        if place is not None:
-            # What follows the place may reach the end of the text: then it goes round again.
-            round_ = text[place:]
-            return [round_[i % len(round_)] for i in range(most)]
-    return []
-
-
-@dataclass(frozen=True)
 class ModelDraft:
     """Guesses of another model with the same tokens."""
 
     model: Model
-    tokens = 4
+    tokens = 3
 
     def begin(self, reader: Reader, drawer: Drawer, room: int) -> "Drawn":
         """See `Draft`."""
@@ -186,7 +95,7 @@ class ExitDraft:
     """
 
     layers: int
-    tokens = 4
+    tokens = 3
 
     def begin(self, reader: Reader, drawer: Drawer, room: int) -> "Drawn":
         """See `Draft`."""
@@ -196,14 +105,17 @@ class ExitDraft:
 class Source(Protocol):
     """A model that reads guesses one by one."""
 
-    def begin(self, unread: Sequence[Sequence[int]]) -> Tensor:
-        """Read tokens that the texts have, to the logits [R, V] of the first guesses."""
+    def begin(self, unread: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Of tokens that the texts have, those to be read for the first guesses."""
 
     def room(self) -> list[int]:
-        """How many guesses of each text can be read."""
+        """How many tokens of each text can be read."""
 
-    def read(self, guesses: Sequence[int]) -> Tensor:
-        """One guess per text to the logits [R, V] of the next."""
+    def read(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Some tokens of each text, one at least, to the logits [R, V] of the next guesses."""
+
+    def likeliest(self, tokens: Sequence[Sequence[int]]) -> list[int] | None:
+        """As `read`, but the likeliest ids, where the native step chooses them."""
 
     def end(self) -> None:
         """The guesses are made."""
@@ -232,15 +144,20 @@ class Drawn:
         if not any(wanted):
             return Proposal([[] for _ in wanted])
         positions = [len(drawn) for drawn in self.drawer.drawn]
-        logits = self.source.begin(self.unread)
+        # Whether the likeliest token is all that is wanted of a guess.
+        cold = self.drawer.config.temperature == 0 and self.drawer.chances() is not None
+        new = self.source.begin(self.unread)
         self.unread = [[] for _ in self.unread]
         # The last guess of a text is not read. A text whose window would move guesses no further.
-        counts = [min(w, r + 1) for w, r in zip(wanted, self.source.room(), strict=True)]
+        rooms = [room - len(some) for room, some in zip(self.source.room(), new, strict=True)]
+        counts = [max(0, min(w, r + 1)) for w, r in zip(wanted, rooms, strict=True)]
         tokens: list[list[int]] = [[] for _ in counts]
         distributions: list[Tensor] = []
         going = [row for row, count in enumerate(counts) if count]
         while True:
-            ids, going = self._draw(logits, going, distributions)
+            ids = self.source.likeliest(new) if cold else None
+            if ids is None:
+                ids, going = self._draw(self.source.read(new), going, distributions)
             for row in going:
                 tokens[row].append(ids[row])
             # A text gets no more guesses than it may have, whatever its neighbours may.
@@ -251,7 +168,7 @@ class Drawn:
             ]
             if not going:
                 break
-            logits = self.source.read(ids)
+            new = [[id] for id in ids]
         self.source.end()
         self.drawer.truncate(positions)
         return Proposal(tokens, distributions or None)
@@ -290,46 +207,52 @@ class Follower:
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        # The guesses of each text that were read.
-        self._guesses: list[list[int]] = [[] for _ in reader.texts]
+        # How long each text was before its guesses.
+        self._lengths = [len(text) for text in reader.texts]
 
-    def begin(self, unread: Sequence[Sequence[int]]) -> Tensor:
+    def begin(self, unread: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """See `Source`."""
-        reader, longest = self.reader, max(map(len, unread))
-        lengths = [len(text) + len(new) for text, new in zip(reader.texts, unread, strict=True)]
-        logits = reader.read([[*new, *[0] * (longest - len(new))] for new in unread])
-        if any(len(new) < longest for new in unread):
-            reader.truncate(lengths)
-        last = torch.tensor([len(new) - 1 for new in unread], device=logits.device)
-        return logits[torch.arange(len(unread), device=logits.device), last]
+        pairs = zip(self._lengths, unread, strict=True)
+        self._lengths = [length + len(new) for length, new in pairs]
+        return unread
 
     def room(self) -> list[int]:
         """See `Source`."""
         return self.reader.room()
 
-    def read(self, guesses: Sequence[int]) -> Tensor:
+    def read(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """See `Source`."""
-        for held, guess in zip(self._guesses, guesses, strict=True):
-            held.append(guess)
-        return self.reader.read([[guess] for guess in guesses])[:, -1]
+        return self.reader.extend(tokens)
+
+    def likeliest(self, tokens: Sequence[Sequence[int]]) -> list[int] | None:
+        """See `Source`."""
+        return _likeliest(self.reader, tokens)
 
     def end(self) -> None:
         """See `Source`."""
 
     def take(self, tokens: Sequence[Sequence[int]]) -> list[list[int]]:
         """See `Source`."""
+        texts = zip(self.reader.texts, self._lengths, tokens, strict=True)
         # One token at least is read at `begin`, whose logits are wanted.
-        right = [_alike(read, new[:-1]) for read, new in zip(self._guesses, tokens, strict=True)]
-        if any(n < len(read) for n, read in zip(right, self._guesses, strict=True)):
-            rows = zip(self.reader.texts, self._guesses, right, strict=True)
-            self.reader.truncate([len(text) - len(read) + n for text, read, n in rows])
-        self._guesses = [[] for _ in self._guesses]
+        right = [_alike(text[length:], new[:-1]) for text, length, new in texts]
+        self._lengths = [length + n for length, n in zip(self._lengths, right, strict=True)]
+        if self._lengths != [len(text) for text in self.reader.texts]:
+            self.reader.truncate(self._lengths)
         return [[*new[n:]] for new, n in zip(tokens, right, strict=True)]
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `Source`."""
         self.reader.keep(rows)
-        self._guesses = [[*self._guesses[row]] for row in rows]
+        self._lengths = [self._lengths[row] for row in rows]
+
+
+def _likeliest(
+    reader: Reader, tokens: Sequence[Sequence[int]], layers: int | None = None
+) -> list[int] | None:
+    zeros = [0.0] * sum(map(len, tokens))
+    found = reader.draw(tokens, (zeros, zeros), layers=layers)
+    return None if found is None else [ids[-1] for ids in found]
 
 
 def _alike(a: Sequence[int], b: Sequence[int]) -> int:
@@ -349,20 +272,23 @@ class Exit:
         self.reader, self.layers = reader, layers
         self._lengths: list[int] = []
 
-    def begin(self, unread: Sequence[Sequence[int]]) -> Tensor:
+    def begin(self, unread: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """See `Source`."""
         self._lengths = [len(text) for text in self.reader.texts]
         # The reader follows the texts by itself: it lacks their last token alone.
-        newest = [new[-1:] for new in unread]
-        return self.reader.read(newest, layers=self.layers)[:, -1]
+        return [new[-1:] for new in unread]
 
     def room(self) -> list[int]:
         """See `Source`."""
         return self.reader.room()
 
-    def read(self, guesses: Sequence[int]) -> Tensor:
+    def read(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """See `Source`."""
-        return self.reader.read([[guess] for guess in guesses], layers=self.layers)[:, -1]
+        return self.reader.extend(tokens, layers=self.layers)
+
+    def likeliest(self, tokens: Sequence[Sequence[int]]) -> list[int] | None:
+        """See `Source`."""
+        return _likeliest(self.reader, tokens, self.layers)
 
     def end(self) -> None:
         """See `Source`."""

@@ -76,9 +76,9 @@ class Row:
             numbers=dict(self.numbers),
         )
 
-    def number(self, stream: int) -> float:
-        """The random number of the position, of one stream."""
-        block, place = divmod(len(self.drawn), BLOCK)
+    def number(self, stream: int, ahead: int = 0) -> float:
+        """The random number of the position, or of one so far `ahead`, of one stream."""
+        block, place = divmod(len(self.drawn) + ahead, BLOCK)
         if self.numbers.get(stream, (-1,))[0] != block:
             first, seed = block * BLOCK, self.config.seed
             numbers = uniforms(seed, *self.place, first, BLOCK, stream=stream)
@@ -228,13 +228,23 @@ class Drawer:
         ids[~here] = draw(processed[~here], self.numbers(stream)[~here])
         return ids
 
-    def chances(self) -> tuple[list[float], list[float]] | None:
-        """The temperature and the random number of each text, if those alone choose its token."""
+    def chances(
+        self, counts: Sequence[int] | None = None
+    ) -> tuple[list[float], list[float]] | None:
+        """The temperature and the random number of each text, if those alone choose its token.
+
+        With `counts` those of so many positions of each text from its next one on, text by text.
+        """
         if not all(row.simple for row in self.rows):
             return None
-        heats = [row.config.temperature for row in self.rows]
-        pairs = zip(self.rows, heats, strict=True)
-        return heats, [row.number(STREAM) if heat else 0.0 for row, heat in pairs]
+        counts = [1] * len(self.rows) if counts is None else counts
+        places = [
+            (row, row.config.temperature, ahead)
+            for row, count in zip(self.rows, counts, strict=True)
+            for ahead in range(count)
+        ]
+        numbers = [row.number(STREAM, ahead) if heat else 0.0 for row, heat, ahead in places]
+        return [heat for _, heat, _ in places], numbers
 
     def numbers(self, stream: int = STREAM) -> Tensor:
         """The random number [R] float64 of each text's position, of one stream."""
@@ -247,6 +257,15 @@ class Drawer:
         Its log-probability is taken from the `logits` [R, V] before it, where they are given.
         """
         self._append(tokens, logits)
+        self._count(range(len(self.rows)))
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> None:
+        """As `push`, but any number of tokens per text."""
+        for row, ids in zip(self.rows, tokens, strict=True):
+            row.drawn += ids
+            if row.matcher is not None:
+                for id in ids:
+                    row.matcher.push(id)
         self._count(range(len(self.rows)))
 
     def truncate(self, positions: Sequence[int]) -> None:

@@ -96,6 +96,30 @@ class Forward:
             return None
         return ids
 
+    def draw_every(
+        self,
+        tokens: Sequence[Sequence[int]],
+        held: Cache,
+        chances: tuple[list[float], list[float]],
+        *,
+        layers: int | None = None,
+    ) -> list[int] | None:
+        """As `draw`, but any number of tokens of each row, and an id after each, row by row.
+
+        `chances` have a temperature and a number for each token.
+        """
+        if not isinstance(held, Native):
+            return None
+        ends, size = held.ends, self.vocab_size
+        found = held.draw(
+            tokens, *chances, every=True, vocab_size=size, missing=self._missing, layers=layers
+        )
+        ids = [id for id in found if id is not None]
+        if len(ids) < len(found):
+            held.truncate(torch.tensor(ends))
+            return None
+        return ids
+
     def hidden(self, tokens: Tensor, held: Cache, *, layers: int | None = None) -> Tensor:
         """Read tokens [R, T] into `held` and return what the head reads [R, T, D].
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -87,6 +88,43 @@ class Reader:
             return logits
         self.last = self._read_windows(layers)
         return self.last[:, None]
+
+    def extend(self, tokens: Sequence[Sequence[int]], *, layers: int | None = None) -> Tensor:
+        """As `read`, but the numbers of new tokens may differ: the logits [R, V] after the last."""
+        sizes = [len(new) for new in tokens]
+        longest = max(sizes)
+        lengths = [len(text) + size for text, size in zip(self.texts, sizes, strict=True)]
+        # Shorter rows are filled up, and the filling is forgotten again.
+        logits = self.read([[*new, *[0] * (longest - len(new))] for new in tokens], layers=layers)
+        if min(sizes) == longest:
+            return logits[:, -1]
+        self.truncate(lengths)
+        last = torch.tensor(sizes, device=logits.device) - 1
+        return logits[torch.arange(len(sizes), device=logits.device), last]
+
+    def draw(
+        self,
+        tokens: Sequence[Sequence[int]],
+        chances: tuple[list[float], list[float]],
+        *,
+        layers: int | None = None,
+    ) -> list[list[int]] | None:
+        """More tokens of each text, whose numbers may differ, to the id drawn after each of them.
+
+        As `Forward.draw_every`, on a native cache; `last` does not follow. None, and nothing is
+        read, where that cannot be, or where a window would move.
+        """
+        grown = [held + len(new) for held, new in zip(self.held, tokens, strict=True)]
+        if max(grown) > self.limit:
+            return None
+        flat = self.forward.draw_every(tokens, self.cache, chances, layers=layers)
+        if flat is None:
+            return None
+        for text, new in zip(self.texts, tokens, strict=True):
+            text += new
+        self.held = grown
+        ids = iter(flat)
+        return [[*islice(ids, len(new))] for new in tokens]
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Take the newest tokens back: text b keeps its first lengths[b], one at least.

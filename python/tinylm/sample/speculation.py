@@ -15,7 +15,6 @@ Source: Leviathan et al. 2023, algorithm 1; Chen et al. 2023, algorithm 2.
 
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -25,11 +24,12 @@ from torch import Tensor
 
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
-from tinylm.sample.drafts import Draft
 from tinylm.sample.drawer import Drawer
+from tinylm.sample.guesses import Draft
 from tinylm.sample.logits import KEEP, draw
 from tinylm.sample.logprobs import TokenLogprobs
 from tinylm.sample.reader import Reader
+from tinylm.sample.stats import TRIED, Stats
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
@@ -38,47 +38,6 @@ if TYPE_CHECKING:
 ROWS = 64
 # Texts and the number of tokens that they may grow by, to their reader.
 Read = Callable[[Sequence[Sequence[int]], int], Reader]
-
-
-@dataclass
-class Stats:
-    """What speculation has done so far, over all rows and calls that it was given to.
-
-    A pass counts once for each row in it. The seconds are those of guessing and of all.
-    """
-
-    passes: int = 0
-    tokens: int = 0
-    guessed: int = 0
-    kept: int = 0
-    guessing: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def acceptance(self) -> float:
-        """The share of the guesses that was kept; 0 before the first."""
-        return self.kept / self.guessed if self.guessed else 0.0
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """Tokens that a pass of the model adds to a text; plain decoding adds 1."""
-        return self.tokens / self.passes if self.passes else 0.0
-
-    @property
-    def speedup(self) -> float:
-        """An estimate against plain decoding, whose pass is taken to cost what one costs here.
-
-        A pass over several tokens costs more than one over one, so the truth is lower on a busy
-        processor; `benches/bench_speculation.py` measures it.
-        """
-        rest = self.seconds - self.guessing
-        return self.tokens_per_pass * rest / self.seconds if self.seconds else 0.0
-
-    def __str__(self) -> str:
-        return (
-            f"{self.kept} of {self.guessed} guesses kept ({self.acceptance:.0%}), "
-            f"{self.tokens_per_pass:.2f} tokens per pass, about {self.speedup:.1f}x as fast"
-        )
 
 
 def judge(p: Tensor, q: Tensor, guesses: Tensor, keep: Tensor, numbers: Tensor) -> Tensor:
@@ -115,7 +74,7 @@ class Speculator:
         self.reader, self.drawer = reader, drawer
         self.tokens = draft.tokens if tokens is None else tokens
         self.left = [left] * len(reader.texts)
-        self.stats = Stats() if stats is None else stats
+        self.stats = Stats(tried=TRIED) if stats is None else stats
         self.guesses = draft.begin(reader, drawer, left + self.tokens)
         self.unread = [[*drawn[-1:]] for drawn in drawer.drawn]
         if any(self.unread):
@@ -123,11 +82,11 @@ class Speculator:
 
     def step(self) -> list[list[int]]:
         """The next ids of each row, one at least; `ValueError` where the logits are not numbers."""
+        read = any(self.unread)
+        if read:
+            self.stats.try_plain(self.reader, self.unread)
         start = time.perf_counter()
-        if any(self.unread):
-            new = self._round()
-        else:
-            new = [[id] for id in self.drawer.draw(self.reader.last)]
+        new = self._round() if read else [[id] for id in self.drawer.draw(self.reader.last)]
         self.guesses.take(new)
         self.left = [left - len(ids) for left, ids in zip(self.left, new, strict=True)]
         self.unread = [ids[-1:] for ids in new]
@@ -144,31 +103,49 @@ class Speculator:
 
     def _round(self) -> list[list[int]]:
         """Guess, read, and keep a beginning of each row and one token of the model's own."""
-        reader, stats, start = self.reader, self.stats, time.perf_counter()
+        reader, stats = self.reader, self.stats
         # A pass adds one token more than it has guesses. A window that would move in the middle is
         # left to plain steps.
         rooms = zip(self.left, reader.room(), strict=True)
         wanted = [max(0, min(self.tokens, left - 1, room - 1)) for left, room in rooms]
         proposal = self.guesses.propose(wanted)
-        stats.guessing += time.perf_counter() - start
         # Nothing is read after a guess that would end its text.
         texts = zip(proposal.tokens, self.drawer.rows, strict=True)
         guesses = [_ended(ids, text.ends) for ids, text in texts]
-        longest = max(map(len, guesses))
         sizes = [len(text) for text in reader.texts]
-        # Shorter rows are filled up, and the filling is forgotten again.
-        filled = [ids + [0] * (longest - len(ids)) for ids in guesses]
-        rows = [unread + ids for unread, ids in zip(self.unread, filled, strict=True)]
-        new = self._verify(reader.read(rows), guesses, proposal.distributions)
+        new = None if proposal.distributions else self._chosen(guesses)
+        if new is None:
+            longest = max(map(len, guesses))
+            # Shorter rows are filled up, and the filling is forgotten again.
+            filled = [ids + [0] * (longest - len(ids)) for ids in guesses]
+            rows = [unread + ids for unread, ids in zip(self.unread, filled, strict=True)]
+            new = self._verify(reader.read(rows), guesses, proposal.distributions)
         lengths = [size + len(ids) for size, ids in zip(sizes, new, strict=True)]
         if lengths != [len(text) for text in reader.texts]:
             reader.truncate(lengths)
-        stats.passes += len(rows)
+        stats.passes += len(new)
         stats.tokens += sum(map(len, new))
         stats.guessed += sum(map(len, guesses))
         # A guess that is not kept differs from the token in its place.
         pairs = zip(guesses, new, strict=True)
         stats.kept += sum(a == b for some, ids in pairs for a, b in zip(some, ids, strict=False))
+        return new
+
+    def _chosen(self, guesses: list[list[int]]) -> list[list[int]] | None:
+        """The ids that each row gets where the native step chooses after each sure guess itself.
+
+        None, and nothing is read, where it cannot.
+        """
+        chances = self.drawer.chances([len(ids) + 1 for ids in guesses])
+        if chances is None:
+            return None
+        rows = [unread + ids for unread, ids in zip(self.unread, guesses, strict=True)]
+        found = self.reader.draw(rows, chances)
+        if found is None:
+            return None
+        texts = zip(found, guesses, self.drawer.rows, strict=True)
+        new = [_agreed(ids, some, row.ends) for ids, some, row in texts]
+        self.drawer.extend(new)
         return new
 
     def _verify(
@@ -198,6 +175,13 @@ class Speculator:
         ids = torch.tensor([id or 0 for id in here], device=logits.device)
         keep, numbers = self.drawer.numbers(KEEP), self.drawer.numbers()
         return judge(logits.double().softmax(-1), q * given[:, None], ids, keep, numbers)
+
+
+def _agreed(ids: list[int], guesses: list[int], ends: Set[int]) -> list[int]:
+    """The beginning of `ids` that is guessed, and one more; nothing after an end."""
+    pairs = enumerate(zip(ids, guesses, strict=False))
+    last = next((i for i, (id, guess) in pairs if id != guess or id in ends), len(guesses))
+    return ids[: last + 1]
 
 
 def _ended(ids: list[int], ends: Set[int]) -> list[int]:
