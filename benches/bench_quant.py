@@ -1,222 +1,296 @@
-"""Quality, size and speed of a run's model under every way to quantise it, in one table.
+"""Quality, size and speed of a run's model under every way to keep it in fewer bits, in one table.
 
-    python benches/bench_quant.py runs/stdlib
+    python benches/bench_quant.py runs/stdlib --out table --train
     python benches/bench_quant.py runs/stdlib --tokens 20000 --only int8 gptq --out /tmp/table
+    python benches/bench_quant.py runs/stdlib --out table --part speed
 
 Columns: bytes of the matrices and how many times fewer that is than in float32, bytes of the whole
-model; bits per byte of the validation text against float32; how often the most likely token is that
-of the float model, and the KL divergence from it in nats per token, both over the first tokens;
-greedy tokens per second at batch 1 on one thread, the median of rounds in which all take their
-turn; seconds that the method took. torchao is a peer where it is installed.
+model and of a cached token; bits per byte of the validation text against float32; how often the
+most likely token is that of the float model, and the KL divergence from it in nats per token, both
+over the first tokens; greedy tokens per second at batch 1 on one thread, the median of rounds in
+which all take their turn; processor seconds that the method took. Rows of a cache read the text
+through it, `--chunk` tokens at a time.
 
-Writes table.md and quality_against_size.png to --out.
+Rows that are trained are runs in --runs (default OUT/runs): the settings of the run given and a few
+of their own. --train trains those that are not there or not finished. torchao is a peer where it
+is installed.
+
+--out keeps all of it: models/, scores.json, table.md, quality_against_size.png. The parts `scores`
+and `speed` may be made apart; a row that is made again replaces the older one.
 """
 
 import argparse
 import copy
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from bench_cache import read, scored
 from matplotlib import pyplot
-from torch import Tensor, nn
+from quant_rows import ROWS, Row
+from torch import Tensor
 from torch.nn.functional import kl_div
 
-from tinylm import checkpoint, data
+from tinylm import cache, checkpoint, data
 from tinylm.config import SampleConfig
+from tinylm.data import Dataset
 from tinylm.evaluate import evaluate
 from tinylm.layers import PackedLinear
 from tinylm.layers.lora import matrices
 from tinylm.model import Model, inference
-from tinylm.quant import Settings, calibration, quantise
+from tinylm.quant import calibration
 from tinylm.sample import generate
+from tinylm.tokenizer import Tokenizer
 
-NEW = 64
-Make = Callable[[Model, Tensor], None]
-
-
-def by(method: str, **settings: object) -> Make:
-    """A row of our own: a method with these settings."""
-
-    def make(net: Model, rows: Tensor) -> None:
-        chosen = Settings(method, **settings)  # type: ignore[arg-type]
-        quantise(net, chosen, rows if chosen.calibrates else None)
-
-    return make
+FIRST, NEW = next(iter(ROWS)), 64
+Found = dict[str, dict[str, Any]]
+COLORS = dict(zip(dict.fromkeys(row.family for row in ROWS.values()), pyplot.cm.tab10.colors,
+                  strict=False))  # type: ignore[attr-defined]  # fmt: skip
 
 
-def torchao(config: Callable[[], object]) -> Make:
-    """A row of torchao: its own weights in plain `nn.Linear`s, the embedding in float."""
-
-    def make(net: Model, rows: Tensor) -> None:
-        from torchao.quantization import quantize_
-
-        for name, part in [*matrices(net)]:
-            plain = nn.Linear(part.in_features, part.out_features, bias=part.bias is not None)
-            plain.weight, plain.bias = part.weight, part.bias
-            parent, _, leaf = name.rpartition(".")
-            setattr(net.get_submodule(parent), leaf, plain)
-        quantize_(net, config())
-
-    return make
-
-
-def ao_int8() -> object:
-    """int8 per row."""
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return Int8WeightOnlyConfig()
-
-
-def ao_int4() -> object:
-    """int4 in groups of 32, by the largest magnitude."""
-    from torchao.quantization import IntxWeightOnlyConfig
-    from torchao.quantization.granularity import PerGroup
-
-    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
-
-
-def float32(net: Model, rows: Tensor) -> None:
-    """The model as it is."""
-
-
-PLAIN = {"turn": False, "keep": 0.0}
-# A new method is a new row.
-ROWS: dict[str, Make] = {
-    "float32": float32,
-    "int8": by("int8"),
-    "int8, not turned": by("int8", turn=False),
-    "static int8": by("static"),
-    "int4 g32 absmax": by("int4", clip=False, **PLAIN),
-    "int4 g32 clip": by("int4", **PLAIN),
-    "int4 g32 clip, turned": by("int4", keep=0.0),
-    "int4 g32 clip, turned, 12% int8": by("int4"),
-    "int4 g64 clip, turned, 12% int8": by("int4", group=64),
-    "gptq g32": by("gptq", **PLAIN),
-    "gptq g32, turned": by("gptq", keep=0.0),
-    "gptq g32, turned, 12% int8": by("gptq"),
-    "awq g32, turned, 12% int8": by("awq"),
-    "torchao int8 (matrices)": torchao(ao_int8),
-    "torchao int4 g32 (matrices)": torchao(ao_int4),
-}
-
-
-def logits(net: Model, ids: Tensor) -> Tensor:
-    """ids [N, T] to log probabilities [N T, V], a row at a time."""
+def log_probabilities(net: Model, ids: Tensor, chunk: int, kind: str) -> Tensor:
+    """ids [N, T] to log probabilities [N T, V], a row at a time; through a cache that rounds."""
+    found = []
     with inference(net):
-        return torch.cat([net(row[None])[0].log_softmax(-1) for row in ids])
+        for row in ids:
+            if kind == "contiguous":
+                found.append(net(row[None])[0])
+                continue
+            held = cache.build(net, 1, len(row), kind)
+            parts = row[None].split(chunk, 1)
+            found.append(torch.cat([net(part, cache=held) for part in parts], 1)[0])
+    return torch.cat(found).log_softmax(-1)
 
 
-def sizes(net: Model) -> tuple[int, int]:
-    """Bytes of the matrices and of everything; 0 for what is no tensor of ours."""
+def sizes(net: Model, width: int) -> tuple[int, int]:
+    """Bytes of the matrices and of everything, where a float takes `width` bytes.
+
+    Scales and numbers of packed matrices take what they take.
+    """
     parts = [part for part in net.modules() if isinstance(part, PackedLinear)]
     inner = sum(t.numel() * t.itemsize for part in parts for t in (part.packed, part.scales))
-    inner += sum(part.weight.numel() * part.weight.itemsize for _, part in matrices(net))
-    return inner, sum(t.numel() * t.itemsize for t in net.state_dict().values())
+    inner += sum(part.weight.numel() * width for _, part in matrices(net))
+    floats = sum(p.numel() * (p.itemsize - width) for p in net.parameters())
+    return inner, sum(t.numel() * t.itemsize for t in net.state_dict().values()) - floats
 
 
-def seconds_of(net: Model, prompt: list[int]) -> float:
-    """Seconds for `NEW` greedy tokens."""
-    start = time.perf_counter()
-    generate(net, [prompt], SampleConfig(temperature=0, max_tokens=NEW))
-    return time.perf_counter() - start
-
-
-def draw(found: dict[str, dict[str, float]], path: Path) -> None:
-    """Bits per byte above float32 against bytes of the model, a point for each row."""
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for name, row in found.items():
-        if name == "float32" or not row["bytes"]:
+def score(given: argparse.Namespace, base: Model, tokenizer: Tokenizer, found: Found) -> None:
+    """Make and score the rows asked for, and keep their models."""
+    held_out = Dataset.open(given.shards, split="val")
+    length = min(calibration.LENGTH, base.context_length)
+    rows = calibration.rows(Dataset.open(given.shards), 64, length, 0)
+    count = min(given.compared, held_out.n_tokens) // base.context_length * base.context_length
+    ids = read(held_out, count).view(-1, base.context_length)
+    exact = log_probabilities(base, ids, given.chunk, "contiguous")
+    tokens = min(given.tokens or held_out.n_tokens - 1, held_out.n_tokens - 1)
+    text = read(held_out, tokens + 1)
+    plain_nats = None
+    for name, row in asked(given).items():
+        start = time.process_time()
+        try:
+            net = row.make(copy.deepcopy(base), rows, given.runs)
+        except (ImportError, OSError, ValueError) as error:
+            print(f"{name}: left out: {error}", flush=True)
             continue
-        axes.scatter(row["bytes"] / 1e6, row["change"], s=24)
-        axes.annotate(name, (row["bytes"] / 1e6, row["change"]), fontsize=7,
-                      xytext=(4, 3), textcoords="offset points")  # fmt: skip
-    axes.set_xlabel("model, MB")
-    axes.set_ylabel("bits per byte above float32, %")
-    axes.set_yscale("symlog", linthresh=0.01)
-    axes.grid(alpha=0.3)
+        took = time.process_time() - start
+        own = log_probabilities(net, ids, given.chunk, row.cache)
+        if row.cache == "contiguous":
+            bits = evaluate(
+                net, held_out, tokenizer=tokenizer, max_tokens=given.tokens
+            ).bits_per_byte
+        else:
+            # Only nats are comparable here: against those of one buffer, read in the same pieces.
+            plain_nats = plain_nats or scored(base, text, given.chunk)[0]
+            nats = scored(net, text, given.chunk, kind=row.cache)[0]
+            bits = found[FIRST]["bits"] * nats / plain_nats
+        inner, whole = sizes(net, row.width) if row.ours else (0, 0)
+        found[name] = {
+            "matrices": inner, "bytes": whole, "bits": bits, "seconds": took,
+            "cached": cached_bytes(net, row.cache) * row.width / 4,
+            "agreement": float((own.argmax(-1) == exact.argmax(-1)).float().mean()),
+            "kl": float(kl_div(own, exact, reduction="batchmean", log_target=True)),
+            "tokens": tokens,
+        }  # fmt: skip
+        if row.ours:
+            checkpoint.save(given.out / "models" / name, net, tokenizer)
+        change = 100 * (bits / found[FIRST]["bits"] - 1)
+        print(f"{name}: {bits:.4f} ({change:+.3f}%), {took:.1f} s", flush=True)
+        keep(given.out, found)
+
+
+def cached_bytes(net: Model, kind: str) -> float:
+    """Bytes per token of a full cache of one text, its last token read alone."""
+    with inference(net):
+        held = cache.build(net, 1, net.context_length, kind)
+        ids = torch.zeros(1, net.context_length, dtype=torch.int64)
+        for part in (ids[:, :-1], ids[:, -1:]):
+            net.hidden(
+                net.embed(part),
+                net.context(part.size(1), tokens=part, cache=held),
+            )
+            held.advance(part.size(1))
+        return held.stats().bytes / net.context_length
+
+
+def speed(given: argparse.Namespace, base: Model, found: Found) -> None:
+    """Tokens per second of each row whose model is kept, in alternating rounds."""
+    prompt = read(Dataset.open(given.shards, split="val"), 16).tolist()
+    nets: dict[str, Model] = {}
+    for name, row in asked(given).items():
+        if name in found and row.ours:
+            nets[name] = checkpoint.load(given.out / "models" / name, verify=False)[0]
+            if row.width == 2:
+                for parameter in nets[name].parameters():
+                    parameter.data = parameter.data.bfloat16()
+        elif name in found:
+            nets[name] = row.make(copy.deepcopy(base), torch.empty(0), given.runs)
+    settings = SampleConfig(temperature=0, max_tokens=NEW)
+    times: dict[str, list[float]] = {name: [] for name in nets}
+    for _ in range(given.rounds + 1):
+        for name, net in nets.items():
+            start = time.perf_counter()
+            ids = generate(net, [prompt], replace(settings, cache=ROWS[name].cache))[0]
+            times[name].append((time.perf_counter() - start) / len(ids))
+    for name, each in times.items():
+        # The first round makes what later ones keep.
+        found[name]["speed"] = 1 / statistics.median(each[1:])
+    keep(given.out, found)
+
+
+def asked(given: argparse.Namespace) -> dict[str, Row]:
+    """The rows to make; the first always."""
+    wanted = tuple(given.only or [""])
+    return {n: row for n, row in ROWS.items() if n == FIRST or n.startswith(wanted)}
+
+
+def train(given: argparse.Namespace) -> None:
+    """Train the runs of the rows asked for, each in a process of its own."""
+    for name, *settings in {tuple(row.train) for row in asked(given).values() if row.train}:
+        words = [str(given.run / "config.yaml"), f"out={given.runs / name}", *settings]
+        words += ["train.resume=auto", f"data.folder={given.shards}"]
+        print(f"training {name}: {' '.join(settings)}", flush=True)
+        subprocess.run([sys.executable, "-m", "tinylm.train", *words], check=True)
+
+
+def keep(out: Path, found: Found) -> None:
+    """Write the scores so far."""
+    (out / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def table(found: Found, run: str) -> str:
+    """The rows found so far, in their order."""
+    plain = found[FIRST]
+    lines = [
+        f"{platform.processor() or platform.machine()}, one thread, load "
+        f"{os.getloadavg()[0]:.0f}, torch {torch.__version__}; "
+        f"{plain['tokens']:,} validation tokens of {run}\n",
+        "| | method | matrices, bytes | fewer | model, bytes | a cached token | bits per byte | "
+        "change | same argmax | KL, nats | tokens/s | seconds |",
+        f"|{'---|' * 12}",
+    ]
+    for number, name in enumerate(ordered(found)):
+        row = found[name]
+        mass = " | | "
+        if row["matrices"]:
+            times = plain["matrices"] / row["matrices"]
+            mass = f"{row['matrices']:,.0f} | {times:.2f}x | {row['bytes']:,.0f}"
+        lines.append(
+            f"| {number} | {name} | {mass} | {row['cached']:,.0f} | {row['bits']:.4f} | "
+            f"{change(found, name):+.3f}% | {row['agreement']:.2%} | {row['kl']:.5f} | "
+            f"{row.get('speed', 0):,.0f} | {row['seconds']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def ordered(found: Found) -> list[str]:
+    """The names of the rows found, as in `ROWS`."""
+    return [name for name in ROWS if name in found]
+
+
+def change(found: Found, name: str) -> float:
+    """Bits per byte above the first row, in percent."""
+    return 100.0 * (found[name]["bits"] / found[FIRST]["bits"] - 1)
+
+
+def draw(found: Found, path: Path) -> None:
+    """Bits per byte above float32 against bytes, of the model and of a cached token.
+
+    A point has the number of its row in the table, whose names stand beside it.
+    """
+    figure, axes = pyplot.subplots(
+        1, 2, figsize=(12, 6), layout="constrained", width_ratios=(4, 1), sharey=True
+    )
+    labels: dict[str, str] = {}
+    for number, name in enumerate(ordered(found)):
+        row, family = found[name], ROWS[name].family
+        if not row["bytes"]:
+            continue
+        of_cache = family == "cache"
+        place = axes[int(of_cache)]
+        x = row["cached"] if of_cache else row["bytes"] / 1e6
+        # Below this all is noise of rounding.
+        y = max(change(found, name), 0.005)
+        place.plot(x, y, "o", markersize=5, color=COLORS[family])
+        side = (5, 2) if number % 2 else (-5, 2)
+        place.annotate(str(number), (x, y), xytext=side, textcoords="offset points", fontsize=8,
+                       ha="left" if number % 2 else "right", color=COLORS[family])  # fmt: skip
+        labels[f"{number}  {name}"] = COLORS[family]
+    for place, what in zip(axes, ("model, MB", "cache, bytes per token"), strict=True):
+        place.set(xlabel=what, yscale="log", xscale="log")
+        place.grid(alpha=0.3, which="both")
+        place.xaxis.set_major_formatter("{x:g}")
+        place.xaxis.set_minor_formatter("{x:g}")
+        place.yaxis.set_major_formatter("{x:g}")
+    axes[0].set_ylabel("bits per byte above float32, % (0.005 and less at the bottom)")
+    handles = [pyplot.Line2D([], [], marker="o", ls="", markersize=4, color=c)
+               for c in labels.values()]  # type: ignore[attr-defined]  # fmt: skip
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=160)
     pyplot.close(figure)
 
 
 def main() -> None:
-    """Make, score and time every row."""
+    """Make, score and time the rows asked for, and write what there is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--part", choices=("all", "scores", "speed", "table"), default="all")
+    parser.add_argument("--only", nargs="+", help="rows whose name begins so")
+    parser.add_argument("--runs", type=Path, help="trained rows; default OUT/runs")
+    parser.add_argument("--train", action="store_true", help="train the rows that are missing")
     parser.add_argument("--shards", type=Path, help="default: those that the run was trained on")
     parser.add_argument("--tokens", type=int, help="validation tokens to score; default all")
     parser.add_argument("--compared", type=int, default=2**14, help="tokens for argmax and KL")
-    parser.add_argument("--only", nargs="+", help="rows whose name begins so")
+    parser.add_argument("--chunk", type=int, default=16, help="tokens at a time of a cache's rows")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("."))
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
+    given.runs = given.runs or given.out / "runs"
     base, tokenizer = checkpoint.load(given.run, dtype=torch.float32)
-    shards = given.shards or data.recorded(given.run)
-    if tokenizer is None or shards is None:
+    given.shards = given.shards or data.recorded(given.run)
+    if tokenizer is None or given.shards is None:
         raise SystemExit("error: the run's tokenizer or shards are missing: name some by --shards")
-    held_out = data.Dataset.open(shards, split="val")
-    length = min(calibration.LENGTH, base.context_length)
-    rows = calibration.rows(data.Dataset.open(shards), 64, length, 0)
-    count = min(given.compared, held_out.n_tokens) // base.context_length * base.context_length
-    read = torch.from_numpy(held_out.read(0, count).astype("int64"))
-    ids = read.view(-1, base.context_length)
-    exact, prompt = logits(base, ids), ids[0, :16].tolist()
-    found: dict[str, dict[str, float]] = {}
-    nets: dict[str, Model] = {}
-    wide = sizes(base)[0]
-    for name, make in ROWS.items():
-        if given.only and name != "float32" and not name.startswith(tuple(given.only)):
-            continue
-        net = copy.deepcopy(base)
-        start = time.perf_counter()
-        try:
-            make(net, rows)
-        except (ImportError, ValueError) as error:
-            print(f"{name}: left out: {error}", flush=True)
-            continue
-        took = time.perf_counter() - start
-        scores = evaluate(net, held_out, tokenizer=tokenizer, max_tokens=given.tokens)
-        own, bits = logits(net, ids), scores.bits_per_byte
-        inner, whole = sizes(net) if "torchao" not in name else (0, 0)
-        found[name] = {
-            "matrices": inner, "bytes": whole, "bits": bits, "seconds": took,
-            "change": 100 * (bits / found["float32"]["bits"] - 1) if found else 0.0,
-            "agreement": float((own.argmax(-1) == exact.argmax(-1)).float().mean()),
-            "kl": float(kl_div(own, exact, reduction="batchmean", log_target=True)),
-        }  # fmt: skip
-        nets[name] = net
-        print(f"{name}: {bits:.4f} ({found[name]['change']:+.3f}%), {took:.1f} s", flush=True)
-    speeds: dict[str, list[float]] = {name: [] for name in nets}
-    for number in range(given.rounds + 1):
-        for name, net in nets.items():
-            speed = NEW / seconds_of(net, prompt)
-            if number:
-                speeds[name].append(speed)
-    lines = [
-        f"{platform.processor() or platform.machine()}, one thread, load "
-        f"{os.getloadavg()[0]:.0f}, torch {torch.__version__}; "
-        f"{given.tokens or held_out.n_tokens:,} validation tokens of {given.run.name}\n",
-        "| method | matrices, bytes | fewer | model, bytes | bits per byte | change | "
-        "same argmax | KL, nats | tokens/s | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in found.items():
-        times = f"{wide / row['matrices']:.2f}x" if row["matrices"] else ""
-        mass = f"{row['matrices']:,.0f} | {times} | {row['bytes']:,.0f}"
-        lines.append(
-            f"| {name} | {mass if row['matrices'] else ' | | '} | {row['bits']:.4f} | "
-            f"{row['change']:+.3f}% | {row['agreement']:.2%} | {row['kl']:.5f} | "
-            f"{statistics.median(speeds[name]):.0f} | {row['seconds']:.1f} |"
-        )
-    (given.out / "table.md").write_text("\n".join(lines) + "\n")
+    if given.train:
+        train(given)
+    kept = given.out / "scores.json"
+    found: Found = json.loads(kept.read_text()) if kept.is_file() else {}
+    if given.part in ("all", "scores"):
+        score(given, base, tokenizer, found)
+    if given.part in ("all", "speed"):
+        speed(given, base, found)
+    text = table(found, given.run.name)
+    (given.out / "table.md").write_text(text)
     draw(found, given.out / "quality_against_size.png")
-    print("\n".join(lines))
+    print(text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 
 from tests.support.models import build
 from tinylm import checkpoint, corpus, data, evaluate
-from tinylm.config import ModelConfig, SampleConfig
+from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.corpus import chats, tasks
 from tinylm.data import Dataset, Loader
 from tinylm.data.turns import Answers
@@ -231,6 +231,8 @@ def test_the_commands_answer_and_score(tmp_path, capsys, monkeypatch, few_tasks)
     evaluate_main([str(folder), "tasks=1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["tasks", *sorted(tasks.KINDS), "all"]
+    with pytest.raises(ConfigError, match="tasks: given twice, as 1 and as all"):
+        evaluate_main([str(folder), "tasks=1", "tasks=all"])
 
 
 @pytest.mark.slow

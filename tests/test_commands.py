@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinylm import __main__ as tinylm_map
 from tinylm import commands
@@ -98,6 +100,19 @@ def test_help_is_asked_for_by_either_name():
     assert commands.wants_help(["train.steps=3", "-h"])
     assert commands.wants_help(["--help"])
     assert not commands.wants_help(["help", "-H"])
+
+
+@given(st.lists(st.sampled_from(["a", "b", "a=1", "a=", "b=2=3", "=4"]), max_size=6))
+def test_a_word_is_kept_and_a_key_counts_once(arguments):
+    pairs = [word for word in arguments if "=" in word]
+    keys = [word[: word.index("=")] for word in pairs]
+    if len(set(keys)) < len(keys):
+        with pytest.raises(ConfigError, match="given twice"):
+            commands.sorted_words(arguments)
+        return
+    words, values = commands.sorted_words(arguments)
+    assert words == [word for word in arguments if "=" not in word]
+    assert [f"{key}={value}" for key, value in values.items()] == pairs
 
 
 # The map.

@@ -151,6 +151,8 @@ def test_a_checkpoint_holds_base_and_adapters_and_the_command_merges_them(
         main(["merge", str(plain), f"out={tmp_path / 'none'}"])
     with pytest.raises(ConfigError, match="not empty"):
         main(["merge", str(folder), f"out={plain}"])
+    with pytest.raises(ConfigError, match="out: given twice, as a and as b"):
+        main(["merge", str(folder), "out=a", "out=b"])
     told = capsys.readouterr().out
     assert "14 adapters merged" in told or architecture == "gpt2"
     # What PEFT cannot open does not look as if it could, to transformers neither.

@@ -17,6 +17,7 @@ from tinylm.config import ConfigError, ModelConfig, TrainConfig
 from tinylm.evaluate.__main__ import main as evaluate_main
 from tinylm.layers import fake
 from tinylm.layers.lora import matrices
+from tinylm.quant.__main__ import main as quant_main
 from tinylm.train import finetuning, train
 
 TEXT = "".join(f"the {i % 7} cats of house {i % 13} sleep on {i % 5} mats\n" for i in range(2000))
@@ -175,7 +176,13 @@ def test_the_last_score_is_that_of_the_quantised_model(workplace, capsys):
     results = json.loads(Path("q/run.json").read_text())["results"]
     assert results["weights"] == "ternary"
     evaluate_main(["q"])
-    assert f"bits per byte  {results['bits_per_byte']:.4f}" in capsys.readouterr().out
+    scored = capsys.readouterr().out
+    assert f"bits per byte  {results['bits_per_byte']:.4f}" in scored
+    # Its packed form is scored on the same text, unasked.
+    quant_main(["q", "method=trained", "embedding=float", "out=packed"])
+    capsys.readouterr()
+    evaluate_main(["packed"])
+    assert capsys.readouterr().out == scored
     net, _ = checkpoint.load("q")
     found = {name: part.weight for name, part in matrices(net)}
     # The file has the weights of training, not the rounded ones.

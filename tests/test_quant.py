@@ -348,6 +348,10 @@ def test_numbers_of_another_dtype_are_refused(tmp_path):
         (["RUN", "method=int4", "group=48", "out=x"], "group=48: choose 32, 64, 128"),
         (["RUN", "method=int4", "keep=1", "out=x"], "keep=1: expected a share"),
         (["RUN", "method=int4", "seeds=1", "out=x"], "unknown key 'seeds'"),
+        (
+            ["RUN", "method=int4", "method=int8", "out=x"],
+            "method: given twice, as int4 and as int8",
+        ),
         (["RUN", "method=int4", "embedding=int4", "out=x"], "embedding=int4: choose int8 or float"),
     ],
 )

@@ -132,6 +132,23 @@ def wants_help(arguments: Sequence[str]) -> bool:
     return "-h" in arguments or "--help" in arguments
 
 
+def sorted_words(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Arguments to the words among them and the values of those that are key=value.
+
+    `ConfigError` for a key that is given twice: one of the two would be lost in silence.
+    """
+    words, given = [], dict[str, str]()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            words.append(argument)
+        elif key in given:
+            raise ConfigError(f"{key}: given twice, as {given[key]} and as {value}: leave one out")
+        else:
+            given[key] = value
+    return words, given
+
+
 @contextmanager
 def finding(folder: Path, command: str) -> Iterator[None]:
     """Inside, a model is looked for in `folder`; where there is none, an error says what is there.

@@ -33,8 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     if commands.wants_help(arguments):
         print(HELP, end="")
         return 0
-    words = [word for word in arguments if "=" not in word]
-    given = dict(word.split("=", 1) for word in arguments if "=" in word)
+    words, given = commands.sorted_words(arguments)
     if len(words) != 2 or words[0] not in ("merge", "save"):
         raise ConfigError("which command? python -m tinylm.lora merge|save RUN out=FOLDER")
     for key in given.keys() - {"out", *(("base",) if words[0] == "merge" else ())}:

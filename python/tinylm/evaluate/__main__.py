@@ -20,9 +20,10 @@ HELP = """usage: python -m tinylm.evaluate RUN [key=value ...]
 
 Score the validation text of RUN: loss (nats per token), perplexity, bits per byte.
 
-RUN is the folder of a run, of one of its checkpoints, or of a transformers model; the last has
-no settings and needs data.source=. Another text is tokenized by the model's own tokenizer, and
-its validation part is scored, or all of it:
+RUN is the folder of a run, of one of its checkpoints, of its model in fewer bits
+(python -m tinylm.quant), or of a transformers model; the last has no text of its own and needs
+data.source=. Another text is tokenized by the model's own tokenizer, and its validation part is
+scored, or all of it:
   python -m tinylm.evaluate runs/stdlib data.source=novel.txt data.val_fraction=1
 
 With tasks=N a model that chats answers N held-out tasks of each kind of data.source=tasks, with
@@ -121,7 +122,9 @@ def _tasks(arguments: Sequence[str]) -> tuple[list[str], int | None]:
     given = [word.partition("=")[2] for word in arguments if word.startswith("tasks=")]
     if not given:
         return rest, None
-    number = given[-1]
+    number = given[0]
+    if len(given) > 1:
+        raise ConfigError(f"tasks: given twice, as {number} and as {given[1]}: leave one out")
     if number != "all" and not (number.isascii() and number.isdecimal() and int(number) > 0):
         raise ConfigError(f"tasks={number}: expected a whole number above 0, or all")
     return rest, 0 if number == "all" else int(number)
@@ -155,7 +158,11 @@ def _check_text(folder: Path, keys: set[str]) -> None:
     """Raise `ConfigError` where no text to score is known."""
     if not folder.is_dir():
         return
-    known = config.find(folder) is not None or bool(keys & {"data.source", "data.folder"})
+    if config.find(folder) is not None or keys & {"data.source", "data.folder"}:
+        return
+    from tinylm import data
+
+    known = data.recorded(folder) is not None
     if not known and (
         commands.what_it_holds(folder, "evaluate") is None or not any(folder.iterdir())
     ):

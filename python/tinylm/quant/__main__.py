@@ -1,5 +1,6 @@
 """`python -m tinylm.quant RUN method=METHOD out=FOLDER [key=value ...]`."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,8 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     if commands.wants_help(arguments):
         print(HELP, end="")
         return 0
-    words = [word for word in arguments if "=" not in word]
-    given = dict(word.split("=", 1) for word in arguments if "=" in word)
+    words, given = commands.sorted_words(arguments)
     if len(words) != 1:
         raise ConfigError("which run? python -m tinylm.quant RUN method=int4 out=FOLDER")
     settings = reading.read(given)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         # These take seconds: a typo above is answered before them.
         import torch
 
-        from tinylm import checkpoint, threads
+        from tinylm import checkpoint, data, threads
         from tinylm.quant.methods import check, quantise
 
         model, tokenizer = checkpoint.load(folder)
@@ -76,7 +76,14 @@ def main(arguments: Sequence[str]) -> int:
     with threads.sharing(torch.get_num_threads()):
         quantise(model, settings, calibration)
     seconds = time.perf_counter() - began
-    checkpoint.save(out, model, tokenizer)
+    shards = data.recorded(folder)
+    note = None if shards is None else json.dumps({"shards": str(shards)}, indent=1).encode()
+    checkpoint.write(
+        out,
+        checkpoint.content(model, tokenizer),
+        # `evaluate` finds the text of the run by it.
+        others=None if note is None else lambda draft: draft.add("run.json", [note]),
+    )
     after = _size(model)
     print(
         f"{out}: {settings.method} in {seconds:.1f} s, {before:,} bytes of weights to {after:,}, "
