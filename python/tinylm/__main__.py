@@ -33,7 +33,12 @@ class Row(NamedTuple):
 MAP = (
     Row("settings", "config"),
     Row("text", "corpus"),
-    Row("tokens", "tokenizer", ("rust/tokenizer",), ("word_bpe", "byte_bpe", "patterns")),
+    Row(
+        "tokens",
+        "tokenizer",
+        ("rust/tokenizer",),
+        ("word_bpe", "byte_bpe", "char_bpe", "unigram", "wordpiece", "patterns"),
+    ),
     Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order")),
     Row("operations", "mask", (), ("masks",)),
     Row("operations", "ops", ("kernels/fused",), ("arrays", "tensors", "quant", "fake")),

@@ -30,6 +30,34 @@ build_profile: str
 # tokenizer
 
 @final
+class Model:
+    """How pieces become tokens; a tokenizer is made of it and of the tokens.
+
+    Ids are those of the tokens; `scores` are in the order of the tokens.
+    """
+
+    @staticmethod
+    def bpe(merges: list[tuple[int, int]] | None, *, whole_pieces: bool) -> Model: ...
+    @staticmethod
+    def char_bpe(
+        merges: list[tuple[int, int]] | None,
+        *,
+        scores: list[float] = [],
+        unknown: int | None = None,
+        fuse_unknown: bool = False,
+        byte_fallback: bool = False,
+        whole_pieces: bool = False,
+        prefix: str = "",
+        suffix: str = "",
+    ) -> Model: ...
+    @staticmethod
+    def unigram(
+        scores: list[float], *, unknown: int | None = None, byte_fallback: bool = False
+    ) -> Model: ...
+    @staticmethod
+    def wordpiece(*, unknown: int, prefix: str = "##", longest: int = 100) -> Model: ...
+
+@final
 class Tokenizer:
     """A vocabulary with its merges, pattern and added tokens; immutable.
 
@@ -40,8 +68,7 @@ class Tokenizer:
     def __new__(
         cls,
         tokens: dict[bytes, int],
-        merges: list[tuple[int, int]] | None,
-        whole_pieces: bool,
+        model: Model,
         pattern: str,
         added_tokens: list[tuple[str, int, bool, bool]],
     ) -> Tokenizer: ...

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinylm import _rust
 from tinylm.tokenizer.checks import refuse_halves
 
 
@@ -24,6 +25,10 @@ class Bpe:
 
     merges: list[tuple[int, int]] | None
     whole_pieces: bool
+
+    def core(self) -> _rust.Model:
+        """The model as the core takes it."""
+        return _rust.Model.bpe(self.merges, whole_pieces=self.whole_pieces)
 
 
 class AddedToken(NamedTuple):

@@ -52,8 +52,7 @@ class Tokenizer:
         late = parts.late_tokens(contents.added_tokens)
         self._core = _rust.Tokenizer(
             contents.tokens,
-            contents.model.merges,
-            contents.model.whole_pieces,
+            contents.model.core(),
             contents.pattern,
             [(t.content, t.id, t.special, t.content in late) for t in contents.added_tokens],
         )

@@ -71,7 +71,8 @@ class Training:
         """ValueError for a pattern that no `tokenizer.json` can say, before hours of training."""
         every_byte = {bytes([byte]): byte for byte in range(256)}
         # The core knows published expressions by their names.
-        pre_tokenizer.written(_rust.Tokenizer(every_byte, None, True, pattern, []).pattern)
+        model = _rust.Model.bpe(None, whole_pieces=True)
+        pre_tokenizer.written(_rust.Tokenizer(every_byte, model, pattern, []).pattern)
 
     def add_texts(self, texts: Iterable[str | bytes]) -> None:
         """Counts each of `texts` as a document of its own."""

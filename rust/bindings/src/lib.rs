@@ -9,6 +9,7 @@ mod arguments;
 mod batches;
 mod error;
 mod inference;
+mod models;
 mod shards;
 mod tokenizer;
 
@@ -32,6 +33,7 @@ mod rust {
         )?;
         // Each file registers its classes, so that a new class changes one file.
         super::tokenizer::register(module)?;
+        super::models::register(module)?;
         super::shards::register(module)?;
         super::batches::register(module)?;
         super::inference::register(module)

@@ -13,10 +13,11 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
 use tinylm_tokenizer as core;
-use tinylm_tokenizer::{AddedToken, ModelSpec, Policy, Ties};
+use tinylm_tokenizer::{AddedToken, Policy, Ties};
 
 use crate::arguments::{SIGNALS, Text, detached, id_of, ids_of, import_numpy};
 use crate::error::tokenizer_error;
+use crate::models::Model;
 
 /// Lists of this many ids and more are made of ready integers, which are made on first use.
 const READY_INTEGERS: usize = 4096;
@@ -88,16 +89,15 @@ impl Tokenizer {
     reason = "pyo3 hands arguments over by value"
 )]
 impl Tokenizer {
-    /// From ordinary tokens and their ids, merges or None for tiktoken's rule, and added tokens as
-    /// (content, id, special, late).
+    /// From ordinary tokens and their ids, a model, and added tokens as (content, id, special,
+    /// late).
     ///
     /// Raises `ValueError` if the parts contradict each other.
     #[new]
-    #[pyo3(signature = (tokens, merges, whole_pieces, pattern, added_tokens))]
+    #[pyo3(signature = (tokens, model, pattern, added_tokens))]
     fn new(
         tokens: &Bound<'_, PyDict>,
-        merges: Option<Vec<(u32, u32)>>,
-        whole_pieces: bool,
+        model: &Model,
         pattern: String,
         added_tokens: Vec<(String, u32, bool, bool)>,
     ) -> PyResult<Self> {
@@ -114,10 +114,7 @@ impl Tokenizer {
         };
         let spec = core::Spec {
             tokens: ordinary,
-            model: ModelSpec::Bpe {
-                merges,
-                whole_pieces,
-            },
+            model: model.spec(),
             pattern,
             added: added_tokens.into_iter().map(added).collect(),
         };

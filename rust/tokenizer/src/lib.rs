@@ -44,9 +44,11 @@
 mod added;
 mod bpe;
 mod cache;
+mod char_bpe;
 mod count;
 mod encode;
 mod error;
+mod fallback;
 mod frequent;
 mod heap;
 mod jobs;
@@ -57,11 +59,15 @@ mod scan;
 mod split;
 mod stream;
 mod train;
+mod trie;
 mod unicode;
+mod unigram;
 mod vocab;
 mod whole;
+mod wordpiece;
 
 pub use added::{AddedToken, Policy};
+pub use char_bpe::CharBpeSpec;
 pub use count::{Word, WordCounts};
 pub use encode::{Spec, Tokenizer};
 pub use error::Error;

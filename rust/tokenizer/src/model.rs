@@ -1,11 +1,10 @@
 //! The last stage: the bytes of one piece to the ids of tokens.
 //!
-//! What a second variant (Unigram is the next one) must provide:
+//! What a variant must provide:
 //!
 //! - A variant of [`ModelSpec`] with all that it needs beside the tokens, and its own checks of
 //!   both. That every byte is a token, for example, is a demand of [`Bpe`], not of the tokenizer.
-//! - Ids that depend on the bytes of the piece alone, since a cache keeps them from piece to piece,
-//!   and tokens that joined are the piece, or `decode` does not give the text back.
+//! - Ids that depend on the bytes of the piece alone, since a cache keeps them from piece to piece.
 //! - Time linear in the piece, or `n log n`, with a call of the interrupt every few milliseconds:
 //!   a piece may be a megabyte long.
 //! - Its reusable memory in [`Scratch`].
@@ -15,6 +14,9 @@
 
 use crate::bpe::{self, Bpe};
 use crate::cache::Key;
+use crate::char_bpe::{self, CharBpe, CharBpeSpec};
+use crate::unigram::{self, Unigram};
+use crate::wordpiece::WordPiece;
 use crate::{Error, Interrupt};
 
 /// How pieces become tokens.
@@ -38,6 +40,26 @@ pub enum ModelSpec {
         /// rule implies it.
         whole_pieces: bool,
     },
+    /// BPE over characters: the tokens are UTF-8 as their file writes them.
+    CharBpe(CharBpeSpec),
+    /// The tokens with the highest sum of scores.
+    Unigram {
+        /// Log probabilities in the order of the tokens.
+        scores: Vec<f64>,
+        /// The id of unknown characters; not needed if all 256 bytes are tokens.
+        unknown: Option<u32>,
+        /// Whether unknown characters are the tokens of their bytes, `<0x00>` to `<0xFF>`.
+        byte_fallback: bool,
+    },
+    /// The longest tokens from the left, as BERT encodes.
+    WordPiece {
+        /// The id of a word that the tokens cannot say.
+        unknown: u32,
+        /// What tokens inside a word begin with, `##`.
+        prefix: Vec<u8>,
+        /// Words of more characters are unknown.
+        longest: usize,
+    },
 }
 
 /// A model made ready to encode.
@@ -45,12 +67,12 @@ pub enum ModelSpec {
 /// An enum and not a trait object: the call for each piece is a branch that always goes the same
 /// way, and can be inlined.
 #[derive(Debug)]
-#[cfg_attr(
-    test,
-    expect(clippy::large_enum_variant, reason = "there is one model a tokenizer")
-)]
+#[expect(clippy::large_enum_variant, reason = "there is one model a tokenizer")]
 pub(crate) enum Model {
     Bpe(Bpe),
+    CharBpe(CharBpe),
+    Unigram(Unigram),
+    WordPiece(WordPiece),
     // Only in tests: it shows that the enum is the one place that a new model changes.
     #[cfg(test)]
     Longest(tests::Longest),
@@ -63,6 +85,8 @@ pub(crate) enum Model {
 pub(crate) struct Scratch {
     // A field for each model, which costs nothing while it is empty.
     bpe: bpe::Scratch,
+    char_bpe: char_bpe::Scratch,
+    unigram: unigram::Scratch,
 }
 
 impl Model {
@@ -81,6 +105,17 @@ impl Model {
                 let whole_pieces = whole_pieces || merges.is_none();
                 Bpe::new(tokens, merges.as_deref(), whole_pieces).map(Self::Bpe)
             }
+            ModelSpec::CharBpe(spec) => CharBpe::new(tokens, spec).map(Self::CharBpe),
+            ModelSpec::Unigram {
+                scores,
+                unknown,
+                byte_fallback,
+            } => Unigram::new(tokens, &scores, unknown, byte_fallback).map(Self::Unigram),
+            ModelSpec::WordPiece {
+                unknown,
+                prefix,
+                longest,
+            } => WordPiece::new(tokens, unknown, &prefix, longest).map(Self::WordPiece),
         }
     }
 
@@ -100,6 +135,12 @@ impl Model {
     ) -> Result<(), Error> {
         match self {
             Self::Bpe(bpe) => bpe.encode(piece, key, &mut scratch.bpe, out, interrupt),
+            Self::CharBpe(bpe) => bpe.encode(piece, &mut scratch.char_bpe, out, interrupt),
+            Self::Unigram(model) => model.encode(piece, &mut scratch.unigram, out, interrupt),
+            Self::WordPiece(model) => {
+                model.encode(piece, out);
+                Ok(())
+            }
             #[cfg(test)]
             Self::Longest(model) => {
                 model.encode(piece, out);
