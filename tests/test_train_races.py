@@ -104,7 +104,7 @@ def assert_whole(whole):
     assert config.find("run", whole=True)
 
 
-@pytest.mark.parametrize("tries", times(4, 60))
+@pytest.mark.parametrize("tries", times(2, 60))
 def test_of_two_trainings_in_one_folder_one_wins_and_the_other_says_why_not(tries, whole, place):
     chance = random.Random(tries)
     for number in range(tries):
@@ -129,7 +129,7 @@ def test_of_two_trainings_in_one_folder_one_wins_and_the_other_says_why_not(trie
         assert_whole(whole)
 
 
-@pytest.mark.parametrize("tries", times(3, 80))
+@pytest.mark.parametrize("tries", times(1, 80))
 def test_a_run_killed_at_random_moments_beside_another_ends_in_the_same_weights(
     tries, whole, place
 ):
@@ -156,7 +156,7 @@ def test_a_run_killed_at_random_moments_beside_another_ends_in_the_same_weights(
             Path("run").unlink()
 
 
-@pytest.mark.parametrize("tries", times(3, 60))
+@pytest.mark.parametrize("tries", times(2, 60))
 def test_two_that_prepare_one_folder_both_find_it_whole(tries, whole, place):
     chance = random.Random(tries)
     words = ["prepare", "cats.txt", "--tokenizer", "tokenizer.json", "--out", "shards"]
