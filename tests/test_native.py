@@ -150,7 +150,8 @@ def test_what_is_added_to_a_model_keeps_it_in_torch():
     assert not native.fits(model)
     handle.remove()
     assert native.fits(model)
-    assert isinstance(native.build(model, 1, 4, "paged"), cache.KINDS["paged"])
+    for kind, options in (("paged", {"page": 32}), ("int8", {})):
+        assert isinstance(native.build(model, 1, 4, kind, **options), cache.KINDS[kind])
 
 
 def test_views_forks_and_copies_of_rows():

@@ -75,9 +75,9 @@ def test_the_native_step_reads_and_chooses_guesses_bit_for_bit(kind, monkeypatch
     warm = dataclasses.replace(cold, temperature=0.9, stop=(3,), seed=4)
     drawn = sample.generate(model, PROMPTS, warm)
     inside, stats = [], Stats()
-    whole = forward.Forward.draw_every
+    whole = forward.Forward.draw
     monkeypatch.setattr(
-        forward.Forward, "draw_every", lambda *a, **b: inside.append(1) or whole(*a, **b)
+        forward.Forward, "draw", lambda *a, **b: inside.append(1) or whole(*a, **b)
     )
     assert sample.generate(model, PROMPTS, cold, draft=draft, stats=stats) == wanted
     assert len(inside) >= 3

@@ -249,21 +249,22 @@ class Network:
 
 @final
 class KeyValues:
-    """The keys and values of several texts, and the passes that read more tokens into them."""
+    """Pages of 16 tokens' keys and values, and the passes that read more tokens into them."""
 
-    def __new__(cls, network: Network, texts: int, max_length: int) -> KeyValues: ...
+    def __new__(cls, network: Network, pages: int) -> KeyValues: ...
     @property
     def bytes(self) -> int:
-        """Bytes of keys and values."""
+        """Bytes of the pages that have had a token."""
 
-    def select(self, texts: list[int]) -> KeyValues:
-        """The texts of those numbers, copied."""
+    def grow(self, more: int) -> None:
+        """Add pages."""
 
     def copy(self, source: int, to: int) -> None:
-        """Make text `to` a copy of text `source`."""
+        """Make page `to` a copy of page `source`."""
 
     def read(
         self,
+        table: NDArray[np.int32],
         runs: Sequence[tuple[int, int, int]],
         tokens: Sequence[int],
         wanted: Sequence[int],
@@ -272,10 +273,14 @@ class KeyValues:
         layers: int,
         threads: int,
     ) -> NDArray[np.float32]:
-        """Read the tokens of all runs, each (text, tokens that stay, new ones): logits [W, V]."""
+        """Read the tokens of all runs: logits [W, V] after the wanted ones.
+
+        A run is (row of the table of pages, tokens that stay, new ones).
+        """
 
     def draw(
         self,
+        table: NDArray[np.int32],
         runs: Sequence[tuple[int, int, int]],
         tokens: Sequence[int],
         wanted: Sequence[int],

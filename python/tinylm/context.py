@@ -58,12 +58,15 @@ class Cache(Protocol):
     So only the cache knows how they are stored (in one buffer, in blocks, in fewer bits).
     """
 
-    # Tokens in each row [B] int64, the same on the host, and the most of them.
-    lengths: Tensor
+    # Tokens in each row, on the host, and the most of them.
     ends: list[int]
     longest: int
     # Whether tokens that are read as filling and cut off again leave a row as it was.
     pads: bool
+
+    @property
+    def lengths(self) -> Tensor:
+        """`ends` on the device [B] int64."""
 
     @property
     def streams(self) -> bool:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tinylm import _rust, cache, layers, ops
-from tinylm.cache import Base, Full
-from tinylm.context import CacheStats, Context
+from tinylm.cache import PAGE, Base, Full, Paged, Pool
+from tinylm.context import Context
 from tinylm.layers import is_plain
 from tinylm.model import Model
 
@@ -54,32 +54,113 @@ class Step:
         self.vocab_size = model.embedding.num_embeddings
         self.context_length, self.layers = model.context_length, len(model.blocks)
         with torch.no_grad():
-            self.network = _rust.Network(_shape(model), _parts(model), weights=weights, simd=simd)
+            shape = _shape(model)
+            self.network = _rust.Network(shape, _parts(model), weights=weights, simd=simd)
+        # Bytes of the key and value of a token: a value fills lines of 16 numbers.
+        numbers = shape["head_size"] + -(-shape["head_size"] // 16) * 16
+        self.place: int = 4 * numbers * shape["n_layers"] * shape["n_kv_heads"]
 
     @property
     def bytes(self) -> int:
         """Bytes of weights that a step reads."""
         return self.network.bytes
 
-    def cache(self, batch_size: int, max_length: int) -> "Native":
+    def cache(self, batch_size: int, max_length: int, **paged: Any) -> "Native":
         """An empty cache for `batch_size` rows of at most `max_length` tokens."""
-        held = _rust.KeyValues(self.network, batch_size, max_length)
-        return Native(self, held, batch_size, max_length)
+        limit = self.context_length
+        if not 1 <= max_length <= limit:
+            raise ValueError(f"max_length={max_length}: must be 1 to the context length, {limit}")
+        return Native(self, batch_size, max_length, **paged)
 
 
-class Native(Base):
+class Pages(Pool):
+    """A pool whose blocks are in Rust: they take memory when their first token comes."""
+
+    def __init__(self, of: "Native", total: int, *, grows: bool) -> None:
+        super().__init__(of, 0, PAGE, grows=grows)
+        self.held = _rust.KeyValues(of.step.network, 0)
+        self.place = of.step.place
+        self.grow(total)
+
+    def grow(self, more: int) -> None:
+        """Add blocks."""
+        self.held.grow(more)
+        self.blocks.grow(more)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy what the tokens of one block left to another."""
+        self.held.copy(source, target)
+
+    def bytes_per_place(self) -> int:
+        """Return the bytes that one token leaves."""
+        return self.place
+
+
+class Native(Paged):
     """Keys and values in the layout of the native step, which alone can read them.
 
-    A pass is `read` or `draw`; no layer of the torch model attends here. Rows grow as they need
-    memory, in float32. Rows of any lengths are read together.
+    A pass is `read` or `draw`; no layer of the torch model attends here. Blocks of 16 tokens in
+    float32, a panel of keys each, that rows share where they were forked or selected; with
+    `shares` also where they begin alike, out of a budget of `tokens`, as in `Paged`. Without it
+    each row has its places for itself. Rows of any lengths are read together.
     """
 
     kind = "native"
+    pool: Pages
 
-    def __init__(self, step: Step, held: _rust.KeyValues, batch_size: int, max_length: int) -> None:
-        self.step, self.held = step, held
-        home = torch.device("cpu")
-        super().__init__([], batch_size, max_length, dtype=torch.float32, device=home)
+    def __init__(
+        self,
+        step: Step,
+        batch_size: int,
+        max_length: int,
+        *,
+        shares: bool = False,
+        tokens: int | None = None,
+    ) -> None:
+        self.step, self.shares = step, shares
+        home = {"dtype": torch.float32, "device": torch.device("cpu")}
+        super().__init__([], batch_size, max_length, page=PAGE, tokens=tokens, **home)
+
+    def _pool(self, blocks: int, *, grows: bool) -> Pages:
+        return Pages(self, blocks, grows=grows)
+
+    @property
+    def lengths(self) -> Tensor:  # type: ignore[override]
+        """The length of each row [B] int64; made when asked for, which no pass does."""
+        return torch.tensor(self.ends, dtype=torch.int64)
+
+    def _set(self, ends: list[int]) -> None:
+        self.ends = ends
+        self._settle()
+
+    def _tell(self) -> None:
+        if self.whole is not None:
+            for row, end in zip(self._own, self.ends, strict=True):
+                self.whole.ends[row] = end
+            self.whole._settle()
+            self.whole._tell()
+
+    @property
+    def total(self) -> int:
+        """The number of blocks that the rows share; 0 if each row owns its places."""
+        return super().total if self.shares else 0
+
+    def needed(self, row: int, tokens: int) -> int:
+        """Return how many of `free` are taken if `tokens` more come to `row`."""
+        return super().needed(row, tokens) if self.shares else 0
+
+    def match(self, row: int, ids: Sequence[int]) -> int:
+        """Give the empty `row` the known blocks of a beginning of `ids`; the number of tokens."""
+        return super().match(row, ids) if self.shares else Base.match(self, row, ids)
+
+    def note(self, row: int, ids: Sequence[int]) -> None:
+        """`row` begins with these ids, which `match` may then find."""
+        if self.shares:
+            super().note(row, ids)
+
+    def wipe(self, rows: Sequence[int]) -> None:
+        """Clear rows: nobody reads places behind the end of a text."""
+        self.clear(rows)
 
     def read(
         self,
@@ -97,7 +178,8 @@ class Native(Base):
         `Full` for rows that do not fit, before anything is read.
         """
         runs, flat, wanted = self._reading(tokens, every)
-        logits = self.held.read(
+        logits = self.pool.held.read(
+            self.table.numpy(),
             runs,
             flat,
             wanted,
@@ -127,7 +209,8 @@ class Native(Base):
         whose logits are not finite.
         """
         runs, flat, wanted = self._reading(tokens, every)
-        drawn = self.held.draw(
+        drawn = self.pool.held.draw(
+            self.table.numpy(),
             runs,
             flat,
             wanted,
@@ -158,9 +241,10 @@ class Native(Base):
                 )
         runs = [*zip(self.index, self.ends, counts, strict=True)]
         flat = [token for row in tokens for token in row]
-        # What is too large, Rust refuses with the same words.
-        if min(flat) < 0:
-            raise ValueError(f"id {min(flat)}: the vocabulary is 0 to {self.step.vocab_size - 1}")
+        for id in (min(flat), max(flat)):
+            if not 0 <= id < self.step.vocab_size:
+                raise ValueError(f"id {id}: the vocabulary is 0 to {self.step.vocab_size - 1}")
+        self._claim([*enumerate(counts)])
         if every or len(flat) == len(runs):
             return runs, flat, [*range(len(flat))]
         return runs, flat, [end - 1 for end in accumulate(counts)]
@@ -178,23 +262,6 @@ class Native(Base):
         """Raise `ValueError`, as `attend`."""
         raise ValueError("cache=native is read by its step: give the model cache.build(...)")
 
-    def select(self, rows: Tensor) -> "Native":
-        """A cache of the rows `rows` [N] int64 of this one, copied; one may come several times."""
-        wanted = rows.tolist()
-        held = self.held.select([self.index[row] for row in wanted])
-        taken = Native(self.step, held, len(wanted), self.max_length)
-        taken._set([self.ends[row] for row in wanted])
-        return taken
-
-    def _fork(self, row: int, to: Sequence[int]) -> None:
-        for other in to:
-            self.held.copy(self.index[row], self.index[other])
-
-    def stats(self) -> CacheStats:
-        """Return what is stored and what it costs."""
-        tokens = sum(self.ends)
-        return CacheStats(tokens=tokens, places=tokens, bytes=self.held.bytes, empty=0)
-
     def tensors(self) -> dict[str, Tensor]:
         """Raise `ValueError`: a file of keys is for every machine, this layout for one."""
         raise ValueError("cache=native cannot be saved: use one of cache.build(...)")
@@ -207,11 +274,13 @@ class Native(Base):
 def build(
     model: Model, batch_size: int, max_length: int, kind: str = "contiguous", **options: Any
 ) -> Base:
-    """`tinylm.cache.build`, but of the contiguous kind a native cache where the model fits."""
-    step = step_for(model) if kind == "contiguous" and not options else None
+    """`tinylm.cache.build`, but a native cache where the model, the kind and its options fit."""
+    tokens = {name: value for name, value in options.items() if (name, value) != ("page", PAGE)}
+    fit = not options if kind == "contiguous" else kind == "paged" and not {*tokens} - {"tokens"}
+    step = step_for(model) if fit else None
     if step is None:
         return cache.build(model, batch_size, max_length, kind, **options)
-    return step.cache(batch_size, max_length)
+    return step.cache(batch_size, max_length, shares=kind == "paged", **tokens)
 
 
 def step_for(model: nn.Module) -> Step | None:

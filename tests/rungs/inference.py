@@ -78,10 +78,10 @@ RUNGS = (
         ),
         lambda: (("qwen3", 4, 2, 64, 4, True), [60] * 8, "float32", 0),
         same=same,
-        # Drawing, copying and selecting rows: tests/test_native.py.
+        # Drawing, and copying pages: tests/test_native.py.
         covers=(
             *("Network", "Network.bytes", "Network.simd", "KeyValues", "KeyValues.bytes"),
-            *(f"KeyValues.{name}" for name in ("read", "draw", "copy", "select")),
+            *(f"KeyValues.{name}" for name in ("read", "draw", "copy", "grow")),
         ),
         cost=4,
     ),

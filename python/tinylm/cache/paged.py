@@ -5,7 +5,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -109,8 +109,11 @@ class Paged(Base):
         super().__init__(states, batch_size, max_length, page=page, tokens=tokens, **named)
         self.page, self.width = page, -(-max_length // page)
         blocks = batch_size * self.width if tokens is None else tokens // page
-        self.pool = Pool(self, blocks, page, grows=tokens is None)
+        self.pool = self._pool(blocks, grows=tokens is None)
         self._begin(batch_size)
+
+    def _pool(self, blocks: int, *, grows: bool) -> Pool:
+        return Pool(self, blocks, self.page, grows=grows)
 
     def _begin(self, batch_size: int) -> None:
         """Start with empty rows, whose blocks go back when this cache does."""
@@ -132,7 +135,7 @@ class Paged(Base):
 
     def needed(self, row: int, tokens: int) -> int:
         """Return how many of `free` are taken if `tokens` more come to `row`."""
-        return self._needed([row], tokens)
+        return self._needed([(row, tokens)])
 
     def needed_for(self, length: int) -> int:
         """Return how many blocks an empty row takes for `length` tokens."""
@@ -141,16 +144,20 @@ class Paged(Base):
     def reserve(self, tokens: int) -> None:
         """Give every row the blocks for `tokens` more; `Full`, and no change, if there are none."""
         super().reserve(tokens)
-        rows, pool = range(len(self.ends)), self.pool
-        short = self._needed(rows, tokens) - self.free
+        self._claim([(row, tokens) for row in range(len(self.ends))])
+
+    def _claim(self, new: Sequence[tuple[int, int]]) -> None:
+        """`reserve` for rows that get different numbers of tokens: (row, tokens) of each."""
+        pool, free = self.pool, self.pool.blocks.free
+        short = self._needed(new) - free
         if short > 0 and not pool.grows:
             raise Full(
-                f"{short + self.free} more blocks of {self.page} tokens are needed, and "
-                f"{self.free} of {self.total} are free: clear rows or give a larger budget"
+                f"{short + free} more blocks of {self.page} tokens are needed, and {free} of "
+                f"{self.total} are free: clear rows or give a larger budget"
             )
         if short > 0:
-            pool.grow(max(short, self.total // 2))
-        for row in rows:
+            pool.grow(max(short, pool.blocks.total // 2))
+        for row, tokens in new:
             self._extend(row, tokens)
 
     def match(self, row: int, ids: Sequence[int]) -> int:
@@ -204,7 +211,7 @@ class Paged(Base):
         rows.index_copy_(0, plan.write, x.flatten(0, 1))
         return torch.cat((last[:, None], x[:, :-1]), 1)
 
-    def select(self, rows: Tensor) -> "Paged":
+    def select(self, rows: Tensor) -> Self:
         """A cache of the sequences `rows` [N] int64, in that order; no token is copied."""
         taken = copy.copy(self)
         chosen: list[int] = rows.tolist()
@@ -281,10 +288,10 @@ class Paged(Base):
             self.table[number, len(own) : len(own) + len(blocks)] = new.to(self.device)
             own += blocks
 
-    def _needed(self, rows: Iterable[int], tokens: int) -> int:
-        """Return how many blocks are taken if `tokens` more come to each of the `rows`."""
+    def _needed(self, new: Iterable[tuple[int, int]]) -> int:
+        """Return how many blocks are taken if tokens come to rows: (row, tokens) of each."""
         count, writers = 0, Counter[int]()
-        for row in rows:
+        for row, tokens in new:
             end, own = self.ends[row], self.tables[self.index[row]]
             count += max(0, self.needed_for(end + tokens) - len(own))
             if tokens and end % self.page:

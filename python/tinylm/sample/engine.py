@@ -27,13 +27,15 @@ from torch import Tensor
 
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
+from tinylm.native import Native
 from tinylm.sample import vocabulary
-from tinylm.sample.drawer import Drawer, check
+from tinylm.sample.drawer import check
 from tinylm.sample.forward import Forward, make_cache
 from tinylm.sample.logits import RowError
 from tinylm.sample.prompt import as_ids
 from tinylm.sample.reader import Reader
 from tinylm.sample.scheduling import Ended, EngineStats, Pass, Reason, Request, Scheduler, tell
+from tinylm.sample.seats import Seats
 from tinylm.sample.stops import check_ids
 
 if TYPE_CHECKING:
@@ -91,8 +93,7 @@ class Engine:
         # The requests know all that counts; rows, queues and the drawer can be made anew.
         self._requests: dict[int, Request] = {}
         self._ended: list[Request] = []
-        self._drawer = self._no_drawer()
-        self._drawing: list[Request] = []
+        self._seats = Seats(self.forward, tokenizer)
         # Requests that have tokens which no step before the last whole one has returned.
         self._untold: list[Request] = []
         self._lent: set[int] = set()
@@ -266,7 +267,7 @@ class Engine:
         if most > self.max_length:
             shared = "" if total else f" / max_batch={self.max_batch}"
             why = f"and a row holds {self.max_length} (max_tokens={self.max_tokens}{shared})"
-        elif blocks > total:
+        elif total and blocks > total:
             why = f"{blocks} blocks, and there are {total} (max_tokens={self.max_tokens})"
         if why:
             what = f"a prompt of {prompt} and max_tokens={new} need {most} tokens of the cache"
@@ -285,18 +286,30 @@ class Engine:
 
     def _inside(self, work: Sequence[Pass]) -> bool:
         """Take a step whose tokens the native cache chooses itself; False where it cannot."""
-        requests = work[0].requests
-        # The drawer must have just these rows, and none may have more of its prompt to read.
-        if len(work) > 1 or self._drawing != requests or any(r.new != 1 for r in requests):
+        if self.schedule.followers or not isinstance(self.cache, Native):
             return False
-        new = {request.row: request.text[-1] for request in requests}
-        ids = self.forward.draw(new, self.cache, self._drawer.chances())
+        counts = {request: tokens for requests, tokens in work for request in requests}
+        # The rows of a native pass have no order, so those that have a seat keep it.
+        last = {request: None for request, tokens in counts.items() if request.new == tokens}
+        ready = [*({r: None for r in self._seats.requests if r in last} | last)]
+        drawer = self._seats.drawer_of(ready)
+        chances = drawer.chances()
+        if chances is None:
+            return False
+        # Of prompts that go on no token is wanted: the likeliest is found soonest.
+        requests = ready + [request for request in counts if request not in last]
+        heats, numbers = (some + [0.0] * (len(counts) - len(ready)) for some in chances)
+        begin = {r: r.start + r.read for r in requests}
+        new = [r.text[at : at + counts[r]] for r, at in begin.items()]
+        view = self.cache.rows([request.row for request in requests])
+        ids = self.forward.draw(new, view, (heats, numbers))
         if ids is None:
             return False
+        ids = ids[: len(ready)]
         self._passed(work)
-        self._untold += requests
-        self._drawer.push(ids)
-        self._take(requests, ids)
+        self._untold += ready
+        drawer.push(ids)
+        self._take(ready, ids)
         return True
 
     def _passed(self, work: Sequence[Pass]) -> None:
@@ -319,9 +332,8 @@ class Engine:
         logits = self.forward.hide(logits)
         ids: list[int] = []
         while ready and not ids:
-            self._seat(ready)
             try:
-                ids = self._drawer.draw(logits)
+                ids = self._seats.drawer_of(ready).draw(logits)
             except RowError as error:
                 ready, logits = self._without({error.row: str(error)}, ready, logits)
         self._take(ready, ids)
@@ -333,7 +345,7 @@ class Engine:
                 self._end(request, "stop")
                 continue
             if request.config.logprobs is not None:
-                request.logprobs.append(self._drawer.rows[row].logprobs[-1])
+                request.logprobs.append(self._seats.drawer.rows[row].logprobs[-1])
             request.text.append(id)
             self._drawn += 1
             if len(request.text) - request.prompt >= request.config.max_tokens:
@@ -355,30 +367,6 @@ class Engine:
         rows = [row for row in range(len(ready)) if row not in bad]
         return [ready[row] for row in rows], logits[rows]
 
-    def _seat(self, ready: list[Request]) -> None:
-        """Give the drawer these requests, in this order."""
-        if self._drawing == ready:
-            return
-        going = {*ready}
-        stay = [i for i, request in enumerate(self._drawing) if request in going]
-        if len(stay) < len(self._drawing):
-            self._drawer.keep(stay)
-            self._drawing = [self._drawing[i] for i in stay]
-        here = {*self._drawing}
-        for request in ready:
-            if request not in here:
-                text, drawn = request.text[: request.prompt], request.text[request.prompt :]
-                self._drawer.add(request.config, text, request.place, drawn, request.stops)
-                self._drawing.append(request)
-        if self._drawing != ready:
-            seats = {request: i for i, request in enumerate(self._drawing)}
-            self._drawer.keep([seats[request] for request in ready])
-            self._drawing = ready
-
-    def _no_drawer(self) -> Drawer:
-        size, home = self.forward.vocab_size, self.forward.device
-        return Drawer([], [], [], vocab_size=size, device=home, tokenizer=self.tokenizer)
-
     def _end(self, request: Request, reason: Reason) -> None:
         request.reason = reason
         self._ended.append(request)
@@ -397,4 +385,4 @@ class Engine:
                     self._ended.append(request)
         free = [row for row in range(self.max_batch) if row not in self._lent]
         self.schedule.restart(self._requests.values(), free)
-        self._drawer, self._drawing = self._no_drawer(), []
+        self._seats = Seats(self.forward, self.tokenizer)

@@ -1,7 +1,7 @@
 """One pass of the model while decoding: new tokens and a cache in, the logits that follow out."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,43 +76,25 @@ class Forward:
         return self.logits(self.hidden(new, held, layers=layers))
 
     def draw(
-        self, new: Mapping[int, int], held: Cache, chances: tuple[list[float], list[float]] | None
-    ) -> list[int] | None:
-        """Read one token of each row of `held` and draw the next ones inside the native step.
-
-        `chances` are temperatures and numbers, as `Drawer.chances` has them. None, and nothing is
-        read, where the cache cannot do that, or where the logits of a row are not finite: the way
-        over `last` says what is wrong.
-        """
-        if chances is None or not isinstance(held, Native):
-            return None
-        view = held.rows([*new])
-        tokens = [[token] for token in new.values()]
-        size, missing = self.vocab_size, self._missing
-        found = view.draw(tokens, *chances, vocab_size=size, missing=missing)
-        ids = [id for id in found if id is not None]
-        if len(ids) < len(found):
-            view.truncate(view.lengths - 1)
-            return None
-        return ids
-
-    def draw_every(
         self,
         tokens: Sequence[Sequence[int]],
         held: Cache,
         chances: tuple[list[float], list[float]],
         *,
+        every: bool = False,
         layers: int | None = None,
     ) -> list[int] | None:
-        """As `draw`, but any number of tokens of each row, and an id after each, row by row.
+        """Read tokens of each row, and draw an id after its last one inside the native step.
 
-        `chances` have a temperature and a number for each token.
+        With `every`, an id after every token, row by row. `chances` are temperatures and numbers,
+        as `Drawer.chances` has them, one for each id. None, and nothing is read, where the cache
+        cannot do that, or where logits are not finite: the way over `last` says what is wrong.
         """
         if not isinstance(held, Native):
             return None
         ends, size = held.ends, self.vocab_size
         found = held.draw(
-            tokens, *chances, every=True, vocab_size=size, missing=self._missing, layers=layers
+            tokens, *chances, every=every, vocab_size=size, missing=self._missing, layers=layers
         )
         ids = [id for id in found if id is not None]
         if len(ids) < len(found):

@@ -111,13 +111,13 @@ class Reader:
     ) -> list[list[int]] | None:
         """More tokens of each text, whose numbers may differ, to the id drawn after each of them.
 
-        As `Forward.draw_every`, on a native cache; `last` does not follow. None, and nothing is
+        As `Forward.draw`, on a native cache; `last` does not follow. None, and nothing is
         read, where that cannot be, or where a window would move.
         """
         grown = [held + len(new) for held, new in zip(self.held, tokens, strict=True)]
         if max(grown) > self.limit:
             return None
-        flat = self.forward.draw_every(tokens, self.cache, chances, layers=layers)
+        flat = self.forward.draw(tokens, self.cache, chances, layers=layers)
         if flat is None:
             return None
         for text, new in zip(self.texts, tokens, strict=True):

@@ -4,13 +4,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use numpy::{IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArrayDyn};
+use numpy::{IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray2, PyReadonlyArrayDyn};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyAnyMethods, PyDict, PyIterator};
 use tinylm_inference::{
     Builder, Cache, Chance, Error, Ids, Kind, Level, Network as Core, Reading, Run, Shape, Source,
-    Want,
+    Table, Want,
 };
 
 use crate::arguments::import_numpy;
@@ -123,7 +123,7 @@ fn shape_of(dict: &Bound<'_, PyDict>) -> PyResult<Shape> {
     })
 }
 
-/// The keys and values of several texts.
+/// Pages of 16 tokens' keys and values.
 ///
 /// The mutex makes it safe for threads of Python.
 #[pyclass(frozen, module = "tinylm._rust")]
@@ -131,40 +131,38 @@ struct KeyValues(Mutex<Cache>);
 
 #[pymethods]
 impl KeyValues {
-    /// No tokens of `texts` texts, which may have up to `max_length` each.
+    /// So many pages.
     #[new]
-    fn new(network: &Network, texts: usize, max_length: usize) -> PyResult<Self> {
-        let cache = Cache::new(Arc::clone(&network.0), texts, max_length);
-        Ok(Self(Mutex::new(cache.map_err(inference_error)?)))
+    fn new(network: &Network, pages: usize) -> Self {
+        Self(Mutex::new(Cache::new(Arc::clone(&network.0), pages)))
     }
 
-    /// Bytes of keys and values.
+    /// Bytes of the pages that have had a token.
     #[getter]
     fn bytes(&self) -> usize {
         self.with(|cache| cache.bytes())
     }
 
-    /// The texts of those numbers, copied.
-    #[expect(clippy::needless_pass_by_value, reason = "as Python gives it")]
-    fn select(&self, texts: Vec<usize>) -> PyResult<Self> {
-        let taken = self.with(|cache| cache.select(&texts));
-        Ok(Self(Mutex::new(taken.map_err(inference_error)?)))
+    /// Add pages.
+    fn grow(&self, more: usize) {
+        self.with(|cache| cache.grow(more));
     }
 
-    /// Make text `to` a copy of text `source`.
+    /// Make page `to` a copy of page `source`.
     fn copy(&self, source: usize, to: usize) -> PyResult<()> {
         self.with(|cache| cache.copy(source, to))
             .map_err(inference_error)
     }
 
-    /// Read the `tokens` of all `runs`, each (text, tokens that stay, new ones); the logits after
-    /// the `wanted` of them.
-    #[pyo3(signature = (runs, tokens, wanted, *, vocab_size, layers, threads))]
+    /// Read the `tokens` of all `runs`, each (row of the `table` of pages, tokens that stay, new
+    /// ones); the logits after the `wanted` of them.
+    #[pyo3(signature = (table, runs, tokens, wanted, *, vocab_size, layers, threads))]
     #[expect(clippy::needless_pass_by_value, reason = "as Python gives it")]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn read<'py>(
         &self,
         py: Python<'py>,
+        table: PyReadonlyArray2<'py, i32>,
         runs: Vec<(usize, usize, usize)>,
         tokens: Vec<u32>,
         wanted: Vec<usize>,
@@ -175,6 +173,10 @@ impl KeyValues {
         import_numpy(py)?;
         let mut logits = vec![0.0; wanted.len() * vocab_size];
         let reading = Reading {
+            table: Table {
+                pages: &copied(&table)?,
+                width: table.as_array().ncols(),
+            },
             runs: &each(&runs),
             tokens: &tokens,
             wanted: &wanted,
@@ -191,13 +193,14 @@ impl KeyValues {
 
     /// As `read`, but a token drawn after each; None where its logits are not finite.
     #[pyo3(signature = (
-        runs, tokens, wanted, *, temperatures, numbers, vocab_size, missing, layers, threads
+        table, runs, tokens, wanted, *, temperatures, numbers, vocab_size, missing, layers, threads
     ))]
     #[expect(clippy::needless_pass_by_value, reason = "as Python gives it")]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn draw(
         &self,
         py: Python<'_>,
+        table: PyReadonlyArray2<'_, i32>,
         runs: Vec<(usize, usize, usize)>,
         tokens: Vec<u32>,
         wanted: Vec<usize>,
@@ -221,6 +224,10 @@ impl KeyValues {
         let chances: Vec<Chance> = chances.collect();
         let mut drawn = vec![None; wanted.len()];
         let reading = Reading {
+            table: Table {
+                pages: &copied(&table)?,
+                width: table.as_array().ncols(),
+            },
             runs: &each(&runs),
             tokens: &tokens,
             wanted: &wanted,
@@ -234,6 +241,11 @@ impl KeyValues {
         self.pass(py, &reading, &mut Want::Tokens(&chances, &mut drawn))?;
         Ok(drawn)
     }
+}
+
+/// Copied: another thread of Python may write to it while the pass runs.
+fn copied(table: &PyReadonlyArray2<'_, i32>) -> PyResult<Vec<i32>> {
+    Ok(table.as_slice()?.to_vec())
 }
 
 fn each(runs: &[(usize, usize, usize)]) -> Vec<Run> {

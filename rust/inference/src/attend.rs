@@ -3,79 +3,70 @@
 //! Keys lie in panels of 16 tokens, as the weights of a product lie in panels of 16 outputs: the
 //! scores of 16 tokens are one vector. Values lie token by token.
 
-use std::sync::RwLock;
-
 use crate::network::Network;
 use crate::simd::{Floats, LANES, Simd, Task, ZEROS};
-use crate::team::{View, read};
-use crate::tile::{BLOCK, GROUP, Singles, tiles};
+use crate::team::View;
+use crate::tile::{BLOCK, GROUP, Singles, scattered};
 
 /// Tokens of one text that are read together by an attention head.
 pub(crate) const TOGETHER: usize = 4;
 
-/// The keys and values of one head of one text.
-#[derive(Clone, Debug, Default)]
+/// Tokens of a page.
+pub(crate) const PAGE: usize = LANES;
+
+/// The keys and values of one head, in pages of one panel of keys each.
+#[derive(Debug, Default)]
 pub(crate) struct Head {
-    /// By panel of tokens and number of the head.
-    keys: Vec<Floats>,
-    /// By token; each begins a line.
-    values: Vec<Floats>,
+    /// By page: the panel, and then the values token by token, each of which begins a line. Empty
+    /// before the first token comes.
+    pages: Vec<Vec<Floats>>,
 }
 
 impl Head {
-    /// Stores the key and value of the token at `position`.
-    pub(crate) fn put(&mut self, position: usize, key: &[f32], value: impl Fn(usize) -> Floats) {
-        let (panel, lane) = (position / LANES * key.len(), position % LANES);
+    /// Adds empty pages.
+    pub(crate) fn grow(&mut self, more: usize) {
+        self.pages.resize_with(self.pages.len() + more, Vec::new);
+    }
+
+    /// Stores the key and value of the token at a place of a page.
+    pub(crate) fn put(
+        &mut self,
+        page: usize,
+        place: usize,
+        key: &[f32],
+        value: impl Fn(usize) -> Floats,
+    ) {
         let lines = key.len().div_ceil(LANES);
-        if self.keys.len() < panel + key.len() {
-            self.keys.resize(panel + key.len(), ZEROS);
+        let page = &mut self.pages[page];
+        page.resize(key.len() + PAGE * lines, ZEROS);
+        let (keys, values) = page.split_at_mut(key.len());
+        for (line, x) in keys.iter_mut().zip(key) {
+            line.0[place] = *x;
         }
-        if self.values.len() < (position + 1) * lines {
-            self.values.resize((position + 1) * lines, ZEROS);
-        }
-        for (line, x) in self.keys[panel..].iter_mut().zip(key) {
-            line.0[lane] = *x;
-        }
-        for (i, line) in self.values[position * lines..][..lines]
-            .iter_mut()
-            .enumerate()
-        {
+        for (i, line) in values[place * lines..][..lines].iter_mut().enumerate() {
             *line = value(i);
         }
     }
 
+    /// Makes a page the same as another.
+    pub(crate) fn copy(&mut self, from: usize, to: usize) {
+        self.pages[to] = self.pages[from].clone();
+    }
+
     /// Bytes that it holds.
     pub(crate) fn bytes(&self) -> usize {
-        (self.keys.len() + self.values.len()) * size_of::<Floats>()
-    }
-}
-
-/// One text.
-#[derive(Debug, Default)]
-pub(crate) struct Slot {
-    pub(crate) length: usize,
-    /// By layer and head of keys.
-    pub(crate) heads: Vec<RwLock<Head>>,
-}
-
-impl Clone for Slot {
-    fn clone(&self) -> Self {
-        let heads = self
-            .heads
+        self.pages
             .iter()
-            .map(|head| RwLock::new(read(head).clone()));
-        Self {
-            length: self.length,
-            heads: heads.collect(),
-        }
+            .map(|page| page.len() * size_of::<Floats>())
+            .sum()
     }
 }
 
 /// Some tokens of one text that follow each other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
-    /// Number of the text.
-    pub(crate) slot: usize,
+    /// Number of the text's row in the table.
+    pub(crate) text: usize,
     /// The first of its rows, and how many.
     pub(crate) row: usize,
     pub(crate) rows: usize,
@@ -135,6 +126,8 @@ pub(crate) struct Attend<'a> {
     /// Number of the head of keys.
     pub(crate) group: usize,
     pub(crate) head: &'a Head,
+    /// The pages of the text.
+    pub(crate) pages: &'a [i32],
     pub(crate) qkv: &'a View<'a, Floats>,
     pub(crate) local: &'a mut Local,
     /// By query; each begins a line.
@@ -217,10 +210,14 @@ impl Attend<'_> {
             scores.resize(panels * N, ZEROS);
         }
         let mut out = [[ZEROS; GROUP]; BLOCK];
-        let keys = self.head.keys[..panels * size].chunks(BLOCK * size);
-        for (keys, scores) in keys.zip(scores.chunks_mut(BLOCK * N)) {
-            tiles::<S, Singles, P, N>(simd, keys, size, queries, &mut out);
-            for (some, out) in scores.chunks_exact_mut(N).zip(&out[..keys.len() / size]) {
+        let (head, scores) = (self.head, &mut scores[..panels * N]);
+        for (pages, scores) in self.pages[..panels]
+            .chunks(BLOCK)
+            .zip(scores.chunks_mut(BLOCK * N))
+        {
+            let keys = |panel: usize| &head.pages[pages[panel] as usize][..size];
+            scattered::<S, Singles, P, N>(simd, pages.len(), keys, size, queries, &mut out);
+            for (some, out) in scores.chunks_exact_mut(N).zip(&out) {
                 some.copy_from_slice(&out[..N]);
             }
         }
@@ -268,20 +265,20 @@ impl Attend<'_> {
         most: usize,
         sums: &[f32; N],
     ) -> usize {
-        let lines = self.network.shape.head_lines();
+        let shape = &self.network.shape;
+        let lines = shape.head_lines();
         let mut mixed = [[simd.splat(0.0); J]; N];
-        let values = self.head.values[..most * lines].chunks_exact(lines);
-        let mut scores = self.local.scores.chunks_exact(N);
-        let mut panel = scores.next().unwrap_or(&[]);
-        for (t, value) in values.enumerate() {
-            if t > 0 && t % LANES == 0 {
-                panel = scores.next().unwrap_or(&[]);
-            }
-            let value = &value[line..line + J];
-            for n in 0..N {
-                let p = simd.splat(panel[n].0[t % LANES]);
-                for j in 0..J {
-                    mixed[n][j] = simd.mul_add(simd.load(&value[j]), p, mixed[n][j]);
+        let panels = self.local.scores.chunks_exact(N).zip(self.pages);
+        for (start, (panel, page)) in (0..most).step_by(PAGE).zip(panels) {
+            let values = &self.head.pages[*page as usize][shape.head_size..];
+            let values = values.chunks_exact(lines).take(most - start);
+            for (t, value) in values.enumerate() {
+                let value = &value[line..line + J];
+                for n in 0..N {
+                    let p = simd.splat(panel[n].0[t]);
+                    for j in 0..J {
+                        mixed[n][j] = simd.mul_add(simd.load(&value[j]), p, mixed[n][j]);
+                    }
                 }
             }
         }

@@ -1,13 +1,13 @@
-//! The texts that are decoded: their keys and values, and how many tokens they have.
+//! Keys and values of texts, in pages that the caller hands out.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-use crate::attend::{Block, Slot, TOGETHER};
+use crate::attend::{Block, Head, PAGE, TOGETHER};
 use crate::choose::{Ids, Logits, Want};
 use crate::network::Network;
 use crate::step::{Chunk, Scratch};
-use crate::team::{read, together};
+use crate::team::{read, together, write};
 use crate::{Error, Result};
 
 /// Tokens that go through the network at once; a call of more reads them in chunks.
@@ -16,20 +16,38 @@ const CHUNK: usize = 128;
 /// Multiplications for which a second thread is worth its start.
 const WORTH: usize = 1 << 24;
 
+/// The pages of some texts: a row for each, of which the first page holds the first 16 tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    /// The rows, one after the other. What is behind the pages of a text means nothing.
+    pub pages: &'a [i32],
+    /// Pages of a row.
+    pub width: usize,
+}
+
+impl<'a> Table<'a> {
+    /// The pages of a text.
+    pub(crate) fn of(self, text: usize) -> &'a [i32] {
+        &self.pages[text * self.width..][..self.width]
+    }
+}
+
 /// New tokens of one text.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
-    /// Number of the text.
+    /// The text's row in the table.
     pub text: usize,
-    /// How many of its tokens stay: the new ones follow those.
+    /// How many of its tokens there are: the new ones follow those.
     pub start: usize,
-    /// How many there are.
+    /// How many new ones.
     pub count: usize,
 }
 
 /// What a call of [`Cache::read`] reads and what of it is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading<'a> {
+    /// Where the texts are.
+    pub table: Table<'a>,
     /// The texts that go on.
     pub runs: &'a [Run],
     /// The tokens of all runs, one run after the other.
@@ -86,79 +104,64 @@ impl Pace {
     }
 }
 
-/// The keys and values of several texts.
+/// Pages of 16 tokens' keys and values. Which text has which page, the caller decides and says at
+/// each call; texts may share pages that none of them writes to.
 pub struct Cache {
     network: Arc<Network>,
-    slots: Vec<Slot>,
-    max_length: usize,
+    /// By layer and head of keys.
+    heads: Vec<RwLock<Head>>,
+    pages: usize,
     scratch: Scratch,
     pace: Pace,
 }
 
 impl Cache {
-    /// No tokens of `texts` texts, which may have up to `max_length` each.
-    ///
-    /// # Errors
-    ///
-    /// If `max_length` passes the context length.
-    pub fn new(network: Arc<Network>, texts: usize, max_length: usize) -> Result<Self> {
-        let limit = network.shape().context_length;
-        if !(1..=limit).contains(&max_length) {
-            return Err(Error::invalid(format!(
-                "max_length={max_length}: must be 1 to the context length, {limit}"
-            )));
-        }
+    /// So many pages, which take memory when the first token comes.
+    #[must_use]
+    pub fn new(network: Arc<Network>, pages: usize) -> Self {
         let heads = network.shape().n_layers * network.shape().n_kv_heads;
-        let empty = || Slot {
-            length: 0,
-            heads: (0..heads).map(|_| std::sync::RwLock::default()).collect(),
-        };
-        Ok(Self {
+        let mut made = Self {
             network,
-            slots: (0..texts).map(|_| empty()).collect(),
-            max_length,
+            heads: (0..heads).map(|_| RwLock::default()).collect(),
+            pages: 0,
             scratch: Scratch::default(),
             pace: Pace::default(),
-        })
+        };
+        made.grow(pages);
+        made
     }
 
-    /// Bytes of keys and values.
+    /// Adds pages.
+    pub fn grow(&mut self, more: usize) {
+        self.pages += more;
+        for head in &self.heads {
+            write(head).grow(more);
+        }
+    }
+
+    /// Bytes of the pages that have had a token.
     pub fn bytes(&self) -> usize {
-        let heads = self.slots.iter().flat_map(|slot| &slot.heads);
-        heads.map(|head| read(head).bytes()).sum()
+        self.heads.iter().map(|head| read(head).bytes()).sum()
     }
 
-    /// A cache of the texts of those numbers, in that order; one may come several times.
+    /// Makes page `to` a copy of page `from`.
     ///
     /// # Errors
     ///
-    /// For a number that no text has.
-    pub fn select(&self, texts: &[usize]) -> Result<Self> {
-        let copy = |text: &usize| self.slot(*text).cloned();
-        Ok(Self {
-            network: Arc::clone(&self.network),
-            slots: texts.iter().map(copy).collect::<Result<_>>()?,
-            max_length: self.max_length,
-            scratch: Scratch::default(),
-            pace: Pace::default(),
-        })
-    }
-
-    /// Makes text `to` a copy of text `from`.
-    ///
-    /// # Errors
-    ///
-    /// For a number that no text has.
+    /// For a page that there is not.
     pub fn copy(&mut self, from: usize, to: usize) -> Result<()> {
-        let copy = self.slot(from)?.clone();
-        self.slot(to)?;
-        self.slots[to] = copy;
+        let last = from.max(to);
+        if last >= self.pages {
+            return Err(self.unknown(last));
+        }
+        for head in &self.heads {
+            write(head).copy(from, to);
+        }
         Ok(())
     }
 
-    fn slot(&self, text: usize) -> Result<&Slot> {
-        let unknown = || Error::invalid(format!("text {text}: there are {}", self.slots.len()));
-        self.slots.get(text).ok_or_else(unknown)
+    fn unknown(&self, page: impl std::fmt::Display) -> Error {
+        Error::invalid(format!("page {page}: there are {}", self.pages))
     }
 
     /// Reads tokens, and makes what follows the wanted ones into `want`.
@@ -168,8 +171,8 @@ impl Cache {
     ///
     /// # Errors
     ///
-    /// For a token or text that does not exist, a text that passes its length, a start that it has
-    /// not reached, and what `interrupt` returns.
+    /// For a token, text or page that does not exist, a text that passes its row of the table or
+    /// the context length, pages that two texts write to, and what `interrupt` returns.
     pub fn read(
         &mut self,
         reading: &Reading<'_>,
@@ -179,8 +182,9 @@ impl Cache {
         self.check(reading, want)?;
         let (tokens, wanted) = (reading.tokens, reading.wanted);
         let runs = reading.runs.iter();
-        let texts = runs.flat_map(|run| std::iter::repeat_n(run.text, run.count));
-        let texts: Vec<usize> = texts.collect();
+        let places =
+            runs.flat_map(|run| (run.start..run.start + run.count).map(|at| (run.text, at)));
+        let places: Vec<(usize, usize)> = places.collect();
         let mut done = 0;
         for start in (0..tokens.len()).step_by(CHUNK) {
             if start > 0 {
@@ -188,12 +192,12 @@ impl Cache {
             }
             let end = (start + CHUNK).min(tokens.len());
             let next = done + wanted[done..].partition_point(|place| *place < end);
-            let places = wanted[done..next].iter().map(|place| place - start);
-            let blocks = self.blocks(&texts[start..end]);
+            let wanted = wanted[done..next].iter().map(|place| place - start);
             let chunk = Chunk::new(
                 &tokens[start..end],
-                blocks,
-                places.collect(),
+                reading.table,
+                blocks(&places[start..end]),
+                wanted.collect(),
                 reading.layers,
             );
             self.chunk(&chunk, reading.threads);
@@ -203,11 +207,12 @@ impl Cache {
         Ok(())
     }
 
-    /// Checks all of a call, and only then cuts the texts to their starts.
-    fn check(&mut self, reading: &Reading<'_>, want: &Want<'_>) -> Result<()> {
+    /// Checks all of a call.
+    fn check(&self, reading: &Reading<'_>, want: &Want<'_>) -> Result<()> {
         let shape = self.network.shape();
         let (vocab_size, layers) = (shape.vocab_size, shape.n_layers);
         let Reading {
+            table,
             runs,
             tokens,
             wanted,
@@ -253,50 +258,30 @@ impl Cache {
                 "the results must be those of {wanted} tokens"
             )));
         }
-        let mut seen = vec![false; self.slots.len()];
+        let (texts, limit) = (table.pages.len() / table.width.max(1), shape.context_length);
+        let mut written = vec![false; self.pages];
         for run in runs {
-            let (text, start, end) = (run.text, run.start, run.start + run.count);
-            let length = self.slot(text)?.length;
-            if std::mem::replace(&mut seen[text], true) {
-                return Err(Error::invalid(format!(
-                    "text {text} goes on twice in one call"
-                )));
+            let (text, end) = (run.text, run.start + run.count);
+            if text >= texts {
+                return Err(Error::invalid(format!("text {text}: there are {texts}")));
             }
-            if start > length {
-                return Err(Error::invalid(format!(
-                    "text {text} has {length} tokens, not {start}"
-                )));
-            }
-            if end > self.max_length {
-                let most = self.max_length;
+            let most = limit.min(table.width * PAGE);
+            if end > most {
                 return Err(Error::invalid(format!(
                     "{end} tokens do not fit a cache of {most}: build a longer one or clear it"
                 )));
             }
-        }
-        for run in runs {
-            self.slots[run.text].length = run.start;
-        }
-        Ok(())
-    }
-
-    /// The tokens of a chunk in blocks of one text each, whose lengths they add to.
-    fn blocks(&mut self, texts: &[usize]) -> Vec<Block> {
-        let mut found: Vec<Block> = Vec::new();
-        for (row, slot) in texts.iter().enumerate() {
-            let position = self.slots[*slot].length;
-            self.slots[*slot].length += 1;
-            match found.last_mut() {
-                Some(last) if last.slot == *slot && last.rows < TOGETHER => last.rows += 1,
-                _ => found.push(Block {
-                    slot: *slot,
-                    row,
-                    rows: 1,
-                    position,
-                }),
+            for (number, page) in table.of(text)[..end.div_ceil(PAGE)].iter().enumerate() {
+                let known = usize::try_from(*page)
+                    .ok()
+                    .and_then(|page| written.get_mut(page));
+                let seen = known.ok_or_else(|| self.unknown(page))?;
+                if number >= run.start / PAGE && std::mem::replace(seen, true) {
+                    return Err(Error::invalid(format!("two texts write to page {page}")));
+                }
             }
         }
-        found
+        Ok(())
     }
 
     /// Takes a chunk through the network.
@@ -306,7 +291,7 @@ impl Cache {
         let (workers, start) = (self.pace.workers(most, chunk.tokens.len()), Instant::now());
         self.scratch.shape(&self.network, chunk, workers);
         together(workers, |worker| {
-            self.network.step(worker, chunk, &self.slots, &self.scratch);
+            self.network.step(worker, chunk, &self.heads, &self.scratch);
         });
         self.pace.took(workers, start.elapsed().as_secs_f64());
     }
@@ -331,4 +316,26 @@ impl Cache {
             }
         }
     }
+}
+
+/// The tokens of a chunk, each by its text and position, in blocks of one text each.
+fn blocks(places: &[(usize, usize)]) -> Vec<Block> {
+    let mut found: Vec<Block> = Vec::new();
+    for (row, (text, position)) in places.iter().enumerate() {
+        match found.last_mut() {
+            Some(last)
+                if (last.text, last.position + last.rows) == (*text, *position)
+                    && last.rows < TOGETHER =>
+            {
+                last.rows += 1;
+            }
+            _ => found.push(Block {
+                text: *text,
+                row,
+                rows: 1,
+                position: *position,
+            }),
+        }
+    }
+    found
 }

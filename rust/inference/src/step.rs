@@ -1,8 +1,9 @@
 //! One pass of a chunk of tokens through the network, by a team of workers.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 
-use crate::attend::{Attend, Block, Local, Slot, gather, turn};
+use crate::attend::{Attend, Block, Head, Local, PAGE, gather, turn};
+use crate::cache::Table;
 use crate::network::{Network, panels};
 use crate::panels::Matrix;
 use crate::product::{Norm, Pack, Product, Then, group, width};
@@ -13,6 +14,8 @@ use crate::tile::GROUP;
 /// Tokens that go through the network together.
 pub(crate) struct Chunk<'a> {
     pub(crate) tokens: &'a [u32],
+    /// The pages of each text.
+    table: Table<'a>,
     blocks: Vec<Block>,
     /// For each token its block, and its number in that.
     places: Vec<(usize, usize)>,
@@ -25,6 +28,7 @@ pub(crate) struct Chunk<'a> {
 impl<'a> Chunk<'a> {
     pub(crate) fn new(
         tokens: &'a [u32],
+        table: Table<'a>,
         blocks: Vec<Block>,
         wanted: Vec<usize>,
         layers: usize,
@@ -33,6 +37,7 @@ impl<'a> Chunk<'a> {
         let places = numbered.flat_map(|(i, block)| (0..block.rows).map(move |n| (i, n)));
         Self {
             tokens,
+            table,
             places: places.collect(),
             blocks,
             wanted,
@@ -112,10 +117,18 @@ impl Scratch {
 
 impl Network {
     /// A worker's part of the pass. Every phase ends where all wait for each other.
-    pub(crate) fn step(&self, worker: Worker<'_>, chunk: &Chunk<'_>, slots: &[Slot], s: &Scratch) {
+    pub(crate) fn step(
+        &self,
+        worker: Worker<'_>,
+        chunk: &Chunk<'_>,
+        heads: &[RwLock<Head>],
+        s: &Scratch,
+    ) {
+        let each = heads.chunks(self.shape.n_kv_heads);
         let rows = chunk.tokens.len();
         self.embed_all(worker, chunk, s);
-        for (number, layer) in self.layers[..chunk.layers].iter().enumerate() {
+        let layers = self.layers[..chunk.layers].iter().zip(each);
+        for (number, (layer, heads)) in layers.enumerate() {
             self.pack(
                 worker,
                 s,
@@ -125,8 +138,8 @@ impl Network {
                 Inputs::Stream,
             );
             self.product(worker, s, rows, &layer.qkv, &s.qkv, Then::Store);
-            self.store(worker, chunk, slots, s, number);
-            self.attend(worker, chunk, slots, s, number);
+            self.store(worker, chunk, heads, s, number);
+            self.attend(worker, chunk, heads, s, number);
             self.pack(worker, s, rows, &layer.o, None, Inputs::Mixed(chunk));
             self.product(worker, s, rows, &layer.o, &s.x, Then::Add);
             self.pack(
@@ -255,25 +268,27 @@ impl Network {
         &self,
         worker: Worker<'_>,
         chunk: &Chunk<'_>,
-        slots: &[Slot],
+        heads: &[RwLock<Head>],
         s: &Scratch,
         layer: usize,
     ) {
         let shape = &self.shape;
-        let (heads, lines) = (shape.n_kv_heads, shape.head_lines());
+        let (rows, lines) = (chunk.tokens.len(), shape.head_lines());
         let qkv = s.qkv.all();
         let mut local = s.local(worker);
         local.head.resize(shape.head_size, 0.0);
-        for unit in worker.share(chunk.tokens.len() * heads) {
-            let (row, head) = (unit / heads, unit % heads);
+        // Head by head: so workers seldom want the same one.
+        for unit in worker.share(rows * heads.len()) {
+            let (head, row) = (unit / rows, unit % rows);
             let (block, position) = chunk.block(row);
             let key = (shape.n_heads + head) * lines;
-            let value = key + heads * lines;
+            let value = key + heads.len() * lines;
             gather(&qkv, row, key, &mut local.head);
             let norm = &self.layers[layer].k_norm;
             turn(&mut local.head, norm, shape.norm_eps, self.angles(position));
-            let place = &slots[block.slot].heads[layer * heads + head];
-            write(place).put(position, &local.head, |line| qkv.unit(value + line)[row]);
+            let (page, place) = (chunk.table.of(block.text)[position / PAGE], position % PAGE);
+            let value = |line| qkv.unit(value + line)[row];
+            write(&heads[head]).put(page as usize, place, &local.head, value);
         }
         drop((qkv, local));
         worker.wait();
@@ -284,23 +299,23 @@ impl Network {
         &self,
         worker: Worker<'_>,
         chunk: &Chunk<'_>,
-        slots: &[Slot],
+        heads: &[RwLock<Head>],
         s: &Scratch,
         layer: usize,
     ) {
-        let heads = self.shape.n_kv_heads;
         let qkv = s.qkv.all();
         let mut local = s.local(worker);
         let mut mixed = s.mixed.mine(worker);
         let unit = s.mixed.unit();
-        for (i, job) in worker.share(chunk.blocks.len() * heads).enumerate() {
-            let (block, group) = (chunk.blocks[job / heads], job % heads);
+        for (i, job) in worker.share(chunk.blocks.len() * heads.len()).enumerate() {
+            let (block, group) = (chunk.blocks[job / heads.len()], job % heads.len());
             self.level.run(Attend {
                 network: self,
                 layer,
                 block,
                 group,
-                head: &read(&slots[block.slot].heads[layer * heads + group]),
+                head: &read(&heads[group]),
+                pages: chunk.table.of(block.text),
                 qkv: &qkv,
                 local: &mut local,
                 out: &mut mixed[i * unit..][..unit],

@@ -126,15 +126,28 @@ pub(crate) fn tiles<S: Simd, W: Weights<S>, const P: usize, const N: usize>(
     x: &[u32],
     out: &mut Tile,
 ) {
-    let count = lines.len() / steps;
+    let panel = |number| &lines[number * steps..][..steps];
+    scattered::<S, W, P, N>(simd, lines.len() / steps, panel, steps, x, out);
+}
+
+/// `tiles` of `count` panels that do not follow one another.
+#[inline(always)]
+pub(crate) fn scattered<'a, S: Simd, W: Weights<S, Line: 'a>, const P: usize, const N: usize>(
+    simd: S,
+    count: usize,
+    panel: impl Fn(usize) -> &'a [W::Line],
+    steps: usize,
+    x: &[u32],
+    out: &mut Tile,
+) {
     let mut at = 0;
     while at + P <= count {
-        tile::<S, W, P, N>(simd, &lines[at * steps..], steps, x, &mut out[at..]);
+        tile::<S, W, P, N>(simd, |p| panel(at + p), steps, x, &mut out[at..]);
         at += P;
     }
     if P > 1 {
         while at < count {
-            tile::<S, W, 1, N>(simd, &lines[at * steps..], steps, x, &mut out[at..]);
+            tile::<S, W, 1, N>(simd, |_| panel(at), steps, x, &mut out[at..]);
             at += 1;
         }
     }
@@ -142,17 +155,17 @@ pub(crate) fn tiles<S: Simd, W: Weights<S>, const P: usize, const N: usize>(
 
 /// P panels of `steps` lines x N rows: `out[p][n]`.
 #[inline(always)]
-fn tile<S: Simd, W: Weights<S>, const P: usize, const N: usize>(
+fn tile<'a, S: Simd, W: Weights<S, Line: 'a>, const P: usize, const N: usize>(
     simd: S,
-    lines: &[W::Line],
+    panel: impl Fn(usize) -> &'a [W::Line],
     steps: usize,
     x: &[u32],
     out: &mut [[Floats; GROUP]],
 ) {
     let x = &x.as_chunks::<N>().0[..steps * W::WORDS];
-    let mut panels = [&lines[..steps]; P];
-    for (p, panel) in panels.iter_mut().enumerate() {
-        *panel = &lines[p * steps..][..steps];
+    let mut panels = [&panel(0)[..steps]; P];
+    for (p, lines) in panels.iter_mut().enumerate() {
+        *lines = &panel(p)[..steps];
     }
     let mut sums = [[W::zero(simd); N]; P];
     for k in 0..steps {

@@ -2,11 +2,32 @@
 
 use std::sync::Arc;
 
-use tinylm_inference::{Builder, Cache, Chance, Ids, Kind, Level, Reading, Run, Shape, Want};
+use tinylm_inference::{
+    Builder, Cache, Chance, Ids, Kind, Level, Network, Reading, Run, Shape, Table, Want,
+};
 
 mod model;
 
 use model::{Naive, network, parts, shape};
+
+/// Pages of three texts of up to 208 tokens each, not in order.
+const PAGES: [i32; 39] = {
+    let mut pages = [0; 39];
+    let mut i = 0;
+    while i < 39 {
+        pages[i] = (i as i32 * 16 + 5) % 39;
+        i += 1;
+    }
+    pages
+};
+const TABLE: Table<'static> = Table {
+    pages: &PAGES,
+    width: 13,
+};
+
+fn cache(network: Arc<Network>) -> Cache {
+    Cache::new(network, PAGES.len())
+}
 
 /// The logits after every token of some runs.
 fn read(
@@ -19,6 +40,7 @@ fn read(
     let wanted: Vec<usize> = (0..tokens.len()).collect();
     let mut logits = vec![0.0; tokens.len() * shape.vocab_size];
     let reading = Reading {
+        table: TABLE,
         runs,
         tokens,
         wanted: &wanted,
@@ -63,7 +85,7 @@ fn all_levels_and_kinds_give_the_logits_of_plain_loops() {
                 (Kind::Int8, 0.05),
             ] {
                 let network = network(&shape, &parts, kind, level);
-                let mut cache = Cache::new(network, 1, 200).unwrap();
+                let mut cache = cache(network);
                 let found = read(&mut cache, &shape, &[run(0, 0, ids.len())], &ids, 1);
                 let pairs = found.iter().zip(&wanted);
                 let worst = pairs.fold(0.0f64, |top, (a, b)| top.max((f64::from(*a) - b).abs()));
@@ -89,14 +111,14 @@ fn company_chunks_and_threads_change_no_bit() {
         for level in Level::all() {
             let network = network(&shape, &parts, kind, level);
             let ids = tokens(&shape, 150);
-            let mut alone = Cache::new(Arc::clone(&network), 1, 200).unwrap();
+            let mut alone = cache(Arc::clone(&network));
             let each = ids
                 .iter()
                 .enumerate()
                 .map(|(i, id)| read(&mut alone, &shape, &[run(0, i, 1)], &[*id], 1));
             let wanted: Vec<f32> = each.collect::<Vec<_>>().concat();
             // Three texts that begin alike, of which the second goes on in the second call.
-            let mut cache = Cache::new(network, 3, 200).unwrap();
+            let mut cache = cache(network);
             let first = [&ids[..150], &ids[..70], &ids[..33]].concat();
             let runs = [run(0, 0, 150), run(1, 0, 70), run(2, 0, 33)];
             let found = read(&mut cache, &shape, &runs, &first, 2);
@@ -122,34 +144,48 @@ fn company_chunks_and_threads_change_no_bit() {
 }
 
 #[test]
-fn texts_are_copied_and_tokens_are_drawn() {
+fn pages_are_shared_and_copied_and_tokens_are_drawn() {
     let shape = shape("qwen3", true);
     let network = network(&shape, &parts(&shape), Kind::Float32, Level::best());
-    let ids = tokens(&shape, 9);
-    let mut cache = Cache::new(network, 2, 12).unwrap();
-    read(&mut cache, &shape, &[run(0, 0, 8)], &ids[..8], 1);
-    cache.copy(0, 1).unwrap();
-    let mut taken = cache.select(&[1, 1]).unwrap();
-    let logits = read(&mut cache, &shape, &[run(1, 8, 1)], &ids[8..], 1);
-    let again = read(&mut taken, &shape, &[run(1, 8, 1)], &ids[8..], 1);
-    assert!(logits == again);
+    let ids = tokens(&shape, 41);
+    let mut cache = cache(network);
+    let wanted = read(&mut cache, &shape, &[run(0, 0, 41)], &ids, 1);
+    let wanted = &wanted[40 * 37..];
+    // The second text goes on from two pages of the first, and from a copy of the third.
+    let page = |number: usize| PAGES[number] as usize;
+    cache.copy(page(2), page(15)).unwrap();
+    let shared = [&PAGES[..2], &[PAGES[15]]].concat();
+    let shared = Table {
+        pages: &shared,
+        width: 3,
+    };
+    let mut logits = vec![0.0; 37];
+    let mut reading = Reading {
+        table: shared,
+        runs: &[run(0, 40, 1)],
+        tokens: &ids[40..],
+        wanted: &[0],
+        ids: Ids {
+            vocab_size: 37,
+            missing: &[],
+        },
+        layers: 2,
+        threads: 1,
+    };
+    let want = &mut Want::Logits(&mut logits);
+    cache.read(&reading, want, &mut || Ok(())).unwrap();
+    assert!(logits == wanted);
+    let used = cache.bytes();
+    cache.grow(2);
+    assert_eq!(cache.bytes(), used);
+    assert!(cache.copy(0, 40).is_ok());
     // Greedy takes the largest that may be drawn.
     let best = (0..37)
         .max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
         .unwrap() as u32;
     let mut drawn = [None];
-    let mut draw = |missing: &[u32], drawn: &mut [Option<u32>]| {
-        let reading = Reading {
-            runs: &[run(1, 8, 1)],
-            tokens: &ids[8..],
-            wanted: &[0],
-            ids: Ids {
-                vocab_size: 37,
-                missing,
-            },
-            layers: 2,
-            threads: 1,
-        };
+    let mut draw = |missing: &'static [u32], drawn: &mut [Option<u32>]| {
+        reading.ids.missing = missing;
         let chance = [Chance {
             temperature: 0.0,
             number: 0.0,
@@ -160,7 +196,7 @@ fn texts_are_copied_and_tokens_are_drawn() {
     };
     draw(&[], &mut drawn);
     assert_eq!(drawn, [Some(best)]);
-    draw(&[best], &mut drawn);
+    draw(vec![best].leak(), &mut drawn);
     assert!(drawn[0].is_some() && drawn[0] != Some(best));
 }
 
@@ -173,8 +209,9 @@ fn no_token_is_drawn_from_what_is_no_number() {
             let down = parts.iter_mut().find(|part| part.0 == "1.down").unwrap();
             down.1[5] = f32::NAN;
             let network = network(&shape, &parts, kind, level);
-            let mut cache = Cache::new(network, 1, 8).unwrap();
+            let mut cache = cache(network);
             let reading = Reading {
+                table: TABLE,
                 runs: &[run(0, 0, 2)],
                 tokens: &[1, 2],
                 wanted: &[1],
@@ -203,11 +240,14 @@ fn no_token_is_drawn_from_what_is_no_number() {
 fn what_does_not_fit_is_refused_and_nothing_is_read() {
     let shape = shape("qwen3", true);
     let network = network(&shape, &parts(&shape), Kind::Float32, Level::best());
-    assert!(Cache::new(Arc::clone(&network), 1, 201).is_err());
-    let mut cache = Cache::new(network, 2, 4).unwrap();
+    let mut cache = Cache::new(network, 3);
     let mut logits = [0.0; 37];
     let mut fails = |runs: &[Run], tokens: &[u32], wanted: &[usize], what: &str| {
         let reading = Reading {
+            table: Table {
+                pages: &[0, 1, 1, 3, -1, 2],
+                width: 1,
+            },
             runs,
             tokens,
             wanted,
@@ -228,20 +268,23 @@ fn what_does_not_fit_is_refused_and_nothing_is_read() {
         &[0],
         "id 37: the vocabulary is 0 to 36",
     );
-    fails(&[run(2, 0, 1)], &[1], &[0], "text 2: there are 2");
-    fails(&[run(0, 1, 1)], &[1], &[0], "text 0 has 0 tokens, not 1");
+    fails(&[run(6, 0, 1)], &[1], &[0], "text 6: there are 6");
+    fails(&[run(3, 0, 1)], &[1], &[0], "page 3: there are 3");
+    fails(&[run(4, 0, 1)], &[1], &[0], "page -1: there are 3");
     fails(
-        &[run(0, 0, 5)],
-        &[1; 5],
-        &[4],
-        "5 tokens do not fit a cache of 4",
-    );
-    fails(
-        &[run(0, 0, 1), run(0, 0, 1)],
-        &[1; 2],
+        &[run(0, 16, 1)],
+        &[1],
         &[0],
-        "goes on twice",
+        "17 tokens do not fit a cache of 16",
     );
+    for text in [1, 2] {
+        fails(
+            &[run(1, 0, 1), run(text, 0, 1)],
+            &[1; 2],
+            &[0],
+            "two texts write to page 1",
+        );
+    }
     fails(&[run(0, 0, 2)], &[1], &[0], "1 tokens: the runs have 2");
     fails(&[run(0, 0, 1)], &[1], &[1], "wanted must be places");
     let mut other = shape;
