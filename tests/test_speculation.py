@@ -76,9 +76,7 @@ def test_the_native_step_reads_and_chooses_guesses_bit_for_bit(kind, monkeypatch
     drawn = sample.generate(model, PROMPTS, warm)
     inside, stats = [], Stats()
     whole = forward.Forward.draw
-    monkeypatch.setattr(
-        forward.Forward, "draw", lambda *a, **b: inside.append(1) or whole(*a, **b)
-    )
+    monkeypatch.setattr(forward.Forward, "draw", lambda *a, **b: inside.append(1) or whole(*a, **b))
     assert sample.generate(model, PROMPTS, cold, draft=draft, stats=stats) == wanted
     assert len(inside) >= 3
     assert stats.kept > 0

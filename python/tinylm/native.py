@@ -129,6 +129,10 @@ class Native(Paged):
         """The length of each row [B] int64; made when asked for, which no pass does."""
         return torch.tensor(self.ends, dtype=torch.int64)
 
+    def _pick(self, places: list[int]) -> None:
+        # There are no buffers in torch, and to index them takes time.
+        self.index = places
+
     def _set(self, ends: list[int]) -> None:
         self.ends = ends
         self._settle()
@@ -179,7 +183,7 @@ class Native(Paged):
         """
         runs, flat, wanted = self._reading(tokens, every)
         logits = self.pool.held.read(
-            self.table.numpy(),
+            self.host,
             runs,
             flat,
             wanted,
@@ -210,7 +214,7 @@ class Native(Paged):
         """
         runs, flat, wanted = self._reading(tokens, every)
         drawn = self.pool.held.draw(
-            self.table.numpy(),
+            self.host,
             runs,
             flat,
             wanted,

@@ -203,15 +203,19 @@ class Base(ABC):
             raise ValueError(f"rows({[*index]}): must be different rows, 0 to {len(self.ends) - 1}")
         view = copy.copy(self)
         view.whole = self
-        view.index = places = [self.index[row] for row in index]
-        view.numbers = torch.tensor(places, dtype=torch.int64, device=self.device)
-        first = places[0] if places else 0
-        follow = places == [*range(first, first + len(places))]
-        # A slice of the buffers is no copy of them.
-        view.some = slice(first, first + len(places)) if follow else view.numbers
+        view._pick([self.index[row] for row in index])
         view._own = [*index]
         view._set([self.ends[row] for row in index])
         return view
+
+    def _pick(self, places: list[int]) -> None:
+        """Stand for these rows of the buffers."""
+        self.index = places
+        self.numbers = torch.tensor(places, dtype=torch.int64, device=self.device)
+        first = places[0] if places else 0
+        follow = places == [*range(first, first + len(places))]
+        # A slice of the buffers is no copy of them.
+        self.some = slice(first, first + len(places)) if follow else self.numbers
 
     # The rows of `whole` that a view is of.
     _own: Sequence[int] = ()

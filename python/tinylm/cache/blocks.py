@@ -94,7 +94,7 @@ class Blocks:
         if block in self.content:
             self.cached[block] = None
         else:
-            self.unused.append(block)
+            self.unused.appendleft(block)
 
     def forget(self, block: int) -> None:
         """No longer find the block: what it holds is about to change."""

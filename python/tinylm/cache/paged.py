@@ -2,11 +2,11 @@
 
 import copy
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,8 +118,9 @@ class Paged(Base):
     def _begin(self, batch_size: int) -> None:
         """Start with empty rows, whose blocks go back when this cache does."""
         self.tables: list[list[int]] = [[] for _ in range(batch_size)]
-        # The same on the device.
-        self.table = torch.zeros((batch_size, self.width), dtype=torch.int32, device=self.device)
+        # The same as an array, and on the device; on a CPU they are one.
+        self.host = np.zeros((batch_size, self.width), np.int32)
+        self.table = torch.from_numpy(self.host).to(self.device)
         self._all_rows(batch_size)
         weakref.finalize(self, _release, self.pool.blocks, self.tables)
 
@@ -135,7 +136,10 @@ class Paged(Base):
 
     def needed(self, row: int, tokens: int) -> int:
         """Return how many of `free` are taken if `tokens` more come to `row`."""
-        return self._needed([(row, tokens)])
+        end, own, page = self.ends[row], self.tables[self.index[row]], self.page
+        more = max(0, -(-(end + tokens) // page) - len(own))
+        copied = tokens and end % page and self.pool.blocks.users[own[end // page]] > 1
+        return more + bool(copied)
 
     def needed_for(self, length: int) -> int:
         """Return how many blocks an empty row takes for `length` tokens."""
@@ -148,16 +152,24 @@ class Paged(Base):
 
     def _claim(self, new: Sequence[tuple[int, int]]) -> None:
         """`reserve` for rows that get different numbers of tokens: (row, tokens) of each."""
-        pool, free = self.pool, self.pool.blocks.free
-        short = self._needed(new) - free
+        pool, blocks, page = self.pool, self.pool.blocks, self.page
+        changed = []
+        for row, tokens in new:
+            end, own = self.ends[row], self.tables[self.index[row]]
+            # Most tokens go into a block that their row has for itself already.
+            some = own[end // page] if tokens and end % page else None
+            alone = some is None or (blocks.users[some] == 1 and some not in blocks.content)
+            if end + tokens > len(own) * page or not alone:
+                changed.append((row, tokens))
+        short = self._needed(changed) - blocks.free
         if short > 0 and not pool.grows:
             raise Full(
-                f"{short + free} more blocks of {self.page} tokens are needed, and {free} of "
-                f"{self.total} are free: clear rows or give a larger budget"
+                f"{short + blocks.free} more blocks of {page} tokens are needed, and "
+                f"{blocks.free} of {blocks.total} are free: clear rows or give a larger budget"
             )
         if short > 0:
-            pool.grow(max(short, pool.blocks.total // 2))
-        for row, tokens in new:
+            pool.grow(max(short, blocks.total // 2))
+        for row, tokens in changed:
             self._extend(row, tokens)
 
     def match(self, row: int, ids: Sequence[int]) -> int:
@@ -284,20 +296,26 @@ class Paged(Base):
     def _append(self, number: int, blocks: Sequence[int]) -> None:
         own = self.tables[number]
         if blocks:
-            new = torch.tensor(blocks, dtype=torch.int32)
-            self.table[number, len(own) : len(own) + len(blocks)] = new.to(self.device)
+            self._write(number, len(own), blocks)
             own += blocks
+
+    def _write(self, number: int, place: int, blocks: Sequence[int]) -> None:
+        """Put blocks into the table of a row, from a place on."""
+        some = np.s_[number, place : place + len(blocks)]
+        self.host[some] = blocks
+        if self.device.type != "cpu":
+            self.table[some] = torch.from_numpy(self.host[some]).to(self.device)
 
     def _needed(self, new: Iterable[tuple[int, int]]) -> int:
         """Return how many blocks are taken if tokens come to rows: (row, tokens) of each."""
-        count, writers = 0, Counter[int]()
+        count, page, users = 0, self.page, self.pool.blocks.users
+        writers: dict[int, int] = {}
         for row, tokens in new:
             end, own = self.ends[row], self.tables[self.index[row]]
-            count += max(0, self.needed_for(end + tokens) - len(own))
-            if tokens and end % self.page:
-                writers[own[end // self.page]] += 1
+            count += max(0, -(-(end + tokens) // page) - len(own))
+            if tokens and end % page and users[block := own[end // page]] > 1:
+                writers[block] = writers.get(block, 0) + 1
         # Who writes into a shared block copies it, but for the last who is left with it.
-        users = self.pool.blocks.users
         return count + sum(min(number, users[block] - 1) for block, number in writers.items())
 
     def _extend(self, row: int, tokens: int) -> None:
@@ -311,7 +329,7 @@ class Paged(Base):
                 own[place] = blocks.take()
                 self.pool.copy(written, own[place])
                 blocks.release(written)
-                self.table[number, place] = own[place]
+                self._write(number, place, own[place : place + 1])
             else:
                 blocks.forget(written)
             self._planned = None

@@ -33,7 +33,10 @@ def check(section: str, config: Any) -> None:
     `section` is "" for `Run` itself. Null in a field that has a number for "off" becomes that
     number, and a list becomes a tuple, which keeps the frozen section hashable.
     """
+    settled = _settled(config.__class__)
     for setting in fields(config):
+        if getattr(config, setting.name) is settled.get(setting.name, settled):
+            continue
         key = f"{section}.{setting.name}" if section else setting.name
         given, kind = getattr(config, setting.name), hints(config.__class__)[setting.name]
         value = _convert(_filled(given, setting), kind)
@@ -51,6 +54,18 @@ def check(section: str, config: Any) -> None:
             if limits and isinstance(item, int | float):
                 inside = all(getattr(operator, name)(item, b) for name, b in limits.items())
                 require(inside, key, item, f"must be {in_words(limits)}")
+
+
+@cache
+def _settled(kind: Any) -> dict[str, Any]:
+    """The defaults of a section that `check` leaves as they are: a request makes a section anew."""
+    return {
+        setting.name: setting.default
+        for setting in fields(kind)
+        if setting.metadata.get("course") is None
+        and _convert(_filled(setting.default, setting), hints(kind)[setting.name])
+        is setting.default
+    }
 
 
 class Fixed(dict[Any, Any]):

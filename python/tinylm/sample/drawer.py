@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tinylm.config import SampleConfig
@@ -52,7 +50,7 @@ class Row:
     rules: Rules | None
     matcher: Matcher | None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    numbers: dict[int, tuple[int, NDArray[np.float64]]] = field(default_factory=dict)
+    numbers: dict[int, tuple[int, list[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -79,11 +77,12 @@ class Row:
     def number(self, stream: int, ahead: int = 0) -> float:
         """The random number of the position, or of one so far `ahead`, of one stream."""
         block, place = divmod(len(self.drawn) + ahead, BLOCK)
-        if self.numbers.get(stream, (-1,))[0] != block:
+        known = self.numbers.get(stream)
+        if known is None or known[0] != block:
             first, seed = block * BLOCK, self.config.seed
-            numbers = uniforms(seed, *self.place, first, BLOCK, stream=stream)
-            self.numbers[stream] = block, numbers
-        return float(self.numbers[stream][1][place])
+            some = uniforms(seed, *self.place, first, BLOCK, stream=stream).tolist()
+            known = self.numbers[stream] = block, some
+        return known[1][place]
 
     def restrict(self, logits: Tensor) -> None:
         """Change the logits [V] of this text in place by what is forbidden and favoured next."""
@@ -128,7 +127,7 @@ class Drawer:
         self.rows: list[Row] = []
         self._rules: dict[SampleConfig, Rules] = {}
         self._structures = Structures(tokenizer, vocab_size)
-        self._groups: list[tuple[SampleConfig, Tensor]] = []
+        self._groups: list[tuple[SampleConfig, Tensor]] | None = None
         self._counts = Counts(vocab_size, device)
         if isinstance(configs, SampleConfig):
             configs = [configs] * len(texts)
@@ -173,7 +172,7 @@ class Drawer:
         `going`, if given, stay as they are, and their ids mean nothing. Raises `RowError`, before
         anything changes, where no token of a text can be drawn.
         """
-        if choose is None and self._greedy:
+        if choose is None and self.rows and all(row.plain for row in self.rows):
             # The plainest case needs one pass, which also tells whether the logits are finite.
             largest, ids = logits.max(-1)
             check_largest(largest, self.rows[0].config)
@@ -202,11 +201,12 @@ class Drawer:
                 raise RowError(i, str(error)) from None
             if logits[i].amax() == -math.inf:
                 raise RowError(i, self.rows[i].problem())
-        if len(self._groups) == 1 and len(rows) == len(self.rows):
-            return process(logits, self._counts.seen, self._counts.counts, self._groups[0][0])
+        groups = self._alike()
+        if len(groups) == 1 and len(rows) == len(self.rows):
+            return process(logits, self._counts.seen, self._counts.counts, groups[0][0])
         found = torch.zeros_like(logits)
         wanted = torch.tensor([*rows], device=self.device)
-        for config, group in self._groups:
+        for config, group in groups:
             index = group if len(rows) == len(self.rows) else group[torch.isin(group, wanted)]
             try:
                 found[index] = process(logits[index], *self._counts.of(index), config)
@@ -237,7 +237,10 @@ class Drawer:
         """
         if not all(row.simple for row in self.rows):
             return None
-        counts = [1] * len(self.rows) if counts is None else counts
+        if counts is None:
+            heats = [row.config.temperature for row in self.rows]
+            pairs = zip(self.rows, heats, strict=True)
+            return heats, [row.number(STREAM) if heat else 0.0 for row, heat in pairs]
         places = [
             (row, row.config.temperature, ahead)
             for row, count in zip(self.rows, counts, strict=True)
@@ -337,21 +340,26 @@ class Drawer:
                 row.logprobs += of_tokens(logits[i : i + 1], [token], row.config.logprobs)
 
     def _regroup(self) -> None:
-        """Find the rows of equal settings, and whether all take their likeliest token."""
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for i, row in enumerate(self.rows):
-            groups.setdefault(row.chain, []).append(i)
-        self._groups = [
-            (self.rows[group[0]].config, torch.tensor(group, device=self.device))
-            for group in groups.values()
-        ]
-        self._greedy = bool(self.rows) and all(row.plain for row in self.rows)
+        """Make the tables of counts those of the rows; groups are found when they are needed."""
+        self._groups = None
         if any(row.counted for row in self.rows):
             missing = self._counts.want(len(self.rows))
             self._count(missing)
         else:
             # Rows without penalties may come now, for which the tables would have no place.
             self._counts = Counts(self.vocab_size, self.device)
+
+    def _alike(self) -> list[tuple[SampleConfig, Tensor]]:
+        """The rows of equal settings, with these."""
+        if self._groups is None:
+            groups: dict[tuple[object, ...], list[int]] = {}
+            for i, row in enumerate(self.rows):
+                groups.setdefault(row.chain, []).append(i)
+            self._groups = [
+                (self.rows[group[0]].config, torch.tensor(group, device=self.device))
+                for group in groups.values()
+            ]
+        return self._groups
 
     def _count(self, rows: Iterable[int]) -> None:
         """Count the tokens of some texts anew."""

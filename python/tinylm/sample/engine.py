@@ -161,7 +161,9 @@ class Engine:
         A request whose prompt is still being read has no token yet. An id that ends a text is not
         returned. Requests that end are in `take_ended` afterwards.
         """
-        with inference(self.model):
+        # No module of a model runs natively, and to look at all of them takes time.
+        native = isinstance(self.cache, Native)
+        with torch.inference_mode() if native else inference(self.model):
             return self.advance()
 
     def advance(self) -> list[tuple[int, int]]:

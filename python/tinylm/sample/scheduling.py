@@ -180,13 +180,15 @@ class Scheduler:
             if first is not request and not request.read:
                 self.followers.setdefault(first, []).append(request)
                 return
-        single = request.new == 1
-        tokens = min(request.new, 1 if single else step.chunk, self.cache.at_once)
+        new = request.new
+        tokens = min(new, 1 if new == 1 else step.chunk, self.cache.at_once)
+        taken = step.taken
         if tokens and self._make_room(request, tokens, step):
             step.work.append((request, tokens))
-            step.chunk -= 0 if single else tokens
+            step.chunk -= 0 if new == 1 else tokens
         if request.row >= 0:
-            step.owed += self.cache.needed(request.row, request.new)
+            whole = tokens == new
+            step.owed += step.taken - taken if whole else self.cache.needed(request.row, new)
 
     def _make_room(self, request: Request, tokens: int, step: _Step) -> bool:
         """Take blocks for `tokens` more from younger requests; False if it had to give way."""
