@@ -19,12 +19,13 @@ from tinylm.cache import saving
 from tinylm.cache.base import Base, Full
 from tinylm.cache.contiguous import Contiguous
 from tinylm.cache.evicting import HeavyHitters, Random, SnapKV
-from tinylm.cache.paged import PAGE, Paged, Pool
+from tinylm.cache.native import Native
+from tinylm.cache.paged import PAGE, Paged
 from tinylm.cache.quantised import Grouped, Int8
 from tinylm.cache.window import Window
 from tinylm.context import Decodes
 
-__all__ = ["KINDS", "PAGE", "Base", "Full", "Paged", "Pool", "build", "load"]
+__all__ = ["KINDS", "PAGE", "Base", "Full", "Native", "build", "load"]
 
 # Each makes a cache of (states, batch_size, max_length) with the keywords `earlier`, `dtype` and
 # `device`, and with options of its own.

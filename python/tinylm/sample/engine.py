@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tinylm.cache import Native
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
-from tinylm.native import Native
 from tinylm.sample import vocabulary
 from tinylm.sample.drawer import check
 from tinylm.sample.forward import Forward, make_cache

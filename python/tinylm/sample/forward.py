@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tinylm import device, native
+from tinylm.cache import Native
 from tinylm.context import Cache
 from tinylm.model import Model
-from tinylm.native import Native
 from tinylm.sample import packing
 
 

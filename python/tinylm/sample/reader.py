@@ -7,9 +7,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from tinylm.cache import Native
 from tinylm.context import Cache
 from tinylm.model import Model
-from tinylm.native import Native
 from tinylm.sample.forward import Forward, make_cache
 
 # Tokens that go through the model at once: a prompt of more is read in pieces, so that what the
@@ -117,7 +117,7 @@ class Reader:
         grown = [held + len(new) for held, new in zip(self.held, tokens, strict=True)]
         if max(grown) > self.limit:
             return None
-        flat = self.forward.draw(tokens, self.cache, chances, layers=layers)
+        flat = self.forward.draw(tokens, self.cache, chances, every=True, layers=layers)
         if flat is None:
             return None
         for text, new in zip(self.texts, tokens, strict=True):

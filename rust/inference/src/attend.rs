@@ -62,6 +62,22 @@ impl Head {
     }
 }
 
+/// The pages of some texts: a row for each, of which the first page holds the first 16 tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    /// The rows, one after the other. What is behind the pages of a text means nothing.
+    pub pages: &'a [i32],
+    /// Pages of a row.
+    pub width: usize,
+}
+
+impl<'a> Table<'a> {
+    /// The pages of a text.
+    pub(crate) fn of(self, text: usize) -> &'a [i32] {
+        &self.pages[text * self.width..][..self.width]
+    }
+}
+
 /// Some tokens of one text that follow each other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {

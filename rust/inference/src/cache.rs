@@ -3,7 +3,7 @@
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-use crate::attend::{Block, Head, PAGE, TOGETHER};
+use crate::attend::{Block, Head, PAGE, TOGETHER, Table};
 use crate::choose::{Ids, Logits, Want};
 use crate::network::Network;
 use crate::step::{Chunk, Scratch};
@@ -15,22 +15,6 @@ const CHUNK: usize = 128;
 
 /// Multiplications for which a second thread is worth its start.
 const WORTH: usize = 1 << 24;
-
-/// The pages of some texts: a row for each, of which the first page holds the first 16 tokens.
-#[derive(Clone, Copy, Debug)]
-pub struct Table<'a> {
-    /// The rows, one after the other. What is behind the pages of a text means nothing.
-    pub pages: &'a [i32],
-    /// Pages of a row.
-    pub width: usize,
-}
-
-impl<'a> Table<'a> {
-    /// The pages of a text.
-    pub(crate) fn of(self, text: usize) -> &'a [i32] {
-        &self.pages[text * self.width..][..self.width]
-    }
-}
 
 /// New tokens of one text.
 #[derive(Clone, Copy, Debug)]

@@ -36,7 +36,8 @@ mod step;
 mod team;
 mod tile;
 
-pub use cache::{Cache, Reading, Run, Table};
+pub use attend::Table;
+pub use cache::{Cache, Reading, Run};
 pub use choose::{Chance, Ids, Want};
 pub use level::Level;
 pub use network::{Builder, Network, Shape};

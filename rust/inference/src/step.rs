@@ -2,8 +2,7 @@
 
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use crate::attend::{Attend, Block, Head, Local, PAGE, gather, turn};
-use crate::cache::Table;
+use crate::attend::{Attend, Block, Head, Local, PAGE, Table, gather, turn};
 use crate::network::{Network, panels};
 use crate::panels::Matrix;
 use crate::product::{Norm, Pack, Product, Then, group, width};
