@@ -21,6 +21,7 @@ from tinylm import config, model, ops
 from tinylm.layers import fake
 from tinylm.layers.lora import matrices
 from tinylm.model import Model
+from tinylm.ops.rounding import searched
 
 GRIDS = (fake.Grid("int8"), fake.Grid("int4", 32), fake.Grid("int4", 64), fake.Grid("ternary"))
 TOKENS, ROW = 2048, 256
@@ -36,8 +37,7 @@ def agrees(net: Model, grid: fake.Grid) -> bool:
         elif grid.bits == "ternary":
             wide = ops.dequantise_ternary(*ops.quantise_ternary(weight))
         else:
-            grouped = weight.view(len(weight), -1, grid.group)
-            scales = (grouped.abs().amax(-1) / 7).bfloat16()
+            scales = searched(weight, grid.group)
             packed, scales = ops.quantise_int4(weight, grid.group, scales)
             wide = ops.dequantise_int4(packed, scales.float())
         if not torch.equal(ops.fake_weight(weight, one, grid.bits, grid.group), wide):

@@ -22,6 +22,7 @@ and `speed` may be made apart; a row that is made again replaces the older one.
 import argparse
 import copy
 import json
+import math
 import os
 import platform
 import statistics
@@ -35,7 +36,7 @@ from typing import Any
 import torch
 from bench_cache import read, scored
 from matplotlib import pyplot
-from quant_rows import ROWS, Row
+from quant_rows import KEPT, ROWS, Row
 from torch import Tensor
 from torch.nn.functional import kl_div
 
@@ -46,7 +47,8 @@ from tinylm.evaluate import evaluate
 from tinylm.layers import PackedLinear
 from tinylm.layers.lora import matrices
 from tinylm.model import Model, inference
-from tinylm.quant import calibration
+from tinylm.quant import Settings, calibration, sensitivity
+from tinylm.quant.turning import turn_values
 from tinylm.sample import generate
 from tinylm.tokenizer import Tokenizer
 
@@ -85,8 +87,7 @@ def sizes(net: Model, width: int) -> tuple[int, int]:
 def score(given: argparse.Namespace, base: Model, tokenizer: Tokenizer, found: Found) -> None:
     """Make and score the rows asked for, and keep their models."""
     held_out = Dataset.open(given.shards, split="val")
-    length = min(calibration.LENGTH, base.context_length)
-    rows = calibration.rows(Dataset.open(given.shards), 64, length, 0)
+    rows = calibrated(given, base)
     count = min(given.compared, held_out.n_tokens) // base.context_length * base.context_length
     ids = read(held_out, count).view(-1, base.context_length)
     exact = log_probabilities(base, ids, given.chunk, "contiguous")
@@ -124,6 +125,12 @@ def score(given: argparse.Namespace, base: Model, tokenizer: Tokenizer, found: F
         change = 100 * (bits / found[FIRST]["bits"] - 1)
         print(f"{name}: {bits:.4f} ({change:+.3f}%), {took:.1f} s", flush=True)
         keep(given.out, found)
+
+
+def calibrated(given: argparse.Namespace, net: Model) -> Tensor:
+    """The rows that `python -m tinylm.quant` calibrates on."""
+    settings, length = Settings("gptq"), min(calibration.LENGTH, net.context_length)
+    return calibration.rows(Dataset.open(given.shards), settings.rows, length, settings.seed)
 
 
 def cached_bytes(net: Model, kind: str) -> float:
@@ -171,13 +178,27 @@ def asked(given: argparse.Namespace) -> dict[str, Row]:
     return {n: row for n, row in ROWS.items() if n == FIRST or n.startswith(wanted)}
 
 
-def train(given: argparse.Namespace) -> None:
+def train(given: argparse.Namespace, base: Model) -> None:
     """Train the runs of the rows asked for, each in a process of its own."""
-    for name, *settings in {tuple(row.train) for row in asked(given).values() if row.train}:
+    runs = dict.fromkeys(tuple(row.train) for row in asked(given).values() if row.train)
+    kept = sensitive(given, base) if any(KEPT in word for run in runs for word in run) else ""
+    for name, *settings in runs:
+        settings = [word.replace(KEPT, kept) for word in settings]
         words = [str(given.run / "config.yaml"), f"out={given.runs / name}", *settings]
         words += ["train.resume=auto", f"data.folder={given.shards}"]
+        words += [f"tokenizer.path={given.run / 'tokenizer.json'}"]
         print(f"training {name}: {' '.join(settings)}", flush=True)
         subprocess.run([sys.executable, "-m", "tinylm.train", *words], check=True)
+
+
+def sensitive(given: argparse.Namespace, base: Model) -> str:
+    """The names of the matrices that `python -m tinylm.quant` leaves in int8, for a setting."""
+    net = copy.deepcopy(base)
+    for block in net.blocks:
+        turn_values(block)
+    settings = Settings("int4")
+    rows = calibrated(given, net)
+    return ",".join(sensitivity.kept(net, rows, settings.group, settings.keep))
 
 
 def keep(out: Path, found: Found) -> None:
@@ -205,7 +226,7 @@ def table(found: Found, run: str) -> str:
         lines.append(
             f"| {number} | {name} | {mass} | {row['cached']:,.0f} | {row['bits']:.4f} | "
             f"{change(found, name):+.3f}% | {row['agreement']:.2%} | {row['kl']:.5f} | "
-            f"{row.get('speed', 0):,.0f} | {row['seconds']:.1f} |"
+            f"{format(row['speed'], ',.0f') if 'speed' in row else ''} | {row['seconds']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -229,32 +250,47 @@ def draw(found: Found, path: Path) -> None:
         1, 2, figsize=(12, 6), layout="constrained", width_ratios=(4, 1), sharey=True
     )
     labels: dict[str, str] = {}
+    points: dict[int, tuple[float, float]] = {}
     for number, name in enumerate(ordered(found)):
-        row, family = found[name], ROWS[name].family
-        if not row["bytes"]:
-            continue
-        of_cache = family == "cache"
-        place = axes[int(of_cache)]
-        x = row["cached"] if of_cache else row["bytes"] / 1e6
-        # Below this all is noise of rounding.
-        y = max(change(found, name), 0.005)
+        if found[name]["bytes"]:
+            of_cache = ROWS[name].family == "cache"
+            x = found[name]["cached"] if of_cache else found[name]["bytes"] / 1e6
+            # Below this all is noise of rounding.
+            points[number] = x, max(change(found, name), 0.005)
+    for number, (x, y) in points.items():
+        name = ordered(found)[number]
+        family = ROWS[name].family
+        place = axes[int(family == "cache")]
+        right = is_right(points, number)
         place.plot(x, y, "o", markersize=5, color=COLORS[family])
-        side = (5, 2) if number % 2 else (-5, 2)
+        side = (5 if right else -5, -3)
         place.annotate(str(number), (x, y), xytext=side, textcoords="offset points", fontsize=8,
-                       ha="left" if number % 2 else "right", color=COLORS[family])  # fmt: skip
+                       ha="left" if right else "right", color=COLORS[family])  # fmt: skip
         labels[f"{number}  {name}"] = COLORS[family]
     for place, what in zip(axes, ("model, MB", "cache, bytes per token"), strict=True):
-        place.set(xlabel=what, yscale="log", xscale="log")
+        place.set(xlabel=what, yscale="log")
         place.grid(alpha=0.3, which="both")
-        place.xaxis.set_major_formatter("{x:g}")
-        place.xaxis.set_minor_formatter("{x:g}")
+        place.margins(x=0.2)
         place.yaxis.set_major_formatter("{x:g}")
+    axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    axes[0].xaxis.set_minor_formatter("{x:g}")
     axes[0].set_ylabel("bits per byte above float32, % (0.005 and less at the bottom)")
     handles = [pyplot.Line2D([], [], marker="o", ls="", markersize=4, color=c)
                for c in labels.values()]  # type: ignore[attr-defined]  # fmt: skip
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=160)
     pyplot.close(figure)
+
+
+def is_right(points: dict[int, tuple[float, float]], number: int) -> bool:
+    """Whether a point's label goes to its right: away from the point that is nearest in height."""
+    x, y = points[number]
+    others = [other for other in points if other != number]
+    if not others:
+        return True
+    near = min(others, key=lambda other: abs(math.log(points[other][1] / y)))
+    return x > points[near][0] or (x == points[near][0] and number < near)
 
 
 def main() -> None:
@@ -280,7 +316,7 @@ def main() -> None:
     if tokenizer is None or given.shards is None:
         raise SystemExit("error: the run's tokenizer or shards are missing: name some by --shards")
     if given.train:
-        train(given)
+        train(given, base)
     kept = given.out / "scores.json"
     found: Found = json.loads(kept.read_text()) if kept.is_file() else {}
     if given.part in ("all", "scores"):

@@ -106,6 +106,8 @@ def ao_int4() -> object:
 
 
 PLAIN = {"turn": False, "keep": 0.0}
+# Stands for the names of the matrices that are most sensitive in the float model.
+KEPT = "KEPT"
 TERNARY = ("ternary", "train.qat=ternary", "train.qat_start=0.2")
 # A new method is a new row. The first is what all others are compared with.
 ROWS: dict[str, Row] = {
@@ -132,7 +134,10 @@ ROWS: dict[str, Row] = {
     "awq g32, turned": by("awq", "awq", keep=0.0),
     "awq g32, turned, 12% int8": by("awq", "awq"),
     "qat int8": trained("qat-int8", "train.qat=int8"),
-    "qat int4 g32": trained("qat-int4", "train.qat=int4"),
+    "qat int4 g32, turned": trained("qat-int4", "train.qat=int4"),
+    "qat int4 g32, turned, 12% int8": trained(
+        "qat-int4-kept", "train.qat=int4", f"train.qat_keep=[{KEPT}]"
+    ),
     "ternary": trained(*TERNARY),
     "ternary, embedding bfloat16": trained(*TERNARY, embedding="float"),
     "width 96, bfloat16": smaller("width-96", "model.d_model=96"),

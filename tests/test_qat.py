@@ -17,6 +17,7 @@ from tinylm.config import ConfigError, ModelConfig, TrainConfig
 from tinylm.evaluate.__main__ import main as evaluate_main
 from tinylm.layers import fake
 from tinylm.layers.lora import matrices
+from tinylm.ops.rounding import searched
 from tinylm.quant.__main__ import main as quant_main
 from tinylm.train import finetuning, train
 
@@ -83,6 +84,14 @@ def test_the_share_rises_from_nothing_and_is_whole_at_the_end(start, ramp):
     assert replace(settings, qat="none").qat_share(1.0) == 0
 
 
+@given(start=st.floats(0, 0.999))
+def test_a_ramp_that_is_not_given_ends_before_the_run(start):
+    settings = TrainConfig(qat="int4", qat_start=start)
+    assert 0 < settings.ramp <= 0.09
+    assert settings.qat_share(1 - 0.09 * (1 - start)) == 1
+    assert settings.qat_share(start + settings.ramp / 2) == pytest.approx(0.5)
+
+
 def test_half_the_ramp_is_half_the_share():
     settings = TrainConfig(qat="int4", qat_start=0.5, qat_ramp=0.25)
     assert [settings.qat_share(x) for x in (0.5, 0.625, 0.75)] == [0.0, 0.5, 1.0]
@@ -104,9 +113,9 @@ def test_a_model_computes_with_the_weights_of_its_packed_form(grid):
                 given = ops.dequantise_ternary(*ops.quantise_ternary(part.weight))
                 assert given.unique().numel() == 3, name
             else:
-                scales = part.weight.view(-1, 32).abs().amax(-1, keepdim=True) / 7
-                scales = scales.bfloat16().float()
-                given = ((part.weight.view(-1, 32) / scales).round() * scales).view_as(part.weight)
+                scales = searched(part.weight, 32)
+                packed, scales = ops.quantise_int4(part.weight, 32, scales)
+                given = ops.dequantise_int4(packed, scales.float())
             part.weight.copy_(given)
             if grid.bits == "ternary":
                 part.register_forward_pre_hook(lambda _, args: ops.fake_rows(args[0]))

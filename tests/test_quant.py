@@ -16,13 +16,13 @@ from tinylm import checkpoint, ops
 from tinylm.config import ConfigError, ModelConfig
 from tinylm.layers import PackedEmbedding, PackedHead, PackedLinear
 from tinylm.layers.lora import adapt, matrices
+from tinylm.ops.rounding import absmax, on_grid, searched
 from tinylm.quant import Settings, quantise
 from tinylm.quant import settings as reading
 from tinylm.quant.__main__ import main
 from tinylm.quant.awq import enlarge, factors, folds
 from tinylm.quant.calibration import Walk, check_enough, rows
 from tinylm.quant.gptq import gptq
-from tinylm.quant.rounding import absmax, on_grid, searched
 from tinylm.quant.sensitivity import kept, sensitivities
 from tinylm.quant.turning import orthogonal, turn_values
 from tinylm.reference import quant as reference

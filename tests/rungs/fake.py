@@ -13,26 +13,30 @@ from tinylm.reference import fake
 BITS = ("int8", "int4", "ternary")
 
 
-def drawn(rows, outputs, groups, group, seed):
+def drawn(rows, outputs, groups, group, seed, *, ties=True):
     """x, weight, bias and dy in float32.
 
     Multiples of 1/64 below 8: sums of their magnitudes are exact in any order, and so is ternary's
-    scale but for one rounding.
+    scale but for one rounding. Without `ties` the weights are none: where two scales of int4 cost
+    the same, rounding decides between them.
     """
     random = np.random.default_rng(seed)
     shapes = ((rows, groups * group), (outputs, groups * group), (outputs,), (rows, outputs))
     spread = 2.0 ** random.integers(-2, 2)
-    return [
+    found = [
         (np.clip(np.round(64 * spread * random.standard_normal(shape)), -512, 512) / 64).astype(
             np.float32
         )
         for shape in shapes
     ]
+    if not ties:
+        found[1] += random.random(shapes[1], np.float32) / 64
+    return found
 
 
 def by_definition(rows, outputs, groups, group, bits, share, seed):
     """The weight whose share is 1, that of `share`, the product with it, gradients by hand."""
-    x, weight, bias, dy = drawn(rows, outputs, groups, group, seed)
+    x, weight, bias, dy = drawn(rows, outputs, groups, group, seed, ties=bits != "int4")
     given = (bits, group, share)
     return [
         fake.fake_weight(weight, bits, group, 1.0),
@@ -44,7 +48,8 @@ def by_definition(rows, outputs, groups, group, bits, share, seed):
 
 def by_ops(rows, outputs, groups, group, bits, share, seed):
     """The same by what `layers.fake` calls."""
-    x, weight, bias, dy = map(torch.from_numpy, drawn(rows, outputs, groups, group, seed))
+    numbers = drawn(rows, outputs, groups, group, seed, ties=bits != "int4")
+    x, weight, bias, dy = map(torch.from_numpy, numbers)
     for leaf in (x, weight, bias):
         leaf.requires_grad_()
     part = torch.tensor(share)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import strategies as st
 
 from tests.rungs.rung import SEEDS, Rung, near
-from tinylm.quant import awq, gptq, rounding
+from tinylm.ops import rounding
+from tinylm.quant import awq, gptq
 from tinylm.reference import quant
 
 GROUPS = st.sampled_from([32, 64])

@@ -19,11 +19,8 @@ from tinylm.layers.linear import Embedding, Head, Linear, TiedHead, bent
 from tinylm.layers.lora import LowRank, matrices, put
 from tinylm.ops.dtypes import widened
 from tinylm.ops.quant import GROUPS
+from tinylm.ops.rounding import SCALES
 from tinylm.ops.ternary import PER_BYTE
-
-# The dtype of int4's scales: 1/9 of the bytes in groups of 32. Its range is that of float32, and
-# numbers are rounded to the scale as it is stored, so its 8 bits of precision lose nothing.
-SCALES = torch.bfloat16
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tinylm.ops.dtypes import widened
 from tinylm.ops.quant import GROUPS, rounded
+from tinylm.ops.rounding import on_grid, searched
 from tinylm.ops.ternary import PER_BYTE, ternary
 
 Bits = Literal["int8", "int4", "ternary"]
@@ -73,8 +75,7 @@ def _on_grid(weight: Tensor, bits: Bits, group: int) -> Tensor:
         numbers, scale = ternary(weight)
         return (numbers * scale).to(weight.dtype)
     if bits == "int4":
-        grouped = weight.view(len(weight), -1, group)
-        whole, scale = rounded("fake_weight", grouped, 7, torch.bfloat16)
-    else:
-        whole, scale = rounded("fake_weight", weight, 127, torch.float32)
-    return (whole * scale[..., None]).view(weight.shape).to(weight.dtype)
+        wide = widened(weight)
+        return on_grid(wide, searched(wide, group)).to(weight.dtype)
+    whole, scale = rounded("fake_weight", weight, 127, torch.float32)
+    return (whole * scale[..., None]).to(weight.dtype)

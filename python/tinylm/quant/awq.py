@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tinylm.layers import MLP, Attention, Block, LayerNorm, Linear, RMSNorm, SwiGLU, is_plain
-from tinylm.quant.rounding import on_grid, searched
+from tinylm.ops.rounding import on_grid, searched
 
 # Powers of the inputs' size that are tried: 0, 0.05 .. 0.95.
 STEPS = 20

@@ -7,7 +7,7 @@ Source: Frantar et al. 2022 (arXiv 2210.17323), section 3.3. Defined by
 import torch
 from torch import Tensor
 
-from tinylm.quant.rounding import rounded, searched
+from tinylm.ops.rounding import rounded, searched
 
 # A share of the mean of the diagonal is added to it: with few inputs the moments are singular.
 DAMPING = 0.01

@@ -11,11 +11,11 @@ from tinylm.checkpoint import quantised
 from tinylm.layers import Linear, fake, packed
 from tinylm.layers.lora import matrices
 from tinylm.model import Model
+from tinylm.ops.rounding import absmax, searched
 from tinylm.quant.activations import measure
 from tinylm.quant.awq import enlarge
 from tinylm.quant.calibration import Walk, check_enough
 from tinylm.quant.gptq import gptq
-from tinylm.quant.rounding import absmax, searched
 from tinylm.quant.sensitivity import kept
 from tinylm.quant.settings import Settings
 from tinylm.quant.turning import turn_values
@@ -135,7 +135,7 @@ def _trained(model: Model, settings: Settings, calibration: Tensor | None, pack:
         if grid.bits_of(name) == "ternary":
             packed.pack(model, name, "ternary", *ops.quantise_ternary(weight))
         else:
-            pack(name, lambda w=weight: (w, absmax(w, grid.group)))  # type: ignore[misc]
+            pack(name, lambda w=weight: (w, searched(w, grid.group)))  # type: ignore[misc]
 
 
 def _gptq(model: Model, settings: Settings, calibration: Tensor | None, pack: Pack) -> None:

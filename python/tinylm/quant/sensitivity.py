@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tinylm.layers.lora import matrices
 from tinylm.model import Model
-from tinylm.quant.rounding import on_grid, searched
+from tinylm.ops.rounding import on_grid, searched
 
 # Rows whose gradient is taken, one at a time.
 ROWS = 16

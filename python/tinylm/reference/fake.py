@@ -1,10 +1,11 @@
 """Training with fewer bits: the numbers of a packed model, and what passes for gradients.
 
     int8      w' = s round(w / s)             s = max |w| / 127 of the row
-    int4      w' = s round(w / s)             s = max |w| / 7 of each group, as a bfloat16
+    int4      w' = s clip(round(w / s))       s of each group by search, clip to -8 .. 7
     ternary   w' = s clip(round(w / s))       s = mean |w| of the matrix, clip to -1 .. 1
 
-The first two are the formats of `tinylm.reference.quant`. Ternary weights multiply activations of
+The first two are the formats of `tinylm.reference.quant`, whose `search_scale` finds the scale with
+the least squared error. Ternary weights multiply activations of
 8 bits, x' = s round(x / s) with s = max |x| / 127 of each token. Source: Ma et al. 2024 (BitNet
 b1.58, arXiv 2402.17764), section 2.
 
@@ -25,24 +26,24 @@ cut off where ternary clips: such a weight may come back.
 from typing import Any
 
 import numpy as np
+import torch
+
+from tinylm.reference.quant import search_scale
 
 Array = np.ndarray[Any, Any]
 
 
-def grid(x: Array, largest: int, *, narrow: bool = False) -> Array:
-    """x [..., K] float32 rounded to whole multiples of a scale, max |x| / largest of its row.
-
-    With `narrow` the scale is a bfloat16.
-    """
-    scale = np.abs(x).max(-1, keepdims=True) / np.float32(largest)
-    scale = np.maximum(bfloat16(scale) if narrow else scale, np.finfo(np.float32).tiny)
+def grid(x: Array) -> Array:
+    """x [..., K] float32 rounded to whole multiples of a scale, max |x| / 127 of its row."""
+    scale = np.abs(x).max(-1, keepdims=True) / np.float32(127)
+    scale = np.maximum(scale, np.finfo(np.float32).tiny)
     return np.asarray(np.round(x / scale) * scale)
 
 
-def bfloat16(x: Array) -> Array:
-    """x float32, at least 0, rounded to 8 significant bits, to the even one of two equally near."""
-    bits = x.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+def grid_int4(x: Array) -> Array:
+    """x [group] float32 rounded to whole multiples, -8 .. 7, of the scale that search finds."""
+    scale = np.float32(search_scale(torch.from_numpy(x).double()))
+    return np.asarray(np.clip(np.round(x / scale), -8, 7) * scale)
 
 
 def ternary(weight: Array) -> tuple[Array, Array]:
@@ -54,10 +55,10 @@ def ternary(weight: Array) -> tuple[Array, Array]:
 def fake_weight(weight: Array, bits: str, group: int, share: float) -> Array:
     """W'' of a weight [N, K] float32; `group` divides K and counts for int4 alone."""
     if bits == "int8":
-        whole = grid(weight, 127)
+        whole = grid(weight)
     elif bits == "int4":
-        grouped = weight.reshape(len(weight), -1, group)
-        whole = grid(grouped, 7, narrow=True).reshape(weight.shape)
+        whole = np.stack([grid_int4(part) for part in weight.reshape(-1, group)])
+        whole = whole.reshape(weight.shape)
     else:
         numbers, scale = ternary(weight)
         whole = numbers * scale
@@ -66,7 +67,7 @@ def fake_weight(weight: Array, bits: str, group: int, share: float) -> Array:
 
 def fake_rows(x: Array, share: float) -> Array:
     """x'' of activations [..., K] before a ternary weight."""
-    return mixed(x, grid(x, 127), share)
+    return mixed(x, grid(x), share)
 
 
 def mixed(x: Array, whole: Array, share: float) -> Array:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from tinylm.layers.packed import SCALES
-
+# The dtype of int4's scales: 1/9 of the bytes in groups of 32. Its range is that of float32, and
+# numbers are rounded to the scale as it is stored, so its 8 bits of precision lose nothing.
+SCALES = torch.bfloat16
 # Shares of the largest magnitude at which a group may be clipped: 1, 0.95 .. 0.55.
 RATIOS = tuple(1 - step / 20 for step in range(10))
 
@@ -19,12 +20,14 @@ def searched(weight: Tensor, group: int, importance: Tensor | None = None) -> Te
 
     The error of a number counts by its input's `importance` [K], 1 without. There are two grids:
     one has the largest magnitude at 7 or -7, the other has it at -8, by a scale of the other sign.
-    Both are clipped step by step. Defined by `tinylm.reference.quant.search_scale`.
+    Both are clipped step by step. A group with nan or inf has no error: it keeps the scale of its
+    largest magnitude, by which it comes back as nan. Defined by
+    `tinylm.reference.quant.search_scale`.
     """
     grouped = _grouped(weight, group)
     weights = None if importance is None else _grouped(importance[None].to(weight), group)
     extreme = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))[..., 0]
-    best = torch.empty_like(extreme, dtype=SCALES)
+    best = _floored(extreme.abs() / 7)
     least = torch.full_like(extreme, torch.inf)
     for ratio in RATIOS:
         for tried in (ratio * (extreme.abs() / 7), ratio * (-extreme / 8)):
