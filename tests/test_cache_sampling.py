@@ -30,17 +30,20 @@ def test_a_text_does_not_depend_on_how_its_keys_are_kept(kind):
 
 
 @pytest.mark.parametrize("most", [1, 4, 13, 20])
-@pytest.mark.parametrize("samples", [1, 3])
-def test_blocks_are_enough_for_every_text_at_once(most, samples):
-    model = build(SMALL)
-    engine = engine_for(model, None, SampleConfig(cache="paged", max_tokens=most), samples, 5)
+@pytest.mark.parametrize("samples", [1, 2, 3])
+@pytest.mark.parametrize("prompts", [1, 4])
+def test_blocks_are_enough_for_every_text_at_once(most, samples, prompts):
+    model, texts = build(SMALL), samples * prompts
+    engine = engine_for(model, None, SampleConfig(cache="paged", max_tokens=most), texts, 5)
     plain = SampleConfig(max_tokens=most, samples=samples)
-    for number in range(samples):
-        engine.add([1, 2, 3, 4, 5], plain, sample=number)
+    for place in range(texts):
+        # Samples of one prompt share their first block until they write into it.
+        engine.add([1, 2, 3, 4, place // samples], plain, sample=place % samples)
     while engine.live:
         engine.step()
     assert engine.stats().preempted == 0
-    assert len(engine.take_ended()) == samples
+    assert engine.stats().steps == most
+    assert len(engine.take_ended()) == texts
 
 
 def test_a_text_in_a_window_goes_on_past_the_context_and_reads_each_token_once(monkeypatch):

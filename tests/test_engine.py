@@ -233,6 +233,8 @@ def test_the_youngest_gives_way_when_the_blocks_run_out():
         ({}, ([], {}), "the prompt is empty"),
         ({}, ([17], {}), "the prompt has id 17: the vocabulary is 0 to 16"),
         ({}, ([1], {"stop": (40,)}), "stop has id 40"),
+        ({}, ([1], {}, 2, 17), "drawn has id 17: the vocabulary is 0 to 16"),
+        ({}, ([1], {"max_tokens": 2}, 5, 6), "drawn has 2 tokens: .* fewer than max_tokens=2"),
         ({}, ([1], {"num_beams": 2}), "sample.num_beams=2: the engine draws one token"),
         ({}, ([1], {"draft": "lookup"}), r"sample.draft=lookup: .* use generate\(\) or stream\(\)"),
         (
@@ -251,7 +253,8 @@ def test_the_youngest_gives_way_when_the_blocks_run_out():
 def test_what_cannot_be_is_refused_in_one_line(options, request_, message):
     def ask():
         engine = Engine(MODELS["rope"], **options)
-        engine.add(request_[0], SampleConfig(**request_[1]))
+        ids, settings, *drawn = request_
+        engine.add(ids, SampleConfig(**settings), drawn=[*drawn])
 
     with pytest.raises(ValueError, match=message) as found:
         ask()

@@ -118,9 +118,9 @@ class Engine:
 
         It ends after `config.max_tokens`, or before the first id of `config.stop`; stop texts are
         the caller's (`decoding.write`), and the cache is the engine's. `prompt` and `sample` name
-        its random numbers. The first tokens may be `drawn` already. Raises `ValueError` for an
-        empty prompt, an id outside the vocabulary, beams, a draft, and a request that can never
-        fit.
+        its random numbers. The first tokens may be `drawn` already, fewer than `max_tokens`. Raises
+        `ValueError` for an empty prompt, an id outside the vocabulary, beams, a draft, and a
+        request that can never fit.
         """
         if config.draft is not None or config.num_beams > 1:
             name = "draft" if config.draft is not None else "num_beams"
@@ -134,6 +134,11 @@ class Engine:
             raise ValueError("the prompt is empty: start from the end-of-text id")
         rows = self.model.embedding.num_embeddings
         check_ids("the prompt", ids, rows)
+        check_ids("drawn", drawn, rows)
+        if len(drawn) >= config.max_tokens:
+            raise ValueError(
+                f"drawn has {len(drawn)} tokens: must be fewer than max_tokens={config.max_tokens}"
+            )
         if not 0 <= sample < config.samples:
             raise ValueError(f"sample={sample}: config.samples={config.samples}, numbered from 0")
         stops = vocabulary.stops(self.model, self.tokenizer, config)

@@ -30,9 +30,10 @@ def engine_for(
     most = min(model.context_length, longest + config.max_tokens)
     tokens = rows * most
     if config.cache == "paged":
-        # Whole blocks for every text, so that none has to wait for another, and one more: of texts
-        # that share a block, the last one needs no copy of it, and is counted as if it did.
-        tokens = (rows * -(-most // PAGE) + 1) * PAGE
+        # Whole blocks for every text, so that none has to wait for another; one for each, which an
+        # admission leaves free; and one for every two: of texts that share a block, the last needs
+        # no copy of it, and is counted as if it did.
+        tokens = (rows * -(-most // PAGE) + rows + rows // 2) * PAGE
     # Nobody waits for a token while prompts are read, so they are read at once.
     return Engine(
         model,
