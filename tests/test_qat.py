@@ -84,14 +84,6 @@ def test_the_share_rises_from_nothing_and_is_whole_at_the_end(start, ramp):
     assert replace(settings, qat="none").qat_share(1.0) == 0
 
 
-@given(start=st.floats(0, 0.999))
-def test_a_ramp_that_is_not_given_ends_before_the_run(start):
-    settings = TrainConfig(qat="int4", qat_start=start)
-    assert 0 < settings.ramp <= 0.09
-    assert settings.qat_share(1 - 0.09 * (1 - start)) == 1
-    assert settings.qat_share(start + settings.ramp / 2) == pytest.approx(0.5)
-
-
 def test_half_the_ramp_is_half_the_share():
     settings = TrainConfig(qat="int4", qat_start=0.5, qat_ramp=0.25)
     assert [settings.qat_share(x) for x in (0.5, 0.625, 0.75)] == [0.0, 0.5, 1.0]

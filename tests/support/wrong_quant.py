@@ -17,7 +17,7 @@ QUANT = [
         tests="tests/test_quant.py",
     ),
     Mutant(
-        "python/tinylm/quant/rounding.py",
+        "python/tinylm/ops/rounding.py",
         "total = (error if weights is None else error * weights).sum(-1)",
         "total = error.sum(-1)",
         "search_of_a_scale",

@@ -99,10 +99,10 @@ class TrainConfig:
         "Share of the steps after which qat begins; 0 for all of training, as ternary needs it.",
         {"ge": 0, "lt": 1},
     )
-    qat_ramp: float | None = setting(
-        None,
+    qat_ramp: float = setting(
+        0.02,
         "Share of the steps, after qat_start, in which the share of the quantised weights rises "
-        "from 0 to 1. Default: 0.09, but at most 90% of what is left.",
+        "from 0 to 1.",
         SHARE,
     )
     qat_group: int = setting(
@@ -130,7 +130,7 @@ class TrainConfig:
         known = self.qat_group in (32, 64, 128)
         require(known, "train.qat_group", self.qat_group, "must be 32, 64 or 128")
         limit = f"with qat_start={self.qat_start} it passes the end of the run; at most 1 together"
-        require(self.qat_start + self.ramp <= 1, "train.qat_ramp", self.qat_ramp, limit)
+        require(self.qat_start + self.qat_ramp <= 1, "train.qat_ramp", self.qat_ramp, limit)
         given = self.micro_batch_size
         if isinstance(given, str) and given != "auto":
             number = given.isascii() and given.isdecimal() and 0 < int(given) < 2**31
@@ -162,19 +162,14 @@ class TrainConfig:
         """The window of attention over the run; None if there is none."""
         return None if self.window is None else stairs(self.window)
 
-    @property
-    def ramp(self) -> float:
-        """qat_ramp, given or not."""
-        return min(0.09, 0.9 * (1 - self.qat_start)) if self.qat_ramp is None else self.qat_ramp
-
     def qat_share(self, progress: float) -> float:
         """Return the share of the quantised weights at `progress` (0 to 1): 0 to 1."""
         if self.qat == "none" or progress < self.qat_start:
             return 0.0
         # Compared as the settings are checked: at the end of a run the share is 1, and not nearly.
-        if progress >= self.qat_start + self.ramp:
+        if progress >= self.qat_start + self.qat_ramp:
             return 1.0
-        return (progress - self.qat_start) / self.ramp
+        return (progress - self.qat_start) / self.qat_ramp
 
     def rows(self, steps: int) -> int:
         """Return how many rows the first `steps` steps read together."""
