@@ -201,21 +201,39 @@ def stored_bytes(config: ModelConfig, dtype: torch.dtype, chosen: dict[str, Any]
 
 
 def draw(found: dict[str, list[int]], path: str) -> None:
-    """A line per kind, both axes by powers of 2."""
+    """A line per kind, both axes by powers of 2; kinds of equal bytes share one."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for (name, bytes), mark in zip(found.items(), "osv^DPX*<", strict=True):
-        axes.plot(CONTEXTS, [each / 1024 for each in bytes], marker=mark, markersize=5, label=name)
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name, bytes in found.items():
+        names.setdefault(tuple(bytes), []).append(name)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    # From the largest on, as they lie in the picture; lines on top are thinner.
+    lines = sorted(names.items(), key=lambda line: line[0][-1], reverse=True)
+    for number, ((bytes, alike), mark) in enumerate(zip(lines, "osD^vPX*<", strict=False)):
+        axes.plot(
+            CONTEXTS,
+            [each / 1024 for each in bytes],
+            marker=mark,
+            markersize=6,
+            markerfacecolor="none",
+            linewidth=3 - 0.3 * number,
+            label=" and ".join(alike),
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(CONTEXTS, [str(length) for length in CONTEXTS])
-    axes.set(xlabel="tokens of a text", ylabel="KiB", title="Memory of the default run's cache")
+    sizes = [2**power for power in range(7, 16, 1)]
+    axes.set_yticks(
+        sizes, [f"{size} KiB" if size < 1024 else f"{size // 1024} MiB" for size in sizes]
+    )
+    axes.set_ylim(2**7, 2**14.5)
+    axes.set(xlabel="tokens of a text", title="Memory of the cache of the default model")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
     print(f"drawn: {path}")
 
