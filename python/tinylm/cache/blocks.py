@@ -126,8 +126,11 @@ class Blocks:
         """
         parent = ROOT
         for number, block in enumerate(blocks):
+            if block in self.content:
+                parent = self.content[block].key
+                continue
             some = tuple(ids[number * self.page : (number + 1) * self.page])
             key = self.digest(parent, some)
-            if key not in self.known and block not in self.content:
+            if key not in self.known:
                 self.known[key], self.content[block] = block, Content(key, parent, some)
             parent = key

@@ -94,7 +94,7 @@ class Native(Paged):
 
     def needed(self, row: int, tokens: int) -> int:
         """Return how many of `free` are taken if `tokens` more come to `row`."""
-        return super().needed(row, tokens) if self.shares else 0
+        return Paged.needed(self, row, tokens) if self.shares else 0
 
     def match(self, row: int, ids: Sequence[int]) -> int:
         """Give the empty `row` the known blocks of a beginning of `ids`; the number of tokens."""
