@@ -5,6 +5,7 @@
     export OMP_NUM_THREADS=1
     python benches/bench_speculation.py model runs/deep runs/small
     python benches/bench_speculation.py skip runs/deep 2
+    python benches/bench_speculation.py early runs/deep 2
     python benches/bench_speculation.py lookup runs/stdlib
 
 Each part decodes the same prompts, one at a time. `model` and `skip` go on with the beginnings of
@@ -12,7 +13,9 @@ modules of the standard library, greedily and at temperature 1. `lookup` goes on
 there twice and begins a third time, greedily. Peers: transformers' `generate`, plain, with
 `assistant_model` or with `prompt_lookup_num_tokens`. Before anything is timed, the greedy ids of
 every contender must be equal. Speeds are in tokens per second of processor time, of one thread, so
-that other work on the machine counts little; the ratio is to our plain decoding in the same round.
+that other work on the machine counts little; the ratios are to our plain decoding in the same
+round, of whole calls and of decoding alone, which is what a call takes beyond one for one token.
+`early` is no speculation: its ids may differ, and how many are equal is printed.
 """
 
 import argparse
@@ -26,6 +29,7 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +41,12 @@ from tinylm import Tokenizer, checkpoint, sample
 from tinylm.config import SampleConfig
 from tinylm.model import Model
 from tinylm.sample.drafts import ExitDraft, ModelDraft
-from tinylm.sample.guesses import Draft
+from tinylm.sample.exits import EarlyExit
+from tinylm.sample.guesses import Ahead, Draft
 from tinylm.sample.lookup import LookupDraft
 from tinylm.sample.stats import Stats
 
-NEW, PLAIN = 64, "tinylm, plain"
+NEW, PLAIN = 96, "tinylm, plain"
 MODULES = (argparse, inspect, json.decoder, textwrap)
 Ids = list[list[int]]
 
@@ -58,20 +63,21 @@ def prompts(tokenizer: Tokenizer, copies: int) -> Ids:
 
 
 def ours(
-    net: Model, texts: Ids, config: SampleConfig, draft: Draft | None = None
-) -> Callable[[Any], Ids]:
-    """Our decoding of all texts, one at a time."""
+    net: Model, texts: Ids, config: SampleConfig, draft: Ahead | None = None
+) -> Callable[[int], Ids]:
+    """Our decoding of all texts, one at a time, by so many tokens."""
 
-    def run(_: Any) -> Ids:
-        return [sample.generate(net, [text], config, draft=draft)[0] for text in texts]
+    def run(tokens: int) -> Ids:
+        given = replace(config, max_tokens=tokens)
+        return [sample.generate(net, [text], given, draft=draft)[0] for text in texts]
 
     return run
 
 
-def theirs(net: Any, texts: Ids, **options: Any) -> Callable[[Any], Ids]:
-    """transformers' greedy decoding of all texts, one at a time."""
+def theirs(net: Any, texts: Ids, **options: Any) -> Callable[[int], Ids]:
+    """transformers' greedy decoding of all texts, one at a time, by so many tokens."""
 
-    def run(_: Any) -> Ids:
+    def run(tokens: int) -> Ids:
         found = []
         for text in texts:
             ids = torch.tensor([text])
@@ -79,7 +85,7 @@ def theirs(net: Any, texts: Ids, **options: Any) -> Callable[[Any], Ids]:
                 out = net.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
-                    max_new_tokens=NEW,
+                    max_new_tokens=tokens,
                     do_sample=False,
                     eos_token_id=None,
                     pad_token_id=0,
@@ -102,37 +108,52 @@ def race(
     net: Model,
     texts: Ids,
     draft: Draft,
-    peers: dict[str, Callable[[Any], Ids]],
+    peers: dict[str, Callable[[int], Ids]],
     rounds: int,
     temperature: float = 0,
 ) -> None:
     """Check that all contenders give the same ids, and print their speeds."""
     config = SampleConfig(temperature=temperature, max_tokens=NEW)
-    tokens = [5, 10, 16] if isinstance(draft, LookupDraft) else [2, 4, 6]
-    settings = {f"tinylm, {n} guesses": replace(config, draft_tokens=n) for n in tokens}
+    counts = [3, 7, 15] if isinstance(draft, LookupDraft) else [1, 2, 4]
+    settings = {"tinylm, guesses": config}
+    settings |= {f"tinylm, {n} guesses": replace(config, draft_tokens=n) for n in counts}
     runs = {PLAIN: ours(net, texts, config)}
     runs |= {who: ours(net, texts, given, draft) for who, given in settings.items()}
     if temperature == 0:
         runs |= peers
-        wanted = runs[PLAIN](None)
+        wanted = runs[PLAIN](NEW)
         for who, run in runs.items():
-            check(run(None) == wanted, f"ids of {who}")
-    speeds: dict[str, list[float]] = {who: [] for who in runs}
+            check(run(NEW) == wanted, f"ids of {who}")
+    print(f"\n{name}")
+    for who, words in timed(runs, rounds).items():
+        kept = stats(net, texts, settings[who], draft) if who in settings else ""
+        print(f"  {who:<34} {words}  {kept}", flush=True)
+
+
+def timed(runs: dict[str, Callable[[int], Ids]], rounds: int) -> dict[str, str]:
+    """Race the contenders, the first of which is our plain decoding, and describe their speeds."""
+    found: dict[str, list[tuple[float, float]]] = {who: [] for who in runs}
+    texts = len(runs[PLAIN](1))
     for _ in range(rounds):
         for who, run in runs.items():
-            start = time.process_time()
-            run(None)
-            speeds[who].append(NEW * len(texts) / (time.process_time() - start))
-    print(f"\n{name}")
-    for who, found in speeds.items():
-        ratios = [mine / plain for mine, plain in zip(found, speeds[PLAIN], strict=True)]
+            seconds = []
+            for tokens in (1, NEW):
+                start = time.process_time()
+                run(tokens)
+                seconds.append(time.process_time() - start)
+            found[who].append((seconds[1], seconds[1] - seconds[0]))
+    words = {}
+    for who, times in found.items():
+        pairs = [*zip(times, found[PLAIN], strict=True)]
+        whole = statistics.median(plain[0] / mine[0] for mine, plain in pairs)
+        ratios = [plain[1] / mine[1] for mine, plain in pairs]
         low, high = middle_half(ratios)
-        kept = stats(net, texts, settings[who], draft) if who in settings else ""
-        print(
-            f"  {who:<34} {statistics.median(found):8.1f} tokens/s "
-            f"{statistics.median(ratios):5.2f}x ({low:.2f} to {high:.2f})  {kept}",
-            flush=True,
+        speed = (NEW - 1) * texts / statistics.median(alone for _, alone in times)
+        words[who] = (
+            f"{speed:8.1f} tokens/s decoding {statistics.median(ratios):5.2f}x ({low:.2f} to "
+            f"{high:.2f}), whole calls {whole:5.2f}x"
         )
+    return words
 
 
 def stats(net: Model, texts: Ids, config: SampleConfig, draft: Draft) -> str:
@@ -174,6 +195,27 @@ def skip(options: Sequence[str], rounds: int) -> None:
     race(f"{name}, temperature 1", net, texts, draft, {}, rounds, 1.0)
 
 
+def early(options: Sequence[str], rounds: int) -> None:
+    """Tokens of which the first blocks are sure are taken from there."""
+    net, tokenizer = load(options[0])
+    texts, layers = prompts(tokenizer, 1), int(options[1])
+    for temperature in (0.0, 1.0):
+        config = SampleConfig(temperature=temperature, max_tokens=NEW)
+        runs = {PLAIN: ours(net, texts, config)}
+        drafts = {f"confidence {least}": EarlyExit(layers, least) for least in (0.5, 0.8, 0.95)}
+        runs |= {who: ours(net, texts, config, draft) for who, draft in drafts.items()}
+        wanted = runs[PLAIN](NEW)
+        print(f"\nexit after {layers} of {net.config.n_layers} blocks, temperature {temperature}")
+        for who, words in timed(runs, rounds).items():
+            pairs = zip(chain(*runs[who](NEW)), chain(*wanted), strict=True)
+            same = sum(a == b for a, b in pairs) / (NEW * len(texts))
+            found = Stats()
+            if who in drafts:
+                for text in texts:
+                    sample.generate(net, [text], config, draft=drafts[who], stats=found)
+            print(f"  {who:<34} {words}  {found.acceptance:.0%} early, {same:.0%} of ids the same")
+
+
 def lookup(options: Sequence[str], rounds: int) -> None:
     """A text that is there twice goes on."""
     net, tokenizer = load(options[0])
@@ -187,7 +229,7 @@ def lookup(options: Sequence[str], rounds: int) -> None:
     race("copied guesses, greedy", net, texts, LookupDraft(), peers, rounds)
 
 
-PARTS = {part.__name__: part for part in (model, skip, lookup)}
+PARTS = {part.__name__: part for part in (model, skip, early, lookup)}
 
 
 def main() -> None:

@@ -16,7 +16,10 @@ from tinylm import cache, checkpoint, config, convert, ops, sample
 from tinylm.config import ConfigError, ModelConfig, SampleConfig
 from tinylm.layers import EXITS
 from tinylm.model import inference
-from tinylm.reference.speculation import exit_of
+from tinylm.reference.speculation import exit_of, leaves_early
+from tinylm.sample import exits
+from tinylm.sample.engine import Engine
+from tinylm.sample.exits import EarlyExit
 from tinylm.sample.reader import Reader
 from tinylm.sample.stats import Stats
 from tinylm.train import train
@@ -56,12 +59,12 @@ def test_the_compiled_loss_is_the_same():
 
 
 def test_every_exit_has_tokens_in_a_short_row_and_deeper_ones_have_more():
-    for exits in (1, 2, 11, 31):
-        counts = torch.bincount(torch.tensor([exit_of(n, exits) for n in range(256)])).tolist()
-        assert len(counts) == exits
+    for count in (1, 2, 11, 31):
+        counts = torch.bincount(torch.tensor([exit_of(n, count) for n in range(256)])).tolist()
+        assert len(counts) == count
         assert min(counts) > 0
-        halves = sum(counts[: exits // 2]), sum(counts[-(exits // 2) or exits :])
-        assert exits < 2 or halves[0] < halves[1]
+        halves = sum(counts[: count // 2]), sum(counts[-(count // 2) or count :])
+        assert count < 2 or halves[0] < halves[1]
 
 
 def test_a_pass_through_the_first_blocks_is_that_of_a_shorter_model():
@@ -101,6 +104,87 @@ def test_a_folder_with_exits_stays_one_that_transformers_opens(tmp_path):
         assert checkpoint.load(tmp_path / kind / "exits")[0].config == exits
 
 
+def defined(made, prompt, config, layers, confidence):
+    """The greedy text of an early exit by whole passes, and how many tokens are from the exit."""
+    text, early = [*prompt], 0
+    with inference(made):
+        for place in range(config.max_tokens):
+            ids = torch.tensor([text])
+            whole, first = made(ids)[0, -1], shorter(made, layers)(ids)[0, -1]
+            # All blocks read the prompt.
+            leaves = place > 0 and leaves_early(first.double().softmax(-1).tolist(), confidence)
+            early += leaves
+            text.append(int((first if leaves else whole).argmax()))
+    return text[len(prompt) :], early
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_early_exit_is_that_of_the_definition(dtype, monkeypatch):
+    made = build(SMALL, dtype=dtype)
+    prompts = tokens(SMALL, 3, 5).tolist()
+    config = SampleConfig(temperature=0, max_tokens=20)
+    for layers, confidence in ((1, 0.5), (2, 0.6), (3, 0.8)):
+        early = EarlyExit(layers, confidence)
+        wanted = [defined(made, prompt, config, layers, confidence) for prompt in prompts]
+        stats = Stats()
+        found = sample.generate(made, prompts, config, draft=early, stats=stats)
+        assert found == [text for text, _ in wanted]
+        assert (stats.kept, stats.guessed) == (sum(n for _, n in wanted), 3 * 19)
+        assert 0 < stats.kept < stats.guessed
+        # Blocks that catch up sooner change nothing.
+        monkeypatch.setattr(exits, "SKIPPED", 2)
+        assert sample.generate(made, prompts, config, draft=early) == found
+        monkeypatch.undo()
+    # A probability of 1 is never reached: the texts are those of the whole model.
+    assert sample.generate(made, prompts, config, draft=EarlyExit(2, 1.0)) == sample.generate(
+        made, prompts, config
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_text_that_exits_early_does_not_depend_on_its_company(dtype):
+    """Also where stops end some texts, and where the window moves on."""
+    made = build(SMALL, dtype=dtype)
+    prompts = tokens(SMALL, 4, 5).tolist()
+    config = SampleConfig(temperature=1.0, max_tokens=40, stop=(3,), exit_confidence=0.5)
+    together = sample.generate(made, prompts, dataclasses.replace(config, samples=2))
+    assert len({len(text) for text in together}) > 1
+    assert together[0] == sample.generate(made, prompts[:1], config)[0]
+    whole = dataclasses.replace(config, exit_confidence=None, samples=2)
+    assert together != sample.generate(made, prompts, whole)
+    for kind in ("paged", "int8"):
+        held = dataclasses.replace(config, samples=2, cache=kind)
+        found = sample.generate(made, prompts, held)
+        assert found == together or kind == "int8"
+
+
+def test_an_early_exit_that_cannot_be_is_refused():
+    model = build(SMALL)
+    plain = build(dataclasses.replace(SMALL, exits=False))
+    for made, given, problem in (
+        (plain, {}, "sample.exit_confidence=0.9: the model has no exits; train one with"),
+        (model, {"exit_layer": 4}, "sample.exit_layer=4: the model has 4 blocks; it is 1 to 3"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            sample.generate(made, [[1]], SampleConfig(exit_confidence=0.9, **given))
+    for given, problem in (
+        ({"draft": "lookup"}, "has no use for sample.draft='?lookup'?: leave one of them out"),
+        ({"num_beams": 2}, "has no use for num_beams=2"),
+        ({"logprobs": 1}, "sample.logprobs=1 are the whole model's"),
+        ({"cache": "window", "cache_tokens": 9}, "cannot be taken back from sample.cache=window"),
+    ):
+        with pytest.raises(ConfigError, match=f"sample.exit_confidence=0.9: {problem}"):
+            config.load(None, ["sample.exit_confidence=0.9", *overrides(given)])
+    with pytest.raises(ConfigError, match="exit_layer=2: has no effect without a confidence"):
+        config.load(None, ["sample.exit_layer=2"])
+    with pytest.raises(ValueError, match=r"exit_confidence=0\.9: the engine draws one token at"):
+        Engine(model).add([1], SampleConfig(exit_confidence=0.9))
+
+
+def overrides(given):
+    return [f"sample.{name}={value}" for name, value in given.items()]
+
+
 def test_exits_need_a_block_that_is_none():
     with pytest.raises(ConfigError, match=r"model.exits=true: needs n_layers of at least 2"):
         config.load(None, ["model.exits=true", "model.n_layers=1"])
@@ -128,3 +212,7 @@ def test_a_run_with_exits_goes_on_as_it_was_and_drafts_for_itself(tmp_path, monk
     found = sample.generate(model, [prompt], drafted, stats=stats)
     assert found == sample.generate(model, [prompt], plain)
     assert stats.guessed > 0
+    early, stats = dataclasses.replace(plain, exit_confidence=0.01), Stats()
+    assert len(sample.generate(model, [prompt], early, stats=stats)) == 1
+    assert stats.kept == stats.guessed > 0
+    assert "tokens from the first 2 blocks (100%)" in str(stats)

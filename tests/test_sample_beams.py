@@ -169,11 +169,53 @@ def test_every_way_to_decode_reports_the_log_probabilities_of_the_model(small, w
                 assert scored.top == ()
 
 
+@pytest.mark.parametrize("way", [{}, {"draft": "lookup"}, {"num_beams": 3}])
+def test_a_stream_has_the_log_probabilities_of_complete(way):
+    # Native: the logits of a text are the same bits, whatever its company.
+    model = build(replace(SMALL, vocab_size=257), dtype=torch.float32)
+    tokenizer = ByteTokenizer()
+    config = SampleConfig(max_tokens=30, samples=2, logprobs=2, temperature=2.0, seed=3, **way)
+    wanted = sample.complete(model, [[256, *b"ab"]], config, tokenizer=tokenizer)
+    for number, one in enumerate(wanted):
+        pieces = [*sample.stream(model, tokenizer, "ab", config, sample=number)]
+        assert "".join(pieces) == tokenizer.decode(one.ids)
+        assert [score for piece in pieces for score in piece.logprobs] == one.logprobs
+        told = [*decoding.stream_ids(model, tokenizer, "ab", config, sample=number)]
+        assert told == one.logprobs
+        # A stop text takes its own tokens with it, and leaves those before.
+        text = "".join(pieces)
+        stop = replace(config, stop=(text[4:7],))
+        cut = [*sample.stream(model, tokenizer, "ab", stop, sample=number)]
+        assert "".join(cut) == text[: text.index(text[4:7])]
+        scores = [score for piece in cut for score in piece.logprobs]
+        assert 0 < len(scores) < len(one.logprobs)
+        assert scores == one.logprobs[: len(scores)]
+        assert tokenizer.decode([s.id for s in scores]).startswith("".join(cut))
+    plain = replace(config, logprobs=None)
+    assert all(not piece.logprobs for piece in sample.stream(model, tokenizer, "ab", plain))
+
+
+def test_beams_are_searched_once_for_all_samples_of_a_stream(monkeypatch):
+    model, tokenizer = build(replace(SMALL, vocab_size=257)), ByteTokenizer()
+    config = SampleConfig(num_beams=4, samples=3, max_tokens=5)
+    searches, search = [], beams.search
+    monkeypatch.setattr(beams, "search", lambda *a, **b: searches.append(1) or search(*a, **b))
+    found = decoding.continuations(model, tokenizer, "ab", config)
+    ids = [[*some] for some in reversed(found)][::-1]
+    assert len(searches) == 1
+    assert ids == [
+        [*decoding.stream_ids(model, tokenizer, "ab", config, sample=n)] for n in range(3)
+    ]
+
+
 def test_what_has_no_place_for_log_probabilities_refuses_them(small):
     for asked in ({"logprobs": 0}, {"prompt_logprobs": 2}):
         (name,) = asked
         with pytest.raises(ConfigError, match=rf"sample\.{name}=.*use complete\(\)"):
             sample.generate(small, [[1]], SampleConfig(**asked))
-        with pytest.raises(ConfigError, match=rf"sample\.{name}=.*use complete\(\)"):
-            sample.stream(small, ByteTokenizer(), "a", SampleConfig(**asked))
+    with pytest.raises(ConfigError, match=r"sample\.prompt_logprobs=2: a stream .*complete\(\)"):
+        sample.stream(small, ByteTokenizer(), "a", SampleConfig(prompt_logprobs=2))
+    for function in (sample.generate, sample.complete):
+        with pytest.raises(ValueError, match=rf"and {function.__name__}\(\) stops at ids alone"):
+            function(small, [[1]], SampleConfig(stop=("a",)))
     assert sample.complete(small, [], SampleConfig(logprobs=1)) == []

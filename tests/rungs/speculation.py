@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.rungs.rung import SEEDS, Rung
 from tinylm.layers.exits import Exits
 from tinylm.reference import speculation as slow
+from tinylm.sample.exits import confident
 from tinylm.sample.lookup import Copies
 from tinylm.sample.speculation import judge
 
@@ -70,6 +71,25 @@ def exits_quickly(batch, length, exits):
     return left.x.flatten().tolist()
 
 
+def rows_of_exits(seed, size, count):
+    """Some distributions, and a confidence that none of their probabilities is."""
+    drawn = random.Random(seed)
+    found = [distribution(drawn, size) for _ in range(count)]
+    return found, (2 * drawn.randrange(PARTS // 4, PARTS) + 1) / (2 * PARTS)
+
+
+def confident_slowly(seed, size, count):
+    found, least = rows_of_exits(seed, size, count)
+    return [slow.leaves_early(p, least) for p in found]
+
+
+def confident_quickly(seed, size, count):
+    found, least = rows_of_exits(seed, size, count)
+    # Logits of any height.
+    logits = torch.tensor(found, dtype=torch.float64).log() + 7.0
+    return confident(logits, least).tolist()
+
+
 def text(seed):
     drawn = random.Random(seed)
     return [drawn.randrange(50) for _ in range(400)]
@@ -96,6 +116,15 @@ RUNGS = (
             st.integers(1, 6),
         ),
         example=lambda: ([text(seed) for seed in range(4)], 10),
+    ),
+    Rung(
+        "confident exits",
+        "tensors",
+        ("lists", "tensors"),
+        confident_slowly,
+        confident_quickly,
+        st.tuples(SEEDS, st.integers(1, 9), st.integers(1, 6)),
+        example=lambda: (0, 2048, 64),
     ),
     Rung(
         "exits of the tokens",

@@ -16,7 +16,10 @@ from tinylm.config.sections import Run
 # The key of a setting, its value, and where it was given: "" on the command line.
 Given = tuple[str, Any, str]
 # Beams take the likeliest tokens by the logits as they are.
-DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "draft", "draft_tokens")
+DRAWING = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
+    *("draft", "draft_tokens", "exit_confidence", "exit_layer"),
+)
 MUONS = ("matrix_lr", "momentum", "orthogonal", "orthogonal_steps")
 
 
@@ -147,6 +150,12 @@ RULES = (
         lambda run: run.sample.cache not in BOUNDED,
         "has no effect with sample.cache={cache}, which keeps all tokens: leave it out, or set "
         "sample.cache to {bounded}",
+    ),
+    Rule(
+        "sample.exit_layer",
+        ("sample.exit_confidence",),
+        lambda run: run.sample.exit_confidence is None,
+        "has no effect without a confidence: set sample.exit_confidence",
     ),
     Rule(
         "sample.draft_tokens",

@@ -171,6 +171,18 @@ class SampleConfig:
         "Number of tokens to guess at once; default 3, and for lookup up to 15 while it is right.",
         COUNT,
     )
+    exit_confidence: float | None = setting(
+        None,
+        "Take a token from the model's first exit_layer blocks if they give their likeliest one at "
+        "least this probability (model.exits=true). Faster, but approximate: the text may be "
+        "another.",
+        SHARE,
+    )
+    exit_layer: int | None = setting(
+        None,
+        "Number of blocks before that exit; default a quarter of them, but 2 at least.",
+        COUNT,
+    )
     seed: int = setting(
         0, "Seed of the draws. The same seed, prompt and settings give the same text.", SEED
     )
@@ -192,6 +204,8 @@ class SampleConfig:
             require(bool(count), "sample.draft", self.draft, "expected skip:N, N at least 1")
         one = self.draft is None or self.num_beams == 1
         require(one, "sample.draft", self.draft, f"has no use for num_beams={self.num_beams}")
+        if self.exit_confidence is not None:
+            self._check_exit(self.exit_confidence)
         for bias in (self.logit_bias or {}).values():
             single = abs(bias) <= LARGEST
             require(single, "sample.logit_bias", bias, "must be finite in float32, below 3.4e+38")
@@ -229,6 +243,18 @@ class SampleConfig:
         require(
             self.cache != "window" or count <= WINDOW_SLACK, "sample.draft_tokens", count, words
         )
+
+    def _check_exit(self, value: float) -> None:
+        """Raise `ValueError` for what an early exit does not go with."""
+        name = "sample.exit_confidence"
+        words = f"has no use for sample.draft={show(self.draft)}: leave one of them out"
+        require(self.draft is None, name, value, words)
+        words = f"has no use for num_beams={self.num_beams}"
+        require(self.num_beams == 1, name, value, words)
+        words = f"cannot be taken back from sample.cache={self.cache}, which forgets for good"
+        require(self.cache not in BOUNDED, name, value, words)
+        words = f"sample.logprobs={self.logprobs} are the whole model's: leave one of them out"
+        require(self.logprobs is None, name, value, words)
 
     @property
     def draft_layers(self) -> int | None:

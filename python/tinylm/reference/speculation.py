@@ -84,6 +84,15 @@ def lookup(text: Sequence[int], count: int, longest: int = 6) -> list[int]:
     return []
 
 
+def leaves_early(p: Sequence[float], confidence: float) -> bool:
+    """Whether a token is taken from an exit, which gives it the distribution p.
+
+    The likeliest token must have a probability of `confidence` at least. Source: Schuster et al.
+    2022, section 3.2, where it is the lead over the second likeliest.
+    """
+    return max(p) >= confidence
+
+
 def exit_of(place: int, exits: int) -> int:
     """Which of the exits 0, 1, ... token number `place` of a row trains; deeper ones train more.
 

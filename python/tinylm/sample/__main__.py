@@ -161,7 +161,7 @@ def _print(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> Non
         seconds = time.perf_counter() - start
         commands.tell(f"{count.total} tokens, {count.total / seconds:.0f} tokens/s")
     if draft is not None:
-        commands.tell(f"draft {run.sample.draft}: {stats}")
+        commands.tell(f"{_ahead(run.sample)}: {stats}")
 
 
 def _print_scored(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run) -> None:
@@ -190,7 +190,13 @@ def _print_scored(model: "Model", tokenizer: "Tokenizer", prompt: str, run: Run)
         scores = [one for one in found.prompt_logprobs if not number] + found.logprobs
         print("\n".join(["", *table(scores, text)]), flush=True)
     if run.sample.draft is not None:
-        commands.tell(f"draft {run.sample.draft}: {stats}")
+        commands.tell(f"{_ahead(run.sample)}: {stats}")
+
+
+def _ahead(settings: SampleConfig) -> str:
+    """What makes the texts faster, in words."""
+    early = settings.exit_confidence is not None
+    return "early exit" if early else f"draft {settings.draft}"
 
 
 class Count:

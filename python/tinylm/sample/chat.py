@@ -9,7 +9,7 @@ from tinylm.corpus.chats import Message
 from tinylm.model import Model
 from tinylm.sample.completions import generate
 from tinylm.sample.decoding import stream_ids, write
-from tinylm.sample.guesses import Draft
+from tinylm.sample.guesses import Ahead
 from tinylm.sample.prompt import Prompt
 from tinylm.tokenizer import chat
 
@@ -24,7 +24,7 @@ def reply(
     config: SampleConfig,
     *,
     sample: int = 0,
-    draft: Draft | None = None,
+    draft: Ahead | None = None,
 ) -> Iterator[str]:
     """The assistant's answer to `messages` in pieces of text, without the mark that ends it.
 

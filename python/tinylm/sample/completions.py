@@ -15,7 +15,7 @@ from tinylm.model import Model, inference
 from tinylm.sample import beams, replay, speculation, vocabulary
 from tinylm.sample.decoding import reader_for
 from tinylm.sample.drafts import find
-from tinylm.sample.guesses import Draft
+from tinylm.sample.guesses import Ahead
 from tinylm.sample.logprobs import TokenLogprobs, of_prompt, refuse_logprobs
 from tinylm.sample.prompt import as_ids
 from tinylm.sample.samples import engine_for
@@ -49,12 +49,12 @@ def generate(
     config: SampleConfig,
     *,
     tokenizer: "Tokenizer | None" = None,
-    draft: Draft | None = None,
+    draft: Ahead | None = None,
     stats: Stats | None = None,
 ) -> list[list[int]]:
     """The ids of `complete` alone."""
     refuse_logprobs(config, "generate() returns ids alone")
-    found = complete(model, prompts, config, tokenizer=tokenizer, draft=draft, stats=stats)
+    found = _complete("generate()", model, prompts, config, tokenizer, draft, stats)
     return [completion.ids for completion in found]
 
 
@@ -64,7 +64,7 @@ def complete(
     config: SampleConfig,
     *,
     tokenizer: "Tokenizer | None" = None,
-    draft: Draft | None = None,
+    draft: Ahead | None = None,
     stats: Stats | None = None,
 ) -> list[Completion]:
     """Prompts as ids to `config.samples` continuations of each, new ids only, prompt by prompt.
@@ -78,6 +78,19 @@ def complete(
     `draft` is what `config.draft` names, which is loaded here otherwise (`drafts.find`); `stats`
     counts what it was worth.
     """
+    return _complete("complete()", model, prompts, config, tokenizer, draft, stats)
+
+
+def _complete(
+    caller: str,
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    config: SampleConfig,
+    tokenizer: "Tokenizer | None",
+    draft: Ahead | None,
+    stats: Stats | None,
+) -> list[Completion]:
+    """`complete`, whose errors name the function that was called."""
     rows_of_model = model.embedding.num_embeddings
     prompts = as_ids(prompts)
     for number, prompt in enumerate(prompts):
@@ -87,7 +100,7 @@ def complete(
     _, texts = split_stops(config, rows_of_model)
     if texts:
         raise ValueError(
-            f"stop={texts[0]!r} is a text and generate() stops at ids alone: "
+            f"stop={texts[0]!r} is a text and {caller} stops at ids alone: "
             f"give ids, or use stream()"
         )
     if not prompts:

@@ -22,7 +22,8 @@ from tinylm.config import ConfigError, SampleConfig
 from tinylm.config.limits import show
 from tinylm.model import Model
 from tinylm.sample.drawer import Drawer
-from tinylm.sample.guesses import Draft, Proposal
+from tinylm.sample.exits import EarlyExit
+from tinylm.sample.guesses import Ahead, Proposal
 from tinylm.sample.logits import DRAFT, RowError, draw, greedy
 from tinylm.sample.lookup import LookupDraft
 from tinylm.sample.reader import Reader
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
 
-def find(config: SampleConfig, model: Model, tokenizer: "Tokenizer | None" = None) -> Draft | None:
+def find(config: SampleConfig, model: Model, tokenizer: "Tokenizer | None" = None) -> Ahead | None:
     """What `config.draft` names, for this model and tokenizer; a run's model is loaded.
 
-    Raises `ConfigError` for a draft that has other tokens, and for exits that the model lacks.
+    Or the early exit of `config.exit_confidence`. Raises `ConfigError` for a draft that has other
+    tokens, and for exits that the model lacks.
     """
     name = config.draft
+    if config.exit_confidence is not None:
+        return _early(config, config.exit_confidence, model)
     if name is None:
         return None
     if name == "lookup":
@@ -60,6 +64,23 @@ def find(config: SampleConfig, model: Model, tokenizer: "Tokenizer | None" = Non
     # The range of float16 ends at 65504, which logits of a model trained in bfloat16 may pass.
     half = drafter.weight.dtype == torch.float16
     return ModelDraft(drafter.float() if half else drafter)
+
+
+def _early(config: SampleConfig, confidence: float, model: Model) -> EarlyExit:
+    """The exit of these settings; `ConfigError` where the model has none."""
+    blocks = model.config.n_layers
+    if not model.config.exits:
+        raise ConfigError(
+            f"sample.exit_confidence={confidence}: the model has no exits; train one with "
+            "model.exits=true"
+        )
+    # The second block is the first one that can copy (`layers/copying.py`).
+    layers = config.exit_layer or min(blocks - 1, max(2, blocks // 4))
+    if layers >= blocks:
+        raise ConfigError(
+            f"sample.exit_layer={layers}: the model has {blocks} blocks; it is 1 to {blocks - 1}"
+        )
+    return EarlyExit(layers, confidence)
 
 
 def _refused(name: str, problem: str) -> ConfigError:

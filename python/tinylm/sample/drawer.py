@@ -58,6 +58,8 @@ class Row:
         self.chain = tuple(getattr(config, name) for name in CHAIN)
         self.counted = counts_tokens(config)
         free = not self.counted and not config.restricted and config.min_tokens == 0
+        # Whether its tokens have no part in what becomes of its logits.
+        self.free = free
         # Whether its likeliest token is all that is wanted.
         self.plain = config.temperature == 0 and free
         filtered = any(getattr(config, name) is not None for name in FILTERS)
@@ -249,10 +251,19 @@ class Drawer:
         numbers = [row.number(STREAM, ahead) if heat else 0.0 for row, heat, ahead in places]
         return [heat for _, heat, _ in places], numbers
 
-    def numbers(self, stream: int = STREAM) -> Tensor:
-        """The random number [R] float64 of each text's position, of one stream."""
-        numbers = [row.number(stream) for row in self.rows]
+    def numbers(self, stream: int = STREAM, count: int = 1) -> Tensor:
+        """The random numbers [R count] float64 of each text's next positions, of one stream."""
+        numbers = [row.number(stream, ahead) for row in self.rows for ahead in range(count)]
         return torch.tensor(numbers, dtype=torch.float64, device=self.device)
+
+    def every(self, logits: Tensor) -> Tensor | None:
+        """logits [R, T, V] of each text's next positions to those that tokens are drawn from.
+
+        None if those depend on the tokens before them, or on different settings of the texts.
+        """
+        if len(self._groups) > 1 or not all(row.free for row in self.rows):
+            return None
+        return process(logits.flatten(0, 1), None, None, self.config).view_as(logits)
 
     def push(self, tokens: Sequence[int], logits: Tensor | None = None) -> None:
         """Count one token per text as drawn, which was chosen elsewhere; its number is unused.
@@ -262,13 +273,15 @@ class Drawer:
         self._append(tokens, logits)
         self._count(range(len(self.rows)))
 
-    def extend(self, tokens: Sequence[Sequence[int]]) -> None:
-        """As `push`, but any number of tokens per text."""
-        for row, ids in zip(self.rows, tokens, strict=True):
+    def extend(self, tokens: Sequence[Sequence[int]], logits: Tensor | None = None) -> None:
+        """As `push`, but any number of tokens per text; the logits are [R, T, V]."""
+        for i, (row, ids) in enumerate(zip(self.rows, tokens, strict=True)):
             row.drawn += ids
             if row.matcher is not None:
                 for id in ids:
                     row.matcher.push(id)
+            if row.config.logprobs is not None and logits is not None:
+                row.logprobs += of_tokens(logits[i, : len(ids)], ids, row.config.logprobs)
         self._count(range(len(self.rows)))
 
     def truncate(self, positions: Sequence[int]) -> None:

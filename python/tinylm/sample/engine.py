@@ -32,6 +32,7 @@ from tinylm.sample import vocabulary
 from tinylm.sample.drawer import check
 from tinylm.sample.forward import Forward, make_cache
 from tinylm.sample.logits import RowError
+from tinylm.sample.logprobs import TokenLogprobs
 from tinylm.sample.prompt import as_ids
 from tinylm.sample.reader import Reader
 from tinylm.sample.scheduling import Ended, EngineStats, Pass, Reason, Request, Scheduler, tell
@@ -122,13 +123,7 @@ class Engine:
         `ValueError` for an empty prompt, an id outside the vocabulary, beams, a draft, and a
         request that can never fit.
         """
-        if config.draft is not None or config.num_beams > 1:
-            name = "draft" if config.draft is not None else "num_beams"
-            value = getattr(config, name)
-            raise ValueError(
-                f"sample.{name}={value}: the engine draws one token at a time; use generate() or "
-                "stream()"
-            )
+        self.schedule.check(config)
         (ids,) = as_ids([ids])
         if not ids:
             raise ValueError("the prompt is empty: start from the end-of-text id")
@@ -209,6 +204,10 @@ class Engine:
         # After a step that was cut short the next one makes all rows anew.
         if self._whole:
             self.schedule.drop(request)
+
+    def logprobs(self, number: int) -> list[TokenLogprobs]:
+        """Those of the tokens that a live request has drawn, where `config.logprobs` is set."""
+        return self._requests[number].logprobs
 
     def take_ended(self) -> list[Ended]:
         """The requests that have ended since the last call, in the order of their numbers."""

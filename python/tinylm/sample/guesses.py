@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from tinylm.sample.drawer import Drawer
+from tinylm.sample.exits import EarlyExit
 from tinylm.sample.reader import Reader
 
 
@@ -42,3 +43,7 @@ class Draft(Protocol):
 
     def begin(self, reader: Reader, drawer: Drawer, room: int) -> Guesses:
         """Guesses over the texts of `reader`, each of which grows by at most `room` tokens."""
+
+
+# What makes several tokens of one pass, or a token of a part of one.
+Ahead = Draft | EarlyExit

@@ -27,9 +27,20 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-def refuse_logprobs(config: SampleConfig, why: str) -> None:
+# A drawn token as a stream has it: its log-probability where that is asked for, or its id alone.
+Told = int | TokenLogprobs
+
+
+def id_of(token: Told) -> int:
+    """The id of a drawn token."""
+    return token if isinstance(token, int) else token.id
+
+
+def refuse_logprobs(
+    config: SampleConfig, why: str, names: Sequence[str] = ("logprobs", "prompt_logprobs")
+) -> None:
     """Raise `ConfigError` for a config that asks for log-probabilities where there are none."""
-    for name in ("logprobs", "prompt_logprobs"):
+    for name in names:
         value = getattr(config, name)
         if value is not None:
             raise ConfigError(f"sample.{name}={value}: {why}: leave it out, or use complete()")

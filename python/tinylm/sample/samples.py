@@ -11,6 +11,7 @@ from tinylm.sample import reader, vocabulary
 from tinylm.sample.drawer import check
 from tinylm.sample.engine import Engine
 from tinylm.sample.healing import Healed, choices, decide
+from tinylm.sample.logprobs import Told
 from tinylm.sample.prompt import Prompt
 from tinylm.sample.prompt import read as read_prompt
 from tinylm.sample.stops import check_ids, split_stops
@@ -51,7 +52,7 @@ class Samples:
 
         samples = Samples(model, tokenizer, "def ", SampleConfig(samples=3), range(3))
         for sample in range(3):
-            print("".join(write(tokenizer, samples.ids(sample), config, samples.prompt)))
+            print("".join(write(tokenizer, samples.tokens(sample), config, samples.prompt)))
 
     Nothing is computed before the first id is asked for; while one consumer waits for its next id,
     all continuations grow.
@@ -77,11 +78,13 @@ class Samples:
         self._engine: Engine | None = None
         # The numbers of the requests that go on, and the ids that nobody has taken yet.
         self._live: dict[int, int] = {}
-        self._found: dict[int, deque[int]] = {sample: deque() for sample in samples}
+        self._found: dict[int, deque[Told]] = {sample: deque() for sample in samples}
+        # How many log-probabilities of each were handed on.
+        self._scored = dict.fromkeys(samples, 0)
         self._errors: dict[int, str] = {}
 
-    def ids(self, sample: int) -> Iterator[int]:
-        """The ids of one continuation, as `stream_ids` says; who stops early cancels it."""
+    def tokens(self, sample: int) -> Iterator[Told]:
+        """The tokens of one continuation, as `stream_ids` says; who stops early cancels it."""
         if self._engine is None:
             self._engine = self._begin()
         found = self._found[sample]
@@ -129,9 +132,17 @@ class Samples:
     def _step(self, engine: Engine) -> None:
         """Let all continuations grow."""
         samples = {number: sample for sample, number in self._live.items()}
-        for number, id in engine.step():
-            self._found[samples[number]].append(id)
-        for ended in engine.take_ended():
-            del self._live[samples[ended.number]]
-            if ended.error:
-                self._errors[samples[ended.number]] = ended.error
+        new, ends = engine.step(), engine.take_ended()
+        if self.config.logprobs is None:
+            for number, id in new:
+                self._found[samples[number]].append(id)
+        else:
+            ended = {one.number: one.logprobs for one in ends}
+            for number, sample in samples.items():
+                scores = ended[number] if number in ended else engine.logprobs(number)
+                self._found[sample] += scores[self._scored[sample] :]
+                self._scored[sample] = len(scores)
+        for one in ends:
+            del self._live[samples[one.number]]
+            if one.error:
+                self._errors[samples[one.number]] = one.error

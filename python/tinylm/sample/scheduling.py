@@ -150,6 +150,17 @@ class Scheduler:
         self.bases: dict[int, list[int]] = {}
         self.counts = Counts()
 
+    @staticmethod
+    def check(config: SampleConfig) -> None:
+        """Raise `ValueError` for settings that are not served by one token per step."""
+        for name, off in (("draft", None), ("exit_confidence", None), ("num_beams", 1)):
+            value = getattr(config, name)
+            if value != off:
+                raise ValueError(
+                    f"sample.{name}={value}: the engine draws one token at a time; use generate() "
+                    "or stream()"
+                )
+
     def plan(self) -> list[Pass]:
         """What the next step reads; requests are admitted and preempted on the way.
 

@@ -25,9 +25,10 @@ from torch import Tensor
 from tinylm.config import SampleConfig
 from tinylm.model import Model, inference
 from tinylm.sample.drawer import Drawer
-from tinylm.sample.guesses import Draft
+from tinylm.sample.exits import EarlyExit, Exiting
+from tinylm.sample.guesses import Ahead, Draft
 from tinylm.sample.logits import KEEP, draw
-from tinylm.sample.logprobs import TokenLogprobs
+from tinylm.sample.logprobs import TokenLogprobs, Told
 from tinylm.sample.reader import Reader
 from tinylm.sample.stats import TRIED, Stats
 
@@ -153,6 +154,9 @@ class Speculator:
     ) -> list[list[int]]:
         """Logits [R, T, V] after each token read to the ids that each row gets, up to an end."""
         drawer = self.drawer
+        processed = drawer.every(logits) if distributions else None
+        if processed is not None and distributions is not None:
+            return self._judged(logits, processed, guesses, distributions)
         new: list[list[int]] = [[] for _ in guesses]
         going = [*range(len(guesses))]
         for place in range(logits.size(1)):
@@ -167,6 +171,31 @@ class Speculator:
             going = [row for row in kept if ids[row] not in drawer.rows[row].ends]
             if not going:
                 break
+        return new
+
+    def _judged(
+        self,
+        logits: Tensor,
+        processed: Tensor,
+        guesses: list[list[int]],
+        distributions: list[Tensor],
+    ) -> list[list[int]]:
+        """`_verify` of all places at once, where no place depends on the tokens before it."""
+        count = logits.size(1)
+        q = torch.zeros_like(processed, dtype=torch.float64)
+        for place in range(count - 1):
+            q[:, place] = distributions[place]
+        ids = torch.zeros(q.shape[:2], dtype=torch.int64, device=q.device)
+        for row, some in enumerate(guesses):
+            ids[row, : len(some)] = torch.tensor(some, dtype=torch.int64)
+            # No guess, no distribution.
+            q[row, len(some) :] = 0
+        numbers = self.drawer.numbers(KEEP, count), self.drawer.numbers(count=count)
+        p = processed.double().softmax(-1)
+        found = judge(p.flatten(0, 1), q.flatten(0, 1), ids.flatten(), *numbers)
+        texts = zip(found.view_as(ids).tolist(), guesses, self.drawer.rows, strict=True)
+        new = [_agreed(some, guessed, row.ends) for some, guessed, row in texts]
+        self.drawer.extend(new, logits)
         return new
 
     def _judge(self, q: Tensor, here: Sequence[int | None], logits: Tensor) -> Tensor:
@@ -196,7 +225,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     config: SampleConfig,
     stops: Set[int],
-    draft: Draft,
+    draft: Ahead,
     *,
     tokenizer: "Tokenizer | None" = None,
     stats: Stats | None = None,
@@ -223,7 +252,9 @@ def generate(
     return [found[i, sample] for i in range(len(prompts)) for sample in range(config.samples)]
 
 
-def _grown(speculator: Speculator, stops: Set[int]) -> list[tuple[list[int], list[TokenLogprobs]]]:
+def _grown(
+    speculator: Speculator | Exiting, stops: Set[int]
+) -> list[tuple[list[int], list[TokenLogprobs]]]:
     """The continuation of each text, up to a stop, and its log-probabilities."""
     texts: list[list[int]] = [[] for _ in speculator.left]
     logprobs: list[list[TokenLogprobs]] = [[] for _ in texts]
@@ -248,16 +279,17 @@ def continued(
     reader: Reader,
     config: SampleConfig,
     stops: Set[int],
-    draft: Draft,
+    draft: Ahead,
     *,
     sample: int = 0,
     first: int | None = None,
     tokenizer: "Tokenizer | None" = None,
     stats: Stats | None = None,
-) -> Iterator[int]:
+) -> Iterator[Told]:
     """The ids that follow the one text of `reader` in its sample number `sample`, up to a stop.
 
-    `first` is a token that was drawn already and is not read; it counts, and is not given again.
+    With `config.logprobs` their log-probabilities instead. `first` is a token that was drawn
+    already and is not read; it counts, and is not given again.
     """
     with inference(reader.model):
         drawer = _drawer(reader, [(0, sample)], config, stops, tokenizer)
@@ -268,13 +300,14 @@ def continued(
         # Entered anew for each pass: the caller's code between two tokens keeps its own modes.
         with inference(reader.model):
             (ids,) = speculator.step()
-        for id in ids:
+        scores = drawer.rows[0].logprobs[-len(ids) :]
+        for place, id in enumerate(ids):
             if id in stops:
                 return
-            yield id
+            yield scores[place] if scores else id
 
 
-def room(config: SampleConfig, draft: Draft) -> int:
+def room(config: SampleConfig, draft: Ahead) -> int:
     """How many tokens of room a text needs: a pass may end in guesses that are taken back."""
     return config.max_tokens + (config.draft_tokens or draft.tokens)
 
@@ -298,8 +331,12 @@ def _drawer(
     )
 
 
-def _speculator(reader: Reader, drawer: Drawer, draft: Draft, stats: Stats | None) -> Speculator:
-    """A speculator by the settings of `drawer`, whose texts have drawn alike many tokens."""
+def _speculator(
+    reader: Reader, drawer: Drawer, draft: Ahead, stats: Stats | None
+) -> Speculator | Exiting:
+    """What lets texts grow by the settings of `drawer`; they have drawn alike many tokens."""
     config = drawer.config
     left = config.max_tokens - len(drawer.drawn[0])
+    if isinstance(draft, EarlyExit):
+        return Exiting(reader, drawer, draft, left, stats)
     return Speculator(reader, drawer, draft, left, tokens=config.draft_tokens, stats=stats)
