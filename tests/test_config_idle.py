@@ -43,6 +43,11 @@ GIVEN = [
         )
     ),
     (["sample.draft=lookup", "sample.num_beams=4"], "draft=lookup: has no use for num_beams=4"),
+    (["sample.exit_layer=2"], "sample.exit_layer=2: has no effect without a confidence"),
+    (
+        ["sample.exit_confidence=0.9", "sample.num_beams=4"],
+        "exit_confidence=0.9: has no use for num_beams=4",
+    ),
     (["sample.length_penalty=2"], "sample.length_penalty=2: compares beams and has no effect with"),
     (["sample.heal=true", "sample.regex=a"], "where tokens are restricted by sample.regex: leave"),
     (["train.qat_start=0.5"], "qat_start=0.5: has no effect with train.qat=none: leave it out"),

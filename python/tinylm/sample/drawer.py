@@ -261,7 +261,7 @@ class Drawer:
 
         None if those depend on the tokens before them, or on different settings of the texts.
         """
-        if len(self._groups) > 1 or not all(row.free for row in self.rows):
+        if len(self._alike()) > 1 or not all(row.free for row in self.rows):
             return None
         return process(logits.flatten(0, 1), None, None, self.config).view_as(logits)
 
