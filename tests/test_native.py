@@ -66,6 +66,8 @@ def test_ids_that_are_missing_or_padding_are_not_drawn():
     seen = {*held.draw([[1]] * 9, [9.0] * 9, numbers, **settings)}
     assert seen <= {0, 1, 2, 3, 4, 28, 29}
     assert len(seen) > 1
+    with pytest.raises(ValueError, match="missing has all ids from 0 to 29: leave one"):
+        held.draw([[1]] * 9, [9.0] * 9, numbers, vocab_size=30, missing=[*range(30)])
 
 
 def test_logits_that_are_no_numbers_are_named():

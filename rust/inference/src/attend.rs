@@ -3,9 +3,11 @@
 //! Keys lie in panels of 16 tokens, as the weights of a product lie in panels of 16 outputs: the
 //! scores of 16 tokens are one vector. Values lie token by token.
 
+use std::sync::{RwLock, RwLockReadGuard};
+
 use crate::network::Network;
 use crate::simd::{Floats, LANES, Simd, Task, ZEROS};
-use crate::team::View;
+use crate::team::{View, read, write};
 use crate::tile::{BLOCK, GROUP, Singles, scattered};
 
 /// Tokens of one text that are read together by an attention head.
@@ -18,26 +20,31 @@ pub(crate) const PAGE: usize = LANES;
 #[derive(Debug, Default)]
 pub(crate) struct Head {
     /// By page: the panel, and then the values token by token, each of which begins a line. Empty
-    /// before the first token comes.
-    pages: Vec<Vec<Floats>>,
+    /// before the first token comes. Each has a lock of its own, so that threads with different
+    /// texts never wait for each other.
+    pages: Vec<RwLock<Vec<Floats>>>,
 }
+
+/// A page that is read.
+pub(crate) type Page<'a> = RwLockReadGuard<'a, Vec<Floats>>;
 
 impl Head {
     /// Adds empty pages.
     pub(crate) fn grow(&mut self, more: usize) {
-        self.pages.resize_with(self.pages.len() + more, Vec::new);
+        self.pages
+            .resize_with(self.pages.len() + more, RwLock::default);
     }
 
     /// Stores the key and value of the token at a place of a page.
     pub(crate) fn put(
-        &mut self,
+        &self,
         page: usize,
         place: usize,
         key: &[f32],
         value: impl Fn(usize) -> Floats,
     ) {
         let lines = key.len().div_ceil(LANES);
-        let page = &mut self.pages[page];
+        let mut page = write(&self.pages[page]);
         page.resize(key.len() + PAGE * lines, ZEROS);
         let (keys, values) = page.split_at_mut(key.len());
         for (line, x) in keys.iter_mut().zip(key) {
@@ -49,15 +56,22 @@ impl Head {
     }
 
     /// Makes a page the same as another.
-    pub(crate) fn copy(&mut self, from: usize, to: usize) {
-        self.pages[to] = self.pages[from].clone();
+    pub(crate) fn copy(&self, from: usize, to: usize) {
+        let copy = read(&self.pages[from]).clone();
+        *write(&self.pages[to]) = copy;
+    }
+
+    /// Some pages, to read.
+    pub(crate) fn read(&self, pages: &[i32]) -> Vec<Page<'_>> {
+        let numbers = pages.iter().map(|page| *page as usize);
+        numbers.map(|page| read(&self.pages[page])).collect()
     }
 
     /// Bytes that it holds.
     pub(crate) fn bytes(&self) -> usize {
         self.pages
             .iter()
-            .map(|page| page.len() * size_of::<Floats>())
+            .map(|page| read(page).len() * size_of::<Floats>())
             .sum()
     }
 }
@@ -141,9 +155,8 @@ pub(crate) struct Attend<'a> {
     pub(crate) block: Block,
     /// Number of the head of keys.
     pub(crate) group: usize,
-    pub(crate) head: &'a Head,
     /// The pages of the text.
-    pub(crate) pages: &'a [i32],
+    pub(crate) pages: &'a [Page<'a>],
     pub(crate) qkv: &'a View<'a, Floats>,
     pub(crate) local: &'a mut Local,
     /// By query; each begins a line.
@@ -226,12 +239,12 @@ impl Attend<'_> {
             scores.resize(panels * N, ZEROS);
         }
         let mut out = [[ZEROS; GROUP]; BLOCK];
-        let (head, scores) = (self.head, &mut scores[..panels * N]);
+        let scores = &mut scores[..panels * N];
         for (pages, scores) in self.pages[..panels]
             .chunks(BLOCK)
             .zip(scores.chunks_mut(BLOCK * N))
         {
-            let keys = |panel: usize| &head.pages[pages[panel] as usize][..size];
+            let keys = |panel: usize| &pages[panel][..size];
             scattered::<S, Singles, P, N>(simd, pages.len(), keys, size, queries, &mut out);
             for (some, out) in scores.chunks_exact_mut(N).zip(&out) {
                 some.copy_from_slice(&out[..N]);
@@ -286,7 +299,7 @@ impl Attend<'_> {
         let mut mixed = [[simd.splat(0.0); J]; N];
         let panels = self.local.scores.chunks_exact(N).zip(self.pages);
         for (start, (panel, page)) in (0..most).step_by(PAGE).zip(panels) {
-            let values = &self.head.pages[*page as usize][shape.head_size..];
+            let values = &page[shape.head_size..];
             let values = values.chunks_exact(lines).take(most - start);
             for (t, value) in values.enumerate() {
                 let value = &value[line..line + J];

@@ -1,7 +1,7 @@
 //! The vectors of x86-64: AVX-512 with its dot products of bfloat16 and int16, and AVX2.
 //!
-//! All `unsafe` of this crate is in this file, and all for one reason: the compiler cannot know that
-//! the machine has an instruction. A value of [`Avx512`] or [`Avx2`] exists only where `detect` has
+//! All `unsafe` of this crate but one advice about memory (`memory.rs`) is in this file, and all for
+//! one reason: the compiler cannot know that the machine has an instruction. A value of [`Avx512`] or [`Avx2`] exists only where `detect` has
 //! found them. What it buys is the decoding column of `benches/bench_sample.py`, where
 //! `--simd portable` runs the same loops without this file.
 #![expect(unsafe_code, reason = "instructions that are detected at run time")]

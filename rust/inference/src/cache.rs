@@ -1,17 +1,21 @@
 //! Keys and values of texts, in pages that the caller hands out.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::attend::{Block, Head, PAGE, TOGETHER, Table};
 use crate::choose::{Ids, Logits, Want};
 use crate::network::Network;
 use crate::step::{Chunk, Scratch};
-use crate::team::{read, together, write};
+use crate::team::together;
 use crate::{Error, Result};
 
 /// Tokens that go through the network at once; a call of more reads them in chunks.
 const CHUNK: usize = 128;
+
+/// Bytes of weights up to which threads share out the texts of a step: each then reads all weights,
+/// from the cache that cores have in common, and waits for nobody. Of larger ones each reads a part.
+const SMALL: usize = 1 << 24;
 
 /// Multiplications for which a second thread is worth its start.
 const WORTH: usize = 1 << 24;
@@ -46,8 +50,8 @@ pub struct Reading<'a> {
     pub threads: usize,
 }
 
-/// Whether a step is faster by one thread or by all: where another process has a core, the others
-/// wait for the thread that shares it. The results are the same.
+/// Whether a step whose threads wait for each other is faster by one or by all: where another process
+/// has a core, the others wait for the thread that shares it. The results are the same.
 #[derive(Debug, Default)]
 struct Pace {
     /// Tokens of the steps that were timed, and how many there were.
@@ -68,10 +72,9 @@ impl Pace {
         }
         self.steps += 1;
         let [alone, all] = self.seconds;
-        // The first two steps try both, and later every 64th what is not chosen.
+        // The first steps try both in turns, and later every 64th what is not chosen.
         let one = match self.steps {
-            1 => false,
-            2 => true,
+            n @ 1..=6 => n.is_multiple_of(2),
             n => (alone < all) != n.is_multiple_of(64),
         };
         if one { 1 } else { most }
@@ -80,7 +83,8 @@ impl Pace {
     /// Notes the seconds of the step.
     fn took(&mut self, workers: usize, seconds: f64) {
         let recent = &mut self.seconds[usize::from(workers > 1)];
-        *recent = if *recent == 0.0 {
+        // A slow step may be chance, a fast one is not; and the first ones find the caches cold.
+        *recent = if *recent == 0.0 || seconds < *recent {
             seconds
         } else {
             0.75 * *recent + 0.25 * seconds
@@ -93,9 +97,10 @@ impl Pace {
 pub struct Cache {
     network: Arc<Network>,
     /// By layer and head of keys.
-    heads: Vec<RwLock<Head>>,
+    heads: Vec<Head>,
     pages: usize,
-    scratch: Scratch,
+    /// One for each chunk that is read at the same time.
+    scratch: Vec<Scratch>,
     pace: Pace,
 }
 
@@ -106,9 +111,9 @@ impl Cache {
         let heads = network.shape().n_layers * network.shape().n_kv_heads;
         let mut made = Self {
             network,
-            heads: (0..heads).map(|_| RwLock::default()).collect(),
+            heads: (0..heads).map(|_| Head::default()).collect(),
             pages: 0,
-            scratch: Scratch::default(),
+            scratch: Vec::new(),
             pace: Pace::default(),
         };
         made.grow(pages);
@@ -118,14 +123,14 @@ impl Cache {
     /// Adds pages.
     pub fn grow(&mut self, more: usize) {
         self.pages += more;
-        for head in &self.heads {
-            write(head).grow(more);
+        for head in &mut self.heads {
+            head.grow(more);
         }
     }
 
     /// Bytes of the pages that have had a token.
     pub fn bytes(&self) -> usize {
-        self.heads.iter().map(|head| read(head).bytes()).sum()
+        self.heads.iter().map(Head::bytes).sum()
     }
 
     /// Makes page `to` a copy of page `from`.
@@ -139,7 +144,7 @@ impl Cache {
             return Err(self.unknown(last));
         }
         for head in &self.heads {
-            write(head).copy(from, to);
+            head.copy(from, to);
         }
         Ok(())
     }
@@ -175,18 +180,36 @@ impl Cache {
                 interrupt()?;
             }
             let end = (start + CHUNK).min(tokens.len());
-            let next = done + wanted[done..].partition_point(|place| *place < end);
-            let wanted = wanted[done..next].iter().map(|place| place - start);
-            let chunk = Chunk::new(
-                &tokens[start..end],
-                reading.table,
-                blocks(&places[start..end]),
-                wanted.collect(),
-                reading.layers,
-            );
-            self.chunk(&chunk, reading.threads);
-            self.hand_out(done..next, want, reading.ids);
-            done = next;
+            let most = self.most(end - start, reading.threads);
+            let apart = self.fit_apart(&places[start..end], most);
+            let (parts, workers) = if apart {
+                (most, 1)
+            } else {
+                (1, self.pace.workers(most, end - start))
+            };
+            let (part, begin) = ((end - start).div_ceil(parts), Instant::now());
+            let mut chunks = Vec::new();
+            let first = done;
+            for from in (start..end).step_by(part) {
+                let within = from..(from + part).min(end);
+                let next = done + wanted[done..].partition_point(|place| *place < within.end);
+                let some = wanted[done..next].iter().map(|place| place - from);
+                let blocks = blocks(&places[within.clone()]);
+                let (tokens, some) = (&tokens[within], some.collect());
+                chunks.push(Chunk::new(
+                    tokens,
+                    reading.table,
+                    blocks,
+                    some,
+                    reading.layers,
+                ));
+                done = next;
+            }
+            self.pass(&chunks, workers);
+            if !apart {
+                self.pace.took(workers, begin.elapsed().as_secs_f64());
+            }
+            self.hand_out(first, &chunks, want, reading.ids);
         }
         Ok(())
     }
@@ -220,6 +243,12 @@ impl Cache {
             let given = ids.vocab_size;
             return Err(Error::invalid(format!(
                 "vocab_size={given}: must be 1 to {vocab_size}"
+            )));
+        }
+        if ids.all_missing() {
+            let last = ids.vocab_size - 1;
+            return Err(Error::invalid(format!(
+                "missing has all ids from 0 to {last}: leave one that may be drawn"
             )));
         }
         if !(1..=layers).contains(&reading.layers) {
@@ -268,35 +297,51 @@ impl Cache {
         Ok(())
     }
 
-    /// Takes a chunk through the network.
-    fn chunk(&mut self, chunk: &Chunk<'_>, threads: usize) {
-        let work = self.network.work() * chunk.tokens.len();
-        let most = threads.min(work / WORTH).max(1);
-        let (workers, start) = (self.pace.workers(most, chunk.tokens.len()), Instant::now());
-        self.scratch.shape(&self.network, chunk, workers);
-        together(workers, |worker| {
-            self.network.step(worker, chunk, &self.heads, &self.scratch);
-        });
-        self.pace.took(workers, start.elapsed().as_secs_f64());
+    /// How many threads are worth their start for so many tokens.
+    fn most(&self, tokens: usize, threads: usize) -> usize {
+        threads.min(self.network.work() * tokens / WORTH).max(1)
     }
 
-    /// Makes of the logits what the caller wants.
-    fn hand_out(&mut self, rows: std::ops::Range<usize>, want: &mut Want<'_>, ids: Ids<'_>) {
+    /// Whether so many threads share out the texts of some tokens: one of each, and enough of them.
+    fn fit_apart(&self, places: &[(usize, usize)], threads: usize) -> bool {
+        let single = places.windows(2).all(|pair| pair[0].0 != pair[1].0);
+        let many = threads > 1 && places.len() >= 2 * threads;
+        many && single && self.network.bytes() <= SMALL
+    }
+
+    /// Takes chunks of different texts through the network at the same time, each by `workers`.
+    fn pass(&mut self, chunks: &[Chunk<'_>], workers: usize) {
+        let most = self.scratch.len().max(chunks.len());
+        self.scratch.resize_with(most, Scratch::default);
+        for (chunk, scratch) in chunks.iter().zip(&mut self.scratch) {
+            scratch.shape(&self.network, chunk, workers);
+        }
+        let (network, heads) = (&self.network, &self.heads);
+        together(chunks.len(), |part| {
+            let (chunk, scratch) = (&chunks[part.number], &self.scratch[part.number]);
+            together(workers, |worker| {
+                network.step(worker, chunk, heads, scratch);
+            });
+        });
+    }
+
+    /// Makes of the logits what the caller wants, from wanted row `first` on.
+    fn hand_out(&self, first: usize, chunks: &[Chunk<'_>], want: &mut Want<'_>, ids: Ids<'_>) {
         let level = self.network.level();
-        let view = self.scratch.logits.all();
-        let mut line = Vec::new();
-        for (i, row) in rows.enumerate() {
-            let logits = Logits {
-                view: &view,
-                row: i,
-            };
-            match want {
-                Want::Logits(into) => {
-                    logits.copy(&mut into[row * ids.vocab_size..][..ids.vocab_size]);
+        let (mut row, mut line) = (first, Vec::new());
+        for (chunk, scratch) in chunks.iter().zip(&self.scratch) {
+            let view = &scratch.logits.all();
+            for place in 0..chunk.wanted.len() {
+                let logits = Logits { view, row: place };
+                match want {
+                    Want::Logits(into) => {
+                        logits.copy(&mut into[row * ids.vocab_size..][..ids.vocab_size]);
+                    }
+                    Want::Tokens(chances, into) => {
+                        into[row] = logits.draw(level, ids, chances[row], &mut line);
+                    }
                 }
-                Want::Tokens(chances, into) => {
-                    into[row] = logits.draw(level, ids, chances[row], &mut line);
-                }
+                row += 1;
             }
         }
     }

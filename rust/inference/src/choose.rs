@@ -30,6 +30,22 @@ pub struct Ids<'a> {
     pub missing: &'a [u32],
 }
 
+impl Ids<'_> {
+    /// Whether no id may be drawn.
+    pub(crate) fn all_missing(self) -> bool {
+        if self.missing.len() < self.vocab_size {
+            return false;
+        }
+        let mut left = vec![true; self.vocab_size];
+        for id in self.missing {
+            if let Some(left) = left.get_mut(*id as usize) {
+                *left = false;
+            }
+        }
+        !left.contains(&true)
+    }
+}
+
 /// The logits of one row.
 pub(crate) struct Logits<'a> {
     /// By panel and row.

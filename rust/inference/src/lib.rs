@@ -28,6 +28,7 @@ mod avx512;
 mod cache;
 mod choose;
 mod level;
+mod memory;
 mod network;
 mod panels;
 mod product;

@@ -284,6 +284,9 @@ impl Builder {
     /// If a part is missing.
     pub fn finish(mut self) -> Result<Network> {
         let (qk, rotary) = (self.shape.qk_norm, self.shape.rotary);
+        for matrix in self.matrices.values() {
+            matrix.gather();
+        }
         let mut layers = Vec::new();
         for i in 0..self.shape.n_layers {
             layers.push(Layer {

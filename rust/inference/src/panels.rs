@@ -4,6 +4,7 @@
 //! come in pairs of inputs, which one instruction multiplies and adds. So a product reads memory
 //! strictly forward, and inputs and outputs of any number are filled up with zeros.
 
+use crate::memory::{gather, reserve};
 use crate::simd::{Floats, LANES, Line, ZEROS, to_bf16};
 use crate::{Error, Result};
 
@@ -218,6 +219,15 @@ impl Matrix {
         })
     }
 
+    /// Moves the panels to large pages, once all matrices are packed.
+    pub(crate) fn gather(&self) {
+        match &self.panels {
+            Panels::Float32(lines) => gather(lines),
+            Panels::Bfloat16(lines) => gather(lines),
+            Panels::Int8(lines) => gather(lines),
+        }
+    }
+
     /// Bytes that a product reads.
     pub(crate) fn bytes(&self) -> usize {
         let lines = match &self.panels {
@@ -268,7 +278,7 @@ fn packed<T>(
     step: usize,
     line: impl Fn(usize, usize) -> T,
 ) -> Vec<T> {
-    let mut lines = Vec::with_capacity(count * columns.len() / step);
+    let mut lines = reserve(count * columns.len() / step);
     for panel in 0..count {
         lines.extend((0..columns.len()).step_by(step).map(|k| line(panel, k)));
     }

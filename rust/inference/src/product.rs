@@ -97,6 +97,7 @@ impl<G: Fn(usize, &mut [Floats])> Task for Pack<'_, G> {
                 self.row.fill(ZEROS);
             }
             put(
+                simd,
                 self.kind,
                 self.row,
                 n,
@@ -110,7 +111,15 @@ impl<G: Fn(usize, &mut [Floats])> Task for Pack<'_, G> {
 
 /// Writes one row as number `n` of `wide`, word by word side by side.
 #[inline(always)]
-fn put(kind: Kind, row: &[Floats], n: usize, wide: usize, words: &mut [u32], scale: &mut f32) {
+fn put<S: Simd>(
+    simd: S,
+    kind: Kind,
+    row: &[Floats],
+    n: usize,
+    wide: usize,
+    words: &mut [u32],
+    scale: &mut f32,
+) {
     match kind {
         Kind::Float32 => {
             for (line, words) in row.iter().zip(words.chunks_exact_mut(LANES * wide)) {
@@ -121,11 +130,15 @@ fn put(kind: Kind, row: &[Floats], n: usize, wide: usize, words: &mut [u32], sca
         }
         Kind::Bfloat16 => pairs(row, n, wide, words, to_bf16),
         Kind::Int8 => {
-            let (mut top, mut finite) = (0.0f32, true);
-            for x in row.iter().flat_map(|line| line.0) {
-                top = top.max(x.abs());
-                finite &= x.is_finite();
+            // The largest number or its negative; 0 x is NaN for what is not finite.
+            let zero = simd.splat(0.0);
+            let (mut top, mut rest) = (zero, zero);
+            for line in row {
+                let x = simd.load(line);
+                top = simd.max(top, simd.max(x, simd.sub(zero, x)));
+                rest = simd.mul_add(x, zero, rest);
             }
+            let (top, finite) = (simd.largest(top), simd.total(rest) == 0.0);
             // Integers of up to 15 bits, and so few that sums of products with 127 fit 32 bits.
             let inputs = (row.len() * LANES) as f32;
             let limit = 32767.0f32.min(i32::MAX as f32 / (127.0 * inputs)).floor();
@@ -136,8 +149,10 @@ fn put(kind: Kind, row: &[Floats], n: usize, wide: usize, words: &mut [u32], sca
                 f32::NAN
             };
             let inverse = 1.0 / *scale;
+            // Added to 1.5 x 2^23, a number of up to 15 bits is rounded to an integer, ties to even,
+            // whose bits are the last of the sum.
             pairs(row, n, wide, words, |x| {
-                (x * inverse).round_ties_even() as i16 as u16
+                (x * inverse + 12_582_912.0).to_bits() as u16
             });
         }
     }

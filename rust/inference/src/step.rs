@@ -1,13 +1,13 @@
 //! One pass of a chunk of tokens through the network, by a team of workers.
 
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError};
 
 use crate::attend::{Attend, Block, Head, Local, PAGE, Table, gather, turn};
 use crate::network::{Network, panels};
 use crate::panels::Matrix;
 use crate::product::{Norm, Pack, Product, Then, group, width};
 use crate::simd::{Floats, LANES, ZEROS};
-use crate::team::{Parts, View, Worker, read, write};
+use crate::team::{Parts, View, Worker};
 use crate::tile::GROUP;
 
 /// Tokens that go through the network together.
@@ -19,7 +19,7 @@ pub(crate) struct Chunk<'a> {
     /// For each token its block, and its number in that.
     places: Vec<(usize, usize)>,
     /// The tokens whose logits are wanted.
-    wanted: Vec<usize>,
+    pub(crate) wanted: Vec<usize>,
     /// How many blocks of the network they go through.
     layers: usize,
 }
@@ -116,13 +116,7 @@ impl Scratch {
 
 impl Network {
     /// A worker's part of the pass. Every phase ends where all wait for each other.
-    pub(crate) fn step(
-        &self,
-        worker: Worker<'_>,
-        chunk: &Chunk<'_>,
-        heads: &[RwLock<Head>],
-        s: &Scratch,
-    ) {
+    pub(crate) fn step(&self, worker: Worker<'_>, chunk: &Chunk<'_>, heads: &[Head], s: &Scratch) {
         let each = heads.chunks(self.shape.n_kv_heads);
         let rows = chunk.tokens.len();
         self.embed_all(worker, chunk, s);
@@ -267,7 +261,7 @@ impl Network {
         &self,
         worker: Worker<'_>,
         chunk: &Chunk<'_>,
-        heads: &[RwLock<Head>],
+        heads: &[Head],
         s: &Scratch,
         layer: usize,
     ) {
@@ -276,7 +270,7 @@ impl Network {
         let qkv = s.qkv.all();
         let mut local = s.local(worker);
         local.head.resize(shape.head_size, 0.0);
-        // Head by head: so workers seldom want the same one.
+        // Head by head: so workers seldom want the same page.
         for unit in worker.share(rows * heads.len()) {
             let (head, row) = (unit / rows, unit % rows);
             let (block, position) = chunk.block(row);
@@ -287,7 +281,7 @@ impl Network {
             turn(&mut local.head, norm, shape.norm_eps, self.angles(position));
             let (page, place) = (chunk.table.of(block.text)[position / PAGE], position % PAGE);
             let value = |line| qkv.unit(value + line)[row];
-            write(&heads[head]).put(page as usize, place, &local.head, value);
+            heads[head].put(page as usize, place, &local.head, value);
         }
         drop((qkv, local));
         worker.wait();
@@ -298,7 +292,7 @@ impl Network {
         &self,
         worker: Worker<'_>,
         chunk: &Chunk<'_>,
-        heads: &[RwLock<Head>],
+        heads: &[Head],
         s: &Scratch,
         layer: usize,
     ) {
@@ -308,13 +302,14 @@ impl Network {
         let unit = s.mixed.unit();
         for (i, job) in worker.share(chunk.blocks.len() * heads.len()).enumerate() {
             let (block, group) = (chunk.blocks[job / heads.len()], job % heads.len());
+            let seen = (block.position + block.rows).div_ceil(PAGE);
+            let pages = heads[group].read(&chunk.table.of(block.text)[..seen]);
             self.level.run(Attend {
                 network: self,
                 layer,
                 block,
                 group,
-                head: &read(&heads[group]),
-                pages: chunk.table.of(block.text),
+                pages: &pages,
                 qkv: &qkv,
                 local: &mut local,
                 out: &mut mixed[i * unit..][..unit],

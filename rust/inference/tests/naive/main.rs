@@ -143,6 +143,48 @@ fn company_chunks_and_threads_change_no_bit() {
     }
 }
 
+/// Many texts that go on by a token each are shared out over the threads.
+#[test]
+fn texts_that_are_shared_out_over_threads_give_what_they_give_together() {
+    for (architecture, kind) in [("qwen3", Kind::Float32), ("llama3", Kind::Int8)] {
+        let shape = shape(architecture, false);
+        let network = network(&shape, &parts(&shape), kind, Level::best());
+        let ids = tokens(&shape, 127);
+        let wanted: Vec<usize> = (0..127).filter(|place| place % 3 != 1).collect();
+        let pages: Vec<i32> = (0..127).rev().collect();
+        let found = [1, 2].map(|threads| {
+            let mut cache = Cache::new(Arc::clone(&network), 127);
+            let mut logits = vec![0.0; wanted.len() * shape.vocab_size];
+            for start in 0..2 {
+                let runs: Vec<Run> = (0..127)
+                    .map(|i| (i * 5) % 127)
+                    .map(|text| run(text, start, 1))
+                    .collect();
+                let reading = Reading {
+                    table: Table {
+                        pages: &pages,
+                        width: 1,
+                    },
+                    runs: &runs,
+                    tokens: &ids,
+                    wanted: &wanted,
+                    ids: Ids {
+                        vocab_size: shape.vocab_size,
+                        missing: &[],
+                    },
+                    layers: shape.n_layers,
+                    threads,
+                };
+                let want = &mut Want::Logits(&mut logits);
+                cache.read(&reading, want, &mut || Ok(())).unwrap();
+            }
+            logits
+        });
+        assert!(found[0] == found[1], "{architecture}");
+        assert!(found[0].chunks(shape.vocab_size).all(|row| row[0] != 0.0));
+    }
+}
+
 #[test]
 fn pages_are_shared_and_copied_and_tokens_are_drawn() {
     let shape = shape("qwen3", true);
@@ -198,6 +240,9 @@ fn pages_are_shared_and_copied_and_tokens_are_drawn() {
     assert_eq!(drawn, [Some(best)]);
     draw(vec![best].leak(), &mut drawn);
     assert!(drawn[0].is_some() && drawn[0] != Some(best));
+    let all_but_one: Vec<u32> = (0..40).filter(|id| *id != 3).collect();
+    draw(all_but_one.leak(), &mut drawn);
+    assert_eq!(drawn, [Some(3)]);
 }
 
 #[test]
@@ -287,6 +332,25 @@ fn what_does_not_fit_is_refused_and_nothing_is_read() {
     }
     fails(&[run(0, 0, 2)], &[1], &[0], "1 tokens: the runs have 2");
     fails(&[run(0, 0, 1)], &[1], &[1], "wanted must be places");
+    let all: Vec<u32> = (0..37).rev().chain([0, 40]).collect();
+    let reading = Reading {
+        table: TABLE,
+        runs: &[run(0, 0, 1)],
+        tokens: &[1],
+        wanted: &[0],
+        ids: Ids {
+            vocab_size: 37,
+            missing: &all,
+        },
+        layers: 2,
+        threads: 1,
+    };
+    let error = cache.read(&reading, &mut Want::Logits(&mut logits), &mut || Ok(()));
+    let message = error.unwrap_err().to_string();
+    assert!(
+        message.contains("missing has all ids from 0 to 36"),
+        "{message}"
+    );
     let mut other = shape;
     other.n_kv_heads = 3;
     assert!(Builder::new(other, Kind::Float32, Level::best()).is_err());
