@@ -43,8 +43,14 @@ class Step:
     """The packed weights of a model, for any number of caches.
 
     `weights` is float32, bfloat16 or int8 (one scale per output): how matrices are stored that do
-    not have int8 weights already. `simd` is auto, or an
-    instruction set of this machine: avx512, avx2, portable. `bytes` is what a step reads.
+    not have int8 weights already. `simd` is auto, or an instruction set of this machine: avx512,
+    avx2, portable. `bytes` is what a step reads.
+
+    A product with int8 weights rounds its inputs too, row by row: to integers of 15 bits and a
+    sign, or of fewer where more than 516 inputs could pass the 32 bits of a sum (13 bits for
+    2,048). On the default run's model, whose logits have a standard deviation of 3, that moves a
+    logit by 1.8e-4 on average and 1.3e-3 at most, against the same weights in float64 over 512
+    tokens; the rounding of the weights itself moves it by 0.045 and 0.45.
     """
 
     def __init__(self, model: Model, weights: str, *, simd: str = "auto") -> None:

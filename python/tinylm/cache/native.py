@@ -152,8 +152,8 @@ class Native(Paged):
         temperature.
 
         Temperature 0 takes the likeliest id, the smallest of equal ones; `numbers` are in [0, 1).
-        Computed in float32, summed in float64. Ids in `missing` are not drawn. None for a row
-        whose logits are not finite.
+        Computed in float32, summed in float64. Ids in `missing` are not drawn; if all are, that is
+        a `ValueError` before anything is read. None for a row whose logits are not finite.
         """
         runs, flat, wanted = self._reading(tokens, every)
         drawn = self.pool.held.draw(
