@@ -270,7 +270,7 @@ def draw(found: Found, path: Path) -> None:
     for place, what in zip(axes, ("model, MB", "cache, bytes per token"), strict=True):
         place.set(xlabel=what, yscale="log")
         place.grid(alpha=0.3, which="both")
-        place.margins(x=0.2)
+        place.margins(x=0.08 if place is axes[0] else 0.2)
         place.yaxis.set_major_formatter("{x:g}")
     axes[0].set_xscale("log")
     axes[0].xaxis.set_major_formatter("{x:g}")

@@ -11,6 +11,7 @@ from tests.support import models
 from tinylm import _rust, cache, native, optim, quant, sample
 from tinylm.cache import Full
 from tinylm.config import ModelConfig, OptimConfig, SampleConfig
+from tinylm.layers import PackedLinear
 from tinylm.model import inference
 from tinylm.sample import logits as choices
 from tinylm.sample.drawer import Drawer
@@ -120,6 +121,21 @@ def test_int8_folders_are_read_as_they_are():
         wanted = model(texts)[:, -1]
         found = native.step_for(model).cache(3, 9).read(texts.tolist())
     # Inputs become integers of up to 15 bits.
+    assert_close(found, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
+
+
+def test_int4_folders_decode_with_their_numbers_in_float32():
+    model = build(replace(SMALL, architecture="qwen3", d_model=64, n_heads=4, d_ff=64))
+    texts = torch.randint(37, (8, 9), generator=torch.Generator().manual_seed(0))
+    settings = quant.Settings(method="int4", keep=0.2, embedding="float")
+    quant.quantise(model, settings, texts)
+    # Also where matrices of one product are in both.
+    forms = [part.form for part in model.modules() if isinstance(part, PackedLinear)]
+    assert {*forms} == {"int4", "int8"}
+    assert native.fits(model)
+    with inference(model):
+        wanted = model(texts)[:, -1]
+        found = native.step_for(model).cache(8, 9).read(texts.tolist())
     assert_close(found, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
 
 

@@ -4,8 +4,8 @@
     logits = held.read([[1, 2, 3], [4, 5, 6]])  # [R, V] float32, after the last of each
 
 The torch model is the definition. Dense models of the shape of Llama 3, Qwen 3 and GPT-2 fit, in
-float32, bfloat16 or with int8 matrices. What a text gives is the same, bit for bit, whatever other
-texts are read with it, in whatever pieces, and by however many threads.
+float32, bfloat16 or with int8 matrices; int4 is widened to float32. What a text gives is the same,
+bit for bit, whatever other texts are read with it, in whatever pieces, and by however many threads.
 """
 
 import weakref
@@ -130,10 +130,10 @@ def fits(model: nn.Module) -> bool:
 def _is_ours(module: nn.Module) -> bool:
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     known = all(type(x) in (Tensor, nn.Parameter) and x.is_cpu for x in tensors)
-    known = known and all(x.dtype in WEIGHTS or x.dtype == torch.int8 for x in tensors)
+    known = known and all(x.dtype in (*WEIGHTS, torch.int8, torch.uint8) for x in tensors)
     if isinstance(module, layers.MLP) and module.activation is not ops.gelu:
         return False
-    if getattr(module, "form", "int8") != "int8":
+    if getattr(module, "form", "int8") not in ("int8", "int4"):
         return False
     return is_plain(module, *OURS) and known
 
@@ -186,6 +186,9 @@ def _parts(model: Model) -> Iterator[Part]:
 def _part(name: str, *modules: Any) -> Part:
     biases = [module.bias for module in modules if getattr(module, "bias", None) is not None]
     bias = np.concatenate([_array(bias) for bias in biases]) if biases else None
+    # Int4 has no product of its own here, and the matrices of one part are stored alike.
+    if any(getattr(module, "form", "") == "int4" for module in modules):
+        return name, [_array(module.weight) for module in modules], bias
     return name, [_source(module) for module in modules], bias
 
 
