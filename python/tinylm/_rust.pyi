@@ -63,6 +63,11 @@ class Tokenizer:
 
     Each of `added_tokens` is (content, id, special, late): a special one is guarded by `special=`,
     a late one is looked for only where no token that is not late was found.
+
+    `stages` are normalizers and pre-tokenizers as `tinylm.tokenizer.steps` gives them, whether the
+    model takes characters, bytes without a token, and (id, single_word, lstrip, rstrip) of added
+    tokens. `surfaces` are how tokens look in a text and at its beginning, by their ids, and a
+    character with how many of it the beginning loses.
     """
 
     def __new__(
@@ -71,6 +76,16 @@ class Tokenizer:
         model: Model,
         pattern: str,
         added_tokens: list[tuple[str, int, bool, bool]],
+        stages: tuple[
+            Sequence[dict[str, Any]],
+            Sequence[dict[str, Any]],
+            bool,
+            bytes,
+            list[tuple[int, bool, bool, bool]],
+        ]
+        | None = None,
+        surfaces: tuple[list[tuple[int, bytes]], list[tuple[int, bytes]], tuple[str, int] | None]
+        | None = None,
     ) -> Tokenizer: ...
     @property
     def vocab_size(self) -> int: ...

@@ -4,6 +4,7 @@ The work is done in Rust (`rust/tokenizer`), by the rules that `tinylm.reference
 `tinylm.reference.byte_bpe` spell out. `python -m tinylm.tokenizer` is the command.
 """
 
-from tinylm.tokenizer.tokenizer import Stream, Tokenizer
+from tinylm.tokenizer.stream import Stream
+from tinylm.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Stream", "Tokenizer"]

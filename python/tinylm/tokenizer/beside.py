@@ -25,8 +25,14 @@ from tinylm.tokenizer.contents import AddedToken, Contents, late_tokens, read_js
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 TEMPLATE_FILE = "chat_template.jinja"
-# The keys of the tokens that end, begin and fill up a text.
-ROLES = ("eos_token", "bos_token", "pad_token")
+# The keys of the tokens that end, begin and fill up a text. Where no file says which token has a
+# role, it is the first of these names that there is.
+NAMES = {
+    "eos_token": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]"),
+    "bos_token": ("<|begin_of_text|>", "<|startoftext|>", "<s>", "<bos>", "<|bos|>", "[BOS]"),
+    "pad_token": ("<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]"),
+}
+ROLES = tuple(NAMES)
 # The keys of more tokens: a list, or an object whose values are tokens.
 MORE = ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -47,7 +53,7 @@ def read(folder: Path, contents: Contents, *, source: str) -> Contents:
     for key in CHANGE_IDS:
         # Refused and not kept: transformers would apply them and give other ids for the same
         # folder.
-        if config.get(key):
+        if config.get(key) and not _applied(key, contents):
             raise ValueError(f"{folder / CONFIG}: {key} = true is not supported: it changes ids")
     for name, tokens in _named_ids(folder, config):
         for content, id in tokens.items():
@@ -118,6 +124,17 @@ def _named(file: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
                 yield key, content
 
 
+def _applied(key: str, contents: Contents) -> bool:
+    """Whether the tokenizer itself does what a key of `CHANGE_IDS` asks for."""
+    if key == "do_lower_case":
+        steps = contents.stages.normalizers
+        return any(s["type"] == "Lowercase" or s.get("lowercase") for s in steps)
+    if key == "add_prefix_space":
+        cuts = contents.stages.pre_tokenizers
+        return any(s.get(key) or s.get("prepend_scheme", "never") != "never" for s in cuts)
+    return False
+
+
 def _check_added(content: str, contents: Contents, what: str, source: str) -> None:
     """ValueError for a token that is not an added one: transformers would add it when it loads.
 
@@ -142,8 +159,16 @@ def _check_flags(listed: Mapping[str, Any], contents: Contents, path: Path) -> N
             if not isinstance(entry.get(flag, False), bool):
                 raise ValueError(f"{what}: {flag} = {json.dumps(entry[flag])} is not true or false")
         for flag in ("single_word", "lstrip", "rstrip"):
-            if entry.get(flag):
-                raise ValueError(f"{what}: {flag} = true is not supported, it must be false")
+            theirs = any(
+                getattr(token, flag)
+                for token in contents.added_tokens
+                if token.content == entry["content"]
+            )
+            if entry.get(flag, False) != theirs:
+                raise ValueError(
+                    f"{what}: {flag} = {json.dumps(entry.get(flag, False))}, other than the "
+                    "tokenizer, which changes ids; make both equal"
+                )
         # The default of transformers.
         default = not entry.get("special", False)
         normalized[entry["content"]] = entry.get("normalized", default)

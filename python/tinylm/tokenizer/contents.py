@@ -7,28 +7,16 @@ from them.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinylm import _rust
 from tinylm.tokenizer.checks import refuse_halves
-
-
-@dataclass(frozen=True)
-class Bpe:
-    """The byte-level BPE of a vocabulary in which all 256 bytes are tokens.
-
-    `merges` are pairs of ids in their order; None means tiktoken's rule (`Tokenizer.from_ranks`).
-    With `whole_pieces` a piece that is a token stays whole even if no merges lead there.
-    """
-
-    merges: list[tuple[int, int]] | None
-    whole_pieces: bool
-
-    def core(self) -> _rust.Model:
-        """The model as the core takes it."""
-        return _rust.Model.bpe(self.merges, whole_pieces=self.whole_pieces)
+from tinylm.tokenizer.decoders import Surfaces
+from tinylm.tokenizer.models import Bpe, CharBpe, Model
+from tinylm.tokenizer.steps import Step
+from tinylm.tokenizer.template import Template, template_of
 
 
 class AddedToken(NamedTuple):
@@ -43,6 +31,29 @@ class AddedToken(NamedTuple):
     special: bool = True
     normalized: bool = False
     listed: bool = True
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+
+    @property
+    def edges(self) -> tuple[bool, bool, bool]:
+        """Whether it stands only between words, and takes white space before and after it."""
+        return self.single_word, self.lstrip, self.rstrip
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a `tokenizer.json` asks for between the text and the model, beside the pattern.
+
+    The steps are those of `tinylm.tokenizer.steps`. With `chars` the model takes characters, those
+    of GPT-2's alphabet after ByteLevel, else bytes. Bytes that are `missing` have no token: they
+    split a text like the others and are dropped then.
+    """
+
+    normalizers: tuple[Step, ...] = ()
+    pre_tokenizers: tuple[Step, ...] = ()
+    chars: bool = False
+    missing: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -50,16 +61,20 @@ class Contents:
     """Everything that a tokenizer is made from.
 
     `model` says how the bytes of a piece become ordinary tokens. A second kind of model would make
-    its type a union; only code that reads merges would have to tell the kinds apart. `kept` holds
-    the keys of a tokenizer.json that no id depends on; they are written back unchanged. `beside`
-    holds the files beside it, by name. `roles` are the tokens that those files name as eos_token,
-    bos_token and pad_token.
+    its type a union; only code that reads merges would have to tell the kinds apart. `surfaces` say
+    how tokens look in a text, None as they are written. `inert` are tokens that no text gives, as
+    the file writes them. `kept` is a tokenizer.json without its
+    tokens and merges, which is written back as it stood. `beside` holds the files beside it, by
+    name. `roles` are the tokens that those files name as eos_token, bos_token and pad_token.
     """
 
     tokens: dict[bytes, int]
-    model: Bpe
+    model: Model
     pattern: str
     added_tokens: tuple[AddedToken, ...]
+    stages: Stages = Stages()
+    surfaces: Surfaces | None = None
+    inert: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -68,7 +83,8 @@ class Contents:
         """The id of the token with this text, added or ordinary; None if there is none."""
         added = (token.id for token in self.added_tokens if token.content == content)
         try:
-            return next(added, self.tokens.get(content.encode()))
+            found = self.tokens.get(content.encode(), self.inert.get(content))
+            return next(added, found)
         except UnicodeEncodeError:
             # A lone surrogate is no text, so no token has it.
             return None
@@ -87,24 +103,15 @@ class Contents:
 def prefix_ids(contents: Contents) -> tuple[int, ...] | None:
     """The ids that the post-processor of a tokenizer.json puts before a text; None without one."""
     part = contents.kept.get("post_processor")
-    return None if part is None else tuple(_before(part))
+    if part is None:
+        return None
+    before = takewhile(lambda part: part != "A", template_of(part).single)
+    return tuple(id for id in before if isinstance(id, int))
 
 
-def _before(part: Mapping[str, Any]) -> list[int]:
-    match part:
-        case {"type": "Sequence", "processors": [*steps]}:
-            # A later step adds around what an earlier one made.
-            return [id for step in reversed(steps) for id in _before(step)]
-        case {"type": "TemplateProcessing", "single": [*pieces], "special_tokens": dict(known)}:
-            found: list[int] = []
-            for piece in pieces:
-                if "Sequence" in piece:
-                    break
-                found += known[piece["SpecialToken"]["id"]]["ids"]
-            return found
-        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(), int(id)]}:
-            return [id]
-    return []
+def template(contents: Contents) -> Template:
+    """What the post-processor of a tokenizer.json puts around a text, or around two."""
+    return template_of(contents.kept.get("post_processor"))
 
 
 def special(tokens: Mapping[str, int]) -> tuple[AddedToken, ...]:
@@ -118,6 +125,16 @@ def refuse_plain(contents: Contents, where: str) -> None:
         raise ValueError(
             f"{where} cannot say that the added token {next(iter(plain))!r} always matches; "
             "save as tokenizer.json"
+        )
+
+
+def refuse_stages(contents: Contents, where: str) -> None:
+    """ValueError if the tokenizer has stages or tokens' edges, which `where` cannot say."""
+    edges = any(True in token.edges for token in contents.added_tokens)
+    if edges or contents.stages != Stages():
+        raise ValueError(
+            f"{where} cannot say what this tokenizer's normalizer, pre_tokenizer and added tokens "
+            "ask for; save as tokenizer.json"
         )
 
 
@@ -138,12 +155,15 @@ def refuse_special(token: str) -> None:
         )
 
 
-def refuse_written_alike(token: str, tokens: Mapping[bytes, int]) -> None:
-    """ValueError if an added token is written like one of the ordinary `tokens`.
+def refuse_written_alike(token: str, tokens: Mapping[bytes, int], id: int | None = None) -> None:
+    """ValueError if an added token is written like one of the ordinary `tokens`, unless its `id` is
+    that one's.
 
     A vocabulary of strings has one id for both.
     """
-    if all(char in CHAR_TO_BYTE for char in token) and (other := to_bytes(token)) in tokens:
+    if not all(char in CHAR_TO_BYTE for char in token):
+        return
+    if (other := to_bytes(token)) in tokens and tokens[other] != id:
         raise ValueError(
             f"special token {token!r} is how tokenizer.json and vocab.json write the token "
             f"{other!r} (id {tokens[other]}): name it otherwise, such as '<|{token}|>'"
@@ -158,6 +178,9 @@ def late_tokens(added: Iterable[AddedToken]) -> frozenset[str]:
     holds it or ends inside it.
     """
     added = tuple(added)
+    if any(True in token.edges for token in added):
+        # What a token takes with it is gone for the others.
+        return frozenset(token.content for token in added if token.normalized)
     early = [token.content for token in added if not token.normalized]
     late = frozenset(token.content for token in added if token.normalized)
     whole = frozenset(early)
@@ -209,7 +232,12 @@ def pairs_of(merges: list[tuple[bytes, bytes]], tokens: dict[bytes, int]) -> lis
 
 
 def merges_of(contents: Contents) -> list[tuple[bytes, bytes]]:
-    """The merges as pairs of bytes; from ranks, for each token the two that it is made of."""
+    """The merges as pairs of bytes; from ranks, for each token the two that it is made of.
+
+    Empty for a model that merges nothing.
+    """
+    if not isinstance(contents.model, Bpe | CharBpe):
+        return []
     if contents.model.merges is not None:
         token_of = {id: token for token, id in contents.tokens.items()}
         return [(token_of[left], token_of[right]) for left, right in contents.model.merges]
@@ -274,10 +302,11 @@ def contents_of(
 
 def digest(contents: Contents, more: Mapping[str, object]) -> str:
     """The SHA-256 of everything that decides the ids of a text, and of `more`."""
-    merges = contents.model.merges
+    model = contents.model
+    merges = model.merges if isinstance(model, Bpe | CharBpe) else None
     head: dict[str, object] = {
         "pattern": contents.pattern,
-        "whole_pieces": contents.model.whole_pieces,
+        "whole_pieces": isinstance(model, Bpe | CharBpe) and model.whole_pieces,
         "merges": None if merges is None else len(merges),
         "special_tokens": sorted(contents.special_tokens.items()),
     }
@@ -286,6 +315,12 @@ def digest(contents: Contents, more: Mapping[str, object]) -> str:
         head["plain_tokens"] = sorted(contents.plain_tokens.items())
     if late := late_tokens(contents.added_tokens):
         head["late_tokens"] = sorted(late)
+    if edges := [(t.id, t.edges) for t in contents.added_tokens if True in t.edges]:
+        head["edges"] = sorted(edges)
+    if not isinstance(model, Bpe):
+        head["model"] = repr(replace(model, merges=None) if isinstance(model, CharBpe) else model)
+    if contents.stages != Stages():
+        head["stages"] = repr(contents.stages)
     found = hashlib.sha256(json.dumps(head | dict(more), sort_keys=True).encode())
     for token, id in sorted(contents.tokens.items(), key=lambda item: item[1]):
         # The length comes before the bytes, so that two vocabularies cannot give equal input.

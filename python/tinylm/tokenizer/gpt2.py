@@ -14,9 +14,11 @@ from tinylm.tokenizer.contents import (
     merges_of,
     read_json,
     refuse_plain,
+    refuse_stages,
     refuse_written_alike,
     to_chars,
 )
+from tinylm.tokenizer.models import Bpe
 
 
 def read(folder: Path, pattern: str, special_tokens: dict[str, int] | None) -> Contents:
@@ -57,14 +59,16 @@ def _one_file(folder: Path, ending: str) -> Path:
 def write(contents: Contents, folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes the two files, and `files` beside them; ValueError for what they cannot say."""
     refuse_plain(contents, "GPT-2's files")
+    refuse_stages(contents, "GPT-2's files")
     if contents.pattern != "gpt2":
         raise ValueError(
             f"GPT-2's files cannot say the pattern {contents.pattern!r}; save as tokenizer.json"
         )
-    if contents.model.merges is None or contents.model.whole_pieces:
-        raise ValueError("GPT-2's files have no rule for whole pieces; save as tokenizer.json")
-    for token in contents.special_tokens:
-        refuse_written_alike(token, contents.tokens)
+    model = contents.model
+    if not isinstance(model, Bpe) or model.merges is None or model.whole_pieces:
+        raise ValueError("GPT-2's files can say merges of bytes alone; save as tokenizer.json")
+    for token, id in contents.special_tokens.items():
+        refuse_written_alike(token, contents.tokens, id)
     if late := late_tokens(contents.added_tokens):
         raise ValueError(
             f"GPT-2's files cannot say that {min(late)!r} is normalized; save as tokenizer.json"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tinylm.tokenizer import dialect
-from tinylm.tokenizer.checks import check_keys, checked, shown, steps_of
+from tinylm.tokenizer.checks import steps_of
 
 # Oniguruma reads `$` as the end of a line and `{1,3}+` as a repetition, so GPT-4's pattern is
 # written in its first form, with `\z` for the end of the text.
@@ -27,10 +27,6 @@ REGEX_OF_PATTERN = {
 }
 PATTERN_OF_REGEX = {regex: name for name, regex in REGEX_OF_PATTERN.items()}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-KEYS = {
-    "ByteLevel": {"type", "add_prefix_space", "trim_offsets", "use_regex"},
-    "Split": {"type", "pattern", "behavior", "invert"},
-}
 
 
 def written(pattern: str) -> dict[str, Any]:
@@ -47,19 +43,12 @@ def written(pattern: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, bytes_only]}
 
 
-def pattern_of(found: object) -> str:
-    """The pattern that a pre-tokenizer stands for: ByteLevel, or Split and then ByteLevel."""
-    if found is None:
-        raise ValueError("pre_tokenizer is missing: BPE over characters is not supported")
-    steps = steps_of(found, "pre_tokenizer", "pretokenizers")
-    for step in steps:
-        place = f"pre_tokenizer {step['type']}."
-        if step["type"] in KEYS:
-            check_keys(step, KEYS[step["type"]], place)
-        for flag in ("add_prefix_space", "trim_offsets", "use_regex", "invert"):
-            if flag in step:
-                checked(step[flag], bool, place + flag)
-    match steps:
+def pattern_of(found: object) -> str | None:
+    """The pattern that a checked pre_tokenizer stands for, None if it is more than one.
+
+    ByteLevel, and Split before it, are a pattern.
+    """
+    match steps_of(found, "pre_tokenizer", "pretokenizers"):
         case [{"type": "ByteLevel", "add_prefix_space": False, **rest}]:
             return "gpt2" if rest.get("use_regex", True) else "whole"
         case [
@@ -70,9 +59,6 @@ def pattern_of(found: object) -> str:
             if (how, inverse) == ("Isolated", False):
                 return known or dialect.read(regex)
             # What matches is kept, what is between is dropped; our patterns leave nothing between.
-            if (how, inverse) == ("Removed", True) and known:
+            if (how, inverse) == ("Removed", True):
                 return known
-    raise ValueError(
-        "pre_tokenizer is not supported, only ByteLevel without prefix space, alone or after one "
-        f"Split with an isolating Regex: {shown(found)}"
-    )
+    return None

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinylm import disk
-from tinylm.tokenizer.contents import Bpe, Contents, refuse_plain, special
+from tinylm.tokenizer.contents import Contents, refuse_plain, refuse_stages, special
 from tinylm.tokenizer.errors import LoadError
+from tinylm.tokenizer.models import Bpe
 
 
 class Known(NamedTuple):
@@ -85,7 +86,10 @@ def read(path: Path, pattern: str | None, special_tokens: dict[str, int] | None)
 def write(contents: Contents, path: Path) -> None:
     """Writes the ranks, gzipped if the name ends in .gz; ValueError for what ranks cannot say."""
     refuse_plain(contents, "ranks")
+    refuse_stages(contents, "ranks")
     model = contents.model
+    if not isinstance(model, Bpe):
+        raise ValueError("ranks can say merges of bytes alone; save as tokenizer.json")
     if model.merges is not None and not model.merges and model.whole_pieces:
         raise ValueError(
             "a vocabulary of whole characters or words has no merges, and tiktoken would make "

@@ -3,12 +3,16 @@
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from tinylm import _rust
 from tinylm.tokenizer import beside, files
 from tinylm.tokenizer import contents as parts
-from tinylm.tokenizer.contents import Bpe, Contents
+from tinylm.tokenizer.beside import NAMES
+from tinylm.tokenizer.contents import Contents
+from tinylm.tokenizer.core import core_of
+from tinylm.tokenizer.models import Bpe
+from tinylm.tokenizer.stream import Stream, utf8
 from tinylm.tokenizer.training import Progress, Ties, Training
 
 if TYPE_CHECKING:
@@ -21,13 +25,6 @@ if TYPE_CHECKING:
 
 Special = Literal["raise", "allow", "text"] | Set[str]
 
-# Where no file says which token has a role, it is the first of these names that there is.
-NAMES = {
-    "eos_token": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]"),
-    "bos_token": ("<|begin_of_text|>", "<|startoftext|>", "<s>", "<bos>", "<|bos|>", "[BOS]"),
-    "pad_token": ("<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]"),
-}
-
 
 class Tokenizer:
     """Text to token ids and back; immutable, comparable, hashable, picklable.
@@ -35,7 +32,8 @@ class Tokenizer:
     Ids 0..255 of a trained tokenizer are the bytes, so every text and every bytes object can be
     encoded, and decodes to itself. What was learned follows, special tokens come last. Special
     tokens in a text raise ValueError unless `special=` allows them; `special="text"` takes them
-    for ordinary text, a set of names allows just those. No special token is ever added to a text.
+    for ordinary text, a set of names allows just those. Special tokens are added to a text only
+    with `template=True`.
 
     ```python
     >>> tokenizer = Tokenizer.train(["low lower lowest"], vocab_size=260)
@@ -49,13 +47,7 @@ class Tokenizer:
     def __init__(self, contents: Contents) -> None:
         """From the contents of a file; use `train`, `load` or the `from_` methods instead."""
         self._contents = contents
-        late = parts.late_tokens(contents.added_tokens)
-        self._core = _rust.Tokenizer(
-            contents.tokens,
-            contents.model.core(),
-            contents.pattern,
-            [(t.content, t.id, t.special, t.content in late) for t in contents.added_tokens],
-        )
+        self._core = core_of(contents)
         # A published expression has become the name of its scanner.
         if self._core.pattern != contents.pattern:
             self._contents = replace(contents, pattern=self._core.pattern)
@@ -163,10 +155,10 @@ class Tokenizer:
         special tokens: those of cl100k_base and o200k_base are known by their content, for
         others pass both. ValueError names the part of a file that TinyLM does not support.
 
-        Parts of a `tokenizer.json` that change no id of `encode` are kept, and `save` writes them
-        back: truncation, padding, and a post-processor, such as the template that puts Llama 3's
-        `<|begin_of_text|>` before a text (`encode` does not apply it). Added tokens that are not
-        special always match in a text.
+        Truncation and padding of a `tokenizer.json` are kept, and `save` writes them back. Its
+        post-processor, such as the template that puts Llama 3's `<|begin_of_text|>` before a text,
+        is applied by `encode(..., template=True)`. Added tokens that are not special always match
+        in a text. With a normalizer, decoding gives the normalised text.
         """
         contents = files.load(path, format, pattern, special_tokens)
         try:
@@ -174,6 +166,13 @@ class Tokenizer:
         except ValueError as error:
             # The core knows no files.
             raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str]) -> Self:
+        """The tokenizer in a folder as transformers saves it; see `load`. Nothing is downloaded."""
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"no folder at {folder}; for a single file use load")
+        return cls.load(folder)
 
     def save(self, path: str | PathLike[str], format: files.Format | None = None) -> None:
         """Writes the tokenizer as `tokenizer.json`, as tiktoken ranks or as GPT-2's two files.
@@ -204,9 +203,26 @@ class Tokenizer:
             )
         return type(self)(replace(contents, roles={**contents.roles, "eos_token": token}))
 
-    def encode(self, text: str | bytes, *, special: Special = "raise") -> list[int]:
-        """The ids of `text`. Bytes need not be UTF-8: those that are not count as symbols."""
-        return self._core.encode(text, special)
+    def encode(
+        self,
+        text: str | bytes,
+        *,
+        special: Special = "raise",
+        template: bool = False,
+        pair: str | bytes | None = None,
+    ) -> list[int]:
+        """The ids of `text`. Bytes need not be UTF-8: those that are not count as symbols.
+
+        With `template` come the ids that the post_processor of its tokenizer.json puts around a
+        text, such as BOS and EOS, or around `text` and a second one, its `pair`.
+        """
+        ids = self._core.encode(text, special)
+        if not template and pair is None:
+            return ids
+        if not template:
+            raise ValueError("pair= needs template=True, which says how two texts are joined")
+        second = None if pair is None else self._core.encode(pair, special)
+        return parts.template(self._contents).join(ids, second)
 
     def encode_array(
         self, text: str | bytes, *, special: Special = "raise"
@@ -231,7 +247,7 @@ class Tokenizer:
         """
         pending, parts, size, wanted = b"", [], 0, 1 << 16
         for text in texts:
-            parts.append(_utf8(text))
+            parts.append(utf8(text))
             size += len(parts[-1])
             if size < wanted:
                 continue
@@ -268,8 +284,10 @@ class Tokenizer:
     def vocab(self) -> dict[int, bytes]:
         """The bytes of each id, special and other added tokens included."""
         contents = self._contents
-        vocab = {id: token for token, id in contents.tokens.items()}
-        vocab |= {token.id: token.content.encode() for token in contents.added_tokens}
+        vocab = {token.id: token.content.encode() for token in contents.added_tokens}
+        vocab |= {id: token for token, id in contents.tokens.items()}
+        if contents.surfaces:
+            vocab |= contents.surfaces.all
         return dict(sorted(vocab.items()))
 
     @property
@@ -333,6 +351,7 @@ class Tokenizer:
         if self._missing_ids is None:
             contents = self._contents
             taken = {*contents.tokens.values(), *(token.id for token in contents.added_tokens)}
+            taken |= {*contents.inert.values()}
             self._missing_ids = tuple(sorted({*range(self.vocab_size)} - taken))
         return self._missing_ids
 
@@ -369,29 +388,3 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
-
-
-class Stream:
-    """Ids to text, one at a time: a character comes out when all its bytes have come in."""
-
-    __slots__ = ("_core",)
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._core = _rust.DecodeStream(tokenizer._core)
-
-    def push(self, id: int) -> str:
-        """The text that is certain once the token `id` follows; often a word, maybe nothing."""
-        return self._core.push(id)
-
-    def finish(self) -> str:
-        """What is left at the end: nothing, or U+FFFD for a character cut short."""
-        return self._core.finish()
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text holds a lone surrogate at character {error.start}; UTF-8 has none"
-        ) from None

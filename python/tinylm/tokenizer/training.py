@@ -13,12 +13,12 @@ from tinylm.corpus.rows import rows
 from tinylm.corpus.texts import refuse_rows
 from tinylm.tokenizer import pre_tokenizer
 from tinylm.tokenizer.contents import (
-    Bpe,
     Contents,
     refuse_special,
     refuse_written_alike,
     special,
 )
+from tinylm.tokenizer.models import Bpe
 
 # At run time the settings bring OmegaConf, which a tokenizer needs not.
 if TYPE_CHECKING:

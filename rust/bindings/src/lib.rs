@@ -11,6 +11,7 @@ mod error;
 mod inference;
 mod models;
 mod shards;
+mod stages;
 mod tokenizer;
 
 /// The compiled half of the package.

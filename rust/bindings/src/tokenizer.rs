@@ -18,6 +18,7 @@ use tinylm_tokenizer::{AddedToken, Policy, Ties};
 use crate::arguments::{SIGNALS, Text, detached, id_of, ids_of, import_numpy};
 use crate::error::tokenizer_error;
 use crate::models::Model;
+use crate::stages;
 
 /// Lists of this many ids and more are made of ready integers, which are made on first use.
 const READY_INTEGERS: usize = 4096;
@@ -92,14 +93,17 @@ impl Tokenizer {
     /// From ordinary tokens and their ids, a model, and added tokens as (content, id, special,
     /// late).
     ///
-    /// Raises `ValueError` if the parts contradict each other.
+    /// `stages` are what a tokenizer.json asks for beside the pattern, `surfaces` how its tokens
+    /// look in a text; see `stages.rs`. Raises `ValueError` if the parts contradict each other.
     #[new]
-    #[pyo3(signature = (tokens, model, pattern, added_tokens))]
+    #[pyo3(signature = (tokens, model, pattern, added_tokens, stages=None, surfaces=None))]
     fn new(
         tokens: &Bound<'_, PyDict>,
         model: &Model,
         pattern: String,
         added_tokens: Vec<(String, u32, bool, bool)>,
+        stages: Option<stages::Given<'_>>,
+        surfaces: Option<stages::GivenSurfaces>,
     ) -> PyResult<Self> {
         // Copied: the core keeps no objects of Python.
         let mut ordinary = Vec::with_capacity(tokens.len());
@@ -118,7 +122,22 @@ impl Tokenizer {
             pattern,
             added: added_tokens.into_iter().map(added).collect(),
         };
-        let core = tokenizer_of(spec)?;
+        let (stages, edges) = stages
+            .map(stages::stages_of)
+            .transpose()?
+            .unwrap_or_default();
+        let surfaces = surfaces.map(stages::surfaces_of);
+        // Building the tables takes a tenth of a second for 200,000 tokens: too short to interrupt.
+        let core = Python::attach(|py| {
+            py.detach(|| {
+                let core = core::Tokenizer::with_stages(spec, stages, &edges)?;
+                match surfaces {
+                    Some(surfaces) => core.with_surfaces(surfaces),
+                    None => Ok(core),
+                }
+            })
+        });
+        let core = core.map_err(tokenizer_error)?;
         Ok(Self {
             core,
             integers: PyOnceLock::new(),
@@ -234,16 +253,13 @@ impl Tokenizer {
     }
 }
 
-/// Building the tables takes a tenth of a second for 200,000 tokens: too short to interrupt.
-fn tokenizer_of(spec: core::Spec) -> PyResult<core::Tokenizer> {
-    Python::attach(|py| py.detach(|| core::Tokenizer::new(spec))).map_err(tokenizer_error)
-}
-
 /// Tokens to text one at a time, never half a character.
 #[pyclass(frozen, module = "tinylm._rust")]
 struct DecodeStream {
     tokenizer: Py<Tokenizer>,
     core: Mutex<core::DecodeStream>,
+    /// Where the text begins, if tokens look otherwise there.
+    opening: Mutex<Option<core::Opening>>,
 }
 
 #[pymethods]
@@ -251,9 +267,11 @@ impl DecodeStream {
     /// A stream for the tokens of `tokenizer`, empty at first.
     #[new]
     fn new(tokenizer: Py<Tokenizer>) -> Self {
+        let opening = tokenizer.get().core.surfaces().map(core::Surfaces::opening);
         Self {
             tokenizer,
             core: Mutex::default(),
+            opening: Mutex::new(opening),
         }
     }
 
@@ -262,13 +280,17 @@ impl DecodeStream {
         let tokenizer = &self.tokenizer.get().core;
         let id = id_of(id)?;
         // Looked up here: the core's stream takes bytes and knows no ids.
-        let token = tokenizer.token(id).ok_or_else(|| {
+        let mut token = tokenizer.token(id).ok_or_else(|| {
             let vocab_size = tokenizer.vocab_size();
             tokenizer_error(core::Error::UnknownId {
                 id: i64::from(id),
                 vocab_size,
             })
         })?;
+        let mut opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(opening), Some(surfaces)) = (opening.as_mut(), tokenizer.surfaces()) {
+            token = surfaces.next(opening, id, token);
+        }
         Ok(self
             .core
             .lock()

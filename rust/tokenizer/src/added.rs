@@ -14,7 +14,8 @@
 
 use aho_corasick::{AhoCorasick, Input, MatchKind};
 
-use crate::{Error, Pattern};
+use crate::property::WORD;
+use crate::{Error, Pattern, alphabet};
 
 /// A string that becomes one id wherever it stands in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +71,19 @@ pub(crate) struct AddedTokens {
     plain: Vec<Search>,
     /// Bytes of the longest token: how far one may reach over the end of a text's beginning.
     longest: usize,
+    /// By the index of the token; empty if none has any.
+    edges: Vec<Edges>,
+}
+
+/// What an added token asks of the characters around it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Edges {
+    /// It is one only if no word character stands beside it.
+    pub single_word: bool,
+    /// The white space before it belongs to it.
+    pub lstrip: bool,
+    /// The white space after it belongs to it.
+    pub rstrip: bool,
 }
 
 /// Finds some of the tokens in one pass over a text.
@@ -149,7 +163,23 @@ impl AddedTokens {
             plain: searches(false)?,
             tokens,
             longest,
+            edges: Vec::new(),
         })
+    }
+
+    /// Tells what tokens ask of the characters around them, by their ids.
+    pub(crate) fn set_edges(&mut self, edges: &[(u32, Edges)]) {
+        let of = |id: u32| edges.iter().find(|edge| edge.0 == id).map(|edge| edge.1);
+        let found: Vec<_> = self.tokens.iter().map(|token| of(token.id)).collect();
+        if found.iter().any(Option::is_some) {
+            self.edges = found.into_iter().map(Option::unwrap_or_default).collect();
+        }
+    }
+
+    /// The late tokens, taken out: who normalises a text looks for them after that.
+    pub(crate) fn without_late(self) -> Result<(Self, Vec<AddedToken>), Error> {
+        let (late, early) = self.tokens.into_iter().partition(|token| token.late);
+        Ok((Self::new(early)?, late))
     }
 
     /// How many there are.
@@ -162,6 +192,20 @@ impl AddedTokens {
         self.tokens
             .iter()
             .map(|token| (token.content.as_bytes(), token.id))
+    }
+
+    /// The ids of those that are ordinary tokens too: the same bytes, or these in GPT-2's alphabet.
+    pub(crate) fn among(&self, tokens: &[(Vec<u8>, u32)]) -> Vec<u32> {
+        let same = |content: &str, bytes: &[u8]| {
+            let mut spelled = String::new();
+            alphabet::write(bytes, &mut spelled);
+            content.as_bytes() == bytes || content == spelled
+        };
+        let is_same = |(bytes, id): &&(Vec<u8>, u32)| {
+            let at = self.tokens.binary_search_by_key(id, |token| token.id);
+            at.is_ok_and(|at| same(&self.tokens[at].content, bytes))
+        };
+        tokens.iter().filter(is_same).map(|token| token.1).collect()
     }
 
     /// The id of a special token.
@@ -246,7 +290,21 @@ impl AddedTokens {
         let mut start = stretch.start;
         let range = Input::new(text).range(start..stretch.end);
         for found in search.finder.find_iter(range) {
-            let token = &self.tokens[search.tokens[found.pattern().as_usize()]];
+            let number = search.tokens[found.pattern().as_usize()];
+            let token = &self.tokens[number];
+            let (mut from, mut to) = (found.start(), found.end());
+            if let Some(edges) = self.edges.get(number) {
+                let (before, after) = (&text[stretch.start..from], &text[to..stretch.end]);
+                if edges.single_word && (ends_in_word(before) || begins_with_word(after)) {
+                    continue;
+                }
+                if edges.lstrip {
+                    from -= blanks_at_end(before);
+                }
+                if edges.rstrip {
+                    to += blanks_at_start(after);
+                }
+            }
             // In `Text` the search has no special token to find.
             let allowed = match policy {
                 Policy::Allow | Policy::Text => true,
@@ -262,11 +320,54 @@ impl AddedTokens {
             // Also an empty stretch: the token after it must be handed on.
             each(Segment {
                 start,
-                end: found.start(),
-                token: Some((token.id, found.end())),
+                // The token before may have taken the white space already.
+                end: from.max(start),
+                token: Some((token.id, to)),
             })?;
-            start = found.end();
+            start = to;
         }
         each(Segment { start, ..stretch })
     }
+}
+
+/// The valid end of a text that may be cut anywhere, at most as long as one character needs.
+fn last_char(text: &[u8]) -> Option<char> {
+    let tail = &text[text.len().saturating_sub(4)..];
+    let start = tail.iter().rposition(|&byte| byte & 0xC0 != 0x80)?;
+    std::str::from_utf8(&tail[start..]).ok()?.chars().next()
+}
+
+fn first_char(text: &[u8]) -> Option<char> {
+    let head = &text[..text.len().min(4)];
+    head.utf8_chunks().next()?.valid().chars().next()
+}
+
+fn ends_in_word(text: &[u8]) -> bool {
+    last_char(text).is_some_and(|char| WORD.has(char))
+}
+
+fn begins_with_word(text: &[u8]) -> bool {
+    first_char(text).is_some_and(|char| WORD.has(char))
+}
+
+/// Bytes of the white space that ends a text.
+fn blanks_at_end(text: &[u8]) -> usize {
+    let mut length = 0;
+    while let Some(char) = last_char(&text[..text.len() - length])
+        && char.is_whitespace()
+    {
+        length += char.len_utf8();
+    }
+    length
+}
+
+/// Bytes of the white space that begins a text.
+fn blanks_at_start(text: &[u8]) -> usize {
+    let mut length = 0;
+    while let Some(char) = first_char(&text[length..])
+        && char.is_whitespace()
+    {
+        length += char.len_utf8();
+    }
+    length
 }

@@ -120,6 +120,7 @@ impl Bpe {
         tokens: &[(Vec<u8>, u32)],
         merges: Option<&[(u32, u32)]>,
         whole_pieces: bool,
+        missing: &[u8],
     ) -> Result<Self, Error> {
         // Borrowed from `tokens`: nothing is copied for what is needed only while building.
         let mut id_of = FxHashMap::default();
@@ -132,9 +133,13 @@ impl Bpe {
                 return Err(Error::Vocabulary(message));
             }
         }
+        // Ids that no token has, for bytes that no piece has.
+        let mut unused = tokens.iter().map(|(_, id)| id + 1).max().unwrap_or(0)..;
         let mut byte_ids = [0; 256];
         for (byte, slot) in (0..=255u8).zip(&mut byte_ids) {
-            *slot = *id_of.get([byte].as_slice()).ok_or_else(|| {
+            let id = id_of.get([byte].as_slice()).copied();
+            let id = id.or_else(|| unused.next().filter(|_| missing.contains(&byte)));
+            *slot = id.ok_or_else(|| {
                 Error::Vocabulary(format!(
                     "byte 0x{byte:02x} is not a token; all 256 bytes must be, or some text \
                      could not be encoded"

@@ -12,7 +12,6 @@ use rustc_hash::FxHashMap;
 use crate::added::{AddedToken, AddedTokens};
 use crate::cache::{self, Key};
 use crate::jobs::{Job, jobs};
-use crate::normalizer::Normalizer;
 use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
 /// Bytes of text between two calls of the interrupt, as in encoding.
@@ -37,7 +36,6 @@ pub type Word = (Box<[u8]>, u64);
 /// ```
 pub struct WordCounts {
     /// The same as in encoding, so that training counts what encoding will see.
-    normalizer: Normalizer,
     special: AddedTokens,
     pattern: Pattern,
     /// One for each thread, kept between calls.
@@ -60,7 +58,6 @@ impl WordCounts {
             late: false,
         };
         Ok(Self {
-            normalizer: Normalizer::Identity,
             // Their ids do not matter here, only where they stand.
             special: AddedTokens::new((0..).zip(special_tokens).map(special).collect())?,
             pattern: Pattern::new(pattern)?,
@@ -78,17 +75,12 @@ impl WordCounts {
     /// been counted, so the counts are of no use any more.
     pub fn add(&mut self, texts: &[&[u8]], interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
         let Self {
-            normalizer,
             special,
             pattern,
             tables,
         } = self;
-        let texts: Vec<_> = texts
-            .iter()
-            .map(|text| normalizer.normalise(text))
-            .collect();
         // Special tokens divide the text whoever wrote them: nothing is learned across one.
-        let jobs = jobs(&texts, pattern, special, &Policy::Allow)?;
+        let jobs = jobs(texts, pattern, special, &Policy::Allow)?;
         parallel::map(
             &jobs,
             tables,

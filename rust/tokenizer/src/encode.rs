@@ -6,14 +6,14 @@
 //! Defined by `encode` in `python/tinylm/reference/byte_bpe.py`, held to it by the rungs `encode`,
 //! `encode array`, `encode batch`, `count` and `cut`.
 
-use std::borrow::Cow;
 use std::sync::Mutex;
 
-use crate::added::{AddedToken, AddedTokens};
+use crate::added::AddedTokens;
 use crate::cache::{self, Cache};
 use crate::jobs::{Job, jobs};
-use crate::model::{Model, ModelSpec, Scratch};
-use crate::normalizer::Normalizer;
+use crate::model::{Model, Scratch};
+use crate::stages::{Part, Staged};
+use crate::surfaces::Surfaces;
 use crate::vocab::Vocab;
 use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
@@ -26,34 +26,24 @@ const TICK: usize = 1 << 18;
 /// cl100k from 75-110 to 95-118 MB/s on a busy machine. 128 pairs of offsets are 2 KiB.
 const SPANS: usize = 128;
 
-/// What makes a tokenizer.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    /// The ordinary tokens and their ids.
-    pub tokens: Vec<(Vec<u8>, u32)>,
-    /// How a piece of text becomes ordinary tokens.
-    pub model: ModelSpec,
-    /// The name of a pattern or a regular expression.
-    pub pattern: String,
-    /// Special tokens and others that are found before the text is split.
-    pub added: Vec<AddedToken>,
-}
-
 /// A tokenizer; it never changes, and any number of threads may use it.
 pub struct Tokenizer {
     /// The stages of a text in their order, and the vocabulary to decode with.
-    normalizer: Normalizer,
-    added: AddedTokens,
-    pattern: Pattern,
-    model: Model,
-    vocab: Vocab,
+    pub(crate) added: AddedTokens,
+    /// What a `tokenizer.json` asks for between added tokens and the model beside the pattern.
+    pub(crate) staged: Option<Staged>,
+    pub(crate) pattern: Pattern,
+    pub(crate) model: Model,
+    pub(crate) vocab: Vocab,
+    /// If tokens look otherwise in a text than they are written.
+    pub(crate) surfaces: Option<Surfaces>,
     /// Those that no call uses at the moment; at most as many as calls and threads at once.
-    workers: Mutex<Vec<Worker>>,
+    pub(crate) workers: Mutex<Vec<Worker>>,
 }
 
 /// What one thread needs to encode; kept between calls because a warm cache is fast.
 #[derive(Default)]
-struct Worker {
+pub(crate) struct Worker {
     /// The pieces that this thread has seen, with their ids.
     cache: Cache,
     scratch: Scratch,
@@ -62,33 +52,9 @@ struct Worker {
 }
 
 impl Tokenizer {
-    /// From its parts; fails if they contradict each other.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Vocabulary`] or [`Error::Pattern`], which names the part.
-    pub fn new(spec: Spec) -> Result<Self, Error> {
-        let model = Model::new(&spec.tokens, spec.model)?;
-        Self::with_model(&spec.tokens, model, &spec.pattern, spec.added)
-    }
-
-    /// From parts with a model made before: the tests bring a model of their own.
-    fn with_model(
-        tokens: &[(Vec<u8>, u32)],
-        model: Model,
-        pattern: &str,
-        added: Vec<AddedToken>,
-    ) -> Result<Self, Error> {
-        let added = AddedTokens::new(added)?;
-        let ordinary = tokens.iter().map(|(token, id)| (token.as_slice(), *id));
-        Ok(Self {
-            normalizer: Normalizer::Identity,
-            pattern: Pattern::new(pattern)?,
-            model,
-            vocab: Vocab::new(ordinary.chain(added.entries()))?,
-            added,
-            workers: Mutex::new(Vec::new()),
-        })
+    /// How tokens look in a text, if not as they are written.
+    pub fn surfaces(&self) -> Option<&Surfaces> {
+        self.surfaces.as_ref()
     }
 
     /// How text is split.
@@ -109,8 +75,10 @@ impl Tokenizer {
     /// The policy that allows just these special tokens.
     pub fn only(&self, tokens: &[String]) -> Result<Policy, Error> {
         let id = |t: &String| {
+            let late = || self.staged.as_ref().and_then(|staged| staged.special_id(t));
             self.added
                 .special_id(t)
+                .or_else(late)
                 .ok_or_else(|| Error::UnknownSpecial(t.clone()))
         };
         Ok(Policy::Only(
@@ -132,10 +100,9 @@ impl Tokenizer {
     ) -> Result<Vec<u32>, Error> {
         // About four bytes for a token of English or code.
         let mut out = Vec::with_capacity(text.len() / 4 + 1);
-        let text = self.normalizer.normalise(text);
         let mut worker = self.worker();
         // The worker is given back after an error too: its cache holds whole entries only.
-        let done = self.encode_into(&text, policy, &mut worker, &mut out, interrupt);
+        let done = self.encode_into(text, policy, &mut worker, &mut out, interrupt);
         self.give_back(worker);
         done.map(|()| out)
     }
@@ -143,6 +110,10 @@ impl Tokenizer {
     /// A place at which `text`, the beginning of a longer one, may be cut: what is before it
     /// is encoded by itself as in the whole. None if there is no such place.
     pub fn cut(&self, text: &[u8], policy: &Policy) -> Result<Option<usize>, Error> {
+        if self.staged.is_some() {
+            // What a character becomes may depend on those after it.
+            return Ok(None);
+        }
         self.added.cut(text, &self.pattern, policy)
     }
 
@@ -158,17 +129,19 @@ impl Tokenizer {
         threads: usize,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(Vec<u32>, Vec<i64>), Error> {
-        let normal: Vec<_> = texts
-            .iter()
-            .map(|text| self.normalizer.normalise(text))
-            .collect();
-        let jobs = jobs(&normal, &self.pattern, &self.added, policy)?;
+        // A text with stages is cut at added tokens alone.
+        let pattern = if self.staged.is_some() {
+            &Pattern::Whole
+        } else {
+            &self.pattern
+        };
+        let jobs = jobs(texts, pattern, &self.added, policy)?;
         // No more workers than jobs: each has memory of its own.
         let threads = parallel::resolve(threads).min(jobs.len());
         let mut workers: Vec<Worker> = (0..threads).map(|_| self.worker()).collect();
         // The results are joined by copying: nobody knows where a job's ids will begin.
         let parts = parallel::map(&jobs, &mut workers, interrupt, |job, worker, interrupt| {
-            self.encode_job(job, &normal, policy, worker, interrupt)
+            self.encode_job(job, texts, policy, worker, interrupt)
         });
         for worker in workers {
             self.give_back(worker);
@@ -194,7 +167,7 @@ impl Tokenizer {
     fn encode_job(
         &self,
         job: &Job,
-        texts: &[Cow<'_, [u8]>],
+        texts: &[&[u8]],
         policy: &Policy,
         worker: &mut Worker,
         interrupt: &mut Interrupt<'_>,
@@ -213,7 +186,7 @@ impl Tokenizer {
                 for part in parts {
                     // From the start of the text, so that offsets are those of the text.
                     let view = &texts[text][..part.end];
-                    self.encode_pieces(view, part.start, worker, &mut out, interrupt)?;
+                    self.encode_stretch(view, part.start, policy, worker, &mut out, interrupt)?;
                     out.extend(part.token.map(|(id, _)| id));
                 }
                 lengths.push(out.len());
@@ -239,13 +212,39 @@ impl Tokenizer {
                 tick = segment.start + TICK;
             }
             let view = &text[..segment.end];
-            self.encode_pieces(view, segment.start, worker, out, interrupt)?;
+            self.encode_stretch(view, segment.start, policy, worker, out, interrupt)?;
             out.extend(segment.token.map(|(id, _)| id));
             Ok(())
         })
     }
 
-    /// Appends the ids of a stretch without added tokens, `text[start..]`.
+    /// Appends the ids of a stretch without added tokens, `text[start..]`, through all stages.
+    fn encode_stretch(
+        &self,
+        text: &[u8],
+        start: usize,
+        policy: &Policy,
+        worker: &mut Worker,
+        out: &mut Vec<u32>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        let Some(staged) = &self.staged else {
+            return self.encode_pieces(text, start, worker, out, interrupt);
+        };
+        let (stretch, first) = (&text[start..], start == 0);
+        staged.run(stretch, first, policy, interrupt, &mut |part, interrupt| {
+            match part {
+                Part::Pieces(text, spans) => {
+                    return self.encode_spans(text, spans, worker, out, interrupt);
+                }
+                Part::Text(text) => return self.encode_pieces(text, 0, worker, out, interrupt),
+                Part::Token(id) => out.push(id),
+            }
+            Ok(())
+        })
+    }
+
+    /// Appends the ids of a stretch that the pattern splits, `text[start..]`.
     fn encode_pieces(
         &self,
         text: &[u8],
@@ -309,7 +308,10 @@ impl Tokenizer {
     ///
     /// [`Error::UnknownId`] for an id that no token has.
     pub fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
-        self.vocab.decode(ids)
+        match &self.surfaces {
+            Some(surfaces) => surfaces.decode(&self.vocab, ids),
+            None => self.vocab.decode(ids),
+        }
     }
 
     /// A worker for one thread of a call: one of those kept, or a new one.
@@ -335,6 +337,7 @@ impl Tokenizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::AddedToken;
     use crate::model::tests::Longest;
     use crate::no_interrupt;
 

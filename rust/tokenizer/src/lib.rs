@@ -1,15 +1,18 @@
 //! Text to tokens and back: byte-level BPE, trained, encoded and decoded.
 //!
-//! The way of a text has four stages: `normalise -> added tokens -> split -> model`. It is
-//! normalised (today it stays as it is) and cut at its special and other [`AddedToken`]s, the
-//! stretches between them are split into pieces by a [`Pattern`], and a model, named by
-//! [`ModelSpec`], makes ids of the bytes of each piece. Every stage costs time linear in the text,
-//! or `n log n` for a single piece of n bytes, whatever the input.
+//! The way of a text has three stages: `added tokens -> split -> model`. It is cut at its special
+//! and other [`AddedToken`]s, the stretches between them are split into pieces by a [`Pattern`],
+//! and a model, named by [`ModelSpec`], makes ids of the bytes of each piece. A `tokenizer.json`
+//! may ask for [`Stages`] in between, which normalise a stretch and split it in several steps.
+//! Every stage costs time linear in the text, or `n log n` for a single piece of n bytes, whatever
+//! the input.
 //!
-//! Each stage is a module. `normalizer`, `added`, `split` (with `scan` and `unicode`) and `model`
-//! (with `bpe` and `whole`) are the stages in their order. `encode` runs them, `cache` remembers
-//! their results, `jobs` and `parallel` spread them over threads. `count`, `train`, `heap` and
-//! `frequent` make vocabularies; `vocab` and `stream` decode.
+//! Each stage is a module. `added`, `split` (with `scan` and `unicode`) and `model` (with `bpe` and
+//! `whole`) are the stages in their order; `stages` runs those of a `tokenizer.json`, which are in
+//! `normalizer` (with `charsmap`), `pretokenizer` (with `find` and `alphabet`) and `property`.
+//! `build` puts a tokenizer together, `encode` runs it, `cache` remembers results, `jobs` and
+//! `parallel` spread them over threads. `count`, `train`, `heap` and `frequent` make vocabularies;
+//! `vocab`, `surfaces` and `stream` decode.
 //!
 //! What is guaranteed: decoding gives back the bytes that were encoded, any bytes; the ids do not
 //! depend on the number of threads or on earlier calls. The slow definitions are in
@@ -42,22 +45,30 @@
 
 // No two modules import each other.
 mod added;
+mod alphabet;
 mod bpe;
+mod build;
 mod cache;
 mod char_bpe;
+mod charsmap;
 mod count;
 mod encode;
 mod error;
 mod fallback;
+mod find;
 mod frequent;
 mod heap;
 mod jobs;
 mod model;
 mod normalizer;
 mod parallel;
+mod pretokenizer;
+mod property;
 mod scan;
 mod split;
+mod stages;
 mod stream;
+mod surfaces;
 mod train;
 mod trie;
 mod unicode;
@@ -66,15 +77,22 @@ mod vocab;
 mod whole;
 mod wordpiece;
 
-pub use added::{AddedToken, Policy};
+pub use added::{AddedToken, Edges, Policy};
+pub use build::Spec;
 pub use char_bpe::CharBpeSpec;
+pub use charsmap::Charsmap;
 pub use count::{Word, WordCounts};
-pub use encode::{Spec, Tokenizer};
+pub use encode::Tokenizer;
 pub use error::Error;
+pub use find::{Behaviour, Find};
 pub use frequent::most_frequent;
 pub use model::ModelSpec;
+pub use normalizer::Normalizer;
+pub use pretokenizer::{PreTokenizer, Prepend};
 pub use split::Pattern;
+pub use stages::Stages;
 pub use stream::DecodeStream;
+pub use surfaces::{Opening, Surfaces};
 pub use train::{Ties, Trained, bpe as train_bpe};
 
 /// Called now and then during long work; an error ends the work.

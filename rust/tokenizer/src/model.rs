@@ -92,10 +92,16 @@ pub(crate) struct Scratch {
 impl Model {
     /// From the ordinary tokens and their ids; fails if they do not fit the model.
     ///
+    /// No piece has one of the bytes that are `missing`, so they need no token.
+    ///
     /// # Errors
     ///
     /// [`Error::Vocabulary`], which names the token or merge.
-    pub(crate) fn new(tokens: &[(Vec<u8>, u32)], spec: ModelSpec) -> Result<Self, Error> {
+    pub(crate) fn new(
+        tokens: &[(Vec<u8>, u32)],
+        spec: ModelSpec,
+        missing: &[u8],
+    ) -> Result<Self, Error> {
         match spec {
             ModelSpec::Bpe {
                 merges,
@@ -103,7 +109,7 @@ impl Model {
             } => {
                 // By tiktoken's rule a piece that is a token always stays whole.
                 let whole_pieces = whole_pieces || merges.is_none();
-                Bpe::new(tokens, merges.as_deref(), whole_pieces).map(Self::Bpe)
+                Bpe::new(tokens, merges.as_deref(), whole_pieces, missing).map(Self::Bpe)
             }
             ModelSpec::CharBpe(spec) => CharBpe::new(tokens, spec).map(Self::CharBpe),
             ModelSpec::Unigram {

@@ -1,34 +1,276 @@
-//! The first stage: the text that the other stages see.
+//! The first stage: the text that the other stages see, by the normalisers of a `tokenizer.json`.
 //!
-//! Today every text stays as it is, borrowed and not copied. A normaliser that changes a text
-//! (NFC is the next one) has to keep three things:
+//! A tokenizer without normalisers never comes here. Each step takes a text and gives another one,
+//! in time linear in it, and hands on what it does not change without a copy.
 //!
-//! - Offsets are those of the text that the caller gave: the position in [`Error::SpecialToken`]
-//!   and the place that `cut` returns have to be mapped back, and `cut` may return a place only
-//!   if no character before it combines with one after it.
-//! - Added tokens that are not late are looked for in the text as given, so they come before this
-//!   stage; late ones (`normalized` in a `tokenizer.json`) are normalised themselves and come
-//!   after it. With the identity the order of the two does not matter, and this stage is first.
-//! - Training counts what encoding will see, so both go through here, with the same value.
-//!
-//! [`Error::SpecialToken`]: crate::Error::SpecialToken
+//! Defined by the functions of `python/tinylm/reference/normalizers.py`, held to them by the rungs
+//! whose names begin with `normalise`.
 
 use std::borrow::Cow;
 
-/// What a text becomes before added tokens are looked for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Normalizer {
-    /// The text as it is.
-    Identity,
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfd_quick};
+use unicode_segmentation::UnicodeSegmentation;
+
+use crate::charsmap::Charsmap;
+use crate::find::Find;
+use crate::property::{CONTROL, MARK, NONSPACING, Property};
+use crate::{Error, Interrupt};
+
+/// Characters between two calls of the interrupt: 1 to 5 ms.
+const TICK: usize = 1 << 16;
+
+/// One step of normalising.
+#[derive(Debug, Clone)]
+pub enum Normalizer {
+    /// Unicode's composed form.
+    Nfc,
+    /// Unicode's decomposed form.
+    Nfd,
+    /// Composed, with compatible characters replaced.
+    Nfkc,
+    /// Decomposed, with compatible characters replaced.
+    Nfkd,
+    /// Each character by itself in lower case.
+    Lowercase,
+    /// Without the white space at an end.
+    Strip {
+        /// At the beginning.
+        left: bool,
+        /// At the end.
+        right: bool,
+    },
+    /// Without combining marks.
+    StripAccents,
+    /// BERT's third step: without nonspacing marks, in a decomposed text.
+    StripNonspacing,
+    /// Something else in the place of what is found.
+    Replace {
+        /// What is looked for.
+        find: Find,
+        /// What stands there instead.
+        content: String,
+    },
+    /// A string before a text that is not empty.
+    Prepend(String),
+    /// BERT's first step: no control characters, and a blank for each white space.
+    Clean,
+    /// BERT's second step: a blank before and after each Chinese character.
+    SpaceChinese,
+    /// The rules of Google's neural machine translation for control characters and blanks.
+    Nmt,
+    /// A precompiled map, as Hugging Face's tokenizers apply it.
+    Precompiled(Charsmap),
 }
 
 impl Normalizer {
-    /// The text for the stages that follow.
-    #[inline]
-    pub(crate) fn normalise(self, text: &[u8]) -> Cow<'_, [u8]> {
-        // Borrowed: the stage costs nothing today.
-        match self {
-            Self::Identity => Cow::Borrowed(text),
+    /// The text after this step.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatternGaveUp`] from a regular expression, and what `interrupt` returns.
+    pub(crate) fn apply<'a>(
+        &self,
+        text: Cow<'a, str>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<Cow<'a, str>, Error> {
+        if self.is_idle(&text) {
+            return Ok(text);
         }
+        Ok(match self {
+            Self::Nfc => collect(text.nfc(), text.len(), interrupt)?.into(),
+            Self::Nfd => collect(text.nfd(), text.len(), interrupt)?.into(),
+            Self::Nfkc => collect(text.nfkc(), text.len(), interrupt)?.into(),
+            Self::Nfkd => collect(text.nfkd(), text.len(), interrupt)?.into(),
+            Self::Lowercase => lowercase(text, interrupt)?,
+            Self::Strip { left, right } => strip(text, *left, *right),
+            Self::StripAccents => without(&text, &MARK, interrupt)?.into(),
+            Self::StripNonspacing => without(&text, &NONSPACING, interrupt)?.into(),
+            Self::Replace { find, content } => replace(text, find, content)?,
+            Self::Prepend(start) => format!("{start}{text}").into(),
+            Self::Clean => {
+                let kept = text.chars().filter_map(clean);
+                collect(kept, text.len(), interrupt)?.into()
+            }
+            Self::SpaceChinese => {
+                let spaced = text.chars().flat_map(|char| {
+                    let around = is_chinese(char).then_some(' ');
+                    around.into_iter().chain([char]).chain(around)
+                });
+                collect(spaced, text.len(), interrupt)?.into()
+            }
+            Self::Precompiled(map) => precompiled(&text, map, interrupt)?.into(),
+            Self::Nmt => {
+                let chars = text.chars().filter_map(nmt);
+                collect(chars, text.len(), interrupt)?.into()
+            }
+        })
+    }
+}
+
+impl Normalizer {
+    /// Whether this step is quickly seen to leave a text as it is.
+    fn is_idle(&self, text: &str) -> bool {
+        match self {
+            // All characters below U+0300 are composed, and their first bytes are below 0xCC.
+            Self::Nfc => {
+                text.bytes().all(|byte| byte < 0xCC)
+                    || is_nfc_quick(text.chars()) == IsNormalized::Yes
+            }
+            Self::Nfd => is_nfd_quick(text.chars()) == IsNormalized::Yes,
+            Self::Nfkc
+            | Self::Nfkd
+            | Self::SpaceChinese
+            | Self::StripAccents
+            | Self::StripNonspacing => text.is_ascii(),
+            _ => text.is_empty(),
+        }
+    }
+}
+
+/// The characters as a string; looks for interrupts now and then.
+fn collect(
+    chars: impl Iterator<Item = char>,
+    expected: usize,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<String, Error> {
+    let mut out = String::with_capacity(expected);
+    for (number, char) in chars.enumerate() {
+        if number % TICK == TICK - 1 {
+            interrupt()?;
+        }
+        out.push(char);
+    }
+    Ok(out)
+}
+
+/// The text with the replacements of a map.
+///
+/// `SentencePiece` replaces the longest key at each place. Hugging Face looks at each grapheme
+/// cluster of less than 6 bytes: if it begins with a key, what stands for the shortest such key
+/// stands for all of it. The characters of other clusters are replaced one by one.
+fn precompiled(text: &str, map: &Charsmap, interrupt: &mut Interrupt<'_>) -> Result<String, Error> {
+    let mut out = Vec::with_capacity(text.len());
+    for (number, cluster) in text.graphemes(true).enumerate() {
+        if number % TICK == TICK - 1 {
+            interrupt()?;
+        }
+        let whole = if cluster.len() < 6 {
+            map.shortest(cluster.as_bytes())
+        } else {
+            None
+        };
+        if let Some(replacement) = whole {
+            out.extend_from_slice(replacement);
+            continue;
+        }
+        for (at, char) in cluster.char_indices() {
+            let part = &cluster.as_bytes()[at..at + char.len_utf8()];
+            out.extend_from_slice(map.shortest(part).unwrap_or(part));
+        }
+    }
+    // A damaged map may hold other bytes than UTF-8.
+    Ok(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into()))
+}
+
+fn lowercase<'a>(text: Cow<'a, str>, interrupt: &mut Interrupt<'_>) -> Result<Cow<'a, str>, Error> {
+    if text.is_ascii() {
+        let upper = text.bytes().any(|byte| byte.is_ascii_uppercase());
+        return Ok(if upper {
+            text.to_ascii_lowercase().into()
+        } else {
+            text
+        });
+    }
+    // Not `str::to_lowercase`, which looks at the letters around a sigma.
+    let chars = text.chars().flat_map(char::to_lowercase);
+    Ok(collect(chars, text.len(), interrupt)?.into())
+}
+
+/// The text without the characters of a set, which has none of ASCII.
+fn without(text: &str, set: &Property, interrupt: &mut Interrupt<'_>) -> Result<String, Error> {
+    collect(
+        text.chars().filter(|&char| !set.has(char)),
+        text.len(),
+        interrupt,
+    )
+}
+
+fn strip(text: Cow<'_, str>, left: bool, right: bool) -> Cow<'_, str> {
+    let end = if right {
+        text.trim_end().len()
+    } else {
+        text.len()
+    };
+    let rest = &text[..end];
+    let start = if left {
+        end - rest.trim_start().len()
+    } else {
+        0
+    };
+    match text {
+        Cow::Borrowed(text) => text[start..end].into(),
+        Cow::Owned(mut text) => {
+            text.truncate(end);
+            text.drain(..start);
+            text.into()
+        }
+    }
+}
+
+fn replace<'a>(text: Cow<'a, str>, find: &Find, content: &str) -> Result<Cow<'a, str>, Error> {
+    let mut found = Vec::new();
+    find.stretches(&text, &mut found)?;
+    if found.iter().all(|&(_, _, found)| !found) {
+        return Ok(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for (start, end, found) in found {
+        out.push_str(if found { content } else { &text[start..end] });
+    }
+    Ok(out.into())
+}
+
+/// What a character becomes by BERT's first step; None if it goes.
+fn clean(char: char) -> Option<char> {
+    match char {
+        '\t' | '\n' | '\r' => Some(' '),
+        '\0' | char::REPLACEMENT_CHARACTER => None,
+        _ if CONTROL.has(char) => None,
+        _ if char.is_whitespace() => Some(' '),
+        _ => Some(char),
+    }
+}
+
+/// The blocks of unified ideographs, as BERT lists them.
+fn is_chinese(char: char) -> bool {
+    matches!(
+        char as u32,
+        0x4E00..=0x9FFF
+            | 0x3400..=0x4DBF
+            | 0x2_0000..=0x2_A6DF
+            | 0x2_A700..=0x2_B73F
+            | 0x2_B740..=0x2_B81F
+            | 0x2_B920..=0x2_CEAF
+            | 0xF900..=0xFAFF
+            | 0x2_F800..=0x2_FA1F
+    )
+}
+
+/// What a character becomes by Google's rules; None if it goes.
+fn nmt(char: char) -> Option<char> {
+    match char as u32 {
+        0x01..=0x08 | 0x0B | 0x0E..=0x1F | 0x7F | 0x8F | 0x9F => None,
+        0x09
+        | 0x0A
+        | 0x0C
+        | 0x0D
+        | 0x1680
+        | 0x200B..=0x200F
+        | 0x2028
+        | 0x2029
+        | 0x2581
+        | 0xFEFF
+        | 0xFFFD => Some(' '),
+        _ => Some(char),
     }
 }

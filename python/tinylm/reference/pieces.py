@@ -1,0 +1,148 @@
+"""A text in pieces by several steps: the pre-tokenizers of a `tokenizer.json`.
+
+Each step cuts every piece of the step before it further; some write it anew. `cut` runs the steps
+of a file, with the keys and types of the file.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
+import regex
+
+from tinylm.reference.patterns import split
+
+# A stretch of a piece, and whether it was looked for and found.
+Found = list[tuple[str, bool]]
+SPACE = regex.compile(r"\s")
+WORD = regex.compile(r"\w")
+
+
+def cut(text: str, steps: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The pieces of a text after all steps; none is empty."""
+    pieces = [text]
+    for step in steps:
+        # Only the piece that begins the text knows that it does.
+        parts = [_step(piece, step, first=i == 0) for i, piece in enumerate(pieces)]
+        pieces = [piece for part in parts for piece in part if piece]
+    return [piece for piece in pieces if piece]
+
+
+def _step(piece: str, step: Mapping[str, Any], *, first: bool) -> list[str]:
+    match step["type"]:
+        case "ByteLevel":
+            return byte_level(piece, blank=step["add_prefix_space"], pattern=step["use_regex"])
+        case "Split":
+            found = search(piece, step["pattern"])
+            if step["invert"]:
+                found = [(part, not is_match) for part, is_match in found]
+            return by_behavior(found, step["behavior"])
+        case "Digits":
+            how = "Isolated" if step["individual_digits"] else "Contiguous"
+            return by_behavior(characters(piece, is_number), how)
+        case "Punctuation":
+            return by_behavior(characters(piece, is_punctuation), step["behavior"])
+        case "Whitespace":
+            return list(regex.findall(r"\w+|[^\w\s]+", piece))
+        case "WhitespaceSplit":
+            return by_behavior(characters(piece, is_space), "Removed")
+        case "BertPreTokenizer":
+            words = by_behavior(characters(piece, is_space), "Removed")
+            parts = (by_behavior(characters(word, is_punctuation), "Isolated") for word in words)
+            return [part for word in parts for part in word]
+        case "Metaspace":
+            scheme = step["prepend_scheme"]
+            prepend = scheme == "always" or (scheme == "first" and first)
+            return metaspace(piece, step["replacement"], prepend=prepend, apart=step["split"])
+        case "CharDelimiterSplit":
+            return by_behavior(characters(piece, lambda c: c == step["delimiter"]), "Removed")
+        case "FixedLength":
+            length = step["length"]
+            return [piece[i : i + length] for i in range(0, len(piece), length)]
+    raise ValueError(step["type"])
+
+
+def is_space(char: str) -> bool:
+    """Whether Unicode calls a character white space."""
+    return SPACE.match(char) is not None
+
+
+def is_number(char: str) -> bool:
+    """Whether Unicode calls a character a number: a digit, a letter like VIII, a fraction."""
+    return unicodedata.category(char)[0] == "N"
+
+
+def is_punctuation(char: str) -> bool:
+    """Punctuation of Unicode, and all symbols of ASCII."""
+    return unicodedata.category(char)[0] == "P" or char in "$+<=>^`|~"
+
+
+def characters(piece: str, wanted: Callable[[str], bool]) -> Found:
+    """Each character that is wanted, and the stretches between them."""
+    found: Found = []
+    for is_match, run in groupby(piece, wanted):
+        stretch = "".join(run)
+        found += [(char, True) for char in stretch] if is_match else [(stretch, False)]
+    return found
+
+
+def search(piece: str, pattern: Mapping[str, str]) -> Found:
+    """The matches of a string or an expression, and the stretches between them."""
+    wanted = re.escape(pattern["String"]) if "String" in pattern else pattern["Regex"]
+    found, end = [], 0
+    for match in regex.finditer(wanted, piece, flags=regex.V1):
+        found += [(piece[end : match.start()], False), (match.group(), True)]
+        end = match.end()
+    found.append((piece[end:], False))
+    return [(part, is_match) for part, is_match in found if part]
+
+
+def by_behavior(found: Found, behavior: str) -> list[str]:
+    """The pieces that a behavior makes of the stretches."""
+    match behavior:
+        case "Isolated":
+            return [part for part, _ in found]
+        case "Removed":
+            return [part for part, is_match in found if not is_match]
+        case "Contiguous":
+            runs = groupby(found, key=lambda stretch: stretch[1])
+            return ["".join(part for part, _ in run) for _, run in runs]
+    # A match goes with the stretch before it, or after it, if that is no match itself.
+    backwards = behavior == "MergedWithNext"
+    pieces: list[str] = []
+    before = False
+    for part, is_match in reversed(found) if backwards else found:
+        if pieces and is_match and not before:
+            pieces[-1] = part + pieces[-1] if backwards else pieces[-1] + part
+        else:
+            pieces.append(part)
+        before = is_match
+    return pieces[::-1] if backwards else pieces
+
+
+def metaspace(piece: str, mark: str, *, prepend: bool, apart: bool) -> list[str]:
+    """A mark for each blank, and one in front; with `apart` each mark begins a piece."""
+    piece = piece.replace(" ", mark)
+    if prepend and not piece.startswith(mark):
+        piece = mark + piece
+    return re.split(f"(?={re.escape(mark)})", piece) if apart else [piece]
+
+
+def byte_level(piece: str, *, blank: bool, pattern: bool) -> list[str]:
+    """GPT-2's pieces, in its alphabet of a character for each byte."""
+    if blank and not piece.startswith(" "):
+        piece = f" {piece}"
+    pieces = split(piece, "gpt2") if pattern else [piece]
+    return ["".join(ALPHABET[byte] for byte in piece.encode()) for piece in pieces]
+
+
+def _alphabet() -> list[str]:
+    """Printable Latin-1 stands for itself, the others follow U+0100 in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+ALPHABET = _alphabet()

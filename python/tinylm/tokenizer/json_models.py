@@ -1,0 +1,251 @@
+"""The model of a `tokenizer.json`: its tokens, and the rule by which pieces become tokens.
+
+A file whose pre_tokenizer has ByteLevel writes bytes as the characters of GPT-2's alphabet; its
+tokens are read as bytes. The tokens of other files are characters as they stand.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from tinylm.tokenizer.checks import check_keys, checked, shown
+from tinylm.tokenizer.contents import (
+    BYTE_TO_CHAR,
+    CHAR_TO_BYTE,
+    AddedToken,
+    Contents,
+    every_split,
+    pairs_of,
+    to_bytes,
+    to_chars,
+)
+from tinylm.tokenizer.models import Bpe, CharBpe, Model, Unigram, WordPiece
+
+UNIGRAM = {"type", "unk_id", "vocab", "byte_fallback"}
+WORDPIECE = {
+    "type",
+    "unk_token",
+    "continuing_subword_prefix",
+    "max_input_chars_per_word",
+    "vocab",
+}
+BPE = {
+    "type",
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+    "vocab",
+    "merges",
+}
+
+
+# In the place of merges that a file joins with a space, as older ones do.
+JOINED = ""
+
+
+class Parts(NamedTuple):
+    """What a model brings into `Contents`."""
+
+    tokens: dict[bytes, int]
+    model: Model
+    chars: bool
+    missing: bytes = b""
+    inert: Mapping[str, int] = MappingProxyType({})
+
+
+def vocab_of(model: Mapping[str, Any]) -> dict[str, int]:
+    """The tokens of the file and their ids; ValueError for a value that is no id or no score."""
+    if kind_of(model) == "Unigram":
+        vocab = {}
+        for id, item in enumerate(checked(model["vocab"], list, "model (type Unigram) vocab")):
+            match item:
+                case [str(token), int() | float()] if token not in vocab:
+                    vocab[token] = id
+                case _:
+                    raise ValueError(f"model.vocab {shown(item)} is not a new token and a score")
+        return vocab
+    vocab = checked(model["vocab"], dict, "model.vocab")
+    for token, id in vocab.items():
+        checked(id, int, f"model.vocab {token!r}")
+    return vocab
+
+
+def read(
+    model: Mapping[str, Any],
+    vocab: Mapping[str, int],
+    added: tuple[AddedToken, ...],
+    *,
+    byte_level: bool,
+) -> Parts:
+    """The parts of a model; ValueError names what is not supported.
+
+    With `byte_level` the tokens are written in GPT-2's alphabet.
+    """
+    kind = kind_of(model)
+    match kind:
+        case "BPE":
+            return _bpe(model, vocab, added, byte_level=byte_level)
+        case "Unigram":
+            return _unigram(model, vocab, byte_level=byte_level)
+        case "WordPiece":
+            check_keys(model, WORDPIECE, "model (type WordPiece) ")
+            unknown = checked(model["unk_token"], str, "model.unk_token")
+            longest = checked(
+                model["max_input_chars_per_word"], int, "model.max_input_chars_per_word"
+            )
+            name = "continuing_subword_prefix"
+            prefix = checked(model[name], str, f"model.{name}")
+            made = WordPiece(_known(unknown, vocab), prefix, longest)
+            return Parts(_texts(vocab), made, chars=True)
+    named = shown(model.get("type", kind))
+    raise ValueError(f"model type {named} is not supported, only BPE, Unigram and WordPiece")
+
+
+def _unigram(model: Mapping[str, Any], vocab: Mapping[str, int], *, byte_level: bool) -> Parts:
+    check_keys(model, UNIGRAM, "model (type Unigram) ")
+    unknown = model.get("unk_id")
+    if unknown is not None and checked(unknown, int, "model.unk_id") >= len(vocab):
+        raise ValueError(f"model.unk_id = {unknown} is not below the {len(vocab)} tokens")
+    fallback = checked(model.get("byte_fallback", False), bool, "model.byte_fallback")
+    scores = tuple(float(score) for _, score in model["vocab"])
+    # Tokens of bytes are known by all bytes being tokens: then nothing is unknown.
+    if byte_level and CHAR_TO_BYTE.keys() <= vocab.keys() and all(map(_is_bytes, vocab)):
+        tokens = {to_bytes(token): id for token, id in vocab.items()}
+        return Parts(tokens, Unigram(scores), chars=False)
+    return Parts(_texts(vocab), Unigram(scores, unknown, fallback), chars=True)
+
+
+def _bpe(
+    model: Mapping[str, Any],
+    vocab: Mapping[str, int],
+    added: tuple[AddedToken, ...],
+    *,
+    byte_level: bool,
+) -> Parts:
+    check_keys(model, BPE, "model.")
+    options = _options(model)
+    merges = [_merge(merge) for merge in checked(model["merges"], list, "model.merges")]
+    missing = bytes(byte for byte, char in enumerate(BYTE_TO_CHAR) if char not in vocab)
+    prefix, suffix = options["continuing_subword_prefix"], options["end_of_word_suffix"]
+    unknowns = (options["unk_token"] or options["byte_fallback"]) and missing
+    if not byte_level or prefix or suffix or unknowns:
+        return _char_bpe(vocab, merges, options)
+    # Added tokens have ids of their own, but one may be a byte or a part of a merge too.
+    inside = {part for left, right in merges for part in (left, right, left + right)}
+    listed = {token.content for token in added if token.listed} - inside - CHAR_TO_BYTE.keys()
+    spelled = {t: id for t, id in vocab.items() if t and t not in listed and _is_bytes(t)}
+    tokens = {to_bytes(token): id for token, id in spelled.items()}
+    pairs = pairs_of([(to_bytes(left), to_bytes(right)) for left, right in merges], tokens)
+    whole_pieces = options["ignore_merges"]
+    # Ranks are written as all the merges that they allow.
+    ranks = whole_pieces and bool(pairs) and pairs == every_split(tokens)
+    inert = {t: id for t, id in vocab.items() if t not in spelled and t not in listed}
+    made = Bpe(None if ranks else pairs, whole_pieces)
+    return Parts(tokens, made, chars=False, missing=missing, inert=inert)
+
+
+def _char_bpe(
+    vocab: Mapping[str, int], merges: list[tuple[str, str]], options: Mapping[str, Any]
+) -> Parts:
+    tokens = _texts(vocab)
+    prefix = options["continuing_subword_prefix"]
+    if wrong := next((pair for pair in merges if not pair[1].startswith(prefix)), None):
+        raise ValueError(
+            f"merge {shown(wrong)}: the second token lacks model.continuing_subword_prefix = "
+            f"{shown(prefix)}"
+        )
+    made = CharBpe(
+        pairs_of([(left.encode(), right.encode()) for left, right in merges], tokens),
+        whole_pieces=options["ignore_merges"],
+        unknown=_known(options["unk_token"], vocab) if options["unk_token"] else None,
+        fuse_unknown=options["fuse_unk"],
+        byte_fallback=options["byte_fallback"],
+        prefix=prefix,
+        suffix=options["end_of_word_suffix"],
+    )
+    inert = {"": vocab[""]} if "" in vocab else {}
+    return Parts(tokens, made, chars=True, inert=inert)
+
+
+def _texts(vocab: Mapping[str, int]) -> dict[bytes, int]:
+    return {token.encode(): id for token, id in vocab.items() if token}
+
+
+def _known(unknown: str, vocab: Mapping[str, int]) -> int:
+    if unknown not in vocab:
+        raise ValueError(f"model.unk_token = {shown(unknown)} is not in model.vocab")
+    return vocab[unknown]
+
+
+def written(contents: Contents, model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model of a file with the tokens and merges, in which `model` has none."""
+    spell = bytes.decode if contents.stages.chars else to_chars
+    vocab = {spell(token): id for token, id in contents.tokens.items()} | dict(contents.inert)
+    # Only those that the file had there: a longer vocabulary would move the ids that `tokenizers`
+    # gives to the others.
+    vocab |= {token.content: token.id for token in contents.added_tokens if token.listed}
+    vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
+    made = contents.model
+    if isinstance(made, Unigram):
+        return {**model, "vocab": [list(pair) for pair in zip(vocab, made.scores, strict=True)]}
+    if isinstance(made, WordPiece):
+        return {**model, "vocab": vocab}
+    chars_of = {id: token for token, id in vocab.items()}
+    merges = every_split(contents.tokens) if made.merges is None else made.merges
+    pairs = [[chars_of[left], chars_of[right]] for left, right in merges]
+    joined = model["merges"] == JOINED
+    options = {} if contents.kept else {"ignore_merges": made.whole_pieces}
+    return {
+        **model,
+        **options,
+        "vocab": vocab,
+        "merges": [" ".join(pair) for pair in pairs] if joined else pairs,
+    }
+
+
+def kind_of(model: Mapping[str, Any]) -> str:
+    """The type of a model; old files leave it out."""
+    if "type" in model:
+        return str(model["type"])
+    if "merges" in model:
+        return "BPE"
+    if "max_input_chars_per_word" in model:
+        return "WordPiece"
+    return "Unigram" if "unk_id" in model else "WordLevel"
+
+
+def is_joined(model: Mapping[str, Any]) -> bool:
+    """Whether the merges are written as two tokens with a space between them."""
+    merges = model.get("merges")
+    return isinstance(merges, list) and bool(merges) and isinstance(merges[0], str)
+
+
+def _options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the keys of BPE beside its tokens; ValueError for one of another type."""
+    found: dict[str, Any] = {}
+    for name in ("ignore_merges", "fuse_unk", "byte_fallback"):
+        value = model.get(name)
+        found[name] = value is not None and checked(value, bool, f"model.{name}")
+    for name in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
+        value = model.get(name)
+        found[name] = "" if value is None else checked(value, str, f"model.{name}")
+    dropout = model.get("dropout")
+    if dropout is not None and (isinstance(dropout, bool) or dropout != 0):
+        raise ValueError(f"model.dropout = {shown(dropout)} is not supported, only null or 0")
+    return found
+
+
+def _is_bytes(token: str) -> bool:
+    return all(char in CHAR_TO_BYTE for char in token)
+
+
+def _merge(merge: object) -> tuple[str, str]:
+    # Older files join the two tokens with a space.
+    match merge.split(" ") if isinstance(merge, str) else merge:
+        case [str(left), str(right)]:
+            return left, right
+    raise ValueError(f"merge {shown(merge)} is not two tokens")

@@ -1,0 +1,101 @@
+//! A tokenizer from its parts, which must fit each other.
+
+use std::sync::Mutex;
+
+use crate::added::{AddedToken, AddedTokens, Edges};
+use crate::encode::Tokenizer;
+use crate::model::{Model, ModelSpec};
+use crate::stages::{Staged, Stages};
+use crate::surfaces::Surfaces;
+use crate::vocab::Vocab;
+use crate::{Error, Pattern};
+
+/// What makes a tokenizer.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// The ordinary tokens and their ids.
+    pub tokens: Vec<(Vec<u8>, u32)>,
+    /// How a piece of text becomes ordinary tokens.
+    pub model: ModelSpec,
+    /// The name of a pattern or a regular expression.
+    pub pattern: String,
+    /// Special tokens and others that are found before the text is split.
+    pub added: Vec<AddedToken>,
+}
+
+impl Tokenizer {
+    /// From its parts; fails if they contradict each other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`] or [`Error::Pattern`], which names the part.
+    pub fn new(spec: Spec) -> Result<Self, Error> {
+        Self::with_stages(spec, Stages::default(), &[])
+    }
+
+    /// From its parts, with stages between its added tokens and its model, and with what added
+    /// tokens ask of the characters around them, by their ids.
+    ///
+    /// With stages, late tokens are normalised and looked for in normalised text. Bytes that no
+    /// token has must be among the missing ones of the stages.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`] or [`Error::Pattern`], which names the part.
+    pub fn with_stages(spec: Spec, stages: Stages, edges: &[(u32, Edges)]) -> Result<Self, Error> {
+        let model = Model::new(&spec.tokens, spec.model, &stages.missing)?;
+        let mut made = Self::with_model(&spec.tokens, model, &spec.pattern, spec.added)?;
+        if !stages.is_empty() {
+            let (early, late) = made.added.without_late()?;
+            made.added = early;
+            let mut staged = Staged::new(stages, late)?;
+            staged.set_edges(edges);
+            made.staged = Some(staged);
+        }
+        made.added.set_edges(edges);
+        Ok(made)
+    }
+
+    /// From parts with a model made before: the tests bring a model of their own.
+    pub(crate) fn with_model(
+        tokens: &[(Vec<u8>, u32)],
+        model: Model,
+        pattern: &str,
+        added: Vec<AddedToken>,
+    ) -> Result<Self, Error> {
+        let added = AddedTokens::new(added)?;
+        let ordinary = tokens.iter().map(|(token, id)| (token.as_slice(), *id));
+        let twice = added.among(tokens);
+        let entries = added.entries().filter(|(_, id)| !twice.contains(id));
+        Ok(Self {
+            pattern: Pattern::new(pattern)?,
+            model,
+            vocab: Vocab::new(ordinary.chain(entries))?,
+            added,
+            staged: None,
+            surfaces: None,
+            workers: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The same tokenizer, which decodes to other bytes than its tokens are written with.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`] for an id that is too large.
+    pub fn with_surfaces(mut self, surfaces: Surfaces) -> Result<Self, Error> {
+        let mut bytes: Vec<Option<&[u8]>> = (0..self.vocab.len() as u32)
+            .map(|id| self.vocab.get(id))
+            .collect();
+        for (id, surface) in &surfaces.all {
+            let at = *id as usize;
+            bytes.resize(bytes.len().max(at + 1), None);
+            bytes[at] = Some(surface);
+        }
+        let entries = bytes.iter().zip(0u32..);
+        let vocab = Vocab::new(entries.filter_map(|(bytes, id)| Some(((*bytes)?, id))))?;
+        self.vocab = vocab;
+        self.surfaces = Some(surfaces);
+        Ok(self)
+    }
+}

@@ -1,0 +1,154 @@
+//! What a step looks for in a text, and what becomes of the places where it is found.
+//!
+//! A `tokenizer.json` splits at characters of a kind, at a string, or at the matches of a regular
+//! expression, and names what happens to a match by one of five [`Behaviour`]s.
+//!
+//! Defined by `split` in `python/tinylm/reference/stages.py`.
+
+use fancy_regex::Regex;
+
+use crate::{Error, Pattern};
+
+/// A stretch of a text, and whether it was found.
+pub(crate) type Found = (usize, usize, bool);
+
+/// Something to look for.
+#[derive(Debug, Clone)]
+pub struct Find(Kind);
+
+#[derive(Debug, Clone)]
+enum Kind {
+    /// A pattern with a scanner: every piece is a match.
+    Scanner(Pattern),
+    Regex(Box<Regex>),
+    Text(String),
+}
+
+/// What becomes of a match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behaviour {
+    /// A piece of its own.
+    Isolated,
+    /// It is dropped.
+    Removed,
+    /// A piece together with the matches that touch it.
+    Contiguous,
+    /// It ends the piece before it.
+    MergedWithPrevious,
+    /// It begins the piece after it.
+    MergedWithNext,
+}
+
+impl Find {
+    /// A string as it stands.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pattern`] for the empty string.
+    pub fn text(text: &str) -> Result<Self, Error> {
+        if text.is_empty() {
+            let reason = "an empty string is found nowhere".into();
+            let pattern = text.into();
+            return Err(Error::Pattern { pattern, reason });
+        }
+        Ok(Self(Kind::Text(text.into())))
+    }
+
+    /// A regular expression in the dialect of `fancy-regex`, or the name of a [`Pattern`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Pattern::new`].
+    pub fn regex(regex: &str) -> Result<Self, Error> {
+        Ok(Self(match Pattern::new(regex)? {
+            Pattern::Custom(regex) => Kind::Regex(regex),
+            pattern => Kind::Scanner(pattern),
+        }))
+    }
+
+    /// Appends the stretches of `text`, found and not found; none is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatternGaveUp`] from a regular expression.
+    pub(crate) fn stretches(&self, text: &str, out: &mut Vec<Found>) -> Result<(), Error> {
+        let mut done = 0;
+        let mut add = |from: usize, to: usize| {
+            for (start, end, found) in [(done, from, false), (from, to, true)] {
+                if start < end {
+                    out.push((start, end, found));
+                }
+            }
+            done = to;
+        };
+        match &self.0 {
+            Kind::Scanner(pattern) => {
+                pattern.pieces(text.as_bytes(), 0, |from, to| {
+                    add(from, to);
+                    Ok(())
+                })?;
+            }
+            Kind::Regex(regex) => {
+                for found in regex.find_iter(text) {
+                    let found = found.map_err(|e| Error::PatternGaveUp {
+                        pattern: regex.as_str().into(),
+                        reason: e.to_string(),
+                    })?;
+                    add(found.start(), found.end());
+                }
+            }
+            Kind::Text(wanted) => {
+                for (at, _) in text.match_indices(wanted.as_str()) {
+                    add(at, at + wanted.len());
+                }
+            }
+        }
+        add(text.len(), text.len());
+        Ok(())
+    }
+}
+
+/// Appends the stretches of `text` between and at the characters that `wanted` is true for.
+pub(crate) fn characters(text: &str, wanted: impl Fn(char) -> bool, out: &mut Vec<Found>) {
+    let mut done = 0;
+    for (at, char) in text.char_indices() {
+        if wanted(char) {
+            if done < at {
+                out.push((done, at, false));
+            }
+            done = at + char.len_utf8();
+            out.push((at, done, true));
+        }
+    }
+    if done < text.len() {
+        out.push((done, text.len(), false));
+    }
+}
+
+impl Behaviour {
+    /// Appends the pieces of the stretches `found`, which begin at `base`.
+    pub(crate) fn pieces(self, found: &[Found], base: usize, out: &mut Vec<(usize, usize)>) {
+        let first = out.len();
+        // What was before the first stretch counts as not found, and so does what is after the
+        // last for `MergedWithNext`, which goes from the end.
+        let mut before = false;
+        for &(start, end, now) in found {
+            let touches = out.len() > first;
+            match self {
+                Self::Removed if now => {}
+                Self::Contiguous if touches && now == before => {
+                    out.last_mut().expect("a piece before").1 = base + end;
+                }
+                Self::MergedWithPrevious if touches && now && !before => {
+                    out.last_mut().expect("a piece before").1 = base + end;
+                }
+                // Of several matches in a row, the last one begins the stretch after it.
+                Self::MergedWithNext if touches && !now && before => {
+                    out.last_mut().expect("a piece before").1 = base + end;
+                }
+                _ => out.push((base + start, base + end)),
+            }
+            before = now;
+        }
+    }
+}

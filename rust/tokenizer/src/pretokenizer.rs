@@ -1,0 +1,233 @@
+//! The pre-tokenizers of a `tokenizer.json`: a text in pieces, by one step after the other.
+//!
+//! Most steps only cut; some change the text too (a blank in front, U+2581 for blanks, a character
+//! for each byte). A step sees each piece of the step before by itself, and takes time linear in
+//! the text.
+//!
+//! Defined by the functions of `python/tinylm/reference/stages.py`, held to them by the rungs whose
+//! names begin with `pre-tokenize`.
+
+use crate::Error;
+use crate::alphabet;
+use crate::find::{Behaviour, Find, Found, characters};
+use crate::property::{PUNCTUATION, WORD};
+
+/// One step of cutting a text into pieces.
+#[derive(Debug, Clone)]
+pub enum PreTokenizer {
+    /// A character for each byte, perhaps after a blank in front and GPT-2's pattern.
+    ByteLevel {
+        /// Whether each piece that does not begin with a blank gets one.
+        prefix_space: bool,
+        /// GPT-2's pattern, if it is to split.
+        pattern: Option<Find>,
+    },
+    /// Pieces at what is found, or with `invert` at what is between.
+    Split {
+        /// What is looked for.
+        find: Find,
+        /// What becomes of it.
+        behaviour: Behaviour,
+        /// Whether what is between the matches counts as the match.
+        invert: bool,
+    },
+    /// Numbers apart from the rest, with `individual` each digit.
+    Digits {
+        /// Whether digits are apart from each other too.
+        individual: bool,
+    },
+    /// Punctuation apart from the rest.
+    Punctuation(Behaviour),
+    /// Runs of word characters, and runs of others that are no white space.
+    Whitespace,
+    /// What is between white space.
+    WhitespaceSplit,
+    /// What is between white space, and each punctuation mark by itself.
+    Bert,
+    /// A mark for each blank, perhaps one in front, and pieces that begin at the marks.
+    Metaspace {
+        /// The mark.
+        mark: char,
+        /// Where one is put in front.
+        prepend: Prepend,
+        /// Whether the marks begin pieces.
+        split: bool,
+    },
+    /// What is between the occurrences of a character.
+    Delimiter(char),
+    /// Pieces of this many characters.
+    FixedLength(usize),
+}
+
+/// Which pieces get a mark in front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prepend {
+    /// The one at the beginning of the text.
+    First,
+    /// All.
+    Always,
+    /// None.
+    Never,
+}
+
+/// A text, and the pieces of it in order; what lies between them is gone.
+pub(crate) struct Pieces {
+    pub(crate) text: String,
+    pub(crate) spans: Vec<(usize, usize)>,
+}
+
+impl Pieces {
+    /// A text in one piece, or none if it is empty.
+    pub(crate) fn whole(text: String) -> Self {
+        let spans = if text.is_empty() {
+            Vec::new()
+        } else {
+            vec![(0, text.len())]
+        };
+        Self { text, spans }
+    }
+
+    /// Cuts each piece: `cut` appends the stretches that it finds in one.
+    fn cut(
+        &mut self,
+        behaviour: Behaviour,
+        invert: bool,
+        mut cut: impl FnMut(&str, &mut Vec<Found>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut spans = Vec::with_capacity(self.spans.len());
+        let mut found = Vec::new();
+        for &(start, end) in &self.spans {
+            found.clear();
+            cut(&self.text[start..end], &mut found)?;
+            if invert {
+                for stretch in &mut found {
+                    stretch.2 = !stretch.2;
+                }
+            }
+            behaviour.pieces(&found, start, &mut spans);
+        }
+        self.spans = spans;
+        Ok(())
+    }
+
+    /// Cuts each piece at the characters that `wanted` is true for.
+    fn cut_at(&mut self, behaviour: Behaviour, wanted: impl Fn(char) -> bool) -> Result<(), Error> {
+        self.cut(behaviour, false, |piece, found| {
+            characters(piece, &wanted, found);
+            Ok(())
+        })
+    }
+
+    /// Writes each piece anew: `write` appends what the piece that begins at a place becomes.
+    fn rewrite(&mut self, mut write: impl FnMut(usize, &str, &mut String)) {
+        let mut text = String::with_capacity(self.text.len());
+        for span in &mut self.spans {
+            let start = text.len();
+            write(span.0, &self.text[span.0..span.1], &mut text);
+            *span = (start, text.len());
+        }
+        self.text = text;
+    }
+}
+
+impl PreTokenizer {
+    /// Cuts the pieces further. `first`: they begin where the whole text does.
+    ///
+    /// Without `chars`, [`PreTokenizer::ByteLevel`] leaves the bytes as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatternGaveUp`] from a regular expression.
+    pub(crate) fn apply(&self, pieces: &mut Pieces, first: bool, chars: bool) -> Result<(), Error> {
+        match self {
+            Self::ByteLevel {
+                prefix_space,
+                pattern,
+            } => {
+                if *prefix_space
+                    && pieces
+                        .spans
+                        .iter()
+                        .any(|p| !pieces.text[p.0..].starts_with(' '))
+                {
+                    pieces.rewrite(|_, piece, out| {
+                        if !piece.starts_with(' ') {
+                            out.push(' ');
+                        }
+                        out.push_str(piece);
+                    });
+                }
+                if let Some(find) = pattern {
+                    pieces.cut(Behaviour::Isolated, false, |p, found| {
+                        find.stretches(p, found)
+                    })?;
+                }
+                if chars {
+                    pieces.rewrite(|_, piece, out| alphabet::write(piece.as_bytes(), out));
+                }
+                Ok(())
+            }
+            Self::Split {
+                find,
+                behaviour,
+                invert,
+            } => pieces.cut(*behaviour, *invert, |piece, found| {
+                find.stretches(piece, found)
+            }),
+            Self::Digits { individual: true } => {
+                pieces.cut_at(Behaviour::Isolated, char::is_numeric)
+            }
+            Self::Digits { individual: false } => {
+                pieces.cut_at(Behaviour::Contiguous, char::is_numeric)
+            }
+            Self::Punctuation(behaviour) => pieces.cut_at(*behaviour, |char| PUNCTUATION.has(char)),
+            Self::Whitespace => {
+                pieces.cut_at(Behaviour::Removed, char::is_whitespace)?;
+                // What is left is words and the rest, each in runs.
+                pieces.cut_at(Behaviour::Contiguous, |char| WORD.has(char))
+            }
+            Self::WhitespaceSplit => pieces.cut_at(Behaviour::Removed, char::is_whitespace),
+            Self::Bert => {
+                pieces.cut_at(Behaviour::Removed, char::is_whitespace)?;
+                pieces.cut_at(Behaviour::Isolated, |char| PUNCTUATION.has(char))
+            }
+            Self::Metaspace {
+                mark,
+                prepend,
+                split,
+            } => {
+                pieces.rewrite(|start, piece, out| {
+                    let wanted = match prepend {
+                        Prepend::Always => true,
+                        Prepend::First => first && start == 0,
+                        Prepend::Never => false,
+                    };
+                    if wanted && !piece.starts_with([' ', *mark]) {
+                        out.push(*mark);
+                    }
+                    out.extend(piece.chars().map(|c| if c == ' ' { *mark } else { c }));
+                });
+                if *split {
+                    return pieces.cut_at(Behaviour::MergedWithNext, |char| char == *mark);
+                }
+                Ok(())
+            }
+            Self::Delimiter(delimiter) => {
+                pieces.cut_at(Behaviour::Removed, |char| char == *delimiter)
+            }
+            Self::FixedLength(length) => {
+                let mut spans = Vec::new();
+                for &(start, end) in &pieces.spans {
+                    let places = pieces.text[start..end].char_indices().step_by(*length);
+                    let first = spans.len();
+                    spans.extend(places.map(|(at, _)| (start + at, end)));
+                    for at in first + 1..spans.len() {
+                        spans[at - 1].1 = spans[at].0;
+                    }
+                }
+                pieces.spans = spans;
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The stages of a `tokenizer.json` that are not simply a pattern: normalisers, pre-tokenizers,
+//! bytes without a token.
+//!
+//! Most tokenizers of byte-level BPE need none of this, and [`crate::encode`] then runs none of it.
+//! With stages, added tokens that are not late are found in the text as given. Each stretch between
+//! them is normalised, the late ones are found in what it became, and what is left is cut into
+//! pieces.
+//!
+//! Defined by `encode` in `python/tinylm/reference/stages.py`, held to it by the rung `stages`.
+
+use std::borrow::Cow;
+
+use crate::added::{AddedToken, AddedTokens};
+use crate::normalizer::Normalizer;
+use crate::pretokenizer::{Pieces, PreTokenizer};
+use crate::{Error, Interrupt, Policy, alphabet};
+
+/// Pieces handed on between two calls of the interrupt.
+const TICK: usize = 1 << 14;
+
+/// What happens to a text before a model sees its pieces.
+#[derive(Debug, Clone, Default)]
+pub struct Stages {
+    /// The steps that change a text.
+    pub normalizers: Vec<Normalizer>,
+    /// The steps that cut it; with none the tokenizer's pattern does.
+    pub pre_tokenizers: Vec<PreTokenizer>,
+    /// Whether the model takes the characters of GPT-2's alphabet, or the bytes that they stand
+    /// for.
+    pub chars: bool,
+    /// Bytes that no token has. They split a text like the others and are dropped then.
+    pub missing: Vec<u8>,
+}
+
+/// Stages made ready, with the added tokens that are looked for in normalised text.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    stages: Stages,
+    late: AddedTokens,
+    /// By byte.
+    missing: [bool; 256],
+    /// Whether a step before the last one writes bytes as characters.
+    written: bool,
+}
+
+/// What a stretch of text gives, in order.
+pub(crate) enum Part<'a> {
+    /// Pieces of a text.
+    Pieces(&'a [u8], &'a [(usize, usize)]),
+    /// A text that the tokenizer's pattern splits.
+    Text(&'a [u8]),
+    /// The id of an added token.
+    Token(u32),
+}
+
+/// Takes the parts of a stretch.
+pub(crate) type Sink<'a> = dyn FnMut(Part<'_>, &mut Interrupt<'_>) -> Result<(), Error> + 'a;
+
+impl Stages {
+    /// Whether they change nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.normalizers.is_empty() && self.pre_tokenizers.is_empty() && self.missing.is_empty()
+    }
+}
+
+impl Staged {
+    /// From the stages and the late tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`] if two late tokens are one after normalising, or one is nothing.
+    pub(crate) fn new(stages: Stages, mut late: Vec<AddedToken>) -> Result<Self, Error> {
+        for token in &mut late {
+            let content = std::mem::take(&mut token.content);
+            token.content =
+                normalise(&stages.normalizers, Cow::Owned(content), &mut || Ok(()))?.into_owned();
+        }
+        let mut missing = [false; 256];
+        for &byte in &stages.missing {
+            missing[usize::from(byte)] = true;
+        }
+        let byte_level = |step: &PreTokenizer| matches!(step, PreTokenizer::ByteLevel { .. });
+        let steps = &stages.pre_tokenizers;
+        let before_last = &steps[..steps.len().saturating_sub(1)];
+        Ok(Self {
+            written: stages.chars || before_last.iter().any(byte_level),
+            late: AddedTokens::new(late)?,
+            missing,
+            stages,
+        })
+    }
+
+    /// The id of a special token among the late ones.
+    pub(crate) fn special_id(&self, content: &str) -> Option<u32> {
+        self.late.special_id(content)
+    }
+
+    /// Tells which late tokens take white space with them or stand only between words.
+    pub(crate) fn set_edges(&mut self, edges: &[(u32, crate::added::Edges)]) {
+        self.late.set_edges(edges);
+    }
+
+    /// Gives `each` the parts of a stretch between added tokens; `first`: the text begins with it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SpecialToken`] if `policy` forbids a token that is found, with the place in the
+    /// normalised stretch; [`Error::PatternGaveUp`], and what `interrupt` and `each` return.
+    pub(crate) fn run(
+        &self,
+        stretch: &[u8],
+        first: bool,
+        policy: &Policy,
+        interrupt: &mut Interrupt<'_>,
+        each: &mut Sink<'_>,
+    ) -> Result<(), Error> {
+        if stretch.is_empty() {
+            return Ok(());
+        }
+        if let Ok(text) = std::str::from_utf8(stretch) {
+            return self.run_text(text, first, policy, interrupt, each);
+        }
+        if self.stages.chars {
+            // A model of characters has nothing for other bytes.
+            let text = String::from_utf8_lossy(stretch);
+            return self.run_text(&text, first, policy, interrupt, each);
+        }
+        // As a pattern does: bytes that are not UTF-8 divide the text and stand by themselves.
+        let mut start = first;
+        for chunk in stretch.utf8_chunks() {
+            if !chunk.valid().is_empty() {
+                self.run_text(chunk.valid(), start, policy, interrupt, each)?;
+            }
+            start = false;
+            for byte in chunk.invalid() {
+                if !self.missing[usize::from(*byte)] {
+                    each(Part::Pieces(&[*byte], &[(0, 1)]), interrupt)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run_text(
+        &self,
+        text: &str,
+        first: bool,
+        policy: &Policy,
+        interrupt: &mut Interrupt<'_>,
+        each: &mut Sink<'_>,
+    ) -> Result<(), Error> {
+        let text = normalise(&self.stages.normalizers, text.into(), interrupt)?;
+        self.late.segments(text.as_bytes(), policy, |segment| {
+            let stretch = &text[segment.start..segment.end];
+            if !stretch.is_empty() {
+                self.split(stretch, first && segment.start == 0, interrupt, each)?;
+            }
+            match segment.token {
+                Some((id, _)) => each(Part::Token(id), interrupt),
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// Cuts a normalised stretch without added tokens.
+    fn split(
+        &self,
+        text: &str,
+        first: bool,
+        interrupt: &mut Interrupt<'_>,
+        each: &mut Sink<'_>,
+    ) -> Result<(), Error> {
+        let steps = &self.stages.pre_tokenizers;
+        if steps.is_empty() && !self.lacks(text.as_bytes()) {
+            return each(Part::Text(text.as_bytes()), interrupt);
+        }
+        let mut pieces = Pieces::whole(text.to_owned());
+        for (number, step) in steps.iter().enumerate() {
+            interrupt()?;
+            let last = number + 1 == steps.len();
+            step.apply(
+                &mut pieces,
+                first,
+                self.written && (self.stages.chars || !last),
+            )?;
+        }
+        let Pieces { text, mut spans } = pieces;
+        let mut bytes = text.into_bytes();
+        if self.written && !self.stages.chars {
+            bytes = read(&bytes, &mut spans);
+        }
+        if self.lacks(&bytes) {
+            bytes = self.without_missing(&bytes, &mut spans);
+        }
+        for spans in spans.chunks(TICK) {
+            interrupt()?;
+            each(Part::Pieces(&bytes, spans), interrupt)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a text has a byte without a token.
+    fn lacks(&self, text: &[u8]) -> bool {
+        !self.stages.missing.is_empty() && text.iter().any(|&b| self.missing[usize::from(b)])
+    }
+
+    /// The pieces without the bytes that no token has; pieces of nothing else are gone.
+    fn without_missing(&self, text: &[u8], spans: &mut Vec<(usize, usize)>) -> Vec<u8> {
+        let mut out = Vec::with_capacity(text.len());
+        for span in spans.iter_mut() {
+            let start = out.len();
+            let piece = &text[span.0..span.1];
+            out.extend(
+                piece
+                    .iter()
+                    .filter(|&&byte| !self.missing[usize::from(byte)]),
+            );
+            *span = (start, out.len());
+        }
+        spans.retain(|span| span.0 < span.1);
+        out
+    }
+}
+
+/// The bytes that the characters of the pieces stand for.
+fn read(text: &[u8], spans: &mut [(usize, usize)]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for span in spans {
+        let start = out.len();
+        if let Ok(piece) = std::str::from_utf8(&text[span.0..span.1]) {
+            alphabet::read(piece, &mut out);
+        }
+        *span = (start, out.len());
+    }
+    out
+}
+
+/// The text after all steps.
+fn normalise<'a>(
+    steps: &[Normalizer],
+    mut text: Cow<'a, str>,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<Cow<'a, str>, Error> {
+    for step in steps {
+        interrupt()?;
+        text = step.apply(text, interrupt)?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,141 @@
+"""Published tokenizer.json files: they open, save again without loss, and agree with `tokenizers`.
+
+The files come from the folder that TINYLM_DATA names. The quick test reads one of them and a few
+hard texts, the slow ones all files over corpora, adversarial families and drawn texts.
+"""
+
+import gzip
+import json
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+
+from tests.support.tokenizer_data import corpus, data, standard_library
+from tinylm import Tokenizer
+
+FILES = (
+    "bert_base_cased",
+    "clip_base",
+    "deepseek",
+    "falcon",
+    "gpt_neox",
+    "llama2",
+    "mistral01",
+    "modernbert",
+    "phi-2",
+    "roberta-base",
+    "smollm",
+    "t5-small",
+    "whisper-tiny",
+    "xlnet_base_cased",
+)
+HARD = (
+    *("", " ", "  a", " hello  world ", "\n\n x\n", "'s it's don't do not can't", "``x'' y``"),
+    *("a" * 300, " " * 50, "1234567 89 \xb2\xbd x", ".,!?-_", "e\u0301 \u212b \xc5 \u1e9b\u0323"),
+    *("\u4e2d\u6587\uff0c\u5b57\u3002\u30ab\u30bf\u30ab\u30ca \uff76\uff85", "\uac00\u1100\u1161"),
+    *(
+        "\U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467",
+        "\ufb01 \u2167 \u2460",
+        "\x00\x03\x7f",
+    ),
+    *("\xa0x\u3000y", "a\u200bb\ufeff", "\u0130\u0131 \u017f \xdf \u1e9e \u03a3\u03c2", "\r\n\r\n"),
+    *("\t\tdef f(x):\n\t\treturn 1", "<|endoftext|> <unk> <s>x</s>", f"{chr(0x2581)}a"),
+    *(
+        "<0x41> <0xFF>",
+        "##ing hello</w>",
+        "\u0627\u0651 \u0928\u093c",
+        "<mask> x  <mask>",
+        "[MASK]",
+    ),
+)
+FAMILIES = ("a", " ", "\n", ".", "\u4e2d", "ab ", "1", "\xe9", "\U0001f600", "e\u0301", "x\u2581")
+ALPHABET = (
+    *(" ", "  ", "\n", "\t", "a", "B", "the", "\xe9", "e\u0301", "\u0301", "\u4e2d", "1", "\xb2"),
+    *("'", "'s", ".", "!", "_", "-", "\u2581", "\xa0", "\u200d", "\U0001f642", "\uac00", "\u1100"),
+    *("\u1161", "\ufb01", "\xc5", "\x03", "\u0627\u0651", "\u0928\u093c", "\ufeff", "\u1e9b\u0323"),
+)
+
+
+@cache
+def pair(name: str) -> tuple[dict[str, Any], Path, tokenizers.Tokenizer]:
+    """The document of a file, its path and what `tokenizers` makes of it."""
+    path = data(f"fixtures/tokenizers/{name}.json.gz")
+    text = gzip.decompress(path.read_bytes()).decode()
+    theirs = tokenizers.Tokenizer.from_str(text)
+    theirs.no_truncation()
+    theirs.no_padding()
+    return json.loads(text), path, theirs
+
+
+def opened(name: str, folder: Path) -> Tokenizer:
+    """The tokenizer of a file, after it was saved again without loss."""
+    document, _, _ = pair(name)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    ours = Tokenizer.from_pretrained(folder)
+    ours.save(path)
+    assert json.loads(path.read_text(encoding="utf-8")) == document
+    return ours
+
+
+def check(name: str, ours: Tokenizer, texts: list[str]) -> None:
+    """Equal ids, with and without the template, and equal text of them."""
+    _, _, theirs = pair(name)
+    for text in texts:
+        expected = theirs.encode(text, add_special_tokens=False).ids
+        ids = ours.encode(text, special="allow")
+        assert ids == expected, f"{name}: {text[:80]!r}"
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False), text[:80]
+        framed = ours.encode(text, special="allow", template=True)
+        assert framed == theirs.encode(text).ids
+        both = ours.encode(text, special="allow", template=True, pair="a b")
+        assert both == theirs.encode(text, "a b").ids
+
+
+def drawn(rng: random.Random, pieces: tuple[str, ...], count: int) -> list[str]:
+    """Texts of pieces, of added tokens and of any characters."""
+    ranges = ((0x20, 0x250), (0x300, 0x3000), (0x3000, 0xD800), (0xE000, 0x30000))
+    found = []
+    for number in range(count):
+        length = rng.randrange(1, 24)
+        if number % 2:
+            found.append("".join(rng.choice(pieces) for _ in range(length)))
+        else:
+            spans = (rng.choice(ranges) for _ in range(length // 2))
+            found.append("".join(chr(rng.randrange(*span)) for span in spans))
+    return found
+
+
+def test_a_published_file_opens_and_agrees(tmp_path: Path) -> None:
+    check("gpt_neox", opened("gpt_neox", tmp_path), [*HARD, *drawn(random.Random(0), ALPHABET, 60)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_every_published_file_agrees_over_corpora_families_and_drawn_texts(
+    name: str, tmp_path: Path
+) -> None:
+    ours = opened(name, tmp_path)
+    document, _, theirs = pair(name)
+    check(name, ours, [*HARD, *(family * (2000 // len(family)) for family in FAMILIES)])
+    rng = random.Random(name)
+    special = tuple(token["content"] for token in document["added_tokens"])
+    pieces = (*ALPHABET, *rng.sample(special, min(12, len(special))))
+    check(name, ours, drawn(rng, pieces, 4000))
+    sources = [
+        *(corpus(f"corpora/{part}.txt", 2_000_000) for part in ("english", "multilingual")),
+        standard_library(20),
+    ]
+    for source in sources:
+        starts = [rng.randrange(len(source)) for _ in range(150)]
+        check(name, ours, [source[at : at + rng.randrange(2000)] for at in starts])
+        # Long texts at once, and over threads.
+        part = source[:150_000]
+        expected = theirs.encode(part, add_special_tokens=False).ids
+        ids, offsets = ours.encode_batch([part, "", part], special="allow")
+        assert ids.tolist() == expected * 2
+        assert offsets.tolist() == [0, len(expected), len(expected), 2 * len(expected)]
