@@ -75,7 +75,7 @@ def strip(text: str, *, left: bool, right: bool) -> str:
 def replace(text: str, pattern: Mapping[str, str], content: str) -> str:
     """`content` in the place of a string, or of the matches of an expression."""
     wanted = re.escape(pattern["String"]) if "String" in pattern else pattern["Regex"]
-    return regex.sub(wanted, lambda _: content, text, flags=regex.V1)
+    return str(regex.sub(wanted, lambda _: content, text, flags=regex.V1))
 
 
 def bert(text: str, step: Mapping[str, Any]) -> str:

@@ -22,12 +22,14 @@ WORD = regex.compile(r"\w")
 
 def cut(text: str, steps: Iterable[Mapping[str, Any]]) -> list[str]:
     """The pieces of a text after all steps; none is empty."""
-    pieces = [text]
+    pieces = [text] if text else []
+    begins = True
     for step in steps:
-        # Only the piece that begins the text knows that it does.
-        parts = [_step(piece, step, first=i == 0) for i, piece in enumerate(pieces)]
+        # Only the piece that begins the text knows that it does, until something before it goes.
+        parts = [_step(piece, step, first=begins and i == 0) for i, piece in enumerate(pieces)]
+        begins = begins and bool(parts and parts[0] and parts[0][0])
         pieces = [piece for part in parts for piece in part if piece]
-    return [piece for piece in pieces if piece]
+    return pieces
 
 
 def _step(piece: str, step: Mapping[str, Any], *, first: bool) -> list[str]:
@@ -45,7 +47,8 @@ def _step(piece: str, step: Mapping[str, Any], *, first: bool) -> list[str]:
         case "Punctuation":
             return by_behavior(characters(piece, is_punctuation), step["behavior"])
         case "Whitespace":
-            return list(regex.findall(r"\w+|[^\w\s]+", piece))
+            found = search(piece, {"Regex": r"\w+|[^\w\s]+"})
+            return by_behavior([(part, not is_match) for part, is_match in found], "Removed")
         case "WhitespaceSplit":
             return by_behavior(characters(piece, is_space), "Removed")
         case "BertPreTokenizer":
@@ -105,7 +108,8 @@ def by_behavior(found: Found, behavior: str) -> list[str]:
         case "Isolated":
             return [part for part, _ in found]
         case "Removed":
-            return [part for part, is_match in found if not is_match]
+            # What is gone leaves an empty piece, which `cut` drops.
+            return ["" if is_match else part for part, is_match in found]
         case "Contiguous":
             runs = groupby(found, key=lambda stretch: stretch[1])
             return ["".join(part for part, _ in run) for _, run in runs]

@@ -122,22 +122,7 @@ impl Tokenizer {
             pattern,
             added: added_tokens.into_iter().map(added).collect(),
         };
-        let (stages, edges) = stages
-            .map(stages::stages_of)
-            .transpose()?
-            .unwrap_or_default();
-        let surfaces = surfaces.map(stages::surfaces_of);
-        // Building the tables takes a tenth of a second for 200,000 tokens: too short to interrupt.
-        let core = Python::attach(|py| {
-            py.detach(|| {
-                let core = core::Tokenizer::with_stages(spec, stages, &edges)?;
-                match surfaces {
-                    Some(surfaces) => core.with_surfaces(surfaces),
-                    None => Ok(core),
-                }
-            })
-        });
-        let core = core.map_err(tokenizer_error)?;
+        let core = stages::build(spec, stages, surfaces)?;
         Ok(Self {
             core,
             integers: PyOnceLock::new(),

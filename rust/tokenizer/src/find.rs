@@ -7,7 +7,10 @@
 
 use fancy_regex::Regex;
 
-use crate::{Error, Pattern};
+use crate::{Error, Interrupt, Pattern};
+
+/// Bytes between two calls of the interrupt: 1 to 10 ms.
+const TICK: usize = 1 << 18;
 
 /// A stretch of a text, and whether it was found.
 pub(crate) type Found = (usize, usize, bool);
@@ -70,9 +73,19 @@ impl Find {
     ///
     /// # Errors
     ///
-    /// [`Error::PatternGaveUp`] from a regular expression.
-    pub(crate) fn stretches(&self, text: &str, out: &mut Vec<Found>) -> Result<(), Error> {
-        let mut done = 0;
+    /// [`Error::PatternGaveUp`] from a regular expression, and what `interrupt` returns.
+    pub(crate) fn stretches(
+        &self,
+        text: &str,
+        out: &mut Vec<Found>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        let (mut done, mut tick) = (0, TICK);
+        let mut is_due = |at: usize| {
+            let due = at >= tick;
+            tick = if due { at + TICK } else { tick };
+            due
+        };
         let mut add = |from: usize, to: usize| {
             for (start, end, found) in [(done, from, false), (from, to, true)] {
                 if start < end {
@@ -85,7 +98,7 @@ impl Find {
             Kind::Scanner(pattern) => {
                 pattern.pieces(text.as_bytes(), 0, |from, to| {
                     add(from, to);
-                    Ok(())
+                    if is_due(to) { interrupt() } else { Ok(()) }
                 })?;
             }
             Kind::Regex(regex) => {
@@ -95,11 +108,17 @@ impl Find {
                         reason: e.to_string(),
                     })?;
                     add(found.start(), found.end());
+                    if is_due(found.end()) {
+                        interrupt()?;
+                    }
                 }
             }
             Kind::Text(wanted) => {
                 for (at, _) in text.match_indices(wanted.as_str()) {
                     add(at, at + wanted.len());
+                    if is_due(at) {
+                        interrupt()?;
+                    }
                 }
             }
         }
@@ -109,9 +128,22 @@ impl Find {
 }
 
 /// Appends the stretches of `text` between and at the characters that `wanted` is true for.
-pub(crate) fn characters(text: &str, wanted: impl Fn(char) -> bool, out: &mut Vec<Found>) {
-    let mut done = 0;
+///
+/// # Errors
+///
+/// What `interrupt` returns.
+pub(crate) fn characters(
+    text: &str,
+    wanted: impl Fn(char) -> bool,
+    out: &mut Vec<Found>,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<(), Error> {
+    let (mut done, mut tick) = (0, TICK);
     for (at, char) in text.char_indices() {
+        if at >= tick {
+            interrupt()?;
+            tick = at + TICK;
+        }
         if wanted(char) {
             if done < at {
                 out.push((done, at, false));
@@ -123,6 +155,7 @@ pub(crate) fn characters(text: &str, wanted: impl Fn(char) -> bool, out: &mut Ve
     if done < text.len() {
         out.push((done, text.len(), false));
     }
+    Ok(())
 }
 
 impl Behaviour {

@@ -85,7 +85,7 @@ impl Normalizer {
             Self::Strip { left, right } => strip(text, *left, *right),
             Self::StripAccents => without(&text, &MARK, interrupt)?.into(),
             Self::StripNonspacing => without(&text, &NONSPACING, interrupt)?.into(),
-            Self::Replace { find, content } => replace(text, find, content)?,
+            Self::Replace { find, content } => replace(text, find, content, interrupt)?,
             Self::Prepend(start) => format!("{start}{text}").into(),
             Self::Clean => {
                 let kept = text.chars().filter_map(clean);
@@ -217,9 +217,14 @@ fn strip(text: Cow<'_, str>, left: bool, right: bool) -> Cow<'_, str> {
     }
 }
 
-fn replace<'a>(text: Cow<'a, str>, find: &Find, content: &str) -> Result<Cow<'a, str>, Error> {
+fn replace<'a>(
+    text: Cow<'a, str>,
+    find: &Find,
+    content: &str,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<Cow<'a, str>, Error> {
     let mut found = Vec::new();
-    find.stretches(&text, &mut found)?;
+    find.stretches(&text, &mut found, interrupt)?;
     if found.iter().all(|&(_, _, found)| !found) {
         return Ok(text);
     }

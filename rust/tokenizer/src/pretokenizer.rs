@@ -7,10 +7,10 @@
 //! Defined by the functions of `python/tinylm/reference/stages.py`, held to them by the rungs whose
 //! names begin with `pre-tokenize`.
 
-use crate::Error;
 use crate::alphabet;
 use crate::find::{Behaviour, Find, Found, characters};
 use crate::property::{PUNCTUATION, WORD};
+use crate::{Error, Interrupt};
 
 /// One step of cutting a text into pieces.
 #[derive(Debug, Clone)]
@@ -71,20 +71,28 @@ pub enum Prepend {
 }
 
 /// A text, and the pieces of it in order; what lies between them is gone.
-pub(crate) struct Pieces {
+pub(crate) struct Pieces<'a, 'b> {
+    interrupt: &'a mut Interrupt<'b>,
     pub(crate) text: String,
     pub(crate) spans: Vec<(usize, usize)>,
+    /// Whether the first piece begins where the text did: nothing before it has gone.
+    begins: bool,
 }
 
-impl Pieces {
+impl<'a, 'b> Pieces<'a, 'b> {
     /// A text in one piece, or none if it is empty.
-    pub(crate) fn whole(text: String) -> Self {
+    pub(crate) fn whole(text: String, interrupt: &'a mut Interrupt<'b>) -> Self {
         let spans = if text.is_empty() {
             Vec::new()
         } else {
             vec![(0, text.len())]
         };
-        Self { text, spans }
+        Self {
+            interrupt,
+            text,
+            spans,
+            begins: true,
+        }
     }
 
     /// Cuts each piece: `cut` appends the stretches that it finds in one.
@@ -92,13 +100,13 @@ impl Pieces {
         &mut self,
         behaviour: Behaviour,
         invert: bool,
-        mut cut: impl FnMut(&str, &mut Vec<Found>) -> Result<(), Error>,
+        mut cut: impl FnMut(&str, &mut Vec<Found>, &mut Interrupt<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut spans = Vec::with_capacity(self.spans.len());
         let mut found = Vec::new();
         for &(start, end) in &self.spans {
             found.clear();
-            cut(&self.text[start..end], &mut found)?;
+            cut(&self.text[start..end], &mut found, self.interrupt)?;
             if invert {
                 for stretch in &mut found {
                     stretch.2 = !stretch.2;
@@ -106,24 +114,25 @@ impl Pieces {
             }
             behaviour.pieces(&found, start, &mut spans);
         }
+        let start = |spans: &[(usize, usize)]| spans.first().map(|span| span.0);
+        self.begins &= start(&spans) == start(&self.spans);
         self.spans = spans;
         Ok(())
     }
 
     /// Cuts each piece at the characters that `wanted` is true for.
     fn cut_at(&mut self, behaviour: Behaviour, wanted: impl Fn(char) -> bool) -> Result<(), Error> {
-        self.cut(behaviour, false, |piece, found| {
-            characters(piece, &wanted, found);
-            Ok(())
+        self.cut(behaviour, false, |piece, found, interrupt| {
+            characters(piece, &wanted, found, interrupt)
         })
     }
 
-    /// Writes each piece anew: `write` appends what the piece that begins at a place becomes.
+    /// Writes each piece anew: `write` appends what the piece of a number becomes.
     fn rewrite(&mut self, mut write: impl FnMut(usize, &str, &mut String)) {
         let mut text = String::with_capacity(self.text.len());
-        for span in &mut self.spans {
+        for (number, span) in self.spans.iter_mut().enumerate() {
             let start = text.len();
-            write(span.0, &self.text[span.0..span.1], &mut text);
+            write(number, &self.text[span.0..span.1], &mut text);
             *span = (start, text.len());
         }
         self.text = text;
@@ -138,7 +147,12 @@ impl PreTokenizer {
     /// # Errors
     ///
     /// [`Error::PatternGaveUp`] from a regular expression.
-    pub(crate) fn apply(&self, pieces: &mut Pieces, first: bool, chars: bool) -> Result<(), Error> {
+    pub(crate) fn apply(
+        &self,
+        pieces: &mut Pieces<'_, '_>,
+        first: bool,
+        chars: bool,
+    ) -> Result<(), Error> {
         match self {
             Self::ByteLevel {
                 prefix_space,
@@ -158,8 +172,8 @@ impl PreTokenizer {
                     });
                 }
                 if let Some(find) = pattern {
-                    pieces.cut(Behaviour::Isolated, false, |p, found| {
-                        find.stretches(p, found)
+                    pieces.cut(Behaviour::Isolated, false, |piece, found, interrupt| {
+                        find.stretches(piece, found, interrupt)
                     })?;
                 }
                 if chars {
@@ -171,8 +185,8 @@ impl PreTokenizer {
                 find,
                 behaviour,
                 invert,
-            } => pieces.cut(*behaviour, *invert, |piece, found| {
-                find.stretches(piece, found)
+            } => pieces.cut(*behaviour, *invert, |piece, found, interrupt| {
+                find.stretches(piece, found, interrupt)
             }),
             Self::Digits { individual: true } => {
                 pieces.cut_at(Behaviour::Isolated, char::is_numeric)
@@ -196,10 +210,11 @@ impl PreTokenizer {
                 prepend,
                 split,
             } => {
-                pieces.rewrite(|start, piece, out| {
+                let first = first && pieces.begins;
+                pieces.rewrite(|number, piece, out| {
                     let wanted = match prepend {
                         Prepend::Always => true,
-                        Prepend::First => first && start == 0,
+                        Prepend::First => first && number == 0,
                         Prepend::Never => false,
                     };
                     if wanted && !piece.starts_with([' ', *mark]) {

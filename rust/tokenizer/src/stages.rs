@@ -174,9 +174,8 @@ impl Staged {
         if steps.is_empty() && !self.lacks(text.as_bytes()) {
             return each(Part::Text(text.as_bytes()), interrupt);
         }
-        let mut pieces = Pieces::whole(text.to_owned());
+        let mut pieces = Pieces::whole(text.to_owned(), interrupt);
         for (number, step) in steps.iter().enumerate() {
-            interrupt()?;
             let last = number + 1 == steps.len();
             step.apply(
                 &mut pieces,
@@ -184,7 +183,9 @@ impl Staged {
                 self.written && (self.stages.chars || !last),
             )?;
         }
-        let Pieces { text, mut spans } = pieces;
+        let Pieces {
+            text, mut spans, ..
+        } = pieces;
         let mut bytes = text.into_bytes();
         if self.written && !self.stages.chars {
             bytes = read(&bytes, &mut spans);
