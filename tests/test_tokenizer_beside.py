@@ -170,8 +170,8 @@ def test_a_tokenizer_that_cannot_be_read_is_no_missing_one(tmp_path: Path, damag
     if damage == "torn":
         path.write_text(text[: len(text) // 2], encoding="utf-8")
     if damage == "normalizer":
-        path.write_text(json.dumps({**json.loads(text), "normalizer": {"type": "NFC"}}))
-    said = {"torn": "not JSON", "normalizer": "normalizer = ", "beside": "eos_token = 3"}[damage]
+        path.write_text(json.dumps({**json.loads(text), "normalizer": {"type": "x"}}))
+    said = {"torn": "not JSON", "normalizer": "normalizer x is", "beside": "eos_token = 3"}[damage]
     name = "tokenizer_config.json" if damage == "beside" else "tokenizer.json"
     found = str(origin.why_no_tokenizer(folder, "needed"))
     assert found.startswith(f"{folder / name}: {said}")

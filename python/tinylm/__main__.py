@@ -37,7 +37,10 @@ MAP = (
         "tokens",
         "tokenizer",
         ("rust/tokenizer",),
-        ("word_bpe", "byte_bpe", "char_bpe", "unigram", "wordpiece", "patterns"),
+        (
+            *("word_bpe", "byte_bpe", "char_bpe", "unigram", "wordpiece"),
+            *("patterns", "normalizers", "pieces", "surfaces"),
+        ),
     ),
     Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order")),
     Row("operations", "mask", (), ("masks",)),

@@ -203,6 +203,7 @@ def _byte_to_char() -> list[str]:
 
 BYTE_TO_CHAR = _byte_to_char()
 CHAR_TO_BYTE = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
+CHARS = frozenset(CHAR_TO_BYTE)
 # str.translate and Latin-1 do the work of a loop over bytes.
 _TO_CHARS = dict(enumerate(BYTE_TO_CHAR))
 _TO_BYTES = {ord(char): byte for char, byte in CHAR_TO_BYTE.items()}
@@ -216,7 +217,7 @@ def to_chars(token: bytes) -> str:
 
 def to_bytes(token: str) -> bytes:
     """The bytes of a token as `to_chars` writes it; ValueError for other characters."""
-    if any(char not in CHAR_TO_BYTE for char in token):
+    if not CHARS.issuperset(token):
         raise ValueError(f"token {token!r} is not written in the alphabet of byte-level BPE")
     return token.translate(_TO_BYTES).encode("latin-1")
 

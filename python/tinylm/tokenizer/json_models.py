@@ -12,10 +12,10 @@ from tinylm.tokenizer.checks import check_keys, checked, shown
 from tinylm.tokenizer.contents import (
     BYTE_TO_CHAR,
     CHAR_TO_BYTE,
+    CHARS,
     AddedToken,
     Contents,
     every_split,
-    pairs_of,
     to_bytes,
     to_chars,
 )
@@ -59,7 +59,11 @@ class Parts(NamedTuple):
 
 def vocab_of(model: Mapping[str, Any]) -> dict[str, int]:
     """The tokens of the file and their ids; ValueError for a value that is no id or no score."""
-    if kind_of(model) == "Unigram":
+    kind = kind_of(model)
+    if kind not in ("BPE", "Unigram", "WordPiece"):
+        named = shown(model.get("type", kind))
+        raise ValueError(f"model type {named} is not supported, only BPE, Unigram and WordPiece")
+    if kind == "Unigram":
         vocab = {}
         for id, item in enumerate(checked(model["vocab"], list, "model (type Unigram) vocab")):
             match item:
@@ -85,24 +89,21 @@ def read(
 
     With `byte_level` the tokens are written in GPT-2's alphabet.
     """
-    kind = kind_of(model)
-    match kind:
+    match kind_of(model):
         case "BPE":
             return _bpe(model, vocab, added, byte_level=byte_level)
         case "Unigram":
             return _unigram(model, vocab, byte_level=byte_level)
-        case "WordPiece":
-            check_keys(model, WORDPIECE, "model (type WordPiece) ")
-            unknown = checked(model["unk_token"], str, "model.unk_token")
-            longest = checked(
-                model["max_input_chars_per_word"], int, "model.max_input_chars_per_word"
-            )
-            name = "continuing_subword_prefix"
-            prefix = checked(model[name], str, f"model.{name}")
-            made = WordPiece(_known(unknown, vocab), prefix, longest)
-            return Parts(_texts(vocab), made, chars=True)
-    named = shown(model.get("type", kind))
-    raise ValueError(f"model type {named} is not supported, only BPE, Unigram and WordPiece")
+    return _word_piece(model, vocab)
+
+
+def _word_piece(model: Mapping[str, Any], vocab: Mapping[str, int]) -> Parts:
+    check_keys(model, WORDPIECE, "model (type WordPiece) ")
+    unknown = checked(model["unk_token"], str, "model.unk_token")
+    longest = checked(model["max_input_chars_per_word"], int, "model.max_input_chars_per_word")
+    name = "continuing_subword_prefix"
+    prefix = checked(model[name], str, f"model.{name}")
+    return Parts(_texts(vocab), WordPiece(_known(unknown, vocab), prefix, longest), chars=True)
 
 
 def _unigram(model: Mapping[str, Any], vocab: Mapping[str, int], *, byte_level: bool) -> Parts:
@@ -128,18 +129,19 @@ def _bpe(
 ) -> Parts:
     check_keys(model, BPE, "model.")
     options = _options(model)
-    merges = [_merge(merge) for merge in checked(model["merges"], list, "model.merges")]
+    merges = _merges(checked(model["merges"], list, "model.merges"))
     missing = bytes(byte for byte, char in enumerate(BYTE_TO_CHAR) if char not in vocab)
     prefix, suffix = options["continuing_subword_prefix"], options["end_of_word_suffix"]
     unknowns = (options["unk_token"] or options["byte_fallback"]) and missing
     if not byte_level or prefix or suffix or unknowns:
         return _char_bpe(vocab, merges, options)
     # Added tokens have ids of their own, but one may be a byte or a part of a merge too.
-    inside = {part for left, right in merges for part in (left, right, left + right)}
-    listed = {token.content for token in added if token.listed} - inside - CHAR_TO_BYTE.keys()
+    listed = {token.content for token in added if token.listed} - CHAR_TO_BYTE.keys()
+    for left, right in merges if listed else ():
+        listed -= {left, right, left + right}
     spelled = {t: id for t, id in vocab.items() if t and t not in listed and _is_bytes(t)}
     tokens = {to_bytes(token): id for token, id in spelled.items()}
-    pairs = pairs_of([(to_bytes(left), to_bytes(right)) for left, right in merges], tokens)
+    pairs = _pairs(merges, spelled)
     whole_pieces = options["ignore_merges"]
     # Ranks are written as all the merges that they allow.
     ranks = whole_pieces and bool(pairs) and pairs == every_split(tokens)
@@ -159,7 +161,7 @@ def _char_bpe(
             f"{shown(prefix)}"
         )
     made = CharBpe(
-        pairs_of([(left.encode(), right.encode()) for left, right in merges], tokens),
+        _pairs(merges, vocab),
         whole_pieces=options["ignore_merges"],
         unknown=_known(options["unk_token"], vocab) if options["unk_token"] else None,
         fuse_unknown=options["fuse_unk"],
@@ -240,12 +242,25 @@ def _options(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_bytes(token: str) -> bool:
-    return all(char in CHAR_TO_BYTE for char in token)
+    return CHARS.issuperset(token)
 
 
-def _merge(merge: object) -> tuple[str, str]:
-    # Older files join the two tokens with a space.
-    match merge.split(" ") if isinstance(merge, str) else merge:
-        case [str(left), str(right)]:
-            return left, right
-    raise ValueError(f"merge {shown(merge)} is not two tokens")
+def _merges(found: list[Any]) -> list[tuple[str, str]]:
+    """The two tokens of each merge; ValueError for what is not two tokens."""
+    merges = []
+    for merge in found:
+        # Older files join the two tokens with a space.
+        two = merge.split(" ") if isinstance(merge, str) else merge
+        if type(two) is not list or len(two) != 2 or not all(isinstance(one, str) for one in two):
+            raise ValueError(f"merge {shown(merge)} is not two tokens")
+        merges.append((two[0], two[1]))
+    return merges
+
+
+def _pairs(merges: list[tuple[str, str]], ids: Mapping[str, int]) -> list[tuple[int, int]]:
+    try:
+        return [(ids[left], ids[right]) for left, right in merges]
+    except KeyError as error:
+        raise ValueError(
+            f"a merge uses {error.args[0]!r}, which is not in the vocabulary"
+        ) from None

@@ -87,7 +87,7 @@ PRE_TOKENIZERS: dict[str, dict[str, tuple[Callable[[object, str], Any], object]]
     **{kind: {} for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer")},
     "ByteLevel": {
         "add_prefix_space": (FLAG, REQUIRED),
-        "trim_offsets": (FLAG, REQUIRED),
+        "trim_offsets": (FLAG, True),
         "use_regex": (FLAG, True),
     },
     "Split": {
