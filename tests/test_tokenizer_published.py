@@ -6,6 +6,7 @@ hard texts, the slow ones all files over corpora, adversarial families and drawn
 
 import gzip
 import json
+import pickle
 import random
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import tokenizers
 
+from tests.rungs import stages
 from tests.support.tokenizer_data import corpus, data, standard_library
 from tinylm import Tokenizer
 
@@ -79,6 +81,7 @@ def opened(name: str, folder: Path) -> Tokenizer:
     ours = Tokenizer.from_pretrained(folder)
     ours.save(path)
     assert json.loads(path.read_text(encoding="utf-8")) == document
+    assert pickle.loads(pickle.dumps(ours)) == ours == Tokenizer.load(path)
     return ours
 
 
@@ -139,3 +142,27 @@ def test_every_published_file_agrees_over_corpora_families_and_drawn_texts(
         ids, offsets = ours.encode_batch([part, "", part], special="allow")
         assert ids.tolist() == expected * 2
         assert offsets.tolist() == [0, len(expected), len(expected), 2 * len(expected)]
+
+
+BERT = dict.fromkeys(("clean_text", "handle_chinese_chars", "strip_accents", "lowercase"), False)
+EVERY_CHARACTER: list[tuple[str, dict[str, Any]]] = [
+    *(
+        ("normalise", {"type": kind})
+        for kind in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt")
+    ),
+    *(("normalise", {"type": "BertNormalizer", **BERT, step: True}) for step in BERT),
+    *(("cut", {"type": kind}) for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer")),
+    ("cut", {"type": "Digits", "individual_digits": True}),
+    ("cut", {"type": "Punctuation", "behavior": "Isolated"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "step"), EVERY_CHARACTER, ids=lambda part: str(part)[:80])
+def test_every_character_is_that_of_hugging_face(kind: str, step: dict[str, Any]) -> None:
+    ours, theirs = (getattr(stages, f"{kind}_{side}") for side in ("quickly", "theirs"))
+    # Without the half characters, and the one that marks the ends of pieces.
+    codes = [*range(0xD800), *range(0xE001, 0x110000)]
+    for start in range(0, len(codes), 2048):
+        text = "".join(f"x{chr(code)}\u0301y" for code in codes[start : start + 2048])
+        assert ours(text, [step]) == theirs(text, [step]), f"from U+{codes[start]:04X} on"

@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-from tinylm.tokenizer import gpt2, huggingface, tiktoken
+from tinylm.tokenizer import gpt2, huggingface, tekken, tiktoken
 from tinylm.tokenizer.contents import Contents
 from tinylm.tokenizer.errors import LoadError
 
@@ -15,7 +15,6 @@ FORMATS: tuple[Format, ...] = ("tokenizer.json", "tiktoken", "gpt2")
 FOREIGN: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
     # The first field of SentencePiece's protobuf is a piece, which begins with its text.
     (lambda name, start: name.endswith(".model") or start[:1] == b"\n", "a SentencePiece model"),
-    (lambda name, _: name.startswith("tekken"), "Mistral's tekken.json"),
     (lambda name, _: name.startswith("vocab") and name.endswith(".txt"), "a WordPiece vocab.txt"),
     (lambda _, start: start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5", "a pickled object"),
     (lambda _, start: start[:2] == b"PK", "a zip file, as torch saves them,"),
@@ -36,7 +35,7 @@ def load(
     if format == "tokenizer.json":
         if pattern is not None or special_tokens is not None:
             raise ValueError(f"{path}: a tokenizer.json says its pattern and special tokens itself")
-        return huggingface.read(path / "tokenizer.json" if path.is_dir() else path)
+        return huggingface.read(_json_in(path) if path.is_dir() else path)
     if format == "tiktoken":
         return tiktoken.read(path, pattern, special_tokens)
     if format == "gpt2":
@@ -68,18 +67,24 @@ def save(
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
 
 
+def _json_in(folder: Path) -> Path:
+    """The tokenizer.json of a folder, or else Mistral's tekken.json."""
+    path = folder / huggingface.NAME
+    return path if path.exists() or not (folder / tekken.NAME).exists() else folder / tekken.NAME
+
+
 def _format_of(path: Path, *, reading: bool) -> Format:
     if path.name.endswith((".tiktoken", ".tiktoken.gz")):
         return "tiktoken"
     if path.name.endswith(".json"):
         return "tokenizer.json"
     if path.is_dir() and reading:
-        if (path / "tokenizer.json").exists():
+        if _json_in(path).exists():
             return "tokenizer.json"
         others = [file for file in sorted(path.iterdir()) if file.is_file()]
         if not any(file.name.endswith("vocab.json") for file in others):
             for file in others:
-                if file.name.endswith((".model", "tekken.json", "vocab.txt")):
+                if file.name.endswith((".model", "vocab.txt")):
                     refuse_foreign(file)
         return "gpt2"
     if reading and not path.exists():

@@ -31,7 +31,7 @@ from typing import Any
 
 from tinylm import disk
 from tinylm.tokenizer import beside as files_beside
-from tinylm.tokenizer import decoders, json_models, pre_tokenizer, steps, template
+from tinylm.tokenizer import decoders, json_models, pre_tokenizer, steps, tekken, template
 from tinylm.tokenizer.checks import check_keys, checked, shown
 from tinylm.tokenizer.contents import (
     CHAR_TO_BYTE,
@@ -131,10 +131,7 @@ def read(path: Path) -> Contents:
     document = read_json(path)
     if "model" not in document:
         if "config" in document and "vocab" in document:
-            raise ValueError(
-                f"{path}: Mistral's tekken.json is not supported, only tokenizer.json, tiktoken's "
-                "ranks, and vocab.json with merges.txt"
-            )
+            return tekken.read(path, document)
         if document and all(isinstance(id, int) for id in document.values()):
             raise ValueError(f"{path}: a vocab.json alone has no merges: name its folder")
     try:
@@ -180,7 +177,7 @@ def _contents(document: dict[str, Any]) -> Contents:
             parts.chars,
             parts.missing,
         ),
-        inert=parts.inert,
+        inert=dict(parts.inert),
         kept=kept,
     )
     return replace(contents, surfaces=_surfaces(contents, decoder, vocab))

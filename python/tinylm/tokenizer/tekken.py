@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from tinylm.tokenizer.checks import checked, shown
-from tinylm.tokenizer.contents import Contents, read_json, special
+from tinylm.tokenizer.contents import Contents, special
 from tinylm.tokenizer.models import Bpe
 
+NAME = "tekken.json"
 DEFAULT = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]"),
@@ -29,9 +30,8 @@ DEFAULT = (
 )
 
 
-def read(path: Path) -> Contents:
-    """The contents of a tekken.json; ValueError names what in it is wrong."""
-    document = read_json(path)
+def read(path: Path, document: dict[str, Any]) -> Contents:
+    """The contents of a tekken.json, of which `document` is all; ValueError names what is wrong."""
     try:
         return _contents(document)
     except KeyError as error:

@@ -148,8 +148,8 @@ class Tokenizer:
         pattern: str | None = None,
         special_tokens: dict[str, int] | None = None,
     ) -> Self:
-        """The tokenizer in a file: a `tokenizer.json`, tiktoken ranks (also .gz), or the folder
-        with GPT-2's vocab.json and merges.txt (or with a tokenizer.json).
+        """The tokenizer in a file: a `tokenizer.json`, Mistral's tekken.json, tiktoken ranks (also
+        .gz), or the folder with GPT-2's vocab.json and merges.txt (or with a tokenizer.json).
 
         If `format` is None, the name decides. Rank files say neither their pattern nor their
         special tokens: those of cl100k_base and o200k_base are known by their content, for

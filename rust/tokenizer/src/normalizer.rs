@@ -13,7 +13,7 @@ use unicode_segmentation::UnicodeSegmentation;
 
 use crate::charsmap::Charsmap;
 use crate::find::Find;
-use crate::property::{CONTROL, MARK, NONSPACING, Property};
+use crate::property::{CONTROL, MARK, NEWER, NONSPACING, Property};
 use crate::{Error, Interrupt};
 
 /// Characters between two calls of the interrupt: 1 to 5 ms.
@@ -77,10 +77,10 @@ impl Normalizer {
             return Ok(text);
         }
         Ok(match self {
-            Self::Nfc => collect(text.nfc(), text.len(), interrupt)?.into(),
-            Self::Nfd => collect(text.nfd(), text.len(), interrupt)?.into(),
-            Self::Nfkc => collect(text.nfkc(), text.len(), interrupt)?.into(),
-            Self::Nfkd => collect(text.nfkd(), text.len(), interrupt)?.into(),
+            Self::Nfc => form(&text, <&str>::nfc, interrupt)?.into(),
+            Self::Nfd => form(&text, <&str>::nfd, interrupt)?.into(),
+            Self::Nfkc => form(&text, <&str>::nfkc, interrupt)?.into(),
+            Self::Nfkd => form(&text, <&str>::nfkd, interrupt)?.into(),
             Self::Lowercase => lowercase(text, interrupt)?,
             Self::Strip { left, right } => strip(text, *left, *right),
             Self::StripAccents => without(&text, &MARK, interrupt)?.into(),
@@ -125,6 +125,25 @@ impl Normalizer {
             _ => text.is_empty(),
         }
     }
+}
+
+/// The text with each stretch of characters that `tokenizers` knows in a normal form.
+///
+/// Its tables are of Unicode 9: what is newer is a character like any other, and separates.
+fn form<'a, I: Iterator<Item = char>>(
+    text: &'a str,
+    of: impl Fn(&'a str) -> I,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<String, Error> {
+    let mut out = String::with_capacity(text.len());
+    let mut start = 0;
+    for (at, newer) in text.match_indices(|char| NEWER.has(char)) {
+        out += &collect(of(&text[start..at]), at - start, interrupt)?;
+        out += newer;
+        start = at + newer.len();
+    }
+    out += &collect(of(&text[start..]), text.len() - start, interrupt)?;
+    Ok(out)
 }
 
 /// The characters as a string; looks for interrupts now and then.

@@ -17,9 +17,13 @@ macro_rules! property {
 }
 
 /// `\p{M}`: what `StripAccents` removes.
-pub(crate) static MARK: Property = property!(r"[[\p{M}&&\p{age:9.0}]\x{1CF2}\x{1CF3}]");
+pub(crate) static MARK: Property =
+    property!(r"[[[\p{M}&&\p{age:9.0}]--\x{111C9}]\x{1CF2}\x{1CF3}]");
 /// `\p{Mn}`: what `BertNormalizer` removes as an accent.
-pub(crate) static NONSPACING: Property = property!(r"[[\p{Mn}&&\p{age:8.0}]\x{1734}\x{1171E}]");
+pub(crate) static NONSPACING: Property =
+    property!(r"[[[\p{Mn}&&\p{age:8.0}]--[\x{1885}\x{1886}\x{A9BD}\x{111C9}]]\x{1734}\x{1171E}]");
+/// What the normal forms of `tokenizers` leave alone: characters of Unicode 10 and later.
+pub(crate) static NEWER: Property = property!(r"[^\p{age:9.0}]");
 /// `\p{P}` and the symbols of ASCII: what `Punctuation` and `BertPreTokenizer` split at.
 pub(crate) static PUNCTUATION: Property =
     property!(r"[[\p{P}&&\p{age:8.0}]\x{166D}\x{111C9}!-/:-@\[-`{-~]");
