@@ -21,6 +21,7 @@ __all__ = [
     "WordCounts",
     "__version__",
     "build_profile",
+    "normalise",
     "xxh3_64",
 ]
 
@@ -104,6 +105,9 @@ class Tokenizer:
     def count(self, text: str | bytes, special: str | Iterable[str]) -> int: ...
     def decode(self, ids: Iterable[int] | NDArray[np.integer[Any]], errors: str) -> str: ...
     def decode_bytes(self, ids: Iterable[int] | NDArray[np.integer[Any]]) -> bytes: ...
+
+def normalise(text: str, normalizers: Sequence[dict[str, Any]]) -> str:
+    """A text after some normalizers, as `tinylm.tokenizer.steps` gives them."""
 
 @final
 class DecodeStream:

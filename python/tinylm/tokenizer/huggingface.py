@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinylm import disk
+from tinylm import _rust, disk
 from tinylm.tokenizer import beside as files_beside
 from tinylm.tokenizer import decoders, json_models, pre_tokenizer, steps, tekken, template
 from tinylm.tokenizer.checks import check_keys, checked, shown
@@ -188,7 +188,12 @@ def _surfaces(
 ) -> decoders.Surfaces | None:
     """How the tokens look in a text; None if they look as their bytes are."""
     spelled = {id: token for token, id in vocab.items()}
-    spelled |= {token.id: token.content for token in contents.added_tokens}
+    normalizers = contents.stages.normalizers
+    spelled |= {
+        # A token that is found in normalised text is decoded as it stands there.
+        token.id: _rust.normalise(token.content, normalizers) if token.normalized else token.content
+        for token in contents.added_tokens
+    }
     # Bytes join as they are with ByteLevel's decoder, and without any.
     if not contents.stages.chars and (not decoder or decoders.is_byte_level(decoder)):
         spelled = {id: token for token, id in contents.inert.items()}

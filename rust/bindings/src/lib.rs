@@ -34,6 +34,7 @@ mod rust {
         )?;
         // Each file registers its classes, so that a new class changes one file.
         super::tokenizer::register(module)?;
+        super::stages::register(module)?;
         super::models::register(module)?;
         super::shards::register(module)?;
         super::batches::register(module)?;

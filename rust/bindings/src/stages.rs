@@ -5,12 +5,14 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyDict;
 use tinylm_tokenizer::{
     Behaviour, Charsmap, Edges, Find, Normalizer, PreTokenizer, Prepend, Spec, Stages, Surfaces,
     Tokenizer,
 };
 
+use crate::arguments::detached;
 use crate::error::tokenizer_error;
 
 /// A step of the file.
@@ -191,6 +193,29 @@ fn stages_of(
         (id, edges)
     });
     Ok((stages, edges.collect()))
+}
+
+/// A text after some normalizers, each a step of a tokenizer.json.
+#[pyfunction]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+fn normalise(
+    py: Python<'_>,
+    text: PyBackedStr,
+    normalizers: Vec<Bound<'_, PyDict>>,
+) -> PyResult<String> {
+    let stages = Stages {
+        normalizers: steps(normalizers, Step::normalizers)?.concat(),
+        ..Stages::default()
+    };
+    detached(py, |stop| stages.normalise(&text, stop))
+}
+
+/// Adds the function of this file to `tinylm._rust`.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(normalise, module)?)
 }
 
 /// Python's (bytes by id, bytes of a first token by id, a character and how many of it the

@@ -57,6 +57,15 @@ pub(crate) enum Part<'a> {
 pub(crate) type Sink<'a> = dyn FnMut(Part<'_>, &mut Interrupt<'_>) -> Result<(), Error> + 'a;
 
 impl Stages {
+    /// What the normalisers make of a text.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatternGaveUp`] from a regular expression, and what `interrupt` returns.
+    pub fn normalise(&self, text: &str, interrupt: &mut Interrupt<'_>) -> Result<String, Error> {
+        normalise(&self.normalizers, text.into(), interrupt).map(Cow::into_owned)
+    }
+
     /// Whether they change nothing.
     pub(crate) fn is_empty(&self) -> bool {
         self.normalizers.is_empty() && self.pre_tokenizers.is_empty() && self.missing.is_empty()
