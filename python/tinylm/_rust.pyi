@@ -58,6 +58,13 @@ class Model:
     @staticmethod
     def wordpiece(*, unknown: int, prefix: str = "##", longest: int = 100) -> Model: ...
 
+def train_unigram(
+    counts: WordCounts,
+    vocab_size: int,
+    required: list[bytes] | None,
+    scripts: bool,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[list[bytes], list[float]]: ...
 @final
 class Tokenizer:
     """A vocabulary with its merges, pattern and added tokens; immutable.

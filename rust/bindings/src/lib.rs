@@ -13,6 +13,7 @@ mod models;
 mod shards;
 mod stages;
 mod tokenizer;
+mod unigram;
 
 /// The compiled half of the package.
 #[pymodule(name = "_rust", gil_used = false)]
@@ -36,6 +37,7 @@ mod rust {
         super::tokenizer::register(module)?;
         super::stages::register(module)?;
         super::models::register(module)?;
+        super::unigram::register(module)?;
         super::shards::register(module)?;
         super::batches::register(module)?;
         super::inference::register(module)

@@ -294,7 +294,7 @@ impl DecodeStream {
 
 /// How often each piece stands in a corpus, and the training on it.
 #[pyclass(frozen, module = "tinylm._rust")]
-struct WordCounts {
+pub(crate) struct WordCounts {
     core: Mutex<core::WordCounts>,
 }
 
@@ -385,7 +385,10 @@ impl WordCounts {
 
 impl WordCounts {
     /// What was counted, and how many tokens may be made of it. Training on it holds no lock.
-    fn counted(&self, vocab_size: usize) -> Result<(Vec<core::Word>, usize), core::Error> {
+    pub(crate) fn counted(
+        &self,
+        vocab_size: usize,
+    ) -> Result<(Vec<core::Word>, usize), core::Error> {
         let counts = self.lock();
         let target = counts.room(vocab_size)?;
         Ok((counts.words()?, target))

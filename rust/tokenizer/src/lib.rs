@@ -65,6 +65,8 @@ mod parallel;
 mod pretokenizer;
 mod property;
 mod scan;
+mod scripts;
+mod seeds;
 mod split;
 mod stages;
 mod stream;
@@ -73,6 +75,7 @@ mod train;
 mod trie;
 mod unicode;
 mod unigram;
+mod unigram_train;
 mod vocab;
 mod whole;
 mod wordpiece;
@@ -89,11 +92,13 @@ pub use frequent::most_frequent;
 pub use model::ModelSpec;
 pub use normalizer::Normalizer;
 pub use pretokenizer::{PreTokenizer, Prepend};
+pub use scripts::is_one_script;
 pub use split::Pattern;
 pub use stages::Stages;
 pub use stream::DecodeStream;
 pub use surfaces::{Opening, Surfaces};
 pub use train::{Ties, Trained, bpe as train_bpe};
+pub use unigram_train::{TrainedUnigram, UnigramTraining, unigram as train_unigram};
 
 /// Called now and then during long work; an error ends the work.
 ///
