@@ -61,6 +61,7 @@ class Model:
 def train_unigram(
     counts: WordCounts,
     vocab_size: int,
+    min_frequency: int,
     required: list[bytes] | None,
     scripts: bool,
     progress: Callable[[int, int], object] | None,

@@ -1,7 +1,9 @@
 """One piece to ids by each kind of model, against its reference and Hugging Face's `tokenizers`."""
 
+from collections import Counter
 from functools import cache
 
+import numpy as np
 import tokenizers.models as peers
 from hypothesis import strategies as st
 
@@ -11,6 +13,7 @@ from tinylm import _rust
 from tinylm.reference import char_bpe, unigram, wordpiece
 
 MARK = "\u2581"
+BYTE = [bytes([byte]) for byte in range(256)]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 # Few characters, so that tokens overlap; one of each width, and some that no vocabulary has.
 KNOWN = "ab\xe9\u4e2d" + MARK
@@ -181,6 +184,42 @@ def wordpiece_fast(word, vocab, longest):
     return core(vocab, _rust.Model.wordpiece(unknown=0, longest=longest), word)
 
 
+# Unigram's training
+
+
+def learn_slow(words, size, over_bytes):
+    required = BYTE if over_bytes else sorted({c.encode() for word in words for c in word})
+    counts = {word.encode(): count for word, count in words.items()}
+    scores = unigram.train(counts, size, required)
+    return list(scores), list(scores.values())
+
+
+def learn_fast(words, size, over_bytes):
+    counts = _rust.WordCounts("whole", [], 1)
+    for word, count in words.items():
+        counts.add([word] * count)
+    required = None if over_bytes else sorted({c.encode() for word in words for c in word})
+    return _rust.train_unigram(counts, size, 1, required, False, None)
+
+
+def same_vocabulary(a, b):
+    """Equal tokens, and scores equal to nine digits."""
+    return a[0] == b[0] and np.allclose(a[1], b[1], rtol=1e-9, atol=0)
+
+
+def trainings(over_bytes):
+    parts = st.text("ab" if over_bytes else KNOWN, min_size=1, max_size=7)
+    words = st.dictionaries(parts | parts.map(lambda part: part * 9), st.integers(1, 9), min_size=1)
+    # 256 tokens of one byte count, if they are required.
+    size = st.integers(257, 270) if over_bytes else st.integers(1, 24)
+    return st.tuples(words, size, st.just(over_bytes))
+
+
+def counted_words():
+    """The words of some code, with their counts."""
+    return dict(Counter(standard_library(2)[:20_000].split()))
+
+
 @cache
 def frequent():
     """2,000 substrings of code with their logarithms of counts, and one piece of 400 bytes."""
@@ -212,6 +251,25 @@ RUNGS = (
         over_bytes(),
         lambda: (frequent()[0].encode(), {}, {b"th": -1.0, b"self": -2.0}),
         cost=4,
+    ),
+    rust_rung(
+        "train unigram",
+        learn_slow,
+        learn_fast,
+        trainings(over_bytes=False),
+        lambda: (counted_words(), 200, False),
+        same=same_vocabulary,
+        covers=("train_unigram",),
+        cost=2,
+    ),
+    rust_rung(
+        "train unigram over bytes",
+        learn_slow,
+        learn_fast,
+        trainings(over_bytes=True),
+        lambda: (counted_words(), 400, True),
+        same=same_vocabulary,
+        cost=8,
     ),
     rust_rung(
         "char bpe",

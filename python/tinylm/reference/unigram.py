@@ -13,11 +13,21 @@ loses without a token, and those that cost least go, until the vocabulary is sma
 Kudo 2018, arXiv:1804.10959. Quadratic in the piece for `encode`.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from math import exp, log
+from math import exp, inf, log
 
+# The longest token has this many characters; sentencepiece's default.
+LONGEST = 16
+# Each round fits twice and keeps three quarters of the tokens, until there are few enough.
+FITS, KEPT = 2, 0.75
+# The last round leaves this many times the tokens asked for; the most probable of them stay.
+SPARE = 1.1
+# Tokens that are expected less often go.
+LEAST = 0.5
+# Numbers that differ by less are taken for equal, so that rounding decides nothing.
+SLACK = 1e-9
 # An unknown character scores this much less than the rarest token; sentencepiece's number.
 PENALTY = 10.0
 Scores = dict[bytes, float]
@@ -61,12 +71,15 @@ def edges(piece: bytes, scores: Scores) -> list[tuple[int, int, float, bool]]:
     return found
 
 
-def viterbi(piece: bytes, scores: Scores) -> Path:
-    """The best segmentation; of equal ones that whose last token is the longest, and so on."""
+def viterbi(piece: bytes, scores: Scores, slack: float = 0.0) -> Path:
+    """The best segmentation; of equal ones that whose last token is the longest, and so on.
+
+    Sums that differ by no more than `slack` are equal.
+    """
     best: dict[int, tuple[float, int, bool]] = {0: (0.0, 0, True)}
     for start, end, score, known in edges(piece, scores):
         total = best[start][0] + score
-        if end not in best or total > best[end][0]:
+        if end not in best or total > best[end][0] + slack:
             best[end] = (total, start, known)
     path, end = [], len(piece)
     while end > 0:
@@ -122,7 +135,7 @@ def n_best(piece: bytes, scores: Scores, n: int) -> list[tuple[float, Path]]:
     found = edges(piece, scores)
     best = {0: 0.0}
     for start, end, score, _ in found:
-        best[end] = max(best.get(end, -float("inf")), best[start] + score)
+        best[end] = max(best.get(end, -inf), best[start] + score)
     done: list[tuple[float, Path]] = []
     # The number of a path decides between equal promises: first in, first out.
     heap: list[tuple[float, int, int, float, Path]] = [(-best[len(piece)], 0, len(piece), 0.0, [])]
@@ -146,7 +159,7 @@ def forward(piece: bytes, scores: Scores, theta: float = 1.0) -> list[float]:
 
     The weight of a token is exp(theta * score); a place that no token ends at has -inf.
     """
-    alpha = [-float("inf")] * (len(piece) + 1)
+    alpha = [-inf] * (len(piece) + 1)
     alpha[0] = 0.0
     for start, end, score, _ in edges(piece, scores):
         alpha[end] = log_add(alpha[end], alpha[start] + theta * score)
@@ -156,7 +169,7 @@ def forward(piece: bytes, scores: Scores, theta: float = 1.0) -> list[float]:
 def log_add(a: float, b: float) -> float:
     """log(exp(a) + exp(b))."""
     high, low = max(a, b), min(a, b)
-    return high if low == -float("inf") else high + log(1 + exp(low - high))
+    return high if low == -inf else high + log(1 + exp(low - high))
 
 
 def sample(piece: bytes, scores: Scores, theta: float, draw: Callable[[], float]) -> Path:
@@ -182,7 +195,7 @@ def sample(piece: bytes, scores: Scores, theta: float, draw: Callable[[], float]
     return path[::-1]
 
 
-def e_step(words: Counter[bytes], scores: Scores) -> tuple[dict[bytes, float], float]:
+def e_step(words: dict[bytes, int], scores: Scores) -> tuple[dict[bytes, float], float]:
     """How often each token is expected in `words`, and the log likelihood of those.
 
     A token's expected count in a word is the share of the segmentations that have it, by weight:
@@ -193,7 +206,7 @@ def e_step(words: Counter[bytes], scores: Scores) -> tuple[dict[bytes, float], f
     for word, count in words.items():
         found = edges(word, scores)
         alpha = forward(word, scores)
-        beta = [-float("inf")] * (len(word) + 1)
+        beta = [-inf] * (len(word) + 1)
         beta[len(word)] = 0.0
         for start, end, score, _ in reversed(found):
             beta[start] = log_add(beta[start], score + beta[end])
@@ -214,47 +227,112 @@ def digamma(x: float) -> float:
     return result + log(x) - 0.5 / x - square * (1 / 12 - square * (1 / 120 - square / 252))
 
 
-def m_step(expected: dict[bytes, float], keep: Sequence[bytes], least: float = 0.5) -> Scores:
-    """The scores of the tokens expected at least `least` times, and of those in `keep`.
+def m_step(expected: dict[bytes, float], required: Iterable[bytes], *, drop: bool = True) -> Scores:
+    """The scores of the tokens by their expected counts; `required` ones count at least LEAST.
 
-    digamma(count) - digamma(sum) instead of the logarithm: a sparse prior, which takes from rare
-    tokens (Liang and Klein 2007). A token to keep counts at least `least` times.
+    With `drop`, tokens that are expected less often than LEAST go, and a score is
+    digamma(count) - digamma(sum): a sparse prior, which takes from rare tokens (Liang and Klein
+    2007). Without, every token stays, and a score is the logarithm of its share.
     """
-    kept = set(keep)
+    kept = set(expected) if not drop else set(required)
     counts = {
-        token: max(count, least)
+        token: max(count, LEAST)
         for token, count in expected.items()
-        if count >= least or token in kept
+        if count >= LEAST - SLACK or token in kept
     }
-    total = digamma(sum(counts.values()))
-    return {token: digamma(count) - total for token, count in counts.items()}
+    log_of = digamma if drop else log
+    total = log_of(sum(counts.values()))
+    return {token: log_of(count) - total for token, count in counts.items()}
 
 
-def losses(words: Counter[bytes], scores: Scores) -> dict[bytes, float | None]:
-    """What the log likelihood of `words` loses without each token; None if it must stay.
+def losses(words: dict[bytes, int], scores: Scores, required: Iterable[bytes]) -> Scores:
+    """What the log likelihood of `words` loses without each token that is not required.
 
-    The best segmentations of the words use a token freq times. Without it, its best other
-    segmentation takes its place: loss = freq * (log p(token) - sum of log p' of that one), where p'
-    counts what they gain. A token of one character, which has no other, stays.
+    The best segmentations of the words use a token freq times. Without it, its own best
+    segmentation into others takes its place: loss = freq * (log p - sum of log p' of those), where
+    p' counts what they gain. It is -inf for a token that no best segmentation uses.
     """
     used: Counter[bytes] = Counter()
     for word, count in words.items():
-        for start, end, _ in viterbi(word, scores):
+        for start, end, _ in viterbi(word, scores, SLACK):
             used[word[start:end]] += count
     total = sum(used.values())
-    found: dict[bytes, float | None] = {}
-    for token in scores:
-        paths = n_best(token, scores, 2)
-        if len(paths) == 1 or not all(known for *_, known in paths[1][1]):
-            found[token] = None
-            continue
+    found = {}
+    for token in [token for token in scores if token not in set(required)]:
+        others = {other: score for other, score in scores.items() if other != token}
+        other = [token[start:end] for start, end, _ in viterbi(token, others, SLACK)]
         freq = used[token]
-        if freq == 0 or len(paths[0][1]) > 1:
-            # Its own best segmentation is another one, so no text ever uses it.
-            found[token] = 0.0
+        if freq == 0 or sum(scores[part] for part in other) > scores[token] + SLACK:
+            found[token] = -inf
             continue
-        other = [token[start:end] for start, end, _ in paths[1][1]]
         after = log(total + freq * (len(other) - 1))
-        lost = log(freq / total) - sum(log(used[part] + freq) - after for part in other)
-        found[token] = freq * lost
+        gained = sum(log(used[part] + freq) - after for part in other)
+        found[token] = freq * (log(freq / total) - gained)
     return found
+
+
+def seeds(words: dict[bytes, int], required: Iterable[bytes], least: int = 2) -> dict[bytes, int]:
+    """The strings in `words` that occur `least` times, with their counts: the first vocabulary.
+
+    They have up to LONGEST characters and are not required. Of strings that always go on in the
+    same way only the longest counts: one must end a word, have LONGEST characters, or be followed
+    by two different characters.
+    """
+    counts: Counter[bytes] = Counter()
+    followers: defaultdict[bytes, set[bytes]] = defaultdict(set)
+    for word, count in words.items():
+        ends = [0, *characters(word)]
+        for i, start in enumerate(ends):
+            for length in range(1, min(LONGEST, len(ends) - 1 - i) + 1):
+                token = word[start : ends[i + length]]
+                counts[token] += count
+                after = (
+                    word[ends[i + length] : ends[i + length + 1]]
+                    if i + length + 1 < len(ends)
+                    else b""
+                )
+                # Two that never agree stand for the end of a word and the longest length.
+                followers[token] |= {after} if after and length < LONGEST else {b"", b"end"}
+    fit = {token for token, after in followers.items() if len(after) > 1}
+    named = set(required)
+    kept = [t for t in fit if counts[t] >= least and t not in named]
+    return {token: counts[token] for token in sorted(kept, key=lambda t: (len(t), t))}
+
+
+def train(words: dict[bytes, int], size: int, required: Sequence[bytes]) -> Scores:
+    """`size` tokens with their scores, learned from words and their counts.
+
+    `required` are the tokens that there must be, such as the 256 bytes. They come first, the others
+    by falling score.
+    """
+    counts = dict.fromkeys(required, 0) | seeds(words, required)
+    for word, count in words.items():
+        for start, end, *_ in edges(word, dict.fromkeys(required, 0.0)):
+            counts[word[start:end]] += count
+    worth = {token: max(1, count) * len(token) for token, count in counts.items()}
+    total = sum(worth.values())
+    scores = {token: log(value / total) for token, value in worth.items()}
+    desired = int(size * SPARE)
+    while True:
+        for _ in range(FITS):
+            scores = m_step(e_step(words, scores)[0], required)
+        if len(scores) <= desired:
+            break
+        lost = {t: loss for t, loss in losses(words, scores, required).items() if loss > -inf}
+        room = max(desired, int(len(scores) * KEPT)) - len(required)
+        keep = {*required, *by_worth(lost)[: max(0, room)]}
+        if len(keep) == len(scores):
+            break
+        scores = {token: score for token, score in scores.items() if token in keep}
+    rest = {token: score for token, score in scores.items() if token not in set(required)}
+    keep = {*required, *by_worth(rest)[: max(0, size - len(required))]}
+    scores = {token: score for token, score in scores.items() if token in keep}
+    for _ in range(FITS):
+        scores = m_step(e_step(words, scores)[0], required, drop=False)
+    rest = {token: score for token, score in scores.items() if token not in set(required)}
+    return {token: scores[token] for token in [*required, *by_worth(rest)]}
+
+
+def by_worth(values: Scores) -> list[bytes]:
+    """The tokens, the greatest value first; of those that are nearly equal, as they stand."""
+    return sorted(values, key=lambda token: -float(f"{values[token]:.8e}"))

@@ -394,6 +394,11 @@ impl WordCounts {
         Ok((counts.words()?, target))
     }
 
+    /// What was counted.
+    pub(crate) fn words(&self) -> Result<Vec<core::Word>, core::Error> {
+        self.lock().words()
+    }
+
     /// The lock, also after a panic in another thread: otherwise every later call would panic too.
     fn lock(&self) -> std::sync::MutexGuard<'_, core::WordCounts> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)

@@ -22,23 +22,28 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 /// `required` are the tokens that there must be, one for every character, or None for the 256
 /// bytes. With `scripts` a token holds characters of one script alone, as sentencepiece has it.
 #[pyfunction]
-#[pyo3(signature = (counts, vocab_size, required, scripts, progress))]
+#[pyo3(signature = (counts, vocab_size, min_frequency, required, scripts, progress))]
 fn train_unigram<'py>(
     py: Python<'py>,
     counts: &WordCounts,
     vocab_size: usize,
+    min_frequency: u64,
     required: Option<Vec<Vec<u8>>>,
     scripts: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Learned<'py>> {
     let mut raised = None;
     let trained = detached(py, |stop| {
-        let (words, size) = counts.counted(vocab_size)?;
-        let required =
-            required.unwrap_or_else(|| (0..=255u8).map(|byte| vec![byte]).collect::<Vec<_>>());
+        let bytes = || (0..=255u8).map(|byte| vec![byte]).collect();
+        let (words, size) = match required {
+            None => counts.counted(vocab_size)?,
+            Some(_) => (counts.words()?, vocab_size),
+        };
+        let required: Vec<Vec<u8>> = required.unwrap_or_else(bytes);
         let one_script = |token: &[u8]| core::is_one_script(token);
         let training = core::UnigramTraining {
             size,
+            min_frequency,
             required: &required,
             valid: if scripts {
                 &one_script

@@ -59,6 +59,7 @@ mod find;
 mod frequent;
 mod heap;
 mod jobs;
+mod logs;
 mod model;
 mod normalizer;
 mod parallel;

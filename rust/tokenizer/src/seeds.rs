@@ -87,6 +87,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) over_bytes: bool,
     /// Whether a string may be a token.
     pub(crate) valid: &'a dyn Fn(&[u8]) -> bool,
+    /// How often a token must occur, 2 at least.
+    pub(crate) least: u64,
     /// Seeds at most.
     pub(crate) most: usize,
 }
@@ -229,7 +231,7 @@ fn whole(a: &[u8], limit: usize) -> (u16, u8) {
     (length as u16, characters)
 }
 
-/// The strings that occur at least twice and may be tokens, the most covering ones.
+/// The strings that occur often enough and may be tokens, the most covering ones.
 fn nodes(
     text: &[u8],
     spans: &[Span],
@@ -267,7 +269,7 @@ fn nodes(
             let bytes = &text[start..start + usize::from(deeper)];
             // A token of one byte is required, or nothing that a longer text needs.
             let needed = if rules.over_bytes { 1 } else { width(bytes) };
-            if count >= 2 && bytes.len() > needed && (rules.valid)(bytes) {
+            if count >= rules.least && bytes.len() > needed && (rules.valid)(bytes) {
                 found.push(Node {
                     length: deeper,
                     first: from,

@@ -13,6 +13,7 @@
 //! Kudo 2018, arXiv:1804.10959. Defined by `e_step`, `m_step` and `losses` in
 //! `python/tinylm/reference/unigram.py`, held to it by the rung `train unigram`.
 
+use crate::logs::{by_logarithms, digamma};
 use crate::seeds::{Edge, Lattice, Rules, Seed, Span, lattice};
 use crate::{Error, Interrupt};
 
@@ -26,6 +27,8 @@ const FITS: usize = 2;
 const SPARE: f64 = 1.1;
 /// Tokens that are expected less often go.
 const LEAST: f64 = 0.5;
+/// Numbers that differ by less are taken for equal, so that rounding decides nothing.
+const SLACK: f64 = 1e-9;
 /// Words between two calls of the interrupt.
 const TICK: usize = 1 << 12;
 
@@ -42,6 +45,8 @@ pub struct TrainedUnigram {
 pub struct UnigramTraining<'a> {
     /// Tokens at most, with the required ones.
     pub size: usize,
+    /// How often a string must occur in the words to be a token.
+    pub min_frequency: u64,
     /// Tokens that there must be: the 256 bytes, or every character of the words.
     pub required: &'a [Vec<u8>],
     /// Whether a string may be a token.
@@ -76,6 +81,7 @@ pub fn unigram<'a>(
         over_bytes: training.required.iter().all(|token| token.len() == 1)
             && training.required.len() == 256,
         valid: training.valid,
+        least: training.min_frequency.max(2),
         most: SEEDS,
     };
     let lattice = lattice(words, &rules, &mut || progress(0, training.size))?;
@@ -153,9 +159,9 @@ impl Trainer {
             *count = count.max(LEAST);
         }
         if drop {
-            let keep: Vec<bool> = expected.iter().map(|&count| count >= LEAST).collect();
+            let keep: Vec<bool> = expected.iter().map(|n| *n >= LEAST - SLACK).collect();
             self.remove(&keep);
-            expected.retain(|&count| count >= LEAST);
+            expected.retain(|n| *n >= LEAST - SLACK);
         } else {
             // Also what is never used keeps a score.
             for count in &mut expected {
@@ -222,7 +228,7 @@ impl Trainer {
         let mut rest: Vec<usize> = (0..losses.len())
             .filter(|&token| losses[token].is_finite())
             .collect();
-        rest.sort_by(|&a, &b| losses[b].total_cmp(&losses[a]));
+        sort_by_worth(&mut rest, &losses);
         for &token in rest.iter().take(room) {
             keep[token] = true;
         }
@@ -275,7 +281,7 @@ impl Trainer {
             if last.end == 0 {
                 continue;
             }
-            if freq == 0.0 || score > self.scores[token] {
+            if freq == 0.0 || score > self.scores[token] + SLACK {
                 losses[token] = f64::NEG_INFINITY;
                 continue;
             }
@@ -317,7 +323,7 @@ impl Trainer {
                 continue;
             }
             let score = best[usize::from(from)].0 + self.scores[edge.token as usize];
-            if score > best[usize::from(to)].0 {
+            if score > best[usize::from(to)].0 + SLACK {
                 best[usize::from(to)] = (score, *edge);
             }
         }
@@ -326,7 +332,7 @@ impl Trainer {
     /// Leaves the required tokens and the most probable others, `size` in all.
     fn keep_most_probable(&mut self, size: usize) {
         let mut order: Vec<usize> = (self.required..self.scores.len()).collect();
-        order.sort_by(|&a, &b| self.scores[b].total_cmp(&self.scores[a]));
+        sort_by_worth(&mut order, &self.scores);
         let mut keep = vec![false; self.scores.len()];
         keep[..self.required].fill(true);
         for &token in order.iter().take(size.saturating_sub(self.required)) {
@@ -382,10 +388,7 @@ impl Trainer {
             let start = seed.start as usize;
             &self.lattice.text[start..start + usize::from(seed.length)]
         };
-        order[self.required..].sort_by(|&a, &b| {
-            let order = self.scores[b].total_cmp(&self.scores[a]);
-            order.then_with(|| bytes(a).cmp(bytes(b)))
-        });
+        sort_by_worth(&mut order[self.required..], &self.scores);
         TrainedUnigram {
             tokens: order.iter().map(|&token| bytes(token).into()).collect(),
             scores: order.iter().map(|&token| self.scores[token]).collect(),
@@ -393,51 +396,18 @@ impl Trainer {
     }
 }
 
-/// As the loop of [`Trainer::expected`], for a word whose products leave the range of float64.
-/// Returns its log likelihood.
-fn by_logarithms(
-    edges: &[Edge],
-    length: usize,
-    count: f64,
-    scores: &[f64],
-    expected: &mut [f64],
-) -> f64 {
-    let mut alpha = vec![f64::NEG_INFINITY; length + 1];
-    let mut beta = alpha.clone();
-    alpha[0] = 0.0;
-    beta[length] = 0.0;
-    for edge in edges {
-        let path = alpha[usize::from(edge.start)] + scores[edge.token as usize];
-        let end = &mut alpha[usize::from(edge.end)];
-        *end = log_add(*end, path);
-    }
-    let all = alpha[length];
-    for edge in edges.iter().rev() {
-        let path = scores[edge.token as usize] + beta[usize::from(edge.end)];
-        let start = &mut beta[usize::from(edge.start)];
-        *start = log_add(*start, path);
-        let share = (alpha[usize::from(edge.start)] + path - all).exp();
-        expected[edge.token as usize] += count * share;
-    }
-    all
-}
-
-/// ln(exp(a) + exp(b)).
-fn log_add(a: f64, b: f64) -> f64 {
-    let (high, low) = (a.max(b), a.min(b));
-    if low == f64::NEG_INFINITY {
-        return high;
-    }
-    high + (low - high).exp().ln_1p()
-}
-
-/// The derivative of ln gamma for x > 0: recurrence up to 7, then its asymptotic series.
-fn digamma(mut x: f64) -> f64 {
-    let mut result = 0.0;
-    while x < 7.0 {
-        result -= 1.0 / x;
-        x += 1.0;
-    }
-    let square = 1.0 / (x * x);
-    result + x.ln() - 0.5 / x - square * (1.0 / 12.0 - square * (1.0 / 120.0 - square / 252.0))
+/// Some places by their falling values; values whose first nine digits agree are equal, because the
+/// order of such tokens must not depend on how a sum was rounded.
+fn sort_by_worth(places: &mut [usize], values: &[f64]) {
+    let digits = |place: usize| {
+        let value = values[place];
+        let unit = 10f64.powf(value.abs().log10().floor() - 8.0);
+        // Zero has no first digit.
+        if unit > 0.0 {
+            (value / unit).round() * unit
+        } else {
+            value
+        }
+    };
+    places.sort_by(|&a, &b| digits(b).total_cmp(&digits(a)));
 }
