@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from tinylm.config.limits import Limits
 
 # Names and not the classes behind them: help and errors must not import torch.
-Kind = Literal["bpe", "byte", "char", "whitespace"]
+Kind = Literal["bpe", "unigram", "byte", "char", "whitespace"]
 Order = Literal["shuffle", "sequential", "random"]
 Architecture = Literal["llama3", "gpt2", "qwen3", "speedrun"]
 Norm = Literal["rmsnorm", "layernorm", "plain_rmsnorm", "plain_layernorm"]

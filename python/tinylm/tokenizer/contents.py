@@ -66,6 +66,7 @@ class Contents:
     the file writes them. `kept` is a tokenizer.json without its
     tokens and merges, which is written back as it stood. `beside` holds the files beside it, by
     name. `roles` are the tokens that those files name as eos_token, bos_token and pad_token.
+    `proto` is the `.model` that it was read from.
     """
 
     tokens: dict[bytes, int]
@@ -78,6 +79,7 @@ class Contents:
     kept: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
+    proto: bytes | None = None
 
     def id_of(self, content: str) -> int | None:
         """The id of the token with this text, added or ordinary; None if there is none."""

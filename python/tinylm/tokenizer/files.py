@@ -5,16 +5,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-from tinylm.tokenizer import gpt2, huggingface, tekken, tiktoken
+from tinylm.tokenizer import gpt2, huggingface, sentencepiece, tekken, tiktoken
 from tinylm.tokenizer.contents import Contents
 from tinylm.tokenizer.errors import LoadError
 
-Format = Literal["tokenizer.json", "tiktoken", "gpt2"]
-FORMATS: tuple[Format, ...] = ("tokenizer.json", "tiktoken", "gpt2")
+Format = Literal["tokenizer.json", "tiktoken", "gpt2", "sentencepiece"]
+FORMATS: tuple[Format, ...] = ("tokenizer.json", "tiktoken", "gpt2", "sentencepiece")
 # What tells other kinds of file: the name in lower case, and the first bytes.
 FOREIGN: tuple[tuple[Callable[[str, bytes], bool], str], ...] = (
-    # The first field of SentencePiece's protobuf is a piece, which begins with its text.
-    (lambda name, start: name.endswith(".model") or start[:1] == b"\n", "a SentencePiece model"),
     (lambda name, _: name.startswith("vocab") and name.endswith(".txt"), "a WordPiece vocab.txt"),
     (lambda _, start: start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5", "a pickled object"),
     (lambda _, start: start[:2] == b"PK", "a zip file, as torch saves them,"),
@@ -38,6 +36,10 @@ def load(
         return huggingface.read(_json_in(path) if path.is_dir() else path)
     if format == "tiktoken":
         return tiktoken.read(path, pattern, special_tokens)
+    if format == "sentencepiece":
+        if pattern is not None or special_tokens is not None:
+            raise ValueError(f"{path}: a .model says its pieces and special tokens itself")
+        return sentencepiece.read(path)
     if format == "gpt2":
         return gpt2.read(path, pattern or "gpt2", special_tokens)
     raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
@@ -61,6 +63,8 @@ def save(
         huggingface.write(contents, path, beside, says_eos=says_eos)
     elif format == "tiktoken":
         tiktoken.write(contents, path)
+    elif format == "sentencepiece":
+        sentencepiece.write(contents, path)
     elif format == "gpt2":
         gpt2.write(contents, path, beside if says_eos else {})
     else:
@@ -78,13 +82,15 @@ def _format_of(path: Path, *, reading: bool) -> Format:
         return "tiktoken"
     if path.name.endswith(".json"):
         return "tokenizer.json"
+    if path.name.endswith(".model"):
+        return "sentencepiece"
     if path.is_dir() and reading:
         if _json_in(path).exists():
             return "tokenizer.json"
         others = [file for file in sorted(path.iterdir()) if file.is_file()]
         if not any(file.name.endswith("vocab.json") for file in others):
             for file in others:
-                if file.name.endswith((".model", "vocab.txt")):
+                if file.name.endswith("vocab.txt"):
                     refuse_foreign(file)
         return "gpt2"
     if reading and not path.exists():

@@ -88,6 +88,10 @@ def write(contents: Contents, path: Path, beside: Mapping[str, bytes], *, says_e
 
     Those go beside a file too if only they can say which token ends a text (`says_eos`).
     """
+    if contents.proto is not None:
+        raise ValueError(
+            f"{path}: a tokenizer that was read from a .model is written as one; save to a .model"
+        )
     data = json.dumps(_document(contents), ensure_ascii=False, indent=1).encode()
     if path.suffix != ".json":
         path = path / NAME
@@ -118,6 +122,12 @@ def _document(contents: Contents) -> dict[str, Any]:
         for token in sorted(contents.added_tokens, key=lambda t: 0 if contents.kept else t.id)
     ]
     return {**document, "added_tokens": added} if added or "added_tokens" in document else document
+
+
+def unigram(pattern: str) -> dict[str, Any]:
+    """The file of a Unigram over bytes, as `Contents.kept` has it: ByteLevel writes its tokens."""
+    model = {"type": "Unigram", "unk_id": None, "vocab": {}, "byte_fallback": False}
+    return {**DOCUMENT, "pre_tokenizer": pre_tokenizer.written(pattern), "model": model}
 
 
 def _entry(token: AddedToken, as_read: Mapping[str, Any] | None) -> dict[str, Any]:

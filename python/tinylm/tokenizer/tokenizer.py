@@ -72,7 +72,8 @@ class Tokenizer:
         """A tokenizer of `vocab_size` tokens, special ones included, learned from `texts`.
 
         `kind`: "bpe" learns merges inside the pieces of `pattern` ("gpt2", "gpt4", "o200k",
-        "llama3" or a regular expression). "char" takes the most frequent characters,
+        "llama3" or a regular expression); "unigram" learns there the tokens that make the texts
+        most probable, each with its own probability. "char" takes the most frequent characters,
         "whitespace" the most frequent words, each with the space before it; what they do not
         know is encoded as bytes. "byte" has the bytes alone and learns nothing.
 

@@ -5,20 +5,20 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinylm import _rust, terminal
 from tinylm.corpus.kinds import HEAD, has_rows, refuse_foreign
 from tinylm.corpus.rows import rows
 from tinylm.corpus.texts import refuse_rows
-from tinylm.tokenizer import pre_tokenizer
+from tinylm.tokenizer import huggingface, pre_tokenizer
 from tinylm.tokenizer.contents import (
+    AddedToken,
     Contents,
     refuse_special,
     refuse_written_alike,
-    special,
 )
-from tinylm.tokenizer.models import Bpe
+from tinylm.tokenizer.models import Bpe, Model, Unigram
 
 # At run time the settings bring OmegaConf, which a tokenizer needs not.
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ Progress = Callable[[int, int], object] | Literal[True] | None
 
 # Tokenizers that are no BPE are BPE without merges whose pieces may be whole tokens.
 PATTERN_OF_KIND = {"char": "character", "byte": "whole", "whitespace": "word"}
+# These learn tokens inside the pieces of a pattern.
+LEARNED = ("bpe", "unigram")
 # Texts are handed to Rust in batches of about this many characters, files in such blocks.
 BATCH = 1 << 24
 
@@ -55,11 +57,13 @@ class Training:
             raise ValueError(f"min_frequency {min_frequency} must be at least 1")
         if not 0 <= threads <= 1024:
             raise ValueError(f"threads {threads} must be 0, for all cores, or up to 1024")
-        if kind != "bpe":
+        if kind not in LEARNED:
             if kind not in PATTERN_OF_KIND:
-                raise ValueError(f"kind {kind!r}: expected 'bpe', 'char', 'byte' or 'whitespace'")
+                raise ValueError(
+                    f"kind {kind!r}: expected 'bpe', 'unigram', 'char', 'byte' or 'whitespace'"
+                )
             if pattern != "gpt4":
-                raise ValueError(f"pattern {pattern!r} is for kind='bpe'; {kind!r} has its own")
+                raise ValueError(f"pattern {pattern!r} is for bpe and unigram; {kind!r} has its own")
             pattern = PATTERN_OF_KIND[kind]
         self._refuse_unwritable(pattern)
         self.kind, self.pattern, self.min_frequency = kind, pattern, min_frequency
@@ -124,10 +128,22 @@ class Training:
         if self.kind == "byte":
             size = min(vocab_size, 256 + len(self.special))
         call = draw if progress is True else progress
-        tokens, merges = self.counts.train(how, size, self.min_frequency, ties, call)
+        model: Model
+        kept: dict[str, Any] = {}
+        if self.kind == "unigram":
+            if ties != "ids":
+                raise ValueError(f"ties={ties!r} is for merges; kind='unigram' learns none")
+            tokens, scores = _rust.train_unigram(
+                self.counts, vocab_size, self.min_frequency, None, False, call
+            )
+            model = Unigram(tuple(scores))
+            kept = huggingface.unigram(self.pattern)
+        else:
+            tokens, merges = self.counts.train(how, size, self.min_frequency, ties, call)
+            model = Bpe(merges, whole_pieces=self.kind in ("char", "whitespace"))
         reached = len(tokens) + len(self.special)
         # To the other kinds the size is a limit, not a wish.
-        if self.kind == "bpe" and reached < vocab_size:
+        if self.kind in LEARNED and reached < vocab_size:
             warnings.warn(
                 f"the corpus gives a vocabulary of {reached}, not the {vocab_size} asked for",
                 # The caller of Tokenizer.train or train_files.
@@ -138,9 +154,14 @@ class Training:
             refuse_written_alike(special_token, ids)
         return Contents(
             tokens=ids,
-            model=Bpe(merges, whole_pieces=self.kind in ("char", "whitespace")),
+            model=model,
             pattern=self.pattern,
-            added_tokens=special({token: len(tokens) + i for i, token in enumerate(self.special)}),
+            # The list of a Unigram has a score for each token, so these stand beside it.
+            added_tokens=tuple(
+                AddedToken(token, len(tokens) + i, listed=self.kind != "unigram")
+                for i, token in enumerate(self.special)
+            ),
+            kept=kept,
         )
 
 

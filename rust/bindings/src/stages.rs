@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyDict;
 use tinylm_tokenizer::{
-    Behaviour, Charsmap, Edges, Find, Normalizer, PreTokenizer, Prepend, Spec, Stages, Surfaces,
-    Tokenizer,
+    Behaviour, Charsmap, Edges, Find, Normalizer, PreTokenizer, Prepend, SentencePiece, Spec,
+    Stages, Surfaces, Tokenizer,
 };
 
 use crate::arguments::detached;
@@ -105,6 +105,19 @@ impl<'py> Step<'py> {
             "Precompiled" => {
                 let map: Vec<u8> = self.item("precompiled_charsmap")?.extract()?;
                 Normalizer::Precompiled(Charsmap::new(&map).map_err(tokenizer_error)?)
+            }
+            "SentencePiece" => {
+                let map: Vec<u8> = self.item("precompiled_charsmap")?.extract()?;
+                let map = (!map.is_empty()).then(|| Charsmap::new(&map)).transpose();
+                let spec = SentencePiece {
+                    map: map.map_err(tokenizer_error)?,
+                    kept: self.item("kept")?.extract()?,
+                    prefix: self.flag("add_dummy_prefix")?,
+                    suffix: self.flag("treat_whitespace_as_suffix")?,
+                    collapse: self.flag("remove_extra_whitespaces")?,
+                    escape: self.flag("escape_whitespaces")?,
+                };
+                spec.into()
             }
             other => return Err(unknown("normalizer", other)),
         })

@@ -315,15 +315,17 @@ fn by_score(
     let rank_of: FxHashMap<u32, u32> = tokens
         .iter()
         .zip(scores)
+        // Without a score, as those of bytes, a token is never merged.
+        .filter(|(_, score)| score.is_finite())
         .map(|((_, id), score)| {
             let place = order.partition_point(|other| other.total_cmp(score).is_gt());
             (*id, place as u32)
         })
         .collect();
     let splits = every_split(tokens, id_of).into_iter();
-    let merges = splits.map(|(_, left, right, id)| {
-        let rank = rank_of[&id];
-        (pair(left, right), Merge { rank, id })
+    let merges = splits.filter_map(|(_, left, right, id)| {
+        let rank = *rank_of.get(&id)?;
+        Some((pair(left, right), Merge { rank, id }))
     });
     Ok(merges.collect())
 }

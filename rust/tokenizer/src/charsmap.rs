@@ -62,6 +62,34 @@ impl Charsmap {
         self.prefixes(text).last()
     }
 
+    /// The bytes of ASCII that stay as they are before another one: no key is one of them alone, or
+    /// begins with two.
+    pub(crate) fn plain(&self) -> [bool; 128] {
+        let mut plain = [true; 128];
+        for (first, plain) in (0u8..).zip(&mut plain) {
+            *plain = self.longest(&[first]).is_none()
+                && (0..128u8).all(|next| self.reaches(&[first, next]).is_none());
+        }
+        plain
+    }
+
+    /// Something if a key begins with `text`.
+    fn reaches(&self, text: &[u8]) -> Option<()> {
+        let mut at = Self::children(*self.cells.first()?);
+        for &byte in text {
+            at ^= usize::from(byte);
+            let here = *self.cells.get(at)?;
+            (byte != 0 && here & 0x8000_00FF == byte.into()).then_some(())?;
+            at ^= Self::children(here);
+        }
+        Some(())
+    }
+
+    /// How far the children of a cell are from it.
+    fn children(cell: u32) -> usize {
+        ((cell >> 10) << ((cell & 1 << 9) >> 6)) as usize
+    }
+
     /// What stands for the shortest key that `text` begins with.
     pub(crate) fn shortest<'a>(&'a self, text: &'a [u8]) -> Option<&'a [u8]> {
         self.prefixes(text)

@@ -44,7 +44,7 @@ pub enum ModelSpec {
     CharBpe(CharBpeSpec),
     /// The tokens with the highest sum of scores.
     Unigram {
-        /// Log probabilities in the order of the tokens.
+        /// Log probabilities in the order of the tokens; no text becomes one with minus infinity.
         scores: Vec<f64>,
         /// The id of unknown characters; not needed if all 256 bytes are tokens.
         unknown: Option<u32>,

@@ -7,6 +7,7 @@
 //! whose names begin with `normalise`.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfd_quick};
 use unicode_segmentation::UnicodeSegmentation;
@@ -14,6 +15,7 @@ use unicode_segmentation::UnicodeSegmentation;
 use crate::charsmap::Charsmap;
 use crate::find::Find;
 use crate::property::{CONTROL, MARK, NEWER, NONSPACING, Property};
+use crate::sentencepiece::{Normalise, SentencePiece};
 use crate::{Error, Interrupt};
 
 /// Characters between two calls of the interrupt: 1 to 5 ms.
@@ -60,6 +62,8 @@ pub enum Normalizer {
     Nmt,
     /// A precompiled map, as Hugging Face's tokenizers apply it.
     Precompiled(Charsmap),
+    /// All that a model of `SentencePiece` does.
+    SentencePiece(Arc<Normalise>),
 }
 
 impl Normalizer {
@@ -98,12 +102,19 @@ impl Normalizer {
                 });
                 collect(spaced, text.len(), interrupt)?.into()
             }
+            Self::SentencePiece(step) => step.apply(&text).into(),
             Self::Precompiled(map) => precompiled(&text, map, interrupt)?.into(),
             Self::Nmt => {
                 let chars = text.chars().filter_map(nmt);
                 collect(chars, text.len(), interrupt)?.into()
             }
         })
+    }
+}
+
+impl From<SentencePiece> for Normalizer {
+    fn from(spec: SentencePiece) -> Self {
+        Self::SentencePiece(Arc::new(spec.ready()))
     }
 }
 

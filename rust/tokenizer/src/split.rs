@@ -44,6 +44,8 @@ pub enum Pattern {
     Character,
     /// Each run of non-space with the space before it; other white space by itself.
     Word,
+    /// Cut before each U+2581 that follows another character: the words of `SentencePiece`.
+    Marks,
     /// The whole text as one piece.
     Whole,
     /// What a regular expression matches, and what it leaves between matches.
@@ -56,7 +58,7 @@ pub enum Pattern {
 ///
 /// The expressions are compared as text and never run. They are the forms in which the patterns
 /// were published, so that a tokenizer file from elsewhere gets the scanner too.
-const KNOWN: [(&str, &str, Pattern); 7] = [
+const KNOWN: [(&str, &str, Pattern); 8] = [
     (
         "gpt2",
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
@@ -79,6 +81,7 @@ const KNOWN: [(&str, &str, Pattern); 7] = [
     ),
     ("character", r"(?s:.)", Pattern::Character),
     ("word", r" ?\S+|\s", Pattern::Word),
+    ("marks", r"\x{2581}*[^\x{2581}]+|\x{2581}+", Pattern::Marks),
     ("whole", r"(?s:.+)", Pattern::Whole),
 ];
 
@@ -130,6 +133,7 @@ impl Pattern {
             Self::Llama3 => "llama3",
             Self::Character => "character",
             Self::Word => "word",
+            Self::Marks => "marks",
             Self::Whole => "whole",
             Self::Custom(regex) => regex.as_str(),
         }
@@ -157,6 +161,7 @@ impl Pattern {
             Self::Llama3 => scan(start, limit, each, |at| gpt4(c, text, at, false)),
             Self::Character => scan(start, limit, each, |at| at + c.at(text, at).1.max(1)),
             Self::Word => scan(start, limit, each, |at| word(c, text, at)),
+            Self::Marks => scan(start, limit, each, |at| marks(text, at)),
             Self::Whole => {
                 if start < limit {
                     each(start, limit)
@@ -193,6 +198,7 @@ impl Pattern {
                 }
                 Self::Character => true,
                 Self::Word => last & SPACE == 0 && next & SPACE != 0,
+                Self::Marks => text[at..].starts_with(BLANK) && !text[..at].ends_with(BLANK),
                 Self::Whole | Self::Custom(_) => false,
             }
         };
@@ -204,6 +210,25 @@ impl Pattern {
         // From the end, so the first part is as long as possible. A text of one word costs `O(n)`.
         (from + 1..=to).rev().find(|&at| cuts(at))
     }
+}
+
+/// U+2581 in UTF-8.
+const BLANK: &[u8] = "\u{2581}".as_bytes();
+
+/// The end of the piece at `at`: before the first mark that follows another character.
+fn marks(text: &[u8], at: usize) -> usize {
+    let mut end = at;
+    while text[end..].starts_with(BLANK) {
+        end += BLANK.len();
+    }
+    while let Some(next) = text[end..].iter().position(|&byte| byte == BLANK[0]) {
+        end += next;
+        if text[end..].starts_with(BLANK) {
+            return end;
+        }
+        end += 1;
+    }
+    text.len()
 }
 
 /// Runs a scanner, a function from the start of a piece to its end, over `start..limit`.

@@ -64,7 +64,7 @@ impl Unigram {
     /// # Errors
     ///
     /// [`Error::Vocabulary`] for tokens that are empty or listed twice, for another number of
-    /// scores, for one that is no finite number, and for a vocabulary without an unknown token that
+    /// scores, for one that is no number, and for a vocabulary without an unknown token that
     /// cannot say every text.
     pub(crate) fn new(
         tokens: &[(Vec<u8>, u32)],
@@ -81,10 +81,10 @@ impl Unigram {
                 scores.len()
             ));
         }
-        if let Some(at) = scores.iter().position(|score| !score.is_finite()) {
+        if let Some(at) = scores.iter().position(|score| !(*score < f64::INFINITY)) {
             let (score, id) = (scores[at], tokens[at].1);
             return fail(format!(
-                "the score {score} of token {id} is no finite number"
+                "the score {score} of token {id} is no logarithm of a probability"
             ));
         }
         let over_bytes = (0..=255u8).all(|byte| id_of.contains_key([byte].as_slice()));
@@ -95,9 +95,11 @@ impl Unigram {
                     .into(),
             );
         }
-        let lowest = scores.iter().copied().fold(f64::INFINITY, f64::min);
+        // No text becomes a token without a probability: those of bytes, whose names are text too.
+        let known = || (0u32..).zip(scores).filter(|(_, score)| score.is_finite());
+        let lowest = known().fold(f64::INFINITY, |low, (_, &score)| low.min(score));
         Ok(Self {
-            trie: Trie::new(tokens.iter().map(|(token, _)| token.as_slice()).zip(0..)),
+            trie: Trie::new(known().map(|(at, _)| (tokens[at as usize].0.as_slice(), at))),
             tokens: tokens
                 .iter()
                 .map(|t| t.1)

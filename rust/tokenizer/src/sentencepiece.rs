@@ -1,0 +1,158 @@
+//! How `SentencePiece` normalises a text: by the map of its model, and with marks for blanks.
+//!
+//! From the left, the longest key of the map is replaced. With `collapse`, blanks at both ends go
+//! and others become one. With `escape` a blank is written U+2581, and with `prefix` one is put
+//! before the text, so that its first word is like all others. User-defined tokens stay as they are.
+//!
+//! Most characters of most texts are printable ASCII before another one, which no key of the usual
+//! map holds: they are copied in runs. Linear in the text times the longest key.
+//!
+//! Kudo and Richardson 2018, arXiv:1808.06226. Defined by `normalise` in
+//! `python/tinylm/reference/sentencepiece.py`, held to it by the rung `sentencepiece normaliser`.
+
+use std::borrow::Cow;
+
+use crate::charsmap::Charsmap;
+use crate::trie::Trie;
+
+/// What stands for a blank: U+2581.
+const MARK: &str = "\u{2581}";
+
+/// A normaliser as the file of a model describes it.
+#[derive(Debug, Clone, Default)]
+pub struct SentencePiece {
+    /// The map of characters, if there is one.
+    pub map: Option<Charsmap>,
+    /// User-defined tokens.
+    pub kept: Vec<String>,
+    /// Whether a blank is put before the text (`add_dummy_prefix`).
+    pub prefix: bool,
+    /// Whether that blank comes after the text instead (`treat_whitespace_as_suffix`).
+    pub suffix: bool,
+    /// Whether several blanks become one (`remove_extra_whitespaces`).
+    pub collapse: bool,
+    /// Whether a blank becomes a mark (`escape_whitespaces`).
+    pub escape: bool,
+}
+
+/// A [`SentencePiece`] made ready.
+#[derive(Debug)]
+pub struct Normalise {
+    spec: SentencePiece,
+    kept: Trie,
+    /// The bytes that stay as they are before another byte of ASCII.
+    plain: [bool; 256],
+}
+
+impl SentencePiece {
+    /// With the tables that make it fast.
+    pub(crate) fn ready(self) -> Normalise {
+        let mut plain = [false; 256];
+        let by_map = self.map.as_ref().map(Charsmap::plain);
+        for (byte, plain) in plain[..128].iter_mut().enumerate() {
+            *plain = by_map.as_ref().is_none_or(|table| table[byte]);
+        }
+        plain[usize::from(b' ')] = false;
+        for token in &self.kept {
+            plain[usize::from(token.as_bytes()[0])] = false;
+        }
+        Normalise {
+            kept: Trie::new(self.kept.iter().map(String::as_bytes).zip(0..)),
+            plain,
+            spec: self,
+        }
+    }
+}
+
+impl Normalise {
+    /// The normalised text.
+    pub(crate) fn apply(&self, text: &str) -> String {
+        let spec = &self.spec;
+        let blank = if spec.escape { MARK } else { " " };
+        let mut rest = text;
+        if spec.collapse {
+            while !rest.is_empty() {
+                let (length, part) = self.first(rest);
+                if part != " " {
+                    break;
+                }
+                rest = &rest[length..];
+            }
+        }
+        if rest.is_empty() {
+            return String::new();
+        }
+        // About one blank in six characters, each three bytes as a mark.
+        let mut out = String::with_capacity(rest.len() * 3 / 2 + 8);
+        if spec.prefix && !spec.suffix {
+            out.push_str(blank);
+        }
+        let mut after_blank = spec.collapse;
+        while !rest.is_empty() {
+            let run = self.run(rest.as_bytes());
+            if run > 0 {
+                out.push_str(&rest[..run]);
+                rest = &rest[run..];
+                after_blank = false;
+                continue;
+            }
+            let (length, part) = self.first(rest);
+            rest = &rest[length..];
+            let part = if after_blank {
+                part.trim_start_matches(' ')
+            } else {
+                &part
+            };
+            if part.is_empty() {
+                continue;
+            }
+            after_blank = spec.collapse && part.ends_with(' ');
+            if !spec.escape {
+                out.push_str(part);
+                continue;
+            }
+            for (number, word) in part.split(' ').enumerate() {
+                if number > 0 {
+                    out.push_str(MARK);
+                }
+                out.push_str(word);
+            }
+        }
+        if spec.collapse {
+            out.truncate(out.trim_end_matches(blank).len());
+        }
+        if spec.prefix && spec.suffix {
+            out.push_str(blank);
+        }
+        out
+    }
+
+    /// How many bytes at the beginning stay as they are.
+    #[inline]
+    fn run(&self, text: &[u8]) -> usize {
+        let plain = text
+            .iter()
+            .take_while(|&&byte| self.plain[usize::from(byte)])
+            .count();
+        // The last of them may begin a key with the character after it.
+        match text.get(plain) {
+            Some(0x80..) => plain.saturating_sub(1),
+            _ => plain,
+        }
+    }
+
+    /// What the text begins with, and what it becomes.
+    fn first<'a>(&'a self, text: &'a str) -> (usize, Cow<'a, str>) {
+        let bytes = text.as_bytes();
+        if let Some((length, _)) = self.kept.longest(bytes) {
+            return (length, Cow::Borrowed(&text[..length]));
+        }
+        if let Some((length, replacement)) = self.spec.map.as_ref().and_then(|m| m.longest(bytes))
+            && text.is_char_boundary(length)
+        {
+            return (length, String::from_utf8_lossy(replacement));
+        }
+        let length = text.chars().next().map_or(0, char::len_utf8);
+        (length, Cow::Borrowed(&text[..length]))
+    }
+}
