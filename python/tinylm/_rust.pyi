@@ -50,6 +50,7 @@ class Model:
         whole_pieces: bool = False,
         prefix: str = "",
         suffix: str = "",
+        frozen: list[int] = [],
     ) -> Model: ...
     @staticmethod
     def unigram(
@@ -66,6 +67,7 @@ def train_unigram(
     scripts: bool,
     progress: Callable[[int, int], object] | None,
 ) -> tuple[list[bytes], list[float]]: ...
+
 @final
 class Tokenizer:
     """A vocabulary with its merges, pattern and added tokens; immutable.

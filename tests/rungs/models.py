@@ -2,15 +2,17 @@
 
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import tokenizers.models as peers
 from hypothesis import strategies as st
 
 from tests.rungs.rung import rust_rung
+from tests.support.charsmap import packed
 from tests.support.tokenizer_data import standard_library
 from tinylm import _rust
-from tinylm.reference import char_bpe, unigram, wordpiece
+from tinylm.reference import char_bpe, sentencepiece, unigram, wordpiece
 
 MARK = "\u2581"
 BYTE = [bytes([byte]) for byte in range(256)]
@@ -220,6 +222,57 @@ def counted_words():
     return dict(Counter(standard_library(2)[:20_000].split()))
 
 
+# What sentencepiece's models do to a text before
+
+
+def normalised(text, chars, kept, flags):
+    return sentencepiece.normalise(text, chars, kept, **flags)
+
+
+def normalise_fast(text, chars, kept, flags):
+    """The normalised text, told by a tokenizer whose tokens are the bytes of a text."""
+    step = {
+        "type": "SentencePiece",
+        "precompiled_charsmap": packed(chars) if chars else b"",
+        "kept": kept,
+        "add_dummy_prefix": flags["prefix"],
+        "treat_whitespace_as_suffix": flags["suffix"],
+        "remove_extra_whitespaces": flags["collapse"],
+        "escape_whitespaces": flags["escape"],
+    }
+    tokens = {byte: id for id, byte in enumerate(BYTE)}
+    stages = ([step], [], False, b"", [])
+    model = _rust.Model.bpe([], whole_pieces=False)
+    core = _rust.Tokenizer(tokens, model, "marks", [], stages)
+    return bytes(core.encode(text, "text")).decode()
+
+
+BLANKS = "ab \t\u3000e\u0301" + MARK
+texts_of_blanks = st.text(BLANKS, max_size=20)
+maps = st.dictionaries(
+    st.text(BLANKS, min_size=1, max_size=3), st.text("xy " + MARK, max_size=3), max_size=6
+)
+flags = st.fixed_dictionaries(
+    {name: st.booleans() for name in ("prefix", "suffix", "collapse", "escape")}
+)
+
+
+def marks_slow(text):
+    """The pieces of the pattern `marks`: cut before each mark that follows another character."""
+    cuts = [i for i in range(1, len(text)) if text[i] == MARK != text[i - 1]]
+    return [text[a:b] for a, b in pairwise([0, *cuts, len(text)]) if a < b]
+
+
+def marks_fast(text):
+    pieces = {piece.encode() for piece in marks_slow(text)} - {*BYTE}
+    together = [a + b for a, b in pairwise(marks_slow(text))]
+    longer = [*pieces, *(pair.encode() for pair in together)]
+    tokens = dict.fromkeys([*BYTE, *longer])
+    tokens = {token: id for id, token in enumerate(tokens)}
+    core = _rust.Tokenizer(tokens, _rust.Model.bpe([], whole_pieces=True), "marks", [])
+    return [core.decode([id], "strict") for id in core.encode(text, "text")]
+
+
 @cache
 def frequent():
     """2,000 substrings of code with their logarithms of counts, and one piece of 400 bytes."""
@@ -270,6 +323,30 @@ RUNGS = (
         lambda: (counted_words(), 400, True),
         same=same_vocabulary,
         cost=8,
+    ),
+    rust_rung(
+        "sentencepiece normaliser",
+        normalised,
+        normalise_fast,
+        st.tuples(
+            texts_of_blanks,
+            maps,
+            st.lists(st.text(BLANKS, min_size=1, max_size=3), max_size=2),
+            flags,
+        ),
+        lambda: (
+            standard_library(2)[:20_000],
+            {"\n": " ", "\t": " "},
+            [],
+            {"prefix": True, "suffix": False, "collapse": True, "escape": True},
+        ),
+    ),
+    rust_rung(
+        "split marks",
+        marks_slow,
+        marks_fast,
+        st.tuples(st.text(KNOWN + MARK, max_size=20)),
+        lambda: (standard_library(2)[:20_000].replace(" ", MARK),),
     ),
     rust_rung(
         "char bpe",

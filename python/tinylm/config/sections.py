@@ -29,8 +29,12 @@ def is_folder_name(name: str) -> bool:
 class TokenizerConfig:
     """The tokenizer. If `path` is null, one is trained on the training text."""
 
-    kind: Kind = setting("bpe", "Unit of a token; bpe learns merges of bytes, unigram the most probable pieces.")
-    vocab_size: int = setting(2048, "Number of tokens of a bpe or unigram, with the special tokens.", COUNT)
+    kind: Kind = setting(
+        "bpe", "Unit of a token; bpe learns merges of bytes, unigram the most probable pieces."
+    )
+    vocab_size: int = setting(
+        2048, "Number of tokens of a bpe or unigram, with the special tokens.", COUNT
+    )
     pattern: str = setting(
         "gpt4",
         "Pattern that splits the text into pieces: gpt2, gpt4, o200k, llama3 or a regular "

@@ -42,6 +42,7 @@ class CharBpe:
     prefix: str = ""
     suffix: str = ""
     scores: tuple[float, ...] = ()
+    frozen: tuple[int, ...] = ()
 
     def core(self) -> _rust.Model:
         """The model in Rust."""
@@ -54,6 +55,7 @@ class CharBpe:
             whole_pieces=self.whole_pieces,
             prefix=self.prefix,
             suffix=self.suffix,
+            frozen=list(self.frozen),
         )
 
 

@@ -41,7 +41,7 @@ def fields(data: bytes) -> list[Field]:
 
 
 def written(message: Iterable[Field]) -> bytes:
-    """The bytes of fields; `written(fields(data)) == data` if its varints are as short as can be."""
+    """The bytes of fields: those that `fields` read, if their numbers are as short as can be."""
     out = bytearray()
     for number, kind, value in message:
         out += _as_varint(number << 3 | kind)

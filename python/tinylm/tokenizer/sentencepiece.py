@@ -6,16 +6,20 @@ applied, the rest is kept:
 | field | |
 |---|---|
 | pieces: piece, score | applied |
-| pieces: type | applied: control tokens are special ones, user-defined ones always match, `<unk>` and unused ones come from no text, byte ones say what no other piece can |
+| pieces: type | applied: see below |
 | trainer_spec: model_type | UNIGRAM or BPE; WORD and CHAR are refused |
 | trainer_spec: byte_fallback, treat_whitespace_as_suffix, unk_surface | applied |
 | trainer_spec: unk_id, bos_id, eos_id, pad_id and their pieces | applied: the roles of tokens |
 | trainer_spec: all else | kept: how the model was made |
-| normalizer_spec: precompiled_charsmap, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces | applied |
+| normalizer_spec: precompiled_charsmap, add_dummy_prefix | applied |
+| normalizer_spec: remove_extra_whitespaces, escape_whitespaces | applied |
 | normalizer_spec: name, normalization_rule_tsv | kept: the map says what they said |
 | denormalizer_spec | refused if it has a map |
 | self_test_data | kept |
 | any other | refused |
+
+Control tokens are special ones, user-defined ones always match, `<unk>` and unused ones come from
+no text, and byte ones say what no other piece can.
 
 As in SentencePiece no id is added before or after a text, and special tokens in a text are text
 with `special="text"`.
@@ -23,6 +27,7 @@ with `special="text"`.
 
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -170,8 +175,7 @@ def _contents(
         raise ValueError(f"the unused piece {unused!r} of a BPE is not supported")
     unknown, unigram = by_kind[UNKNOWN][0], spec["model_type"] == UNIGRAM
     kept = [pieces[id][0] for id in by_kind[USER_DEFINED]]
-    # What a text can become; in BPE user-defined tokens are found before.
-    ids = sorted(by_kind[NORMAL] + (by_kind[USER_DEFINED] if unigram else []))
+    ids = sorted(by_kind[NORMAL] + by_kind[USER_DEFINED])
     tokens = {pieces[id][0].encode(): id for id in ids}
     scores = [pieces[id][1] for id in ids]
     fallback = bool(spec["byte_fallback"])
@@ -187,12 +191,13 @@ def _contents(
     if unigram:
         model = Unigram(tuple(scores), unknown, fallback)
     else:
-        model = CharBpe(None, False, unknown, True, fallback, scores=tuple(scores))
+        frozen = tuple(by_kind[USER_DEFINED])
+        model = CharBpe(None, False, unknown, True, fallback, scores=tuple(scores), frozen=frozen)
     return Contents(
         tokens=tokens,
         model=model,
         pattern=_pattern([pieces[id][0] for id in ids]),
-        added_tokens=_added(pieces, by_kind, find=not unigram),
+        added_tokens=tuple(AddedToken(pieces[id][0], id) for id in by_kind[CONTROL]),
         stages=Stages(normalizers=(_normalizer(spec, rules, kept),), chars=True),
         surfaces=_surfaces(pieces, spec, rules),
         inert={pieces[id][0]: id for id in (*by_kind[UNKNOWN], *by_kind[UNUSED])},
@@ -208,21 +213,10 @@ def _bonus(text: str, best: float) -> float:
 
 
 def _pattern(pieces: list[str]) -> str:
-    """"marks" if no piece goes on after a blank, so that words can be encoded by themselves."""
+    """ "marks" if no piece goes on after a blank, so that words can be encoded by themselves."""
     alone = MARK in pieces
-    joined = any(a != MARK and b == MARK for piece in pieces for a, b in zip(piece, piece[1:]))
+    joined = any(a != MARK and b == MARK for piece in pieces for a, b in pairwise(piece))
     return "marks" if alone and not joined else "whole"
-
-
-def _added(
-    pieces: list[tuple[str, float, int]], by_kind: Mapping[int, list[int]], *, find: bool
-) -> tuple[AddedToken, ...]:
-    """The control tokens, and the user-defined ones of a BPE, which are found in what a text is
-    normalised to."""
-    control = [AddedToken(pieces[id][0], id) for id in by_kind[CONTROL]]
-    defined = by_kind[USER_DEFINED] if find else []
-    plain = [AddedToken(pieces[id][0], id, special=False, normalized=True) for id in defined]
-    return (*control, *plain)
 
 
 def _normalizer(
@@ -251,8 +245,8 @@ def _surfaces(
             found[id] = bytes(spec["unk_surface"])
         else:
             found[id] = b"" if kind == CONTROL else text.replace(MARK, " ").encode()
-    # The blank that normalising put before the text.
-    drop = rules["add_dummy_prefix"] and not spec["treat_whitespace_as_suffix"]
+    # The blank that normalising put before the text; and where it leaves none there, another one.
+    drop = rules["remove_extra_whitespaces"] or rules["add_dummy_prefix"]
     return Surfaces(found, {}, (" ", 1) if drop else None)
 
 

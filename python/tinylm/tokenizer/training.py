@@ -63,7 +63,9 @@ class Training:
                     f"kind {kind!r}: expected 'bpe', 'unigram', 'char', 'byte' or 'whitespace'"
                 )
             if pattern != "gpt4":
-                raise ValueError(f"pattern {pattern!r} is for bpe and unigram; {kind!r} has its own")
+                raise ValueError(
+                    f"pattern {pattern!r} is for bpe and unigram; {kind!r} has its own"
+                )
             pattern = PATTERN_OF_KIND[kind]
         self._refuse_unwritable(pattern)
         self.kind, self.pattern, self.min_frequency = kind, pattern, min_frequency

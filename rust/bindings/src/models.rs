@@ -41,7 +41,7 @@ impl Model {
     #[staticmethod]
     #[pyo3(signature = (
         merges, *, scores=vec![], unknown=None, fuse_unknown=false, byte_fallback=false,
-        whole_pieces=false, prefix="", suffix="",
+        whole_pieces=false, prefix="", suffix="", frozen=vec![],
     ))]
     #[expect(clippy::too_many_arguments, reason = "named in Python")]
     fn char_bpe(
@@ -53,6 +53,7 @@ impl Model {
         whole_pieces: bool,
         prefix: &str,
         suffix: &str,
+        frozen: Vec<u32>,
     ) -> Self {
         let spec = ModelSpec::CharBpe(CharBpeSpec {
             merges,
@@ -63,6 +64,7 @@ impl Model {
             whole_pieces,
             prefix: prefix.into(),
             suffix: suffix.into(),
+            frozen,
         });
         Self { spec }
     }

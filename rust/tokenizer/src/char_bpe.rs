@@ -17,6 +17,7 @@ use rustc_hash::FxHashMap;
 
 use crate::bpe::every_split;
 use crate::fallback::{Fallback, ids_of, width};
+use crate::trie::Trie;
 use crate::{Error, Interrupt};
 
 /// Merges between two calls of the interrupt: about 5 ms.
@@ -55,6 +56,9 @@ pub struct CharBpeSpec {
     pub prefix: Vec<u8>,
     /// What stands in a token after the last character of its piece.
     pub suffix: Vec<u8>,
+    /// Tokens that are found before anything merges, the longest first, and never merge: those
+    /// that users of sentencepiece define.
+    pub frozen: Vec<u32>,
 }
 
 /// The merges of a vocabulary of characters.
@@ -67,6 +71,8 @@ pub(crate) struct CharBpe {
     prefix: Vec<u8>,
     suffix: Vec<u8>,
     whole: FxHashMap<Box<[u8]>, u32>,
+    /// The ids of frozen tokens by their text; None without any.
+    frozen: Option<Trie>,
 }
 
 /// Memory that is reused from piece to piece.
@@ -100,10 +106,16 @@ impl CharBpe {
     /// twice or makes no token, and for another number of scores.
     pub(crate) fn new(tokens: &[(Vec<u8>, u32)], spec: CharBpeSpec) -> Result<Self, Error> {
         let id_of = ids_of(tokens)?;
-        let pairs = match &spec.merges {
+        let mut pairs = match &spec.merges {
             Some(merges) => in_order(tokens, merges, &id_of, &spec.prefix)?,
             None => by_score(tokens, &spec.scores, &id_of)?,
         };
+        let is_frozen = |id: u64| spec.frozen.contains(&(id as u32));
+        if !spec.frozen.is_empty() {
+            pairs.retain(|&pair, _| !is_frozen(pair >> 32) && !is_frozen(pair));
+        }
+        let frozen = tokens.iter().filter(|(_, id)| is_frozen(u64::from(*id)));
+        let frozen = Trie::new(frozen.map(|(token, id)| (token.as_slice(), *id)));
         let most = spec.prefix.len() + spec.suffix.len() + 4;
         let owned = |(token, id): (&&[u8], &u32)| ((*token).into(), *id);
         let characters = id_of
@@ -119,6 +131,7 @@ impl CharBpe {
             } else {
                 FxHashMap::default()
             },
+            frozen: (!spec.frozen.is_empty()).then_some(frozen),
             prefix: spec.prefix,
             suffix: spec.suffix,
         })
@@ -173,6 +186,16 @@ impl CharBpe {
         };
         let (mut at, mut after_unknown) = (0, false);
         while at < piece.len() {
+            let found = self
+                .frozen
+                .as_ref()
+                .and_then(|trie| trie.longest(&piece[at..]));
+            if let Some((length, id)) = found {
+                push(id);
+                after_unknown = false;
+                at += length;
+                continue;
+            }
             let end = at + width(&piece[at..]);
             character.clear();
             if at > 0 {

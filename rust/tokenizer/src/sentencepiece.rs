@@ -46,7 +46,9 @@ pub struct Normalise {
 
 impl SentencePiece {
     /// With the tables that make it fast.
-    pub(crate) fn ready(self) -> Normalise {
+    pub(crate) fn ready(mut self) -> Normalise {
+        // Nothing stays as it is anyway.
+        self.kept.retain(|token| !token.is_empty());
         let mut plain = [false; 256];
         let by_map = self.map.as_ref().map(Charsmap::plain);
         for (byte, plain) in plain[..128].iter_mut().enumerate() {

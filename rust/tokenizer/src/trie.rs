@@ -44,10 +44,11 @@ struct Builder<'a> {
 }
 
 impl Trie {
-    /// From keys that are not empty and differ, with their numbers.
+    /// From keys with their numbers; of equal keys the one with the lowest number counts.
     pub(crate) fn new<'a>(keys: impl IntoIterator<Item = (&'a [u8], u32)>) -> Self {
         let mut keys: Vec<_> = keys.into_iter().collect();
         keys.sort_unstable();
+        keys.dedup_by_key(|key| key.0);
         let mut builder = Builder {
             keys,
             units: Vec::new(),
