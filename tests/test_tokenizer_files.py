@@ -234,15 +234,15 @@ def test_what_is_not_there_is_an_os_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"one file that ends in vocab\.json"):
         Tokenizer.load(tmp_path)
     with pytest.raises(ValueError, match="expected one of"):
-        MAIN.save(tmp_path / "x", "sentencepiece")
+        MAIN.save(tmp_path / "x", "wordlist")
     with pytest.raises(ValueError, match="itself"):
         Tokenizer.load(tmp_path / "x.json", pattern="gpt2")
 
 
 UNSUPPORTED = {
-    "tokenizer.model": (b"\n\x0e\n\x05<unk>\x15", "a SentencePiece model"),
-    "spiece.model": (b"\n\x0b", "a SentencePiece model"),
-    "renamed.bin": (b"\n\x0e\n\x05<unk>", "a SentencePiece model"),
+    "tokenizer.model": (b"\n\x0e\n\x05<unk>\x15", "cut short"),
+    "spiece.model": (b"\n\x0b", "cut short"),
+    "renamed.bin": (b"\n\x0e\n\x05<unk>", "cut short"),
     "tekken.json": (b'{"config": {}, "vocab": []}', "tekken.json"),
     "other.json": (b'{"config": {}, "vocab": []}', "tekken.json"),
     "vocab.txt": (b"[PAD]\n[UNK]\n", "a WordPiece vocab.txt"),

@@ -101,7 +101,7 @@ def test_a_vocabulary_too_large_for_the_text_is_a_warning() -> None:
     assert caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("kind", ["bpe", "char", "byte", "whitespace"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "char", "byte", "whitespace"])
 @pytest.mark.parametrize("texts", [[], [""], ["", b""]])
 def test_an_empty_corpus_is_an_error(kind: str, texts: list[str | bytes]) -> None:
     with pytest.raises(ValueError, match="corpus is empty"):
@@ -111,8 +111,8 @@ def test_an_empty_corpus_is_an_error(kind: str, texts: list[str | bytes]) -> Non
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"kind": "wordpiece"}, ValueError, "expected 'bpe', 'char'"),
-        ({"kind": "char", "pattern": "gpt2"}, ValueError, "is for kind='bpe'"),
+        ({"kind": "wordpiece"}, ValueError, "expected 'bpe', 'unigram'"),
+        ({"kind": "char", "pattern": "gpt2"}, ValueError, "is for bpe and unigram"),
         ({"ties": "random"}, ValueError, 'expected "ids" or "bytes"'),
         ({"min_frequency": 0}, ValueError, "at least 1"),
         ({"threads": -1}, ValueError, "must be 0"),

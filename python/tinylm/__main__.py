@@ -39,7 +39,7 @@ MAP = (
         ("rust/tokenizer",),
         (
             *("word_bpe", "byte_bpe", "char_bpe", "unigram", "wordpiece"),
-            *("patterns", "normalizers", "pieces", "surfaces"),
+            *("sentencepiece", "patterns", "normalizers", "pieces", "surfaces"),
         ),
     ),
     Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order")),

@@ -275,8 +275,8 @@ def seeds(words: dict[bytes, int], required: Iterable[bytes], least: int = 2) ->
     """The strings in `words` that occur `least` times, with their counts: the first vocabulary.
 
     They have up to LONGEST characters and are not required. Of strings that always go on in the
-    same way only the longest counts: one must end a word, have LONGEST characters, or be followed
-    by two different characters.
+    same way only the longest counts: it must be the last of a word, have LONGEST characters, or be
+    followed by two different characters.
     """
     counts: Counter[bytes] = Counter()
     followers: defaultdict[bytes, set[bytes]] = defaultdict(set)

@@ -39,7 +39,7 @@ def load(
     if format == "sentencepiece":
         if pattern is not None or special_tokens is not None:
             raise ValueError(f"{path}: a .model says its pieces and special tokens itself")
-        return sentencepiece.read(path)
+        return sentencepiece.read(_one_model(path) if path.is_dir() else path)
     if format == "gpt2":
         return gpt2.read(path, pattern or "gpt2", special_tokens)
     raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
@@ -89,6 +89,8 @@ def _format_of(path: Path, *, reading: bool) -> Format:
             return "tokenizer.json"
         others = [file for file in sorted(path.iterdir()) if file.is_file()]
         if not any(file.name.endswith("vocab.json") for file in others):
+            if any(file.name.endswith(".model") for file in others):
+                return "sentencepiece"
             for file in others:
                 if file.name.endswith("vocab.txt"):
                     refuse_foreign(file)
@@ -96,6 +98,10 @@ def _format_of(path: Path, *, reading: bool) -> Format:
     if reading and not path.exists():
         raise FileNotFoundError(f"no tokenizer file or folder at {path}")
     if reading:
+        with open(path, "rb") as file:
+            # The first field of SentencePiece's file is a piece, which begins with its text.
+            if file.read(1) == b"\n":
+                return "sentencepiece"
         refuse_foreign(path)
         raise LoadError(
             f"{path}: cannot tell the format",
@@ -103,6 +109,15 @@ def _format_of(path: Path, *, reading: bool) -> Format:
             advice=f"pass one of {', '.join(FORMATS)}",
         )
     return "tokenizer.json"
+
+
+def _one_model(folder: Path) -> Path:
+    """The .model of a folder; ValueError if there are several."""
+    found = sorted(folder.glob("*.model"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"{folder}: expected one .model, found {names}; name one")
+    return found[0]
 
 
 def refuse_foreign(path: Path) -> None:

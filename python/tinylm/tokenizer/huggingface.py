@@ -126,7 +126,7 @@ def _document(contents: Contents) -> dict[str, Any]:
 
 def unigram(pattern: str) -> dict[str, Any]:
     """The file of a Unigram over bytes, as `Contents.kept` has it: ByteLevel writes its tokens."""
-    model = {"type": "Unigram", "unk_id": None, "vocab": {}, "byte_fallback": False}
+    model: dict[str, Any] = {"type": "Unigram", "unk_id": None, "vocab": {}, "byte_fallback": False}
     return {**DOCUMENT, "pre_tokenizer": pre_tokenizer.written(pattern), "model": model}
 
 

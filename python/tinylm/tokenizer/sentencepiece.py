@@ -21,6 +21,10 @@ applied, the rest is kept:
 Control tokens are special ones, user-defined ones always match, `<unk>` and unused ones come from
 no text, and byte ones say what no other piece can.
 
+SentencePiece sums scores over the whole text in float32, so which of several segmentations with the
+same sum it takes (`00 0` or `0 00`) depends on the text before; TinyLM takes the one that is best
+in its word. All other ids are equal.
+
 As in SentencePiece no id is added before or after a text, and special tokens in a text are text
 with `special="text"`.
 """
@@ -247,6 +251,7 @@ def _surfaces(
             found[id] = b"" if kind == CONTROL else text.replace(MARK, " ").encode()
     # The blank that normalising put before the text; and where it leaves none there, another one.
     drop = rules["remove_extra_whitespaces"] or rules["add_dummy_prefix"]
+    drop = drop and not spec["treat_whitespace_as_suffix"]
     return Surfaces(found, {}, (" ", 1) if drop else None)
 
 

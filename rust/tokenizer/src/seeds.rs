@@ -158,7 +158,7 @@ fn sorted(
 ) -> Result<Vec<Suffix>, Error> {
     let mut suffixes = Vec::with_capacity(text.len());
     for (word, span) in (0u32..).zip(spans) {
-        if word as usize % TICK == 0 {
+        if (word as usize).is_multiple_of(TICK) {
             interrupt()?;
         }
         let mut at = span.start;
@@ -250,7 +250,7 @@ fn nodes(
     let mut open: Vec<(u16, u8, u32)> = Vec::new();
     let mut last: &[u8] = &[];
     for at in 0..=suffixes.len() {
-        if at % TICK == 0 {
+        if at.is_multiple_of(TICK) {
             interrupt()?;
         }
         let this = suffixes

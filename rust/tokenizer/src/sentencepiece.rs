@@ -20,6 +20,7 @@ const MARK: &str = "\u{2581}";
 
 /// A normaliser as the file of a model describes it.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of the file")]
 pub struct SentencePiece {
     /// The map of characters, if there is one.
     pub map: Option<Charsmap>,

@@ -81,7 +81,10 @@ impl Unigram {
                 scores.len()
             ));
         }
-        if let Some(at) = scores.iter().position(|score| !(*score < f64::INFINITY)) {
+        if let Some(at) = scores
+            .iter()
+            .position(|s| s.is_nan() || *s == f64::INFINITY)
+        {
             let (score, id) = (scores[at], tokens[at].1);
             return fail(format!(
                 "the score {score} of token {id} is no logarithm of a probability"

@@ -186,7 +186,7 @@ impl Trainer {
         let (mut alpha, mut beta) = (Vec::new(), Vec::new());
         let (mut logs, mut bytes) = (0.0, 0.0);
         for (number, (word, edges)) in self.words().enumerate() {
-            if number % TICK == 0 {
+            if number.is_multiple_of(TICK) {
                 interrupt()?;
             }
             let (length, count) = ((word.end - word.start) as usize, word.count as f64);
@@ -244,7 +244,7 @@ impl Trainer {
         let mut place: Vec<Option<(&[Edge], Edge)>> = vec![None; self.scores.len()];
         let mut best = Vec::new();
         for (number, (word, edges)) in self.words().enumerate() {
-            if number % TICK == 0 {
+            if number.is_multiple_of(TICK) {
                 interrupt()?;
             }
             for edge in edges {
