@@ -98,9 +98,9 @@ def _format_of(path: Path, *, reading: bool) -> Format:
     if reading and not path.exists():
         raise FileNotFoundError(f"no tokenizer file or folder at {path}")
     if reading:
-        with open(path, "rb") as file:
+        with open(path, "rb") as unnamed:
             # The first field of SentencePiece's file is a piece, which begins with its text.
-            if file.read(1) == b"\n":
+            if unnamed.read(1) == b"\n":
                 return "sentencepiece"
         refuse_foreign(path)
         raise LoadError(
