@@ -12,6 +12,7 @@ __all__ = [
     "HEADER_BYTES",
     "DecodeStream",
     "KeyValues",
+    "Model",
     "Network",
     "Rows",
     "ShardWriter",
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "build_profile",
     "normalise",
+    "train_unigram",
     "xxh3_64",
 ]
 
@@ -43,14 +45,14 @@ class Model:
     def char_bpe(
         merges: list[tuple[int, int]] | None,
         *,
-        scores: list[float] = [],
+        scores: list[float] | None = None,
         unknown: int | None = None,
         fuse_unknown: bool = False,
         byte_fallback: bool = False,
         whole_pieces: bool = False,
         prefix: str = "",
         suffix: str = "",
-        frozen: list[int] = [],
+        frozen: list[int] | None = None,
     ) -> Model: ...
     @staticmethod
     def unigram(

@@ -40,31 +40,31 @@ impl Model {
     /// the order of the tokens.
     #[staticmethod]
     #[pyo3(signature = (
-        merges, *, scores=vec![], unknown=None, fuse_unknown=false, byte_fallback=false,
-        whole_pieces=false, prefix="", suffix="", frozen=vec![],
+        merges, *, scores=None, unknown=None, fuse_unknown=false, byte_fallback=false,
+        whole_pieces=false, prefix="", suffix="", frozen=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "named in Python")]
     fn char_bpe(
         merges: Option<Vec<(u32, u32)>>,
-        scores: Vec<f32>,
+        scores: Option<Vec<f32>>,
         unknown: Option<u32>,
         fuse_unknown: bool,
         byte_fallback: bool,
         whole_pieces: bool,
         prefix: &str,
         suffix: &str,
-        frozen: Vec<u32>,
+        frozen: Option<Vec<u32>>,
     ) -> Self {
         let spec = ModelSpec::CharBpe(CharBpeSpec {
             merges,
-            scores,
+            scores: scores.unwrap_or_default(),
             unknown,
             fuse_unknown,
             byte_fallback,
             whole_pieces,
             prefix: prefix.into(),
             suffix: suffix.into(),
-            frozen,
+            frozen: frozen.unwrap_or_default(),
         });
         Self { spec }
     }

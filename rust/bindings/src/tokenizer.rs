@@ -385,22 +385,14 @@ impl WordCounts {
 
 impl WordCounts {
     /// What was counted, and how many tokens may be made of it. Training on it holds no lock.
-    pub(crate) fn counted(
-        &self,
-        vocab_size: usize,
-    ) -> Result<(Vec<core::Word>, usize), core::Error> {
+    fn counted(&self, vocab_size: usize) -> Result<(Vec<core::Word>, usize), core::Error> {
         let counts = self.lock();
         let target = counts.room(vocab_size)?;
         Ok((counts.words()?, target))
     }
 
-    /// What was counted.
-    pub(crate) fn words(&self) -> Result<Vec<core::Word>, core::Error> {
-        self.lock().words()
-    }
-
     /// The lock, also after a panic in another thread: otherwise every later call would panic too.
-    fn lock(&self) -> std::sync::MutexGuard<'_, core::WordCounts> {
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, core::WordCounts> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -35,9 +35,14 @@ fn train_unigram<'py>(
     let mut raised = None;
     let trained = detached(py, |stop| {
         let bytes = || (0..=255u8).map(|byte| vec![byte]).collect();
-        let (words, size) = match required {
-            None => counts.counted(vocab_size)?,
-            Some(_) => (counts.words()?, vocab_size),
+        let (words, size) = {
+            // Released before the training.
+            let counts = counts.lock();
+            let size = match required {
+                None => counts.room(vocab_size)?,
+                Some(_) => vocab_size,
+            };
+            (counts.words()?, size)
         };
         let required: Vec<Vec<u8>> = required.unwrap_or_else(bytes);
         let one_script = |token: &[u8]| core::is_one_script(token);

@@ -1,4 +1,5 @@
-//! Sums of probabilities by their logarithms, and the logarithm with a sparse prior.
+//! Sums of probabilities by their logarithms, the logarithm with a sparse prior, and the order of
+//! numbers that were rounded.
 
 use crate::seeds::Edge;
 
@@ -49,4 +50,20 @@ pub(crate) fn digamma(mut x: f64) -> f64 {
     }
     let square = 1.0 / (x * x);
     result + x.ln() - 0.5 / x - square * (1.0 / 12.0 - square * (1.0 / 120.0 - square / 252.0))
+}
+
+/// Some places by their falling values; values whose first nine digits agree are equal, because the
+/// order of such tokens must not depend on how a sum was rounded.
+pub(crate) fn sort_by_worth(places: &mut [usize], values: &[f64]) {
+    let digits = |place: usize| {
+        let value = values[place];
+        let unit = 10f64.powf(value.abs().log10().floor() - 8.0);
+        // Zero has no first digit.
+        if unit > 0.0 {
+            (value / unit).round() * unit
+        } else {
+            value
+        }
+    };
+    places.sort_by(|&a, &b| digits(b).total_cmp(&digits(a)));
 }

@@ -13,7 +13,7 @@
 //! Kudo 2018, arXiv:1804.10959. Defined by `e_step`, `m_step` and `losses` in
 //! `python/tinylm/reference/unigram.py`, held to it by the rung `train unigram`.
 
-use crate::logs::{by_logarithms, digamma};
+use crate::logs::{by_logarithms, digamma, sort_by_worth};
 use crate::seeds::{Edge, Lattice, Rules, Seed, Span, lattice};
 use crate::{Error, Interrupt};
 
@@ -394,20 +394,4 @@ impl Trainer {
             scores: order.iter().map(|&token| self.scores[token]).collect(),
         }
     }
-}
-
-/// Some places by their falling values; values whose first nine digits agree are equal, because the
-/// order of such tokens must not depend on how a sum was rounded.
-fn sort_by_worth(places: &mut [usize], values: &[f64]) {
-    let digits = |place: usize| {
-        let value = values[place];
-        let unit = 10f64.powf(value.abs().log10().floor() - 8.0);
-        // Zero has no first digit.
-        if unit > 0.0 {
-            (value / unit).round() * unit
-        } else {
-            value
-        }
-    };
-    places.sort_by(|&a, &b| digits(b).total_cmp(&digits(a)));
 }
