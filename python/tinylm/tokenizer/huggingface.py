@@ -31,7 +31,15 @@ from typing import Any
 
 from tinylm import _rust, disk
 from tinylm.tokenizer import beside as files_beside
-from tinylm.tokenizer import decoders, json_models, pre_tokenizer, steps, tekken, template
+from tinylm.tokenizer import (
+    decoders,
+    json_models,
+    pre_tokenizer,
+    sentencepiece,
+    steps,
+    tekken,
+    template,
+)
 from tinylm.tokenizer.checks import check_keys, checked, shown
 from tinylm.tokenizer.contents import (
     CHAR_TO_BYTE,
@@ -41,6 +49,7 @@ from tinylm.tokenizer.contents import (
     read_json,
     refuse_written_alike,
 )
+from tinylm.tokenizer.models import CharBpe, Model
 
 # Only a file of this name has others beside it.
 NAME = "tokenizer.json"
@@ -179,7 +188,7 @@ def _contents(document: dict[str, Any]) -> Contents:
     contents = Contents(
         parts.tokens,
         parts.model,
-        pattern or "whole",
+        pattern or _pattern(parts.model, vocab, has_steps=bool(pre_tokenizers)),
         added,
         Stages(
             tuple(normalizers),
@@ -191,6 +200,13 @@ def _contents(document: dict[str, Any]) -> Contents:
         kept=kept,
     )
     return replace(contents, surfaces=_surfaces(contents, decoder, vocab))
+
+
+def _pattern(model: Model, vocab: Mapping[str, int], *, has_steps: bool) -> str:
+    """The pattern where the file says none: words of Llama 2's BPE are encoded by themselves."""
+    if isinstance(model, CharBpe) and not (has_steps or model.prefix or model.suffix):
+        return sentencepiece.pattern_of(vocab)
+    return "whole"
 
 
 def _surfaces(

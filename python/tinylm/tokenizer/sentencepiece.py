@@ -30,7 +30,7 @@ with `special="text"`.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -200,7 +200,7 @@ def _contents(
     return Contents(
         tokens=tokens,
         model=model,
-        pattern=_pattern([pieces[id][0] for id in ids]),
+        pattern=pattern_of([pieces[id][0] for id in ids]),
         added_tokens=tuple(AddedToken(pieces[id][0], id) for id in by_kind[CONTROL]),
         stages=Stages(normalizers=(_normalizer(spec, rules, kept),), chars=True),
         surfaces=_surfaces(pieces, spec, rules),
@@ -216,7 +216,7 @@ def _bonus(text: str, best: float) -> float:
     return float(product - 0.1)
 
 
-def _pattern(pieces: list[str]) -> str:
+def pattern_of(pieces: Collection[str]) -> str:
     """ "marks" if no piece goes on after a blank, so that words can be encoded by themselves."""
     alone = MARK in pieces
     joined = any(a != MARK and b == MARK for piece in pieces for a, b in pairwise(piece))
