@@ -35,7 +35,6 @@ from tinylm.tokenizer import (
     decoders,
     json_models,
     pre_tokenizer,
-    sentencepiece,
     steps,
     tekken,
     template,
@@ -49,7 +48,6 @@ from tinylm.tokenizer.contents import (
     read_json,
     refuse_written_alike,
 )
-from tinylm.tokenizer.models import CharBpe, Model
 
 # Only a file of this name has others beside it.
 NAME = "tokenizer.json"
@@ -180,7 +178,8 @@ def _contents(document: dict[str, Any]) -> Contents:
     _check_ids(added, vocab)
     byte_level = any(step["type"] == "ByteLevel" for step in pre_tokenizers)
     parts = json_models.read(model, vocab, added, byte_level=byte_level)
-    if json_models.ends_before_marks(parts):
+    by_words = json_models.ends_before_marks(parts)
+    if by_words and pre_tokenizers:
         pre_tokenizers.append(steps.BEFORE_MARKS)
     pattern = None if parts.chars else pre_tokenizer.pattern_of(document.get("pre_tokenizer"))
     kept_model = {**model, "vocab": {}}
@@ -190,7 +189,7 @@ def _contents(document: dict[str, Any]) -> Contents:
     contents = Contents(
         parts.tokens,
         parts.model,
-        pattern or _pattern(parts.model, vocab, has_steps=bool(pre_tokenizers)),
+        pattern or ("marks" if by_words and not pre_tokenizers else "whole"),
         added,
         Stages(
             tuple(normalizers),
@@ -202,13 +201,6 @@ def _contents(document: dict[str, Any]) -> Contents:
         kept=kept,
     )
     return replace(contents, surfaces=_surfaces(contents, decoder, vocab))
-
-
-def _pattern(model: Model, vocab: Mapping[str, int], *, has_steps: bool) -> str:
-    """The pattern where the file says none: words of Llama 2's BPE are encoded by themselves."""
-    if isinstance(model, CharBpe) and not (has_steps or model.prefix or model.suffix):
-        return sentencepiece.pattern_of(vocab)
-    return "whole"
 
 
 def _surfaces(

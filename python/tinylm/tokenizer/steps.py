@@ -110,9 +110,9 @@ PRE_TOKENIZERS: dict[str, dict[str, tuple[Callable[[object, str], Any], object]]
 }
 
 
-# A text of Llama 2 is one piece; no token has U+2581 after another character, so cutting there
-# changes no id, and the pieces are found in the cache: 1 MB of English at once goes from 3.3 to
-# 21 MB/s on one thread.
+# A text of Mistral is one piece; no token has U+2581 after another character, so cutting there
+# changes no id, and the pieces are found in the cache: 1 MB of English at once goes from 3.6 to
+# 26 MB/s on one thread. The expression is that of the pattern "marks".
 BEFORE_MARKS: Step = {
     "type": "Split",
     "pattern": {"Regex": r"\x{2581}*[^\x{2581}]+|\x{2581}+"},
