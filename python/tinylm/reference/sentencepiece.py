@@ -38,14 +38,15 @@ def normalise(
             # Only the blanks at the beginning of a part go, so that a replacement keeps its own.
             blank = not joined or joined.endswith(" ")
             joined += part.lstrip(" ") if blank else part
-        joined = joined.rstrip(" ")
-        if escape:
-            # A mark of the text itself is a blank by then.
-            joined = joined.rstrip(" " + MARK) if joined.endswith(MARK) else joined
     else:
         joined = "".join(parts)
-    if prefix:
-        joined = joined + " " if suffix else " " + joined
+    if prefix and not suffix:
+        joined = " " + joined
+    if collapse:
+        # A mark of the text itself is a blank by then.
+        joined = joined.rstrip(" " + MARK if escape else " ")
+    if prefix and suffix:
+        joined += " "
     return joined.replace(" ", MARK) if escape else joined
 
 

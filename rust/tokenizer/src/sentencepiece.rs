@@ -43,6 +43,8 @@ pub struct Normalise {
     kept: Trie,
     /// The bytes that stay as they are before another byte of ASCII.
     plain: [bool; 256],
+    /// Whether a blank before a byte of ASCII is nothing but a blank.
+    plain_blank: bool,
 }
 
 impl SentencePiece {
@@ -55,13 +57,14 @@ impl SentencePiece {
         for (byte, plain) in plain[..128].iter_mut().enumerate() {
             *plain = by_map.as_ref().is_none_or(|table| table[byte]);
         }
-        plain[usize::from(b' ')] = false;
         for token in &self.kept {
             plain[usize::from(token.as_bytes()[0])] = false;
         }
+        let plain_blank = std::mem::replace(&mut plain[usize::from(b' ')], false);
         Normalise {
             kept: Trie::new(self.kept.iter().map(String::as_bytes).zip(0..)),
             plain,
+            plain_blank,
             spec: self,
         }
     }
@@ -97,6 +100,18 @@ impl Normalise {
                 out.push_str(&rest[..run]);
                 rest = &rest[run..];
                 after_blank = false;
+                continue;
+            }
+            // The usual blank, without a search in the map.
+            if self.plain_blank
+                && rest.as_bytes()[0] == b' '
+                && rest.as_bytes().get(1).is_none_or(u8::is_ascii)
+            {
+                rest = &rest[1..];
+                if !after_blank {
+                    out.push_str(blank);
+                }
+                after_blank = spec.collapse;
                 continue;
             }
             let (length, part) = self.first(rest);
