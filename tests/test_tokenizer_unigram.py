@@ -1,6 +1,8 @@
 """Unigram as a kind of tokenizer: learned, saved, opened by `tokenizers`."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import tokenizers
 
 from tests.support.tokenizer_data import standard_library
 from tinylm import Tokenizer, _rust
+from tinylm.tokenizer.models import Unigram
 
 TEXT = standard_library(2)[:60_000]
 
@@ -85,3 +88,20 @@ def test_progress_rises_and_its_error_ends_the_work() -> None:
 
     with pytest.raises(RuntimeError, match="enough"):
         _rust.train_unigram(counts, 400, 1, None, False, stop)
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_on_it(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(standard_library(20)[:300_000])
+    given = (
+        *("tokenizer.kind=unigram", "tokenizer.vocab_size=600", "data.source=text.txt"),
+        *("out=run", "data.folder=shards", "train.steps=4", "evaluate.every=4"),
+        *("model.n_layers=2", "sample.max_tokens=2"),
+    )
+    command = [sys.executable, "-m", "tinylm.train", "stdlib", *given]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (saved,) = (tmp_path / "run").glob("checkpoints/*-00000004/tokenizer.json")
+    tokenizer = Tokenizer.load(saved)
+    assert isinstance(tokenizer._contents.model, Unigram)
+    assert tokenizer.vocab_size == 600

@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             name,
             type=commands.path,
-            help="a tokenizer.json, cl100k_base or o200k_base ranks, or a folder",
+            help="a tokenizer.json, a .model, cl100k_base or o200k_base ranks, or a folder",
         )
 
     def out(sub: argparse.ArgumentParser, text: str) -> None:
