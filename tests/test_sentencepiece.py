@@ -115,7 +115,7 @@ def test_what_is_not_supported_is_refused_by_name(
 
 def test_a_model_is_saved_as_itself_alone(tmp_path: Path) -> None:
     tokenizer = load(tmp_path / "m.model", model(*WORDS))
-    with pytest.raises(ValueError, match=r"save to a \.model"):
+    with pytest.raises(ValueError, match=r"saved as a \.model alone"):
         tokenizer.save(tmp_path / "tokenizer.json")
 
 
