@@ -97,8 +97,8 @@ def write(contents: Contents, path: Path, beside: Mapping[str, bytes], *, says_e
     """
     if contents.proto is not None:
         raise ValueError(
-            f"{path}: a tokenizer that was read from a .model is saved as a .model alone; a run needs "
-            "the tokenizer.json of that model"
+            f"{path}: a tokenizer that was read from a .model is saved as a .model alone; a run "
+            "needs the tokenizer.json of that model"
         )
     data = json.dumps(_document(contents), ensure_ascii=False, indent=1).encode()
     if path.suffix != ".json":
