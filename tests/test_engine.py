@@ -324,3 +324,30 @@ def test_every_mix_of_parts_reads_rows_of_unequal_length_in_one_pass(config, see
     assert stats.passes == stats.steps
     for number, ended in enumerate(engine.take_ended()):
         assert ended.ids == slow(model, prompts[number], chosen, number)
+
+
+def test_a_request_that_fails_leaves_the_blocks_that_others_share():
+    model = build(dataclasses.replace(SMALL, vocab_size=40, context_length=64, tied=False))
+    with torch.no_grad():
+        model.embedding.weight[39] = torch.nan
+    prompt = [*range(20)]
+    config = SampleConfig(temperature=0.0, max_tokens=20, allowed_token_ids=tuple(range(39)))
+
+    def ids(*others):
+        engine = Engine(model, cache="paged", max_batch=3)
+        number = engine.add([*prompt, 30], config)
+        engine.step()
+        engine.step()
+        for text in others:
+            engine.add(text, config)
+        while engine.live:
+            engine.step()
+        ended = {done.number: done for done in engine.take_ended()}
+        assert [done.reason for done in ended.values()].count("error") == len(others)
+        # A text that begins alike finds the blocks again.
+        engine.add([*prompt, 31], config)
+        while engine.live:
+            engine.step()
+        return ended[number].ids, engine.take_ended()[0].ids
+
+    assert ids([*prompt, 39]) == ids()

@@ -192,9 +192,15 @@ class Paged(Base):
         self.pool.blocks.note(self.tables[self.index[row]][:full], ids)
 
     def wipe(self, rows: Sequence[int]) -> None:
-        """Clear rows, and put zeros where numbers may be that are not finite."""
+        """Clear rows, and put zeros where numbers may be that are not finite.
+
+        A block that other rows use stays: what it holds, they have read.
+        """
+        known = self.pool.blocks
         for row in rows:
-            blocks = self.tables[self.index[row]]
+            blocks = [b for b in self.tables[self.index[row]] if known.users[b] == 1]
+            for block in blocks:
+                known.forget(block)
             for x in (*self.pool.k, *self.pool.v, *self.pool.earlier):
                 _by_block(x, self.page)[:, blocks] = 0
         self.clear(rows)

@@ -234,7 +234,7 @@ class SampleConfig:
 
     def _check_draft_cache(self) -> None:
         """Raise `ValueError` for a cache that cannot take drafts back."""
-        words = f"cannot be taken back from sample.cache={self.cache}, which forgets for good"
+        words = f"takes tokens back, and sample.cache={self.cache} cannot: take another cache"
         require(self.cache not in BOUNDED[1:], "sample.draft", self.draft, words)
         count = self.draft_tokens or 0
         words = (
@@ -251,7 +251,7 @@ class SampleConfig:
         require(self.draft is None, name, value, words)
         words = f"has no use for num_beams={self.num_beams}"
         require(self.num_beams == 1, name, value, words)
-        words = f"cannot be taken back from sample.cache={self.cache}, which forgets for good"
+        words = f"takes tokens back, and sample.cache={self.cache} cannot: take another cache"
         require(self.cache not in BOUNDED, name, value, words)
         words = f"sample.logprobs={self.logprobs} are the whole model's: leave one of them out"
         require(self.logprobs is None, name, value, words)

@@ -10,10 +10,12 @@
 What is promised of a request's tokens: which numbers its draws take is a function of (seed, prompt,
 sample, step) alone, and the logits are those of its own text alone, whatever its company, the order
 of arrival, preemption, pages and shared prefixes: on a native cache bit for bit. In torch they
-change the shapes of the products, and so perhaps the last bits of the logits. Then a request draws
-other tokens than alone only where a draw is as close to the border of two, or the two likeliest
-logits to each other, as that rounding. The kinds of caches that evict are no part of the promise:
-they judge after each piece of a prompt, and its company decides how it is cut (`chunk`).
+change the shapes of the products, and so perhaps the last bits of the logits. On a native cache a
+step is drawn in float32 inside the native call, or in float64 if a request of it has filters or
+penalties. So a request draws other tokens than alone only where a draw is as close to the border of
+two, or the two likeliest logits to each other, as that rounding. The kinds of caches that evict are
+no part of the promise: they judge after each piece of a prompt, and its company decides how it is
+cut (`chunk`).
 """
 
 import sys
