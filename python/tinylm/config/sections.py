@@ -37,8 +37,8 @@ class TokenizerConfig:
     )
     pattern: str = setting(
         "gpt4",
-        "Pattern that splits the text into pieces: gpt2, gpt4, o200k, llama3 or a regular "
-        "expression.",
+        "Pattern that splits the text into pieces: gpt2, gpt4, o200k, llama3, qwen2 or a "
+        "regular expression.",
     )
     special_tokens: tuple[str, ...] = setting(
         ("<|endoftext|>",),

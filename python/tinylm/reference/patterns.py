@@ -2,12 +2,13 @@
 
 A pattern keeps the vocabulary from learning `dog.` and `dog!` as words of their own: letters,
 digits, punctuation and white space are cut apart, and most pieces carry the space before them.
-The four patterns are those that GPT-2, GPT-4, GPT-4o and Llama 3 were published with:
+The named patterns are those that GPT-2, GPT-4, GPT-4o, Llama 3 and Qwen 2 were published with:
 
     gpt2    github.com/openai/gpt-2, src/encoder.py (in the form tiktoken runs)
     gpt4    github.com/openai/tiktoken, cl100k_base
     o200k   github.com/openai/tiktoken, o200k_base
     llama3  github.com/meta-llama/llama3, llama/tokenizer.py
+    qwen2   github.com/QwenLM/Qwen, tokenization_qwen.py (Qwen 2 and 3 keep it)
 
 The Unicode tables of the `regex` module are newer than the 16.0 of tiktoken and Hugging Face,
 so the fast scanners equal `split` on the characters that both know.
@@ -30,6 +31,10 @@ PATTERNS = {
     ),
     "llama3": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     # What the character, whitespace and byte tokenizers split by.

@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     out(sub, "where to write the tokenizer.json")
     sub.add_argument("--kind", default="bpe", choices=get_args(Kind))
     sub.add_argument(
-        "--pattern", default="gpt4", help="gpt2, gpt4, o200k, llama3 or a regular expression"
+        "--pattern", default="gpt4", help="gpt2, gpt4, o200k, llama3, qwen2 or a regular expression"
     )
     sub.add_argument(
         "--special",

@@ -21,6 +21,7 @@ REGEX_OF_PATTERN = {
         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     "llama3": _LLAMA3,
+    "qwen2": _LLAMA3.replace("{1,3}", ""),
     # Oniguruma's dialect takes (?m:.) for a dot that matches line ends.
     "character": r"(?m:.)",
     "word": r" ?\S+|\s",

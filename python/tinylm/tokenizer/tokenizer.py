@@ -72,9 +72,9 @@ class Tokenizer:
         """A tokenizer of `vocab_size` tokens, special ones included, learned from `texts`.
 
         `kind`: "bpe" learns merges inside the pieces of `pattern` ("gpt2", "gpt4", "o200k",
-        "llama3" or a regular expression); "unigram" learns there the tokens that make the texts
-        most probable, each with its own probability. "char" takes the most frequent characters,
-        "whitespace" the most frequent words, each with the space before it; what they do not
+        "llama3", "qwen2" or a regular expression); "unigram" learns there the tokens that make
+        the texts most probable, each with its own probability. "char" takes the most frequent
+        characters, "whitespace" the most frequent words, each with the space before it; what they do not
         know is encoded as bytes. "byte" has the bytes alone and learns nothing.
 
         Pairs below `min_frequency` stay apart. Of equally frequent pairs, `ties` prefers the
@@ -366,7 +366,7 @@ class Tokenizer:
 
     @property
     def pattern(self) -> str:
-        """What text is split by: gpt2, gpt4, o200k, llama3 or a regular expression; character,
+        """What text is split by: gpt2, gpt4, o200k, llama3, qwen2 or a regular expression; character,
         word and whole for the kinds char, whitespace and byte."""
         return self._core.pattern
 

@@ -9,6 +9,7 @@ mod arguments;
 mod batches;
 mod error;
 mod inference;
+mod lists;
 mod models;
 mod shards;
 mod stages;

@@ -10,18 +10,15 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use tinylm_tokenizer as core;
 use tinylm_tokenizer::{AddedToken, Policy, Ties};
 
 use crate::arguments::{SIGNALS, Text, detached, id_of, ids_of, import_numpy};
 use crate::error::tokenizer_error;
+use crate::lists::Integers;
 use crate::models::Model;
 use crate::stages;
-
-/// Lists of this many ids and more are made of ready integers, which are made on first use.
-const READY_INTEGERS: usize = 4096;
 
 /// The ids of many texts and where those of each begin.
 type Batch<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
@@ -42,7 +39,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 struct Tokenizer {
     core: core::Tokenizer,
     /// A Python integer for each id, made for the first long list.
-    integers: PyOnceLock<Vec<Py<PyInt>>>,
+    integers: Integers,
 }
 
 impl Tokenizer {
@@ -71,16 +68,7 @@ impl Tokenizer {
     ///
     /// Every id is below `vocab_size`, since the core made it, so the index is never out of range.
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
-        if ids.len() < READY_INTEGERS && self.integers.get(py).is_none() {
-            return PyList::new(py, ids);
-        }
-        // A new integer is an allocation; a ready one only gets one more reference.
-        let integers = self.integers.get_or_try_init(py, || {
-            (0..self.core.vocab_size())
-                .map(|id| Ok(id.into_pyobject(py)?.unbind()))
-                .collect::<PyResult<Vec<_>>>()
-        })?;
-        PyList::new(py, ids.iter().map(|&id| integers[id as usize].bind(py)))
+        self.integers.list(py, ids, self.core.vocab_size())
     }
 }
 
@@ -125,7 +113,7 @@ impl Tokenizer {
         let core = stages::build(spec, stages, surfaces)?;
         Ok(Self {
             core,
-            integers: PyOnceLock::new(),
+            integers: Integers::default(),
         })
     }
 

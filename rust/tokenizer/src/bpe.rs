@@ -1,111 +1,64 @@
-//! Merging the bytes of one piece into tokens.
+//! Byte-level BPE: the merges of a vocabulary, and pieces of any length.
 //!
-//! The piece starts as one token per byte. Adjacent tokens merge in the order of their rank, the
-//! leftmost pair first where ranks are equal, until no two neighbours have a rank.
+//! A piece is usually a word with the space before it, which [`crate::merge`] merges as a whole. A
+//! long one is merged in windows, in time linear in the piece whatever it holds:
 //!
-//! A piece is usually a word with the space before it, so a linear scan over the live pairs beats
-//! any queue: the whole state is a few cache lines. It costs `O(n^2)` for n bytes. From
-//! [`HEAP_FROM`] bytes on a heap keeps the cost at `O(n log n)`, which makes a megabyte of `x`
-//! harmless. Both give the same tokens.
+//! Tokens are what BPE makes of their joined bytes if and only if it makes each two neighbours of
+//! theirs. (Take the first merge across a border in the whole. Until then the two tokens beside it
+//! have merged as they do alone, so that merge comes alone too. The other way round likewise.) So
+//! a window is merged by itself, its last quarter is dropped, the next window begins there, and
+//! the two tokens at the border are tried alone. If they would not stay apart, some tokens before
+//! the border are taken back and the window grows. Nothing here asks how ranks and ids are
+//! ordered.
+//!
+//! By tiktoken's rule any two neighbours merge whose bytes are a token, but of all the ways to
+//! cut a token in two only one is ever taken: the last merge of the token's own bytes (as above,
+//! whatever stands around it). So one pair for each token is kept, not three or four.
 //!
 //! Defined by `encode` and `encode_ranks` in `python/tinylm/reference/byte_bpe.py`, held to them
 //! by the rungs `encode`, `encode whole pieces` and `encode ranks`.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use rustc_hash::FxHashMap;
 
-use crate::cache::Key;
-use crate::whole::Whole;
+use crate::cache::Cache;
+use crate::merge::{Heap, RANKS, SCAN, Scan, side_by_side};
+use crate::pairs::{NEVER, Pairs};
 use crate::{Error, Interrupt};
 
-/// Pieces of this many bytes and more are merged with a heap.
-///
-/// Measured with pieces of n letters from Python's library and a vocabulary of 8,192, on one core
-/// of a busy machine: the scan makes 20 MB/s of pieces of 25 bytes where the heap makes 8, and 1.5
-/// of 800 bytes where the heap makes 7. They are equal somewhere between 100 and 150 bytes.
-const HEAP_FROM: usize = 100;
-/// Merges between two calls of the interrupt: at the heap's 7 MB/s, about 5 ms.
+/// Pieces up to this length are merged at once.
+const SHORT: usize = 96;
+/// Bytes of a window at first. The work for a byte grows with the window, the share that is
+/// merged in vain with its inverse.
+const WINDOW: usize = 64;
+/// Bytes merged between two calls of the interrupt, a few milliseconds of work.
 const TICK: usize = 1 << 15;
-/// The rank of a pair that does not merge: above every rank, so that a search for the lowest needs
-/// no case of its own.
-const NEVER: u32 = u32::MAX;
-/// No neighbour. It is no index of a node: `nodes.get` gives None for it, which ends the list at
-/// both sides.
-const NONE: u32 = u32::MAX;
-
-/// When a pair merges, and into what.
-#[derive(Debug, Clone, Copy)]
-struct Merge {
-    rank: u32,
-    id: u32,
-}
-
-/// The merge of two tokens that do not merge. Nobody reads its id.
-const NO_MERGE: Merge = Merge { rank: NEVER, id: 0 };
+/// Pieces that are merged side by side. Their states are 16 KiB.
+const LANES: usize = 8;
 
 /// The merges of a vocabulary.
 #[derive(Debug)]
 pub(crate) struct Bpe {
     /// The id of each byte; ids need not be in the order of the bytes.
     byte_ids: [u32; 256],
-    /// Merges of two single bytes, by the bytes: the first look-up of every piece.
-    byte_pairs: Vec<Merge>,
-    /// All merges by `pair(left, right)`.
-    pairs: FxHashMap<u64, Merge>,
-    /// Pieces that stay whole, if the vocabulary has that rule.
-    whole: Option<Whole>,
+    /// The ranks of two single bytes: the first look-up of every piece.
+    byte_pairs: Vec<u32>,
+    pairs: Pairs,
+    /// The bytes of each token, by id.
+    lengths: Vec<u32>,
+    /// The pieces that stay whole, if the vocabulary has that rule: all its tokens.
+    seed: Cache,
+    /// Those of them that the cache does not take.
+    whole: FxHashMap<Box<[u8]>, u32>,
 }
 
 /// Memory that merging reuses from piece to piece.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// For the scan.
-    parts: Vec<Part>,
-    /// For the heap, with the heap's own memory.
-    nodes: Vec<Node>,
-    heap: Vec<Reverse<u64>>,
-}
-
-/// A token and the merge of it with the token after it.
-#[derive(Clone, Copy)]
-struct Part {
-    id: u32,
-    merge: Merge,
-}
-
-/// A [`Part`] in a doubly linked list.
-#[derive(Clone, Copy)]
-struct Node {
-    part: Part,
-    previous: u32,
-    next: u32,
-}
-
-/// Two numbers in one, ordered by the first.
-fn pair(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
-}
-
-/// All ways to make a token from two others, as (rank, left, right, id); the rank is the id.
-///
-/// A token of n bytes has n - 1 ways to be cut in two; each half is looked up by its bytes.
-pub(crate) fn every_split(
-    tokens: &[(Vec<u8>, u32)],
-    id_of: &FxHashMap<&[u8], u32>,
-) -> Vec<(u32, u32, u32, u32)> {
-    let mut splits = Vec::new();
-    for (token, id) in tokens {
-        for middle in 1..token.len() {
-            if let (Some(&left), Some(&right)) =
-                (id_of.get(&token[..middle]), id_of.get(&token[middle..]))
-            {
-                splits.push((*id, left, right, *id));
-            }
-        }
-    }
-    splits
+    scans: Box<[Scan; LANES]>,
+    heap: Heap,
+    /// The tokens of the window before, and those of two neighbours.
+    window: Vec<u32>,
+    border: Vec<u32>,
 }
 
 impl Bpe {
@@ -123,7 +76,8 @@ impl Bpe {
         missing: &[u8],
     ) -> Result<Self, Error> {
         // Borrowed from `tokens`: nothing is copied for what is needed only while building.
-        let mut id_of = FxHashMap::default();
+        let mut id_of = FxHashMap::with_capacity_and_hasher(tokens.len(), Default::default());
+        let mut lengths = Vec::with_capacity(tokens.len());
         for (token, id) in tokens {
             if token.is_empty() {
                 return Err(Error::Vocabulary(format!("token {id} is empty")));
@@ -131,6 +85,12 @@ impl Bpe {
             if let Some(other) = id_of.insert(token.as_slice(), *id) {
                 let message = format!("tokens {other} and {id} have the same bytes");
                 return Err(Error::Vocabulary(message));
+            }
+            let at = *id as usize;
+            // Larger ids are refused with the vocabulary.
+            if at < RANKS {
+                lengths.resize(lengths.len().max(at + 1), 0);
+                lengths[at] = token.len() as u32;
             }
         }
         // Ids that no token has, for bytes that no piece has.
@@ -146,226 +106,46 @@ impl Bpe {
                 ))
             })?;
         }
-        let ranked = match merges {
-            Some(merges) => in_order(tokens, merges, &id_of)?,
-            None => every_split(tokens, &id_of),
-        };
-        let mut pairs = FxHashMap::default();
-        for (rank, left, right, id) in ranked {
-            if pairs
-                .insert(pair(left, right), Merge { rank, id })
-                .is_some()
-            {
-                let message = format!("the merge of tokens {left} and {right} is listed twice");
-                return Err(Error::Vocabulary(message));
-            }
-        }
-        // A table of 65,536 merges: most look-ups are for two bytes, and they need no hash.
-        let byte_pairs = byte_ids
-            .iter()
-            .flat_map(|&left| byte_ids.iter().map(move |&right| pair(left, right)))
-            .map(|key| pairs.get(&key).copied().unwrap_or(NO_MERGE))
-            .collect();
-        let whole = whole_pieces.then(|| Whole::new(tokens));
-        Ok(Self {
+        let mut bpe = Self {
             byte_ids,
-            byte_pairs,
-            pairs,
-            whole,
-        })
-    }
-
-    /// Appends the tokens of `piece`, whose [`crate::cache::key`] is `key` if it is short.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooLong`] for a piece of 4 GiB or more, and any error that `interrupt` returns.
-    pub(crate) fn encode(
-        &self,
-        piece: &[u8],
-        key: Option<Key>,
-        scratch: &mut Scratch,
-        out: &mut Vec<u32>,
-        interrupt: &mut Interrupt<'_>,
-    ) -> Result<(), Error> {
-        if let Some(id) = self.whole.as_ref().and_then(|whole| whole.get(piece, key)) {
-            out.push(id);
-            return Ok(());
-        }
-        // The kinds byte, char and whitespace have no merges; what is no whole piece is bytes.
-        if self.pairs.is_empty() {
-            out.extend(piece.iter().map(|&byte| self.byte_ids[usize::from(byte)]));
-            return Ok(());
-        }
-        if piece.len() < HEAP_FROM {
-            self.merge_short(piece, &mut scratch.parts, out);
-            return Ok(());
-        }
-        self.merge_long(piece, scratch, out, interrupt)
-    }
-
-    /// The merge of two tokens, or [`NO_MERGE`].
-    fn merge_of(&self, left: u32, right: u32) -> Merge {
-        self.pairs
-            .get(&pair(left, right))
-            .copied()
-            .unwrap_or(NO_MERGE)
-    }
-
-    /// The bytes of `piece` as parts with the merges between them.
-    fn parts<'a>(&'a self, piece: &'a [u8]) -> impl Iterator<Item = Part> + 'a {
-        piece.iter().enumerate().map(|(at, &byte)| {
-            let merge = match piece.get(at + 1) {
-                Some(&next) => self.byte_pairs[usize::from(byte) << 8 | usize::from(next)],
-                None => NO_MERGE,
-            };
-            Part {
-                id: self.byte_ids[usize::from(byte)],
-                merge,
-            }
-        })
-    }
-
-    /// Merges a short piece: each round looks through all parts for the lowest rank.
-    ///
-    /// Quadratic in the piece, which [`HEAP_FROM`] bounds.
-    fn merge_short(&self, piece: &[u8], parts: &mut Vec<Part>, out: &mut Vec<u32>) {
-        parts.clear();
-        parts.extend(self.parts(piece));
-        loop {
-            let mut best = 0;
-            let mut lowest = NEVER;
-            for (at, part) in parts.iter().enumerate() {
-                // Strictly lower: of equal ranks the leftmost stays.
-                if part.merge.rank < lowest {
-                    (best, lowest) = (at, part.merge.rank);
+            byte_pairs: vec![NEVER; 1 << 16],
+            pairs: Pairs::new(merges.map_or(tokens.len(), <[_]>::len)),
+            lengths,
+            seed: Cache::for_pieces(if whole_pieces { tokens.len() } else { 0 }),
+            whole: FxHashMap::default(),
+        };
+        if whole_pieces {
+            for (token, id) in tokens {
+                if !bpe.seed.plant(token, *id) {
+                    bpe.whole.insert(token.as_slice().into(), *id);
                 }
             }
-            if lowest == NEVER {
-                break;
-            }
-            let id = parts[best].merge.id;
-            // Moves the rest down; `merge_long` has links instead.
-            parts.remove(best + 1);
-            let merge = parts
-                .get(best + 1)
-                .map_or(NO_MERGE, |next| self.merge_of(id, next.id));
-            parts[best] = Part { id, merge };
-            // Only the two pairs around the new token have changed.
-            if best > 0 {
-                parts[best - 1].merge = self.merge_of(parts[best - 1].id, id);
-            }
         }
-        out.extend(parts.iter().map(|part| part.id));
+        match merges {
+            Some(merges) => bpe.listed(tokens, merges, &id_of)?,
+            None => bpe.ranked(tokens, &id_of),
+        }
+        Ok(bpe)
     }
 
-    /// Merges a long piece: the parts are a linked list, the heap has the merges to come.
-    ///
-    /// Entries of the heap are never removed. One that a merge nearby made wrong is told by its
-    /// rank when it comes up.
-    ///
-    /// The heap gets one entry per byte and at most two per merge, so 3n in all.
-    fn merge_long(
-        &self,
-        piece: &[u8],
-        scratch: &mut Scratch,
-        out: &mut Vec<u32>,
-        interrupt: &mut Interrupt<'_>,
+    /// Adds the listed merges.
+    fn listed(
+        &mut self,
+        tokens: &[(Vec<u8>, u32)],
+        merges: &[(u32, u32)],
+        id_of: &FxHashMap<&[u8], u32>,
     ) -> Result<(), Error> {
-        // Positions are 32 bits, and NONE is not one of them.
-        if piece.len() >= NONE as usize {
-            return Err(Error::TooLong {
-                what: "a piece of the text",
-                length: piece.len(),
-            });
+        if merges.len() > RANKS {
+            let message = format!("{} merges are above the limit {RANKS}", merges.len());
+            return Err(Error::Vocabulary(message));
         }
-        let nodes = &mut scratch.nodes;
-        nodes.clear();
-        // Rank above, position below: the leftmost of equal ranks comes first.
-        let mut entries = std::mem::take(&mut scratch.heap);
-        entries.clear();
-        let mut heap = BinaryHeap::from(entries);
-        for (at, part) in (0u32..).zip(self.parts(piece)) {
-            if at as usize % TICK == TICK - 1 {
-                interrupt()?;
-            }
-            nodes.push(Node {
-                part,
-                // Of the first node this is NONE.
-                previous: at.wrapping_sub(1),
-                next: at + 1,
-            });
-            heap.extend(entry(&part, at));
-        }
-        if let Some(last) = nodes.last_mut() {
-            last.next = NONE;
-        }
-        let mut ticks = 0usize;
-        while let Some(Reverse(top)) = heap.pop() {
-            ticks += 1;
-            if ticks % TICK == TICK - 1 {
-                interrupt()?;
-            }
-            let (rank, at) = ((top >> 32) as u32, top as u32);
-            let node = nodes[at as usize];
-            // Left behind by a merge nearby; what replaced it is in the heap
-            // too. If the ranks are equal, the pair that is here now is due, whoever pushed it.
-            if node.part.merge.rank != rank {
-                continue;
-            }
-            let (id, gone) = (node.part.merge.id, nodes[node.next as usize]);
-            // What is merged away must not be taken for a live pair when its entry comes up.
-            nodes[node.next as usize].part.merge = NO_MERGE;
-            let merge = match nodes.get_mut(gone.next as usize) {
-                Some(after) => {
-                    after.previous = at;
-                    let right = after.part.id;
-                    self.merge_of(id, right)
-                }
-                None => NO_MERGE,
-            };
-            nodes[at as usize] = Node {
-                part: Part { id, merge },
-                next: gone.next,
-                ..node
-            };
-            heap.extend(entry(&Part { id, merge }, at));
-            if let Some(before) = nodes.get_mut(node.previous as usize) {
-                before.part.merge = self.merge_of(before.part.id, id);
-                heap.extend(entry(&before.part, node.previous));
-            }
-        }
-        let mut at = 0;
-        while let Some(node) = nodes.get(at as usize) {
-            out.push(node.part.id);
-            at = node.next;
-        }
-        scratch.heap = heap.into_vec();
-        Ok(())
-    }
-}
-
-/// The entry of the heap for a part: nothing if it does not merge.
-fn entry(part: &Part, at: u32) -> Option<Reverse<u64>> {
-    let rank = part.merge.rank;
-    (rank != NEVER).then(|| Reverse(pair(rank, at)))
-}
-
-/// The listed merges as (rank, left, right, id).
-fn in_order(
-    tokens: &[(Vec<u8>, u32)],
-    merges: &[(u32, u32)],
-    id_of: &FxHashMap<&[u8], u32>,
-) -> Result<Vec<(u32, u32, u32, u32)>, Error> {
-    let bytes_of: FxHashMap<u32, &[u8]> = tokens
-        .iter()
-        .map(|(token, id)| (*id, token.as_slice()))
-        .collect();
-    // One buffer for all: a vocabulary has hundreds of thousands of merges.
-    let mut joined = Vec::new();
-    (0u32..)
-        .zip(merges)
-        .map(|(rank, &(left, right))| {
+        let bytes_of: FxHashMap<u32, &[u8]> = tokens
+            .iter()
+            .map(|(token, id)| (*id, token.as_slice()))
+            .collect();
+        // One buffer for all: a vocabulary has hundreds of thousands of merges.
+        let mut joined = Vec::new();
+        for (rank, &(left, right)) in (0u32..).zip(merges) {
             let missing = |what: String| {
                 Error::Vocabulary(format!("merge {rank} of tokens {left} and {right}: {what}"))
             };
@@ -376,10 +156,284 @@ fn in_order(
                     .ok_or_else(|| missing(format!("no token {id}")))?;
                 joined.extend_from_slice(part);
             }
-            let id = id_of
+            let id = *id_of
                 .get(joined.as_slice())
                 .ok_or_else(|| missing("its result is not a token".into()))?;
-            Ok((rank, left, right, *id))
-        })
-        .collect()
+            if !self.pairs.push(left, right, id) {
+                let message = format!("the merge of tokens {left} and {right} is listed twice");
+                return Err(Error::Vocabulary(message));
+            }
+        }
+        self.fill_byte_pairs();
+        Ok(())
+    }
+
+    /// Adds the merges of tiktoken's rule.
+    ///
+    /// Token by token in the order of their ids: what the merges so far make of its bytes are two
+    /// tokens, and these are its merge. If they are more, merges of a higher rank come before it,
+    /// as no published vocabulary has it, and the rule itself is asked.
+    fn ranked(&mut self, tokens: &[(Vec<u8>, u32)], id_of: &FxHashMap<&[u8], u32>) {
+        let mut order: Vec<&(Vec<u8>, u32)> = tokens.iter().filter(|t| t.0.len() > 1).collect();
+        order.sort_by_key(|(_, id)| *id);
+        let mut scratch = Scratch::default();
+        let (mut parts, mut late) = (Vec::new(), false);
+        for group in order.chunks(LANES) {
+            // Side by side, as if the tokens of a group were no parts of each other. One that is
+            // has the highest rank of the merges in the other, which is left in three parts.
+            let mut halves = [None; LANES];
+            let bytes: Vec<&[u8]> = group.iter().map(|(token, _)| token.as_slice()).collect();
+            self.encode_short(&bytes, &mut scratch, |at, parts| {
+                halves[at] = <[u32; 2]>::try_from(parts).ok();
+            });
+            for (&&(ref token, id), half) in group.iter().zip(halves) {
+                let both = half.or_else(|| {
+                    parts.clear();
+                    self.merge(token, &mut scratch, &mut parts);
+                    <[u32; 2]>::try_from(parts.as_slice()).ok()
+                });
+                let Some([left, right]) = both else {
+                    late = true;
+                    continue;
+                };
+                if let &[left, right] = token.as_slice() {
+                    self.byte_pairs[usize::from(left) << 8 | usize::from(right)] = self.pairs.len();
+                }
+                self.pairs.push(left, right, id);
+            }
+        }
+        if late {
+            self.pairs = Pairs::new(order.len());
+            for (token, id) in order {
+                if let Some((left, right)) = last_merge(token, id_of) {
+                    self.pairs.push(left, right, *id);
+                }
+            }
+            self.fill_byte_pairs();
+        }
+    }
+
+    /// The merges of two bytes into their own table, which needs no hash.
+    fn fill_byte_pairs(&mut self) {
+        for left in 0..=255u8 {
+            for right in 0..=255u8 {
+                self.byte_pairs[usize::from(left) << 8 | usize::from(right)] =
+                    self.rank(self.byte_id(left), self.byte_id(right));
+            }
+        }
+    }
+
+    /// The id of a byte.
+    #[inline]
+    pub(crate) fn byte_id(&self, byte: u8) -> u32 {
+        self.byte_ids[usize::from(byte)]
+    }
+
+    /// The rank of two bytes, or [`NEVER`].
+    #[inline]
+    pub(crate) fn rank_of_bytes(&self, left: u8, right: u8) -> u32 {
+        self.byte_pairs[usize::from(left) << 8 | usize::from(right)]
+    }
+
+    /// The rank of two tokens, or [`NEVER`].
+    #[inline]
+    pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
+        self.pairs.rank(left, right)
+    }
+
+    /// Begins to load what [`Bpe::rank`] will look at.
+    #[inline]
+    pub(crate) fn prefetch(&self, left: u32, right: u32) {
+        self.pairs.prefetch(left, right);
+    }
+
+    /// The id that the merge of this rank makes.
+    #[inline]
+    pub(crate) fn made(&self, rank: u32) -> u32 {
+        self.pairs.made(rank)
+    }
+
+    /// The bytes of a token.
+    fn length(&self, id: u32) -> usize {
+        // An id that is no token stands for a byte that no piece has.
+        self.lengths
+            .get(id as usize)
+            .map_or(1, |&length| length as usize)
+    }
+
+    /// The pieces that [`Bpe::encode`] need not know, because every cache begins with them.
+    pub(crate) fn seed(&self) -> &Cache {
+        &self.seed
+    }
+
+    /// Appends the tokens of `piece`, which must not be one of the seed's.
+    ///
+    /// # Errors
+    ///
+    /// Any error that `interrupt` returns.
+    pub(crate) fn encode(
+        &self,
+        piece: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        if !self.whole.is_empty()
+            && let Some(&id) = self.whole.get(piece)
+        {
+            out.push(id);
+            return Ok(());
+        }
+        if piece.len() <= SHORT {
+            self.merge(piece, scratch, out);
+            return Ok(());
+        }
+        // The kinds byte, char and whitespace have no merges; what is no whole piece is bytes.
+        if self.pairs.is_empty() {
+            out.extend(piece.iter().map(|&byte| self.byte_id(byte)));
+            return Ok(());
+        }
+        self.merge_windows(piece, scratch, out, interrupt)
+    }
+
+    /// Whether merges alone decide what a piece becomes that is not in the seed.
+    pub(crate) fn only_merges(&self) -> bool {
+        self.whole.is_empty() && !self.pairs.is_empty()
+    }
+
+    /// Gives `each` the numbers and tokens of those of `pieces` that are as short as words, several
+    /// at a time; the others are left to [`Bpe::encode`].
+    ///
+    /// None of them may be a piece that stays whole.
+    pub(crate) fn encode_short(
+        &self,
+        pieces: &[&[u8]],
+        scratch: &mut Scratch,
+        mut each: impl FnMut(usize, &[u32]),
+    ) {
+        let mut group = [(0, [].as_slice()); LANES];
+        let mut short = (0..).zip(pieces).filter(|(_, piece)| piece.len() <= SHORT);
+        loop {
+            let mut size = 0;
+            for (slot, (number, piece)) in group.iter_mut().zip(&mut short) {
+                *slot = (number, *piece);
+                size += 1;
+            }
+            if size == 0 {
+                return;
+            }
+            let group = &group[..size];
+            let bytes = group.iter().map(|g| g.1);
+            side_by_side(
+                &mut scratch.scans[..],
+                self,
+                bytes,
+                &mut scratch.window,
+                |at, ids| {
+                    each(group[at].0, ids);
+                },
+            );
+        }
+    }
+
+    /// Appends the tokens of a stretch of bytes.
+    fn merge(&self, bytes: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+        if bytes.len() <= SCAN {
+            scratch.scans[0].merge(self, bytes, out);
+        } else {
+            scratch.heap.merge(self, bytes, out);
+        }
+    }
+
+    /// Merges a long piece window by window, see the header.
+    fn merge_windows(
+        &self,
+        piece: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        let base = out.len();
+        // `out[base..]` is what BPE makes of `piece[..at]`.
+        let mut at = 0;
+        let (mut window, mut back, mut work) = (WINDOW, 1, 0);
+        // Runs of a character have equal windows and borders: what was made last, and of what.
+        let mut last = 0..0;
+        let mut apart = None;
+        loop {
+            let end = piece.len().min(at + window);
+            work += end - at;
+            if work > TICK {
+                work = 0;
+                interrupt()?;
+            }
+            if piece[at..end] != piece[last.clone()] {
+                let mut tokens = std::mem::take(&mut scratch.window);
+                tokens.clear();
+                self.merge(&piece[at..end], scratch, &mut tokens);
+                scratch.window = tokens;
+                last = at..end;
+            }
+            if let (Some(&left), Some(&right)) = (out[base..].last(), scratch.window.first())
+                && apart != Some((left, right))
+            {
+                let border = at - self.length(left)..at + self.length(right);
+                if !self.stay_apart(&piece[border], (left, right), scratch) {
+                    // Twice as many as the last time, so that this ends soon.
+                    for _ in 0..back.min(out.len() - base) {
+                        at -= out.pop().map_or(0, |id| self.length(id));
+                    }
+                    back *= 2;
+                    window = (end - at) * 2;
+                    continue;
+                }
+                apart = Some((left, right));
+            }
+            let first = out.len();
+            out.extend_from_slice(&scratch.window);
+            if end == piece.len() {
+                return Ok(());
+            }
+            // What stands near the end of the window may be other tokens in the whole.
+            let (sure, mut reach) = (end - window / 4, end);
+            while reach > sure && out.len() > first {
+                reach -= out.pop().map_or(0, |id| self.length(id));
+            }
+            if out.len() == first {
+                // A token as long as the window.
+                window *= 2;
+                continue;
+            }
+            (at, back) = (reach, 1);
+            if window > SCAN {
+                window /= 2;
+            }
+        }
+    }
+
+    /// Whether BPE makes these two tokens of their joined bytes.
+    fn stay_apart(&self, bytes: &[u8], (left, right): (u32, u32), scratch: &mut Scratch) -> bool {
+        let mut tokens = std::mem::take(&mut scratch.border);
+        tokens.clear();
+        self.merge(bytes, scratch, &mut tokens);
+        let apart = tokens == [left, right];
+        scratch.border = tokens;
+        apart
+    }
+}
+
+/// The two tokens that tiktoken's rule merges into `token` in the end; None if it never gets there.
+///
+/// The rule as it is written, with nothing prepared: any two neighbours whose bytes are a token,
+/// the lowest id first, and the leftmost of equal ones.
+fn last_merge(token: &[u8], id_of: &FxHashMap<&[u8], u32>) -> Option<(u32, u32)> {
+    let mut ends: Vec<usize> = (0..=token.len()).collect();
+    while ends.len() > 3 {
+        let id = |at: usize| id_of.get(&token[ends[at - 1]..ends[at + 1]]);
+        let lowest = (1..ends.len() - 1).filter_map(|at| Some((id(at)?, at)));
+        let (_, at) = lowest.min()?;
+        ends.remove(at);
+    }
+    let part = |at: usize| id_of.get(&token[ends[at]..ends[at + 1]]).copied();
+    Some((part(0)?, part(1)?))
 }

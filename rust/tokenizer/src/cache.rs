@@ -1,24 +1,35 @@
-//! The pieces seen lately and their tokens: nine of ten pieces of a text have been seen before.
+//! The pieces known by heart and their tokens: nearly every piece of a text has been seen before.
 //!
-//! A piece of at most 15 bytes and its length are one number of 16 bytes, the [`Key`]. So two
-//! pieces are compared without a loop. A slot holds the key and up to three ids. Each piece may
-//! lie in one of two neighbouring slots, and a third one overwrites the older of the two. So a
-//! lookup and an insertion both cost `O(1)`.
+//! One open-addressed table for each thread. A slot is half a line of the processor's cache: 16
+//! bytes for the [`Key`] and 16 for up to three ids and their number. A piece of at most 15 bytes
+//! and its length are its key, so two pieces are compared without a loop, and the ids of a hit are
+//! one load and one store. A longer piece, or one of more ids, has them in an arena: its slot says
+//! where, and for a long piece the bytes are compared there.
+//!
+//! A table begins as a copy of the [seed](crate::model::Model::seed), pieces that are tokens as
+//! they stand, so a common word is never merged at all. It grows until [`MOST`] slots are three
+//! quarters full or an arena is; then it begins again from the seed. With the arenas that is at
+//! most 48 MiB for each thread, beside the seed.
 //!
 //! The cache holds what the model would give, so it can change the speed but never a token. It
 //! needs no lock: each thread has its own.
 
-/// Pieces up to this length are cached; with the length they fill the 16 bytes of a key.
+use crate::memory::{prefetch, vec_of};
+
+/// Pieces up to this length are their own key; with the length they fill its 16 bytes.
 pub(crate) const LONGEST: usize = 15;
-/// Tokens that fit beside the key: with their number a slot is 32 bytes. Pieces of more tokens are
-/// rare, but are merged again each time: with those over [`LONGEST`] they take most of the 94 of
-/// 250 instructions per token of text seen before that neither the scanner nor the look-up takes
-/// (callgrind, docs/log.md).
+/// Pieces up to this length are remembered. Longer ones hardly ever come twice.
+pub(crate) const LIMIT: usize = 128;
+/// Ids that fit beside the key: with their number a slot is 32 bytes.
 const INLINE: usize = 3;
-/// Slots at first: 64 KiB, cheap for a short text.
+/// Added to the number of ids that are in the arena.
+const SPILLED: usize = INLINE + 1;
+/// Slots at first, if the seed is small: 64 KiB, cheap for a short text.
 const FIRST: usize = 1 << 11;
-/// Slots at most: 4 MiB, which a core's share of the last-level cache holds.
-const MOST: usize = 1 << 17;
+/// Slots at most: 32 MiB.
+const MOST: usize = 1 << 20;
+/// Bytes in an arena at most.
+const ARENA: usize = 8 << 20;
 
 /// `MASKS[n]` keeps the n lowest bytes of a number.
 const MASKS: [u128; 16] = {
@@ -35,26 +46,38 @@ const MASKS: [u128; 16] = {
 pub(crate) type Key = u128;
 
 /// A piece and its tokens; a key of 0 marks a free slot.
-#[derive(Clone, Copy, Default)]
-struct Slot {
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(32))]
+pub(crate) struct Slot {
     key: Key,
-    // Only the first `len` are ids.
-    ids: [u32; INLINE],
-    len: u32,
+    /// Up to three ids and their number; or, with a number above three, the place of the ids, the
+    /// place of the bytes, and anything.
+    pub(crate) lanes: [u32; INLINE + 1],
 }
 
-/// A two-way set-associative cache from pieces to tokens, for one thread.
+/// A piece and where to look for it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Place {
+    pub(crate) key: Key,
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    hash: u32,
+}
+
+/// A table from pieces to tokens, for one thread.
+#[derive(Debug)]
 pub(crate) struct Cache {
-    /// A power of two of them; the two places of a key are neighbours.
+    /// A power of two of them, at most three quarters used.
     slots: Vec<Slot>,
-    /// How often a slot was filled, with those overwritten: it only decides when to grow.
     used: usize,
+    /// The ids of the pieces that do not fit a slot, and the bytes of the long ones.
+    ids: Vec<u32>,
+    bytes: Vec<u8>,
 }
 
 /// The key of `text[start..end]`, a piece of 1 to [`LONGEST`] bytes.
 ///
-/// The length is the highest byte, so "a" and "a\0" have different keys. A longer piece gets a
-/// wrong key, so callers compare its length with [`LONGEST`] first.
+/// The length is the highest byte, so "a" and "a\0" have different keys.
 #[inline]
 pub(crate) fn key(text: &[u8], start: usize, end: usize) -> Key {
     let len = end - start;
@@ -82,68 +105,188 @@ pub(crate) fn hash(key: Key) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
+/// The key of a piece above [`LONGEST`] bytes: a hash of them and their number.
+///
+/// The highest byte is no length of a short piece. Two long pieces may have one key, so whoever
+/// finds it compares the bytes.
+#[inline(never)]
+fn long_key(piece: &[u8]) -> Key {
+    let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
+    let (words, _) = piece.as_chunks::<8>();
+    // The last eight bytes once more, so that no loop over single bytes is needed.
+    let last = piece.last_chunk::<8>().map_or(0, word);
+    let folded = words
+        .iter()
+        .map(word)
+        .chain([last])
+        .fold(piece.len() as u64, |sum, word| {
+            (sum ^ word)
+                .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                .rotate_left(29)
+        });
+    u128::from(folded) | (piece.len() as u128) << 64 | 0xFF << 120
+}
+
+/// Free slots.
+fn free(number: usize) -> Vec<Slot> {
+    let mut slots = vec_of(number);
+    slots.resize(number, Slot::default());
+    slots
+}
+
+impl Clone for Cache {
+    fn clone(&self) -> Self {
+        let mut slots = vec_of(self.slots.len());
+        slots.extend_from_slice(&self.slots);
+        Self {
+            slots,
+            used: self.used,
+            ids: self.ids.clone(),
+            bytes: self.bytes.clone(),
+        }
+    }
+}
+
 impl Default for Cache {
     fn default() -> Self {
-        let slots = vec![Slot::default(); FIRST];
-        Self { slots, used: 0 }
+        Self::for_pieces(0)
     }
 }
 
 impl Cache {
-    /// Appends the tokens of the piece with this key, if it is here.
-    #[inline]
-    pub(crate) fn append(&self, key: Key, out: &mut Vec<u32>) -> bool {
-        let home = hash(key) as usize & (self.slots.len() - 1);
-        for at in [home, home ^ 1] {
-            let slot = &self.slots[at];
-            if slot.key == key {
-                // All lanes at once, then back to the length: no loop for one or two tokens.
-                // No underflow: INLINE ids have just been appended.
-                out.extend_from_slice(&slot.ids);
-                out.truncate(out.len() + slot.len as usize - INLINE);
-                return true;
-            }
+    /// An empty table with room for about this many pieces.
+    pub(crate) fn for_pieces(pieces: usize) -> Self {
+        let slots = (pieces * 2).next_power_of_two().clamp(FIRST, MOST);
+        Self {
+            slots: free(slots),
+            used: 0,
+            ids: Vec::new(),
+            bytes: Vec::new(),
         }
-        false
     }
 
-    /// Remembers the tokens of a piece; of two others in its place the older one goes.
-    ///
-    /// The piece must not be here yet: a second copy would push out another piece.
-    pub(crate) fn put(&mut self, key: Key, ids: &[u32]) {
-        // What does not fit is merged again each time (see INLINE).
-        if ids.len() > INLINE {
-            return;
+    /// Where the piece `text[from..to]` would be; begins to load it.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "once for each piece, from eight loops"
+    )]
+    pub(crate) fn place(&self, text: &[u8], from: usize, to: usize) -> Place {
+        let len = to - from;
+        let key = if len <= LONGEST {
+            key(text, from, to)
+        } else if len <= LIMIT {
+            long_key(&text[from..to])
+        } else {
+            // The key of no piece: not found, and never put.
+            0xFE << 120
+        };
+        let hash = hash(key) as u32;
+        prefetch(&self.slots, hash as usize & (self.slots.len() - 1));
+        Place {
+            key,
+            from,
+            to,
+            hash,
         }
-        // `used` counts overwritten pieces too: a table that overwrites much should grow as well.
-        if self.used * 2 > self.slots.len() && self.slots.len() < MOST {
-            self.grow();
+    }
+
+    /// The slot with the key of the piece, if there is one. That of a long piece may be another's:
+    /// see [`Cache::spilled`].
+    #[inline]
+    pub(crate) fn find(&self, place: &Place) -> Option<&Slot> {
+        let mask = self.slots.len() - 1;
+        let mut at = place.hash as usize & mask;
+        loop {
+            let slot = &self.slots[at];
+            if slot.key == place.key {
+                return Some(slot);
+            }
+            // There always is a free slot.
+            if slot.key == 0 {
+                return None;
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// The ids of a piece whose slot says where they are; None if the slot is another piece's.
+    pub(crate) fn spilled(&self, slot: &Slot, piece: &[u8]) -> Option<&[u32]> {
+        let [ids_at, bytes_at, _, mark] = slot.lanes.map(|lane| lane as usize);
+        let ids = &self.ids[ids_at..ids_at + mark - SPILLED];
+        let known =
+            piece.len() <= LONGEST || { self.bytes[bytes_at..].get(..piece.len()) == Some(piece) };
+        known.then_some(ids)
+    }
+
+    /// Remembers the tokens of a piece that was not found; false if there is no more room.
+    ///
+    /// A piece above [`LIMIT`], and one whose key another has, are left out: that costs time only.
+    pub(crate) fn put(&mut self, place: &Place, piece: &[u8], ids: &[u32]) -> bool {
+        if piece.len() > LIMIT {
+            return true;
         }
         let mut slot = Slot {
-            key,
-            ids: [0; INLINE],
-            len: ids.len() as u32,
+            key: place.key,
+            lanes: [0; 4],
         };
-        slot.ids[..ids.len()].copy_from_slice(ids);
-        self.place(slot);
+        if piece.len() <= LONGEST && ids.len() <= INLINE {
+            slot.lanes[..ids.len()].copy_from_slice(ids);
+            slot.lanes[INLINE] = ids.len() as u32;
+        } else {
+            if self.ids.len() * 4 > ARENA || self.bytes.len() > ARENA {
+                return false;
+            }
+            let number = (SPILLED + ids.len()) as u32;
+            slot.lanes = [self.ids.len() as u32, self.bytes.len() as u32, 0, number];
+            self.ids.extend_from_slice(ids);
+            if piece.len() > LONGEST {
+                self.bytes.extend_from_slice(piece);
+            }
+        }
+        if self.used * 4 >= self.slots.len() * 3 {
+            if self.slots.len() == MOST {
+                return false;
+            }
+            self.grow();
+        }
+        self.fill(slot, place.hash);
+        true
     }
 
-    /// Puts a slot in its first place; the one that was there moves to the second.
-    fn place(&mut self, slot: Slot) {
-        let home = hash(slot.key) as usize & (self.slots.len() - 1);
-        // The newer piece takes the place that is looked at first.
-        self.slots[home ^ 1] = std::mem::replace(&mut self.slots[home], slot);
+    /// Remembers a token that stays whole, in a seed; false if it is not taken.
+    pub(crate) fn plant(&mut self, token: &[u8], id: u32) -> bool {
+        // At least half of the slots are for what a text brings.
+        if self.used >= MOST / 2 || token.len() > LIMIT {
+            return false;
+        }
+        let place = self.place(token, 0, token.len());
+        // Two long tokens may have one key.
+        self.find(&place).is_none() && self.put(&place, token, &[id])
+    }
+
+    /// Puts a slot in the first free place for its hash.
+    fn fill(&mut self, slot: Slot, hash: u32) {
+        let mask = self.slots.len() - 1;
+        let mut at = hash as usize & mask;
+        while self.slots[at].key != 0 {
+            if self.slots[at].key == slot.key {
+                return;
+            }
+            at = (at + 1) & mask;
+        }
+        self.slots[at] = slot;
         self.used += 1;
     }
 
-    /// Eight times the slots, with what was in them.
+    /// Four times the slots while there are few, then twice, with what was in them.
     fn grow(&mut self) {
-        // 2,048, 16,384 and 131,072 slots: two moves until the largest size.
-        let slots = vec![Slot::default(); self.slots.len() * 8];
+        let factor = if self.slots.len() < 1 << 16 { 4 } else { 2 };
+        let slots = free(self.slots.len() * factor);
         let old = std::mem::replace(&mut self.slots, slots);
         self.used = 0;
         for slot in old.into_iter().filter(|slot| slot.key != 0) {
-            self.place(slot);
+            self.fill(slot, hash(slot.key) as u32);
         }
     }
 }

@@ -15,7 +15,6 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
-use crate::bpe::every_split;
 use crate::fallback::{Fallback, ids_of, width};
 use crate::trie::Trie;
 use crate::{Error, Interrupt};
@@ -351,4 +350,24 @@ fn by_score(
         Some((pair(left, right), Merge { rank, id }))
     });
     Ok(merges.collect())
+}
+
+/// All ways to make a token from two others, as (rank, left, right, id); the rank is the id.
+///
+/// A token of n bytes has n - 1 ways to be cut in two; each half is looked up by its bytes.
+fn every_split(
+    tokens: &[(Vec<u8>, u32)],
+    id_of: &FxHashMap<&[u8], u32>,
+) -> Vec<(u32, u32, u32, u32)> {
+    let mut splits = Vec::new();
+    for (token, id) in tokens {
+        for middle in 1..token.len() {
+            if let (Some(&left), Some(&right)) =
+                (id_of.get(&token[..middle]), id_of.get(&token[middle..]))
+            {
+                splits.push((*id, left, right, *id));
+            }
+        }
+    }
+    splits
 }

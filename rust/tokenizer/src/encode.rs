@@ -9,22 +9,17 @@
 use std::sync::Mutex;
 
 use crate::added::AddedTokens;
-use crate::cache::{self, Cache};
 use crate::jobs::{Job, jobs};
-use crate::model::{Model, Scratch};
+use crate::memory::vec_of;
+use crate::model::Model;
 use crate::stages::{Part, Staged};
 use crate::surfaces::Surfaces;
 use crate::vocab::Vocab;
+use crate::worker::Worker;
 use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
 /// Bytes of text between two calls of the interrupt: 3 to 7 ms at 39 to 78 MB/s (docs/log.md).
 const TICK: usize = 1 << 18;
-/// Pieces split before they are looked up.
-///
-/// The look-ups of one batch wait for memory together, and not each for the branches of the
-/// splitter. Together with a cache of 4 MiB this took warm English text with the vocabulary
-/// cl100k from 75-110 to 95-118 MB/s on a busy machine. 128 pairs of offsets are 2 KiB.
-const SPANS: usize = 128;
 
 /// A tokenizer; it never changes, and any number of threads may use it.
 pub struct Tokenizer {
@@ -39,16 +34,6 @@ pub struct Tokenizer {
     pub(crate) surfaces: Option<Surfaces>,
     /// Those that no call uses at the moment; at most as many as calls and threads at once.
     pub(crate) workers: Mutex<Vec<Worker>>,
-}
-
-/// What one thread needs to encode; kept between calls because a warm cache is fast.
-#[derive(Default)]
-pub(crate) struct Worker {
-    /// The pieces that this thread has seen, with their ids.
-    cache: Cache,
-    scratch: Scratch,
-    /// The pieces that are split and not yet encoded.
-    spans: Vec<(usize, usize)>,
 }
 
 impl Tokenizer {
@@ -99,7 +84,7 @@ impl Tokenizer {
         interrupt: &mut Interrupt<'_>,
     ) -> Result<Vec<u32>, Error> {
         // About four bytes for a token of English or code.
-        let mut out = Vec::with_capacity(text.len() / 4 + 1);
+        let mut out = vec_of(text.len() / 4 + 1);
         let mut worker = self.worker();
         // The worker is given back after an error too: its cache holds whole entries only.
         let done = self.encode_into(text, policy, &mut worker, &mut out, interrupt);
@@ -235,7 +220,7 @@ impl Tokenizer {
         staged.run(stretch, first, policy, interrupt, &mut |part, interrupt| {
             match part {
                 Part::Pieces(text, spans) => {
-                    return self.encode_spans(text, spans, worker, out, interrupt);
+                    return worker.spans(&self.model, text, spans, out, interrupt);
                 }
                 Part::Text(text) => return self.encode_pieces(text, 0, worker, out, interrupt),
                 Part::Token(id) => out.push(id),
@@ -253,53 +238,7 @@ impl Tokenizer {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
-        let mut tick = start + TICK;
-        // Taken out, so that the worker can be lent to the encoder meanwhile.
-        let mut spans = std::mem::take(&mut worker.spans);
-        spans.clear();
-        let done = self.pattern.pieces(text, start, |from, to| {
-            spans.push((from, to));
-            if spans.len() == SPANS {
-                self.encode_spans(text, &spans, worker, out, interrupt)?;
-                spans.clear();
-            }
-            if to >= tick {
-                interrupt()?;
-                tick = to + TICK;
-            }
-            Ok(())
-        });
-        let rest = done.and_then(|()| self.encode_spans(text, &spans, worker, out, interrupt));
-        worker.spans = spans;
-        rest
-    }
-
-    /// Appends the ids of the pieces `spans`: from the cache, or else from the model.
-    fn encode_spans(
-        &self,
-        text: &[u8],
-        spans: &[(usize, usize)],
-        worker: &mut Worker,
-        out: &mut Vec<u32>,
-        interrupt: &mut Interrupt<'_>,
-    ) -> Result<(), Error> {
-        let Worker { cache, scratch, .. } = worker;
-        for &(from, to) in spans {
-            let key = (to - from <= cache::LONGEST).then(|| cache::key(text, from, to));
-            if let Some(key) = key
-                && cache.append(key, out)
-            {
-                continue;
-            }
-            // The model appends to the output; what it appended goes into the cache from there.
-            let before = out.len();
-            self.model
-                .encode(&text[from..to], key, scratch, out, interrupt)?;
-            if let Some(key) = key {
-                cache.put(key, &out[before..]);
-            }
-        }
-        Ok(())
+        worker.encode(&self.pattern, &self.model, text, start, out, interrupt)
     }
 
     /// The bytes of all of `ids`, joined.
@@ -323,7 +262,7 @@ impl Tokenizer {
             .try_lock()
             .ok()
             .and_then(|mut workers| workers.pop());
-        kept.unwrap_or_default()
+        kept.unwrap_or_else(|| Worker::new(&self.model))
     }
 
     /// Keeps a worker for the next call; drops it if somebody else holds the lock.

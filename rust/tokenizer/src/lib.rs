@@ -7,12 +7,13 @@
 //! Every stage costs time linear in the text, or `n log n` for a single piece of n bytes, whatever
 //! the input.
 //!
-//! Each stage is a module. `added`, `split` (with `scan` and `unicode`) and `model` (with `bpe` and
-//! `whole`) are the stages in their order; `stages` runs those of a `tokenizer.json`, which are in
-//! `normalizer` (with `charsmap`), `pretokenizer` (with `find` and `alphabet`) and `property`.
-//! `build` puts a tokenizer together, `encode` runs it, `cache` remembers results, `jobs` and
-//! `parallel` spread them over threads. `count`, `train`, `heap` and `frequent` make vocabularies;
-//! `vocab`, `surfaces` and `stream` decode.
+//! Each stage is a module. `added`, `split` (with `scan`, `window`, `masks` and `unicode`) and
+//! `model` (with `bpe`, `merge` and `pairs`) are the stages in their order; `stages` runs those of a
+//! `tokenizer.json`, which are in `normalizer` (with `charsmap`), `pretokenizer` (with `find` and
+//! `alphabet`) and `property`. `build` puts a tokenizer together, `encode` and `worker` run it,
+//! `cache` remembers results, `jobs` and `parallel` spread them over threads. `count`, `train`,
+//! `heap` and `frequent` make vocabularies; `vocab`, `surfaces` and `stream` decode. `memory` has
+//! two hints to the machine.
 //!
 //! What is guaranteed: decoding gives back the bytes that were encoded, any bytes; the ids do not
 //! depend on the number of threads or on earlier calls. The slow definitions are in
@@ -41,7 +42,7 @@
 //!
 //! The crate knows nothing of Python. What may take long has an [`Interrupt`] argument, called
 //! at least every few milliseconds; an error from it ends the work and is handed on.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 // No two modules import each other.
 mod added;
@@ -60,8 +61,12 @@ mod frequent;
 mod heap;
 mod jobs;
 mod logs;
+mod masks;
+mod memory;
+mod merge;
 mod model;
 mod normalizer;
+mod pairs;
 mod parallel;
 mod pretokenizer;
 mod property;
@@ -79,8 +84,9 @@ mod unicode;
 mod unigram;
 mod unigram_train;
 mod vocab;
-mod whole;
+mod window;
 mod wordpiece;
+mod worker;
 
 pub use added::{AddedToken, Edges, Policy};
 pub use build::Spec;

@@ -13,7 +13,7 @@
 //! this with a model that looks for the longest match.
 
 use crate::bpe::{self, Bpe};
-use crate::cache::Key;
+use crate::cache::Cache;
 use crate::char_bpe::{self, CharBpe, CharBpeSpec};
 use crate::unigram::{self, Unigram};
 use crate::wordpiece::WordPiece;
@@ -125,22 +125,44 @@ impl Model {
         }
     }
 
-    /// Appends the tokens of `piece`, whose [`crate::cache::key`] is `key` if it is short.
+    /// Pieces and tokens that each cache begins with; [`Model::encode`] is never asked for them.
+    pub(crate) fn seed(&self) -> Option<&Cache> {
+        match self {
+            Self::Bpe(bpe) => Some(bpe.seed()),
+            _ => None,
+        }
+    }
+
+    /// Gives `each` the numbers and tokens of some of `pieces`: those that are quicker together.
+    pub(crate) fn encode_short(
+        &self,
+        pieces: &[&[u8]],
+        scratch: &mut Scratch,
+        each: impl FnMut(usize, &[u32]),
+    ) {
+        match self {
+            Self::Bpe(bpe) if bpe.only_merges() => {
+                bpe.encode_short(pieces, &mut scratch.bpe, each);
+            }
+            _ => {}
+        }
+    }
+
+    /// Appends the tokens of `piece`.
     ///
     /// # Errors
     ///
-    /// As [`Bpe::encode`]: a piece that is too long, or what `interrupt` returns.
+    /// What `interrupt` returns.
     #[inline]
     pub(crate) fn encode(
         &self,
         piece: &[u8],
-        key: Option<Key>,
         scratch: &mut Scratch,
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
         match self {
-            Self::Bpe(bpe) => bpe.encode(piece, key, &mut scratch.bpe, out, interrupt),
+            Self::Bpe(bpe) => bpe.encode(piece, &mut scratch.bpe, out, interrupt),
             Self::CharBpe(bpe) => bpe.encode(piece, &mut scratch.char_bpe, out, interrupt),
             Self::Unigram(model) => model.encode(piece, &mut scratch.unigram, out, interrupt),
             Self::WordPiece(model) => {

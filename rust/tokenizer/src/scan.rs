@@ -17,7 +17,7 @@ use crate::unicode::{Classes, LETTER, LOWER, MARK, NEWLINE, NUMBER, SPACE, UNCAS
 ///
 /// `folded` ignores case, under which U+017F (long s) is an s too.
 #[inline]
-fn contraction(text: &[u8], at: usize, folded: bool) -> usize {
+pub(crate) fn contraction(text: &[u8], at: usize, folded: bool) -> usize {
     if text.get(at) != Some(&b'\'') {
         return 0;
     }
@@ -37,7 +37,7 @@ fn contraction(text: &[u8], at: usize, folded: bool) -> usize {
     }
 }
 
-/// End of the piece of white space at `at`, as all four patterns have it but for `lines`.
+/// End of the piece of white space at `at`, as all patterns have it but for `lines`.
 ///
 /// Up to and with the last line end if `lines`; else all but the last character, which
 /// belongs to the word that follows; all of it at the end of the text, where `tail` decides
@@ -85,16 +85,17 @@ pub(crate) fn gpt2(c: &Classes, text: &[u8], at: usize) -> usize {
     c.run_without(text, from + width, SPACE | LETTER | NUMBER)
 }
 
-/// GPT-4 with `tail`, Llama 3 without: GPT-4 takes the white space that ends a text whole.
+/// GPT-4 with `tail`, Llama 3 and Qwen 2 without: GPT-4 takes the white space that ends a text
+/// whole. Up to `group` numbers are a piece: three, with Qwen 2 one.
 #[inline]
-pub(crate) fn gpt4(c: &Classes, text: &[u8], at: usize, tail: bool) -> usize {
+pub(crate) fn gpt4(c: &Classes, text: &[u8], at: usize, tail: bool, group: usize) -> usize {
     let (class, width) = c.at(text, at);
     // A letter begins no contraction and no number, so this test may come before theirs.
     if class & LETTER != 0 {
         return c.run(text, at + width, LETTER);
     }
     if class & NUMBER != 0 {
-        return three_numbers(c, text, at);
+        return numbers(c, text, at, group);
     }
     // Before words with a symbol in front: of `'so` the contraction `'s` is cut off.
     let contracted = contraction(text, at, true);
@@ -110,9 +111,9 @@ pub(crate) fn gpt4(c: &Classes, text: &[u8], at: usize, tail: bool) -> usize {
         .unwrap_or_else(|| white_space(c, text, at, true, tail))
 }
 
-/// End of one to three numbers at `at`: `\p{N}{1,3}`.
-fn three_numbers(c: &Classes, text: &[u8], mut at: usize) -> usize {
-    for _ in 0..3 {
+/// End of one to `group` numbers at `at`: `\p{N}{1,3}` with a group of three.
+fn numbers(c: &Classes, text: &[u8], mut at: usize, group: usize) -> usize {
+    for _ in 0..group {
         let (class, width) = c.at(text, at);
         if class & NUMBER == 0 {
             break;
@@ -157,7 +158,7 @@ fn symbols(
 pub(crate) fn o200k(c: &Classes, text: &[u8], at: usize) -> usize {
     let (class, width) = c.at(text, at);
     if class & NUMBER != 0 {
-        return three_numbers(c, text, at);
+        return numbers(c, text, at, 3);
     }
     let (next, _) = c.at(text, at + width);
     // A mark is both: what may stand before a word, and a letter of it.

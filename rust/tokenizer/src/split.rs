@@ -3,8 +3,9 @@
 //! A pattern keeps the vocabulary from learning `dog.` and `dog!` as words of their own. It also
 //! bounds the work: pieces are short, many are equal, and they can be encoded in any order.
 //!
-//! The four patterns of the field (GPT-2, GPT-4, GPT-4o, Llama 3) are scanners written by hand, as
-//! are three simple ones: see [`crate::scan`]. Each is linear on any input. Other patterns are
+//! The patterns of the field (GPT-2, GPT-4, GPT-4o, Llama 3, Qwen 2) are written by hand, once from
+//! piece to piece in [`crate::scan`] and once for 64 bytes at a time in [`crate::window`], as are
+//! three simple ones. Each is linear on any input. Other patterns are
 //! regular expressions. Pieces always cover the text without gaps. Bytes that are not UTF-8 count
 //! as symbols, one each.
 //!
@@ -13,9 +14,9 @@
 
 use fancy_regex::Regex;
 
-use crate::Error;
 use crate::scan::{gpt2, gpt4, o200k, word};
 use crate::unicode::{Classes, LETTER, MARK, NUMBER, SPACE};
+use crate::{Error, window};
 
 /// How text is split into pieces.
 ///
@@ -40,6 +41,8 @@ pub enum Pattern {
     O200k,
     /// Llama 3: GPT-4 as first published, other at white space that ends a text.
     Llama3,
+    /// Qwen 2 and 3: Llama 3 with each digit by itself.
+    Qwen2,
     /// Each character by itself.
     Character,
     /// Each run of non-space with the space before it; other white space by itself.
@@ -79,6 +82,11 @@ const KNOWN: [(&str, &str, Pattern); 8] = [
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         Pattern::Llama3,
     ),
+    (
+        "qwen2",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        Pattern::Qwen2,
+    ),
     ("character", r"(?s:.)", Pattern::Character),
     ("word", r" ?\S+|\s", Pattern::Word),
     ("marks", r"\x{2581}*[^\x{2581}]+|\x{2581}+", Pattern::Marks),
@@ -111,7 +119,7 @@ impl Pattern {
             .chars()
             .all(|c| c.is_alphanumeric() || "-_".contains(c))
         {
-            return Err(fail("not one of gpt2, gpt4, o200k, llama3".into()));
+            return Err(fail("not one of gpt2, gpt4, o200k, llama3, qwen2".into()));
         }
         let regex = Regex::new(pattern)
             .map_err(|e| fail(format!("not a name and not a regular expression: {e}")))?;
@@ -131,6 +139,7 @@ impl Pattern {
             Self::Gpt4 => "gpt4",
             Self::O200k => "o200k",
             Self::Llama3 => "llama3",
+            Self::Qwen2 => "qwen2",
             Self::Character => "character",
             Self::Word => "word",
             Self::Marks => "marks",
@@ -155,10 +164,26 @@ impl Pattern {
         // One match for each text: every scanner is compiled into a loop of its own.
         let (c, limit) = (Classes::get(), text.len());
         match self {
-            Self::Gpt2 => scan(start, limit, each, |at| gpt2(c, text, at)),
-            Self::Gpt4 => scan(start, limit, each, |at| gpt4(c, text, at, true)),
-            Self::O200k => scan(start, limit, each, |at| o200k(c, text, at)),
-            Self::Llama3 => scan(start, limit, each, |at| gpt4(c, text, at, false)),
+            Self::Gpt2 => {
+                let starts = |at| window::gpt2(c, text, at);
+                window::scan(text, start, each, starts, |at| gpt2(c, text, at))
+            }
+            Self::Gpt4 => {
+                let starts = |at| window::gpt4(c, text, at, 3);
+                window::scan(text, start, each, starts, |at| gpt4(c, text, at, true, 3))
+            }
+            Self::O200k => {
+                let starts = |at| window::o200k(c, text, at);
+                window::scan(text, start, each, starts, |at| o200k(c, text, at))
+            }
+            Self::Llama3 => {
+                let starts = |at| window::gpt4(c, text, at, 3);
+                window::scan(text, start, each, starts, |at| gpt4(c, text, at, false, 3))
+            }
+            Self::Qwen2 => {
+                let starts = |at| window::gpt4(c, text, at, 1);
+                window::scan(text, start, each, starts, |at| gpt4(c, text, at, false, 1))
+            }
             Self::Character => scan(start, limit, each, |at| at + c.at(text, at).1.max(1)),
             Self::Word => scan(start, limit, each, |at| word(c, text, at)),
             Self::Marks => scan(start, limit, each, |at| marks(text, at)),
@@ -192,7 +217,7 @@ impl Pattern {
             match self {
                 // A word ends before anything that is neither letter, mark nor apostrophe,
                 // digits before anything else.
-                Self::Gpt2 | Self::Gpt4 | Self::O200k | Self::Llama3 => {
+                Self::Gpt2 | Self::Gpt4 | Self::O200k | Self::Llama3 | Self::Qwen2 => {
                     (last & LETTER != 0 && next & (LETTER | MARK) == 0 && text[at] != b'\'')
                         || (last & NUMBER != 0 && next & NUMBER == 0)
                 }

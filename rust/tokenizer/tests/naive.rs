@@ -35,11 +35,12 @@ const FRAGMENTS: [&str; 24] = [
     "a", "b", "ab", "aa", "abc", " ", "  ", "\n", "\r\n", "'s", "'LL", "1", "234", ".", "!/", "é",
     "\u{301}", "中", "文字", "Ab", "ABc", "\u{3000}", "😀", "<|end|>",
 ];
-const PATTERNS: [&str; 7] = [
+const PATTERNS: [&str; 8] = [
     "gpt2",
     "gpt4",
     "o200k",
     "llama3",
+    "qwen2",
     "character",
     "word",
     "whole",
