@@ -366,8 +366,8 @@ class Tokenizer:
 
     @property
     def pattern(self) -> str:
-        """What text is split by: gpt2, gpt4, o200k, llama3, qwen2 or a regular expression; character,
-        word and whole for the kinds char, whitespace and byte."""
+        """What text is split by: gpt2, gpt4, o200k, llama3, qwen2 or a regular expression;
+        character, word and whole for the kinds char, whitespace and byte."""
         return self._core.pattern
 
     @property

@@ -18,7 +18,7 @@
 //! Defined by `encode` and `encode_ranks` in `python/tinylm/reference/byte_bpe.py`, held to them
 //! by the rungs `encode`, `encode whole pieces` and `encode ranks`.
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::cache::Cache;
 use crate::merge::{Heap, RANKS, SCAN, Scan, side_by_side};
@@ -76,7 +76,7 @@ impl Bpe {
         missing: &[u8],
     ) -> Result<Self, Error> {
         // Borrowed from `tokens`: nothing is copied for what is needed only while building.
-        let mut id_of = FxHashMap::with_capacity_and_hasher(tokens.len(), Default::default());
+        let mut id_of = FxHashMap::with_capacity_and_hasher(tokens.len(), FxBuildHasher);
         let mut lengths = Vec::with_capacity(tokens.len());
         for (token, id) in tokens {
             if token.is_empty() {

@@ -7,7 +7,6 @@ const LARGE: usize = 4 << 20;
 ///
 /// The look-ups of a batch then wait for memory together. Nothing is loaded past the end.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "one instruction")]
 pub(crate) fn prefetch<T>(slice: &[T], at: usize) {
     #[cfg(target_arch = "x86_64")]
     {
