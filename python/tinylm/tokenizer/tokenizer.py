@@ -74,8 +74,8 @@ class Tokenizer:
         `kind`: "bpe" learns merges inside the pieces of `pattern` ("gpt2", "gpt4", "o200k",
         "llama3", "qwen2" or a regular expression); "unigram" learns there the tokens that make
         the texts most probable, each with its own probability. "char" takes the most frequent
-        characters, "whitespace" the most frequent words, each with the space before it; what they do not
-        know is encoded as bytes. "byte" has the bytes alone and learns nothing.
+        characters, "whitespace" the most frequent words, each with the space before it; what they
+        do not know is encoded as bytes. "byte" has the bytes alone and learns nothing.
 
         Pairs below `min_frequency` stay apart. Of equally frequent pairs, `ties` prefers the
         smaller (left id, right id), or the greater (left bytes, right bytes). `threads=0` takes

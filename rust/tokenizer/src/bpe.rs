@@ -1,19 +1,11 @@
 //! Byte-level BPE: the merges of a vocabulary, and pieces of any length.
 //!
-//! A piece is usually a word with the space before it, which [`crate::merge`] merges as a whole. A
-//! long one is merged in windows, in time linear in the piece whatever it holds:
-//!
-//! Tokens are what BPE makes of their joined bytes if and only if it makes each two neighbours of
-//! theirs. (Take the first merge across a border in the whole. Until then the two tokens beside it
-//! have merged as they do alone, so that merge comes alone too. The other way round likewise.) So
-//! a window is merged by itself, its last quarter is dropped, the next window begins there, and
-//! the two tokens at the border are tried alone. If they would not stay apart, some tokens before
-//! the border are taken back and the window grows. Nothing here asks how ranks and ids are
-//! ordered.
+//! A piece is usually a word with the space before it, which [`crate::merge`] merges as a whole.
+//! New words of a batch are merged side by side. A long piece goes through [`crate::long`].
 //!
 //! By tiktoken's rule any two neighbours merge whose bytes are a token, but of all the ways to
-//! cut a token in two only one is ever taken: the last merge of the token's own bytes (as above,
-//! whatever stands around it). So one pair for each token is kept, not three or four.
+//! cut a token in two only one is ever taken: the last merge of the token's own bytes, because until
+//! then nothing around them takes part. So one pair for each token is kept, not three or four.
 //!
 //! Defined by `encode` and `encode_ranks` in `python/tinylm/reference/byte_bpe.py`, held to them
 //! by the rungs `encode`, `encode whole pieces` and `encode ranks`.
@@ -27,11 +19,6 @@ use crate::{Error, Interrupt};
 
 /// Pieces up to this length are merged at once.
 const SHORT: usize = 96;
-/// Bytes of a window at first. The work for a byte grows with the window, the share that is
-/// merged in vain with its inverse.
-const WINDOW: usize = 64;
-/// Bytes merged between two calls of the interrupt, a few milliseconds of work.
-const TICK: usize = 1 << 15;
 /// Pieces that are merged side by side. Their states are 16 KiB.
 const LANES: usize = 8;
 
@@ -56,9 +43,9 @@ pub(crate) struct Bpe {
 pub(crate) struct Scratch {
     scans: Box<[Scan; LANES]>,
     heap: Heap,
-    /// The tokens of the window before, and those of two neighbours.
-    window: Vec<u32>,
-    border: Vec<u32>,
+    /// The tokens of a window, and those of two neighbours.
+    pub(crate) window: Vec<u32>,
+    pub(crate) border: Vec<u32>,
 }
 
 impl Bpe {
@@ -254,7 +241,7 @@ impl Bpe {
     }
 
     /// The bytes of a token.
-    fn length(&self, id: u32) -> usize {
+    pub(crate) fn length(&self, id: u32) -> usize {
         // An id that is no token stands for a byte that no piece has.
         self.lengths
             .get(id as usize)
@@ -337,88 +324,12 @@ impl Bpe {
     }
 
     /// Appends the tokens of a stretch of bytes.
-    fn merge(&self, bytes: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+    pub(crate) fn merge(&self, bytes: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
         if bytes.len() <= SCAN {
             scratch.scans[0].merge(self, bytes, out);
         } else {
             scratch.heap.merge(self, bytes, out);
         }
-    }
-
-    /// Merges a long piece window by window, see the header.
-    fn merge_windows(
-        &self,
-        piece: &[u8],
-        scratch: &mut Scratch,
-        out: &mut Vec<u32>,
-        interrupt: &mut Interrupt<'_>,
-    ) -> Result<(), Error> {
-        let base = out.len();
-        // `out[base..]` is what BPE makes of `piece[..at]`.
-        let mut at = 0;
-        let (mut window, mut back, mut work) = (WINDOW, 1, 0);
-        // Runs of a character have equal windows and borders: what was made last, and of what.
-        let mut last = 0..0;
-        let mut apart = None;
-        loop {
-            let end = piece.len().min(at + window);
-            work += end - at;
-            if work > TICK {
-                work = 0;
-                interrupt()?;
-            }
-            if piece[at..end] != piece[last.clone()] {
-                let mut tokens = std::mem::take(&mut scratch.window);
-                tokens.clear();
-                self.merge(&piece[at..end], scratch, &mut tokens);
-                scratch.window = tokens;
-                last = at..end;
-            }
-            if let (Some(&left), Some(&right)) = (out[base..].last(), scratch.window.first())
-                && apart != Some((left, right))
-            {
-                let border = at - self.length(left)..at + self.length(right);
-                if !self.stay_apart(&piece[border], (left, right), scratch) {
-                    // Twice as many as the last time, so that this ends soon.
-                    for _ in 0..back.min(out.len() - base) {
-                        at -= out.pop().map_or(0, |id| self.length(id));
-                    }
-                    back *= 2;
-                    window = (end - at) * 2;
-                    continue;
-                }
-                apart = Some((left, right));
-            }
-            let first = out.len();
-            out.extend_from_slice(&scratch.window);
-            if end == piece.len() {
-                return Ok(());
-            }
-            // What stands near the end of the window may be other tokens in the whole.
-            let (sure, mut reach) = (end - window / 4, end);
-            while reach > sure && out.len() > first {
-                reach -= out.pop().map_or(0, |id| self.length(id));
-            }
-            if out.len() == first {
-                // A token as long as the window.
-                window *= 2;
-                continue;
-            }
-            (at, back) = (reach, 1);
-            if window > SCAN {
-                window /= 2;
-            }
-        }
-    }
-
-    /// Whether BPE makes these two tokens of their joined bytes.
-    fn stay_apart(&self, bytes: &[u8], (left, right): (u32, u32), scratch: &mut Scratch) -> bool {
-        let mut tokens = std::mem::take(&mut scratch.border);
-        tokens.clear();
-        self.merge(bytes, scratch, &mut tokens);
-        let apart = tokens == [left, right];
-        scratch.border = tokens;
-        apart
     }
 }
 

@@ -8,7 +8,7 @@
 //! the input.
 //!
 //! Each stage is a module. `added`, `split` (with `scan`, `window`, `masks` and `unicode`) and
-//! `model` (with `bpe`, `merge` and `pairs`) are the stages in their order; `stages` runs those of a
+//! `model` (with `bpe`, `merge`, `long` and `pairs`) are the stages in their order; `stages` runs those of a
 //! `tokenizer.json`, which are in `normalizer` (with `charsmap`), `pretokenizer` (with `find` and
 //! `alphabet`) and `property`. `build` puts a tokenizer together, `encode` and `worker` run it,
 //! `cache` remembers results, `jobs` and `parallel` spread them over threads. `count`, `train`,
@@ -61,6 +61,7 @@ mod frequent;
 mod heap;
 mod jobs;
 mod logs;
+mod long;
 mod masks;
 mod memory;
 mod merge;
