@@ -13,39 +13,22 @@
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::cache::Cache;
-use crate::merge::{Heap, RANKS, SCAN, Scan, side_by_side};
-use crate::pairs::{NEVER, Pairs};
+use crate::long::merge_windows;
+use crate::merge::{LANES, RANKS, Scratch, side_by_side};
+use crate::pairs::{Merges, NEVER, Pairs};
 use crate::{Error, Interrupt};
 
 /// Pieces up to this length are merged at once.
 const SHORT: usize = 96;
-/// Pieces that are merged side by side. Their states are 16 KiB.
-const LANES: usize = 8;
 
 /// The merges of a vocabulary.
 #[derive(Debug)]
 pub(crate) struct Bpe {
-    /// The id of each byte; ids need not be in the order of the bytes.
-    byte_ids: [u32; 256],
-    /// The ranks of two single bytes: the first look-up of every piece.
-    byte_pairs: Vec<u32>,
-    pairs: Pairs,
-    /// The bytes of each token, by id.
-    lengths: Vec<u32>,
+    merges: Merges,
     /// The pieces that stay whole, if the vocabulary has that rule: all its tokens.
     seed: Cache,
     /// Those of them that the cache does not take.
     whole: FxHashMap<Box<[u8]>, u32>,
-}
-
-/// Memory that merging reuses from piece to piece.
-#[derive(Default)]
-pub(crate) struct Scratch {
-    scans: Box<[Scan; LANES]>,
-    heap: Heap,
-    /// The tokens of a window, and those of two neighbours.
-    pub(crate) window: Vec<u32>,
-    pub(crate) border: Vec<u32>,
 }
 
 impl Bpe {
@@ -94,10 +77,12 @@ impl Bpe {
             })?;
         }
         let mut bpe = Self {
-            byte_ids,
-            byte_pairs: vec![NEVER; 1 << 16],
-            pairs: Pairs::new(merges.map_or(tokens.len(), <[_]>::len)),
-            lengths,
+            merges: Merges {
+                byte_ids,
+                byte_pairs: vec![NEVER; 1 << 16],
+                pairs: Pairs::new(merges.map_or(tokens.len(), <[_]>::len)),
+                lengths,
+            },
             seed: Cache::for_pieces(if whole_pieces { tokens.len() } else { 0 }),
             whole: FxHashMap::default(),
         };
@@ -146,7 +131,7 @@ impl Bpe {
             let id = *id_of
                 .get(joined.as_slice())
                 .ok_or_else(|| missing("its result is not a token".into()))?;
-            if !self.pairs.push(left, right, id) {
+            if !self.merges.pairs.push(left, right, id) {
                 let message = format!("the merge of tokens {left} and {right} is listed twice");
                 return Err(Error::Vocabulary(message));
             }
@@ -176,7 +161,7 @@ impl Bpe {
             for (&&(ref token, id), half) in group.iter().zip(halves) {
                 let both = half.or_else(|| {
                     parts.clear();
-                    self.merge(token, &mut scratch, &mut parts);
+                    scratch.merge(&self.merges, token, &mut parts);
                     <[u32; 2]>::try_from(parts.as_slice()).ok()
                 });
                 let Some([left, right]) = both else {
@@ -184,16 +169,17 @@ impl Bpe {
                     continue;
                 };
                 if let &[left, right] = token.as_slice() {
-                    self.byte_pairs[usize::from(left) << 8 | usize::from(right)] = self.pairs.len();
+                    let rank = self.merges.pairs.len();
+                    self.merges.set_rank_of_bytes(left, right, rank);
                 }
-                self.pairs.push(left, right, id);
+                self.merges.pairs.push(left, right, id);
             }
         }
         if late {
-            self.pairs = Pairs::new(order.len());
+            self.merges.pairs = Pairs::new(order.len());
             for (token, id) in order {
                 if let Some((left, right)) = last_merge(token, id_of) {
-                    self.pairs.push(left, right, *id);
+                    self.merges.pairs.push(left, right, *id);
                 }
             }
             self.fill_byte_pairs();
@@ -204,48 +190,13 @@ impl Bpe {
     fn fill_byte_pairs(&mut self) {
         for left in 0..=255u8 {
             for right in 0..=255u8 {
-                self.byte_pairs[usize::from(left) << 8 | usize::from(right)] =
-                    self.rank(self.byte_id(left), self.byte_id(right));
+                let merges = &mut self.merges;
+                let rank = merges
+                    .pairs
+                    .rank(merges.byte_id(left), merges.byte_id(right));
+                merges.set_rank_of_bytes(left, right, rank);
             }
         }
-    }
-
-    /// The id of a byte.
-    #[inline]
-    pub(crate) fn byte_id(&self, byte: u8) -> u32 {
-        self.byte_ids[usize::from(byte)]
-    }
-
-    /// The rank of two bytes, or [`NEVER`].
-    #[inline]
-    pub(crate) fn rank_of_bytes(&self, left: u8, right: u8) -> u32 {
-        self.byte_pairs[usize::from(left) << 8 | usize::from(right)]
-    }
-
-    /// The rank of two tokens, or [`NEVER`].
-    #[inline]
-    pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
-        self.pairs.rank(left, right)
-    }
-
-    /// Begins to load what [`Bpe::rank`] will look at.
-    #[inline]
-    pub(crate) fn prefetch(&self, left: u32, right: u32) {
-        self.pairs.prefetch(left, right);
-    }
-
-    /// The id that the merge of this rank makes.
-    #[inline]
-    pub(crate) fn made(&self, rank: u32) -> u32 {
-        self.pairs.made(rank)
-    }
-
-    /// The bytes of a token.
-    pub(crate) fn length(&self, id: u32) -> usize {
-        // An id that is no token stands for a byte that no piece has.
-        self.lengths
-            .get(id as usize)
-            .map_or(1, |&length| length as usize)
     }
 
     /// The pieces that [`Bpe::encode`] need not know, because every cache begins with them.
@@ -272,20 +223,20 @@ impl Bpe {
             return Ok(());
         }
         if piece.len() <= SHORT {
-            self.merge(piece, scratch, out);
+            scratch.merge(&self.merges, piece, out);
             return Ok(());
         }
         // The kinds byte, char and whitespace have no merges; what is no whole piece is bytes.
-        if self.pairs.is_empty() {
-            out.extend(piece.iter().map(|&byte| self.byte_id(byte)));
+        if self.merges.pairs.is_empty() {
+            out.extend(piece.iter().map(|&byte| self.merges.byte_id(byte)));
             return Ok(());
         }
-        self.merge_windows(piece, scratch, out, interrupt)
+        merge_windows(&self.merges, piece, scratch, out, interrupt)
     }
 
     /// Whether merges alone decide what a piece becomes that is not in the seed.
     pub(crate) fn only_merges(&self) -> bool {
-        self.whole.is_empty() && !self.pairs.is_empty()
+        self.whole.is_empty() && !self.merges.pairs.is_empty()
     }
 
     /// Gives `each` the numbers and tokens of those of `pieces` that are as short as words, several
@@ -313,22 +264,13 @@ impl Bpe {
             let bytes = group.iter().map(|g| g.1);
             side_by_side(
                 &mut scratch.scans[..],
-                self,
+                &self.merges,
                 bytes,
                 &mut scratch.window,
                 |at, ids| {
                     each(group[at].0, ids);
                 },
             );
-        }
-    }
-
-    /// Appends the tokens of a stretch of bytes.
-    pub(crate) fn merge(&self, bytes: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        if bytes.len() <= SCAN {
-            scratch.scans[0].merge(self, bytes, out);
-        } else {
-            scratch.heap.merge(self, bytes, out);
         }
     }
 }

@@ -10,8 +10,8 @@
 //!
 //! Held to `python/tinylm/reference/byte_bpe.py` by the rungs of [`crate::bpe`].
 
-use crate::bpe::{Bpe, Scratch};
-use crate::merge::SCAN;
+use crate::merge::{SCAN, Scratch};
+use crate::pairs::Merges;
 use crate::{Error, Interrupt};
 
 /// Bytes of a window at first. The work for a byte grows with the window, the share that is
@@ -19,84 +19,87 @@ use crate::{Error, Interrupt};
 const WINDOW: usize = 64;
 /// Bytes merged between two calls of the interrupt, a few milliseconds of work.
 const TICK: usize = 1 << 15;
-impl Bpe {
-    /// Appends the tokens of a long piece.
-    ///
-    /// # Errors
-    ///
-    /// Any error that `interrupt` returns.
-    pub(crate) fn merge_windows(
-        &self,
-        piece: &[u8],
-        scratch: &mut Scratch,
-        out: &mut Vec<u32>,
-        interrupt: &mut Interrupt<'_>,
-    ) -> Result<(), Error> {
-        let base = out.len();
-        // `out[base..]` is what BPE makes of `piece[..at]`.
-        let mut at = 0;
-        let (mut window, mut back, mut work) = (WINDOW, 1, 0);
-        // Runs of a character have equal windows and borders: what was made last, and of what.
-        let mut last = 0..0;
-        let mut apart = None;
-        loop {
-            let end = piece.len().min(at + window);
-            work += end - at;
-            if work > TICK {
-                work = 0;
-                interrupt()?;
-            }
-            if piece[at..end] != piece[last.clone()] {
-                let mut tokens = std::mem::take(&mut scratch.window);
-                tokens.clear();
-                self.merge(&piece[at..end], scratch, &mut tokens);
-                scratch.window = tokens;
-                last = at..end;
-            }
-            if let (Some(&left), Some(&right)) = (out[base..].last(), scratch.window.first())
-                && apart != Some((left, right))
-            {
-                let border = at - self.length(left)..at + self.length(right);
-                if !self.stay_apart(&piece[border], (left, right), scratch) {
-                    // Twice as many as the last time, so that this ends soon.
-                    for _ in 0..back.min(out.len() - base) {
-                        at -= out.pop().map_or(0, |id| self.length(id));
-                    }
-                    back *= 2;
-                    window = (end - at) * 2;
-                    continue;
+/// Appends the tokens of a long piece.
+///
+/// # Errors
+///
+/// Any error that `interrupt` returns.
+pub(crate) fn merge_windows(
+    merges: &Merges,
+    piece: &[u8],
+    scratch: &mut Scratch,
+    out: &mut Vec<u32>,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<(), Error> {
+    let base = out.len();
+    // `out[base..]` is what BPE makes of `piece[..at]`.
+    let mut at = 0;
+    let (mut window, mut back, mut work) = (WINDOW, 1, 0);
+    // Runs of a character have equal windows and borders: what was made last, and of what.
+    let mut last = 0..0;
+    let mut apart = None;
+    loop {
+        let end = piece.len().min(at + window);
+        work += end - at;
+        if work > TICK {
+            work = 0;
+            interrupt()?;
+        }
+        if piece[at..end] != piece[last.clone()] {
+            let mut tokens = std::mem::take(&mut scratch.window);
+            tokens.clear();
+            scratch.merge(merges, &piece[at..end], &mut tokens);
+            scratch.window = tokens;
+            last = at..end;
+        }
+        if let (Some(&left), Some(&right)) = (out[base..].last(), scratch.window.first())
+            && apart != Some((left, right))
+        {
+            let border = at - merges.length(left)..at + merges.length(right);
+            if !stay_apart(merges, &piece[border], (left, right), scratch) {
+                // Twice as many as the last time, so that this ends soon.
+                for _ in 0..back.min(out.len() - base) {
+                    at -= out.pop().map_or(0, |id| merges.length(id));
                 }
-                apart = Some((left, right));
-            }
-            let first = out.len();
-            out.extend_from_slice(&scratch.window);
-            if end == piece.len() {
-                return Ok(());
-            }
-            // What stands near the end of the window may be other tokens in the whole.
-            let (sure, mut reach) = (end - window / 4, end);
-            while reach > sure && out.len() > first {
-                reach -= out.pop().map_or(0, |id| self.length(id));
-            }
-            if out.len() == first {
-                // A token as long as the window.
-                window *= 2;
+                back *= 2;
+                window = (end - at) * 2;
                 continue;
             }
-            (at, back) = (reach, 1);
-            if window > SCAN {
-                window /= 2;
-            }
+            apart = Some((left, right));
+        }
+        let first = out.len();
+        out.extend_from_slice(&scratch.window);
+        if end == piece.len() {
+            return Ok(());
+        }
+        // What stands near the end of the window may be other tokens in the whole.
+        let (sure, mut reach) = (end - window / 4, end);
+        while reach > sure && out.len() > first {
+            reach -= out.pop().map_or(0, |id| merges.length(id));
+        }
+        if out.len() == first {
+            // A token as long as the window.
+            window *= 2;
+            continue;
+        }
+        (at, back) = (reach, 1);
+        if window > SCAN {
+            window /= 2;
         }
     }
+}
 
-    /// Whether BPE makes these two tokens of their joined bytes.
-    fn stay_apart(&self, bytes: &[u8], (left, right): (u32, u32), scratch: &mut Scratch) -> bool {
-        let mut tokens = std::mem::take(&mut scratch.border);
-        tokens.clear();
-        self.merge(bytes, scratch, &mut tokens);
-        let apart = tokens == [left, right];
-        scratch.border = tokens;
-        apart
-    }
+/// Whether BPE makes these two tokens of their joined bytes.
+fn stay_apart(
+    merges: &Merges,
+    bytes: &[u8],
+    (left, right): (u32, u32),
+    scratch: &mut Scratch,
+) -> bool {
+    let mut tokens = std::mem::take(&mut scratch.border);
+    tokens.clear();
+    scratch.merge(merges, bytes, &mut tokens);
+    let apart = tokens == [left, right];
+    scratch.border = tokens;
+    apart
 }

@@ -7,15 +7,14 @@
 //! and a rank has its place in its low byte, so a round is one minimum over an array of numbers,
 //! which the compiler makes of wide instructions, and two look-ups. That is `O(n^2)` for n bytes,
 //! of which there are at most [`SCAN`]. [`Heap`] takes `O(n log n)`; only stretches above that go
-//! there. [`crate::bpe`] cuts a long piece into short stretches.
+//! there. [`crate::long`] cuts a long piece into short stretches.
 //!
 //! Both are held to `python/tinylm/reference/byte_bpe.py` by the rungs of [`crate::bpe`].
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::bpe::Bpe;
-use crate::pairs::NEVER;
+use crate::pairs::{Merges, NEVER};
 
 /// Bytes that a [`Scan`] takes at most: places and their end fit one byte.
 pub(crate) const SCAN: usize = 255;
@@ -24,6 +23,30 @@ pub(crate) const RANKS: usize = (1 << 23) - 1;
 /// No merge: above every rank and place. Signed, because x86-64 without extensions has no unsigned
 /// minimum of 32 bits.
 const NONE: i32 = i32::MAX;
+
+/// Pieces that are merged side by side. Their states are 16 KiB.
+pub(crate) const LANES: usize = 8;
+
+/// Memory that merging reuses from piece to piece.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub(crate) scans: Box<[Scan; LANES]>,
+    heap: Heap,
+    /// The tokens of a window, and those of two neighbours.
+    pub(crate) window: Vec<u32>,
+    pub(crate) border: Vec<u32>,
+}
+
+impl Scratch {
+    /// Appends the tokens of a stretch of bytes, below 4 GiB.
+    pub(crate) fn merge(&mut self, merges: &Merges, bytes: &[u8], out: &mut Vec<u32>) {
+        if bytes.len() <= SCAN {
+            self.scans[0].merge(merges, bytes, out);
+        } else {
+            self.heap.merge(merges, bytes, out);
+        }
+    }
+}
 
 /// The state of a stretch of at most [`SCAN`] bytes; each array is by the place of a token's first
 /// byte.
@@ -45,14 +68,14 @@ pub(crate) struct Scan {
 /// A piece has 1 to [`SCAN`] bytes, and there are at most as many as `scans`.
 pub(crate) fn side_by_side<'a>(
     scans: &mut [Scan],
-    bpe: &Bpe,
+    merges: &Merges,
     pieces: impl Iterator<Item = &'a [u8]>,
     tokens: &mut Vec<u32>,
     mut each: impl FnMut(usize, &[u32]),
 ) {
     let (mut busy, mut all) = (0u32, 0);
     for (number, (scan, piece)) in scans.iter_mut().zip(pieces).enumerate() {
-        scan.begin(bpe, piece);
+        scan.begin(merges, piece);
         busy |= 1 << number;
         all = number + 1;
     }
@@ -61,11 +84,11 @@ pub(crate) fn side_by_side<'a>(
             if busy >> number & 1 == 0 {
                 continue;
             }
-            if scan.lowest(bpe) {
+            if scan.lowest(merges) {
                 let (before, id, after) = scan.around();
                 for (left, right) in [(before, Some(id)), (Some(id), after)] {
                     if let (Some(left), Some(right)) = (left, right) {
-                        bpe.prefetch(left, right);
+                        merges.pairs.prefetch(left, right);
                     }
                 }
             } else {
@@ -74,7 +97,7 @@ pub(crate) fn side_by_side<'a>(
         }
         for (number, scan) in scans.iter_mut().enumerate() {
             if busy >> number & 1 == 1 {
-                scan.renew(bpe);
+                scan.renew(merges);
             }
         }
     }
@@ -100,23 +123,23 @@ impl Default for Scan {
 
 impl Scan {
     /// Appends the tokens of `piece`, of 1 to [`SCAN`] bytes.
-    pub(crate) fn merge(&mut self, bpe: &Bpe, piece: &[u8], out: &mut Vec<u32>) {
-        self.begin(bpe, piece);
-        while self.lowest(bpe) {
-            self.renew(bpe);
+    pub(crate) fn merge(&mut self, merges: &Merges, piece: &[u8], out: &mut Vec<u32>) {
+        self.begin(merges, piece);
+        while self.lowest(merges) {
+            self.renew(merges);
         }
         self.append(out);
     }
 
     /// Takes a piece: one token for each byte.
-    fn begin(&mut self, bpe: &Bpe, piece: &[u8]) {
+    fn begin(&mut self, merges: &Merges, piece: &[u8]) {
         self.end = piece.len();
         for (at, &byte) in piece.iter().enumerate() {
-            self.ids[at] = bpe.byte_id(byte);
+            self.ids[at] = merges.byte_id(byte);
             self.next[at] = (at + 1) as u8;
             self.previous[at] = at.wrapping_sub(1) as u8;
             let next = piece.get(at + 1);
-            let rank = next.map_or(NEVER, |&next| bpe.rank_of_bytes(byte, next));
+            let rank = next.map_or(NEVER, |&next| merges.rank_of_bytes(byte, next));
             self.set(at as u8, rank);
         }
         // Whole groups of eight, so that the minimum needs no loop over single numbers.
@@ -132,7 +155,7 @@ impl Scan {
     /// Merges the pair of the lowest rank; false if none is left.
     ///
     /// Then the two pairs around the new token have changed, which is left to [`Scan::renew`].
-    fn lowest(&mut self, bpe: &Bpe) -> bool {
+    fn lowest(&mut self, merges: &Merges) -> bool {
         let lowest =
             self.pairs[..self.padded()]
                 .chunks_exact(8)
@@ -151,7 +174,7 @@ impl Scan {
         let at = usize::from(self.at);
         let right = usize::from(self.next[at]);
         let after = self.next[right];
-        self.ids[at] = bpe.made((lowest >> 8) as u32);
+        self.ids[at] = merges.pairs.made((lowest >> 8) as u32);
         self.next[at] = after;
         self.pairs[right] = NONE;
         if usize::from(after) < self.end {
@@ -171,11 +194,17 @@ impl Scan {
     }
 
     /// Looks up the pairs that [`Scan::lowest`] has changed.
-    fn renew(&mut self, bpe: &Bpe) {
+    fn renew(&mut self, merges: &Merges) {
         let (before, id, after) = self.around();
-        self.set(self.at, after.map_or(NEVER, |after| bpe.rank(id, after)));
+        self.set(
+            self.at,
+            after.map_or(NEVER, |after| merges.pairs.rank(id, after)),
+        );
         if let Some(before) = before {
-            self.set(self.previous[usize::from(self.at)], bpe.rank(before, id));
+            self.set(
+                self.previous[usize::from(self.at)],
+                merges.pairs.rank(before, id),
+            );
         }
     }
 
@@ -201,7 +230,7 @@ impl Scan {
 
 /// The state of a long stretch, and the merges to come.
 #[derive(Default)]
-pub(crate) struct Heap {
+struct Heap {
     nodes: Vec<Node>,
     entries: Vec<Reverse<u64>>,
 }
@@ -221,7 +250,7 @@ impl Heap {
     /// Entries of the heap are never removed. One that a merge nearby made wrong is told by its
     /// rank when it comes up. The heap gets one entry per byte and at most two per merge, so 3n in
     /// all.
-    pub(crate) fn merge(&mut self, bpe: &Bpe, piece: &[u8], out: &mut Vec<u32>) {
+    pub(crate) fn merge(&mut self, merges: &Merges, piece: &[u8], out: &mut Vec<u32>) {
         let nodes = &mut self.nodes;
         nodes.clear();
         let mut entries = std::mem::take(&mut self.entries);
@@ -232,9 +261,9 @@ impl Heap {
         };
         for (at, &byte) in (0u32..).zip(piece) {
             let next = piece.get(at as usize + 1);
-            let rank = next.map_or(NEVER, |&next| bpe.rank_of_bytes(byte, next));
+            let rank = next.map_or(NEVER, |&next| merges.rank_of_bytes(byte, next));
             nodes.push(Node {
-                id: bpe.byte_id(byte),
+                id: merges.byte_id(byte),
                 rank,
                 // Of the first node this is no index, and neither is the next of the last.
                 previous: at.wrapping_sub(1),
@@ -251,13 +280,13 @@ impl Heap {
             if node.rank != rank {
                 continue;
             }
-            let (id, gone) = (bpe.made(rank), nodes[node.next as usize]);
+            let (id, gone) = (merges.pairs.made(rank), nodes[node.next as usize]);
             // What is merged away must not be taken for a live pair when its entry comes up.
             nodes[node.next as usize].rank = NEVER;
             let rank = match nodes.get_mut(gone.next as usize) {
                 Some(after) => {
                     after.previous = at;
-                    bpe.rank(id, after.id)
+                    merges.pairs.rank(id, after.id)
                 }
                 None => NEVER,
             };
@@ -269,7 +298,7 @@ impl Heap {
             };
             heap.extend(entry(rank, at));
             if let Some(before) = nodes.get_mut(node.previous as usize) {
-                before.rank = bpe.rank(before.id, id);
+                before.rank = merges.pairs.rank(before.id, id);
                 heap.extend(entry(before.rank, node.previous));
             }
         }

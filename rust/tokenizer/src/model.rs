@@ -12,9 +12,10 @@
 //! The stages before it, the cache, the threads and decoding then need no change. The tests hold
 //! this with a model that looks for the longest match.
 
-use crate::bpe::{self, Bpe};
+use crate::bpe::Bpe;
 use crate::cache::Cache;
 use crate::char_bpe::{self, CharBpe, CharBpeSpec};
+use crate::merge;
 use crate::unigram::{self, Unigram};
 use crate::wordpiece::WordPiece;
 use crate::{Error, Interrupt};
@@ -84,7 +85,7 @@ pub(crate) enum Model {
 #[derive(Default)]
 pub(crate) struct Scratch {
     // A field for each model, which costs nothing while it is empty.
-    bpe: bpe::Scratch,
+    bpe: merge::Scratch,
     char_bpe: char_bpe::Scratch,
     unigram: unigram::Scratch,
 }

@@ -133,3 +133,42 @@ impl Pairs {
         self.table[at] = tag | rank;
     }
 }
+
+/// The merges of a vocabulary and what they start from: all that merging asks for.
+#[derive(Debug)]
+pub(crate) struct Merges {
+    /// The id of each byte; ids need not be in the order of the bytes.
+    pub(crate) byte_ids: [u32; 256],
+    /// The ranks of two single bytes: the first look-up of every piece.
+    pub(crate) byte_pairs: Vec<u32>,
+    pub(crate) pairs: Pairs,
+    /// The bytes of each token, by id.
+    pub(crate) lengths: Vec<u32>,
+}
+
+impl Merges {
+    /// The id of a byte.
+    #[inline]
+    pub(crate) fn byte_id(&self, byte: u8) -> u32 {
+        self.byte_ids[usize::from(byte)]
+    }
+
+    /// The rank of two bytes, or [`NEVER`].
+    #[inline]
+    pub(crate) fn rank_of_bytes(&self, left: u8, right: u8) -> u32 {
+        self.byte_pairs[usize::from(left) << 8 | usize::from(right)]
+    }
+
+    /// Gives two bytes a rank in their own table, which needs no hash.
+    pub(crate) fn set_rank_of_bytes(&mut self, left: u8, right: u8, rank: u32) {
+        self.byte_pairs[usize::from(left) << 8 | usize::from(right)] = rank;
+    }
+
+    /// The bytes of a token.
+    pub(crate) fn length(&self, id: u32) -> usize {
+        // An id that is no token stands for a byte that no piece has.
+        self.lengths
+            .get(id as usize)
+            .map_or(1, |&length| length as usize)
+    }
+}
