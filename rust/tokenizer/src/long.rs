@@ -83,7 +83,8 @@ pub(crate) fn merge_windows(
             continue;
         }
         (at, back) = (reach, 1);
-        if window > SCAN {
+        // Not below: equal windows of a run are merged once.
+        if window > 4 * SCAN {
             window /= 2;
         }
     }
