@@ -85,7 +85,7 @@ impl Masks {
     #[inline]
     fn of(bytes: &[u8; WIDTH]) -> Self {
         // SAFETY: every x86-64 processor has SSE2.
-        #[expect(unsafe_code, reason = "measured in the header")]
+        #[expect(unsafe_code, reason = "a function with its own features is called so")]
         unsafe {
             Self::sse2(bytes)
         }

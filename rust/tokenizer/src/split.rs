@@ -61,7 +61,7 @@ pub enum Pattern {
 ///
 /// The expressions are compared as text and never run. They are the forms in which the patterns
 /// were published, so that a tokenizer file from elsewhere gets the scanner too.
-const KNOWN: [(&str, &str, Pattern); 8] = [
+const KNOWN: [(&str, &str, Pattern); 9] = [
     (
         "gpt2",
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
