@@ -115,8 +115,9 @@ def prepare(folder: Path) -> None:
     if importlib.util.find_spec("fastokens"):
         from tinylm import Tokenizer
 
-        # fastokens knows no flags of tokens that no token has, and no special token is needed.
-        loaded = Tokenizer.load(ranks, pattern="gpt4", special_tokens={})
+        # It refuses ids that no token has. Of this pattern it has a fast form, and of GPT-4's own,
+        # which differs in white space that ends a text, it has none (4x slower).
+        loaded = Tokenizer.load(ranks, pattern="llama3", special_tokens={})
         loaded.save(folder / "cl100k_base.json")
 
 
