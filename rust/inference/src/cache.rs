@@ -1,10 +1,11 @@
 //! Keys and values of texts, in pages that the caller hands out.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::attend::{Block, Head, PAGE, TOGETHER, Table};
 use crate::choose::{Ids, Logits, Want};
+use crate::level::Level;
 use crate::network::Network;
 use crate::step::{Chunk, Scratch};
 use crate::team::together;
@@ -205,11 +206,11 @@ impl Cache {
                 ));
                 done = next;
             }
-            self.pass(&chunks, workers);
+            let (_, rest) = want.lent().split(first, reading.ids.vocab_size);
+            self.pass(&chunks, workers, rest, reading.ids);
             if !apart {
                 self.pace.took(workers, begin.elapsed().as_secs_f64());
             }
-            self.hand_out(first, &chunks, want, reading.ids);
         }
         Ok(())
     }
@@ -309,12 +310,20 @@ impl Cache {
         many && single && self.network.bytes() <= SMALL
     }
 
-    /// Takes chunks of different texts through the network at the same time, each by `workers`.
-    fn pass(&mut self, chunks: &[Chunk<'_>], workers: usize) {
+    /// Takes chunks of different texts through the network at the same time, each by `workers`, and
+    /// makes of their logits what the caller wants.
+    fn pass(&mut self, chunks: &[Chunk<'_>], workers: usize, want: Want<'_>, ids: Ids<'_>) {
         let most = self.scratch.len().max(chunks.len());
         self.scratch.resize_with(most, Scratch::default);
         for (chunk, scratch) in chunks.iter().zip(&mut self.scratch) {
             scratch.shape(&self.network, chunk, workers);
+        }
+        let mut rest = want;
+        let mut wants = Vec::new();
+        for chunk in chunks {
+            let (first, others) = rest.split(chunk.wanted.len(), ids.vocab_size);
+            wants.push(Mutex::new(first));
+            rest = others;
         }
         let (network, heads) = (&self.network, &self.heads);
         together(chunks.len(), |part| {
@@ -322,26 +331,27 @@ impl Cache {
             together(workers, |worker| {
                 network.step(worker, chunk, heads, scratch);
             });
+            let mut want = wants[part.number]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            hand_out(network.level(), scratch, &mut want, ids);
         });
     }
+}
 
-    /// Makes of the logits what the caller wants, from wanted row `first` on.
-    fn hand_out(&self, first: usize, chunks: &[Chunk<'_>], want: &mut Want<'_>, ids: Ids<'_>) {
-        let level = self.network.level();
-        let (mut row, mut line) = (first, Vec::new());
-        for (chunk, scratch) in chunks.iter().zip(&self.scratch) {
-            let view = &scratch.logits.all();
-            for place in 0..chunk.wanted.len() {
-                let logits = Logits { view, row: place };
-                match want {
-                    Want::Logits(into) => {
-                        logits.copy(&mut into[row * ids.vocab_size..][..ids.vocab_size]);
-                    }
-                    Want::Tokens(chances, into) => {
-                        into[row] = logits.draw(level, ids, chances[row], &mut line);
-                    }
-                }
-                row += 1;
+/// Makes of the logits what the caller wants.
+fn hand_out(level: Level, scratch: &Scratch, want: &mut Want<'_>, ids: Ids<'_>) {
+    let view = &scratch.logits.all();
+    match want {
+        Want::Logits(into) => {
+            for (row, into) in into.chunks_exact_mut(ids.vocab_size).enumerate() {
+                Logits { view, row }.copy(into);
+            }
+        }
+        Want::Tokens(chances, into) => {
+            let mut line = Vec::new();
+            for (row, (chance, into)) in chances.iter().zip(&mut **into).enumerate() {
+                *into = Logits { view, row }.draw(level, ids, *chance, &mut line);
             }
         }
     }

@@ -21,6 +21,31 @@ pub enum Want<'a> {
     Tokens(&'a [Chance], &'a mut [Option<u32>]),
 }
 
+impl Want<'_> {
+    /// The same, for a while.
+    pub(crate) fn lent(&mut self) -> Want<'_> {
+        match self {
+            Self::Logits(into) => Want::Logits(into),
+            Self::Tokens(chances, into) => Want::Tokens(chances, into),
+        }
+    }
+
+    /// Those after the first `rows` wanted tokens, and the rest.
+    pub(crate) fn split(self, rows: usize, vocab_size: usize) -> (Self, Self) {
+        match self {
+            Self::Logits(into) => {
+                let (first, rest) = into.split_at_mut(rows * vocab_size);
+                (Self::Logits(first), Self::Logits(rest))
+            }
+            Self::Tokens(chances, into) => {
+                let (some, others) = chances.split_at(rows);
+                let (first, rest) = into.split_at_mut(rows);
+                (Self::Tokens(some, first), Self::Tokens(others, rest))
+            }
+        }
+    }
+}
+
 /// Which ids may be drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Ids<'a> {
