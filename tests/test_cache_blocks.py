@@ -81,7 +81,8 @@ class Rows(RuleBasedStateMachine):
     def every_block_is_in_one_place_and_counted(self):
         blocks = self.blocks
         used = {block for row in self.rows for block in row}
-        unused, cached = [*blocks.unused], [*blocks.cached]
+        untouched = range(len(blocks.users), blocks.total)
+        unused, cached = [*blocks.unused, *untouched], [*blocks.cached]
         assert sorted([*used, *unused, *cached]) == list(range(blocks.total))
         for block, users in enumerate(blocks.users):
             assert users == sum(block in row for row in self.rows)

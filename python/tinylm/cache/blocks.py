@@ -16,7 +16,7 @@ that was let go first. No torch: only the numbers are here. Source: Kwon et al. 
 
 import hashlib
 from array import array
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -46,33 +46,33 @@ class Blocks:
         digest: Callable[[bytes, tuple[int, ...]], bytes] = digest,
     ) -> None:
         self.page, self.digest = page, digest
-        self.users: list[int] = [0] * total
-        # In order, so that the blocks of a first row follow one another.
-        self.unused = deque(range(total))
+        self.total = total
+        # Of the blocks that were taken once. The others take no memory here: they are free, and
+        # handed out in order, so that the blocks of a first row follow one another.
+        self.users: list[int] = []
+        # Free blocks that were taken once; the last is the next.
+        self.unused: list[int] = []
         # The first is the one that was let go first.
         self.cached: OrderedDict[int, None] = OrderedDict()
         self.content: dict[int, Content] = {}
         self.known: dict[bytes, int] = {}
 
     @property
-    def total(self) -> int:
-        """The number of all blocks."""
-        return len(self.users)
-
-    @property
     def free(self) -> int:
         """The number of blocks that `take` can give."""
-        return len(self.unused) + len(self.cached)
+        return self.total - len(self.users) + len(self.unused) + len(self.cached)
 
     def grow(self, more: int) -> None:
         """Add free blocks, numbered from the old total on."""
-        self.unused.extend(range(self.total, self.total + more))
-        self.users += [0] * more
+        self.total += more
 
     def take(self) -> int:
         """A block for one user; `IndexError` if none is free."""
         if self.unused:
-            block = self.unused.popleft()
+            block = self.unused.pop()
+        elif len(self.users) < self.total:
+            block = len(self.users)
+            self.users.append(0)
         elif self.cached:
             block, _ = self.cached.popitem(last=False)
             self.forget(block)
@@ -94,7 +94,7 @@ class Blocks:
         if block in self.content:
             self.cached[block] = None
         else:
-            self.unused.appendleft(block)
+            self.unused.append(block)
 
     def forget(self, block: int) -> None:
         """No longer find the block: what it holds is about to change."""
