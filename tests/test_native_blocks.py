@@ -1,6 +1,9 @@
 """Blocks of the native cache: shared, copied on writing, found again; the texts are those alone."""
 
+import faulthandler
 import functools
+import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -24,6 +27,12 @@ CONFIGS = [
     SampleConfig(temperature=0.9, max_tokens=40, samples=3, stop=(1, 4)),
     SampleConfig(temperature=0.9, top_k=5, max_tokens=9, samples=3),
 ]
+
+
+def long(length):
+    """A cache of rows long enough that their prompts are read in several chunks."""
+    model = models.build(replace(SMALL, context_length=length), dtype=torch.float32)
+    return native.build(model, 2, length)
 
 
 @functools.cache
@@ -105,3 +114,77 @@ def test_a_budget_is_for_blocks_of_16_and_other_pages_are_read_in_torch():
     for length in (0, 65):
         with pytest.raises(ValueError, match=f"max_length={length}: must be 1 to the context"):
             native.build(MODEL, 1, length)
+
+
+def test_a_block_is_copied_while_another_thread_reads_a_prompt():
+    held = long(2048)
+    # Threads that wait for each other with the GIL can be stopped by this alone.
+    faulthandler.dump_traceback_later(60, exit=True)
+    reader = threading.Thread(target=lambda: held.rows([0]).read([[1] * 2000]))
+    reader.start()
+    while reader.is_alive():
+        held.pool.copy(250, 251)
+        assert held.pool.held.bytes >= 0
+    faulthandler.cancel_dump_traceback_later()
+    assert held.ends == [2000, 0]
+
+
+def test_a_signal_handler_cannot_use_the_cache_that_is_read():
+    held, said, done = long(2048), [], threading.Event()
+
+    def handle(*_):
+        try:
+            held.pool.copy(250, 251)
+        except RuntimeError as error:
+            said.append(str(error))
+
+    def send():
+        while not done.wait(0.001):
+            signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    sender = threading.Thread(target=send)
+    # A handler that waits for its own thread can be stopped by this alone.
+    faulthandler.dump_traceback_later(60, exit=True)
+    try:
+        sender.start()
+        held.rows([0]).read([[1] * 2000])
+    finally:
+        done.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+        faulthandler.cancel_dump_traceback_later()
+    assert {*said} == {"this cache reads tokens now: a signal handler cannot use it"}
+    assert held.ends == [2000, 0]
+
+
+def test_sizes_that_no_machine_has_are_refused():
+    most = 16 * (2**31 - 1)
+    with pytest.raises(ValueError, match=f"tokens: must be at most {most}$"):
+        Engine(MODEL, cache="paged", max_tokens=10**12)
+    # Blocks cost nothing, here and in Rust, before they are used.
+    engine = Engine(MODEL, cache="paged", max_tokens=10**10)
+    engine.add([1, 2, 3], CONFIGS[0])
+    while engine.live:
+        engine.step()
+    held = native.build(MODEL, 2, 64)
+    for wrong in (0, 38, 10**15):
+        with pytest.raises(ValueError, match=f"vocab_size={wrong}: must be 1 to 37"):
+            held.read([[1], [2]], vocab_size=wrong)
+        with pytest.raises(ValueError, match=f"vocab_size={wrong}: must be 1 to 37"):
+            held.draw([[1], [2]], [0.0] * 2, [0.0] * 2, vocab_size=wrong)
+    with pytest.raises(ValueError, match="layers=0: must be 1 to 2"):
+        held.read([[1], [2]], layers=0)
+    for heat in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"temperature=(-1|NaN): must be 0 or more"):
+            held.draw([[1], [2]], [1.0, heat], [0.0] * 2)
+    for number in (-0.5, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"number=.*: must be at least 0 and below 1"):
+            held.draw([[1], [2]], [1.0, 1.0], [0.0, number])
+    assert held.ends == [0, 0]
+
+
+def test_so_high_a_temperature_makes_all_ids_equal():
+    held = native.build(MODEL, 37, 8)
+    numbers = [(n + 0.5) / 37 for n in range(37)]
+    assert held.draw([[1]] * 37, [1e39] * 37, numbers) == [*range(37)]

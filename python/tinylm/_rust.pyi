@@ -280,7 +280,11 @@ class Network:
 
 @final
 class KeyValues:
-    """Pages of 16 tokens' keys and values, and the passes that read more tokens into them."""
+    """Pages of 16 tokens' keys and values, and the passes that read more tokens into them.
+
+    Threads may share it: they wait for each other without the GIL. `RuntimeError` for a signal
+    handler that runs within a pass of this cache.
+    """
 
     def __new__(cls, network: Network, pages: int) -> KeyValues: ...
     @property
@@ -288,7 +292,7 @@ class KeyValues:
         """Bytes of the pages that have had a token."""
 
     def grow(self, more: int) -> None:
-        """Add pages."""
+        """Add pages; `ValueError` for more than int32 can number."""
 
     def copy(self, source: int, to: int) -> None:
         """Make page `to` a copy of page `source`."""

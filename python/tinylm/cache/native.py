@@ -14,7 +14,7 @@ from tinylm.context import Context
 
 
 class Pages(Pool):
-    """A pool whose blocks are in Rust: they take memory when their first token comes."""
+    """A pool whose blocks are in Rust: they take memory when they are used."""
 
     def __init__(self, of: "Native", total: int, *, grows: bool) -> None:
         super().__init__(of, 0, PAGE, grows=grows)
@@ -130,8 +130,8 @@ class Native(Paged):
             runs,
             flat,
             wanted,
-            vocab_size=vocab_size or self.shape["vocab_size"],
-            layers=layers or self.shape["n_layers"],
+            vocab_size=self.shape["vocab_size"] if vocab_size is None else vocab_size,
+            layers=self.shape["n_layers"] if layers is None else layers,
             threads=torch.get_num_threads(),
         )
         self._count([start + count for _, start, count in runs])
@@ -152,8 +152,9 @@ class Native(Paged):
         temperature.
 
         Temperature 0 takes the likeliest id, the smallest of equal ones; `numbers` are in [0, 1).
-        Computed in float32, summed in float64. Ids in `missing` are not drawn; if all are, that is
-        a `ValueError` before anything is read. None for a row whose logits are not finite.
+        Computed in float32, summed in float64. Ids in `missing` are not drawn; if all are, or for a
+        temperature or number out of range, that is a `ValueError` before anything is read. None for
+        a row whose logits are not finite.
         """
         runs, flat, wanted = self._reading(tokens, every)
         drawn = self.pool.held.draw(
@@ -163,9 +164,9 @@ class Native(Paged):
             wanted,
             temperatures=[*temperatures],
             numbers=[*numbers],
-            vocab_size=vocab_size or self.shape["vocab_size"],
+            vocab_size=self.shape["vocab_size"] if vocab_size is None else vocab_size,
             missing=[*missing],
-            layers=layers or self.shape["n_layers"],
+            layers=self.shape["n_layers"] if layers is None else layers,
             threads=torch.get_num_threads(),
         )
         self._count([start + count for _, start, count in runs])

@@ -3,7 +3,7 @@
 //! Without a wildcard, a new kind of error does not compile until its exception is chosen here. The
 //! messages are the cores' own, and no caller rewrites them.
 
-use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyMemoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use tinylm_dataloader as dataloader;
 use tinylm_inference as inference;
@@ -60,10 +60,11 @@ pub(crate) fn dataloader_error(error: dataloader::Error) -> PyErr {
     }
 }
 
-/// `ValueError`, or `KeyboardInterrupt` for a call that was stopped.
+/// `ValueError`, `MemoryError`, or `KeyboardInterrupt` for a call that was stopped.
 pub(crate) fn inference_error(error: inference::Error) -> PyErr {
     match error {
         inference::Error::Invalid(message) => PyValueError::new_err(message),
+        inference::Error::Memory(message) => PyMemoryError::new_err(message),
         // Seldom seen: where a signal handler raised something, the caller raises that instead.
         inference::Error::Interrupted => PyKeyboardInterrupt::new_err(()),
     }

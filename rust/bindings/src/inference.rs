@@ -3,9 +3,10 @@
 //! Held to the model in torch by the rung `native step`.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
 use numpy::{IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray2, PyReadonlyArrayDyn};
-use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyAnyMethods, PyDict, PyIterator};
 use tinylm_inference::{
@@ -125,32 +126,42 @@ fn shape_of(dict: &Bound<'_, PyDict>) -> PyResult<Shape> {
 
 /// Pages of 16 tokens' keys and values.
 ///
-/// The mutex makes it safe for threads of Python.
+/// The mutex makes it safe for threads of Python: nobody waits for it with the GIL, which a pass
+/// takes now and then. A signal handler that a pass runs cannot use the cache of that pass.
 #[pyclass(frozen, module = "tinylm._rust")]
-struct KeyValues(Mutex<Cache>);
+struct KeyValues {
+    cache: Mutex<Cache>,
+    /// Who has the cache.
+    user: Mutex<Option<ThreadId>>,
+}
 
 #[pymethods]
 impl KeyValues {
     /// So many pages.
     #[new]
-    fn new(network: &Network, pages: usize) -> Self {
-        Self(Mutex::new(Cache::new(Arc::clone(&network.0), pages)))
+    fn new(network: &Network, pages: usize) -> PyResult<Self> {
+        let cache = Cache::new(Arc::clone(&network.0), pages).map_err(inference_error)?;
+        Ok(Self {
+            cache: Mutex::new(cache),
+            user: Mutex::new(None),
+        })
     }
 
     /// Bytes of the pages that have had a token.
     #[getter]
-    fn bytes(&self) -> usize {
-        self.with(|cache| cache.bytes())
+    fn bytes(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, |cache| cache.bytes())
     }
 
     /// Add pages.
-    fn grow(&self, more: usize) {
-        self.with(|cache| cache.grow(more));
+    fn grow(&self, py: Python<'_>, more: usize) -> PyResult<()> {
+        self.with(py, |cache| cache.grow(more))?
+            .map_err(inference_error)
     }
 
     /// Make page `to` a copy of page `source`.
-    fn copy(&self, source: usize, to: usize) -> PyResult<()> {
-        self.with(|cache| cache.copy(source, to))
+    fn copy(&self, py: Python<'_>, source: usize, to: usize) -> PyResult<()> {
+        self.with(py, |cache| cache.copy(source, to))?
             .map_err(inference_error)
     }
 
@@ -171,7 +182,8 @@ impl KeyValues {
         threads: usize,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         import_numpy(py)?;
-        let mut logits = vec![0.0; wanted.len() * vocab_size];
+        let room = self.with(py, |cache| cache.room(wanted.len(), vocab_size))?;
+        let mut logits = room.map_err(inference_error)?;
         let reading = Reading {
             table: Table {
                 pages: &copied(&table)?,
@@ -254,9 +266,35 @@ fn each(runs: &[(usize, usize, usize)]) -> Vec<Run> {
         .collect()
 }
 
+/// Says at its end that nobody has the cache, also after a panic.
+struct Left<'a>(&'a Mutex<Option<ThreadId>>);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 impl KeyValues {
-    fn with<T>(&self, work: impl FnOnce(&mut Cache) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Works with the cache, without the GIL.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Cache) -> T + Send,
+    ) -> PyResult<T> {
+        let me = thread::current().id();
+        let user = || self.user.lock().unwrap_or_else(PoisonError::into_inner);
+        if *user() == Some(me) {
+            return Err(PyRuntimeError::new_err(
+                "this cache reads tokens now: a signal handler cannot use it",
+            ));
+        }
+        Ok(py.detach(|| {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            *user() = Some(me);
+            let _left = Left(&self.user);
+            work(&mut cache)
+        }))
     }
 
     /// A pass without the GIL, which looks for Ctrl-C between the chunks of a prompt.
@@ -272,7 +310,7 @@ impl KeyValues {
                 Error::Interrupted
             })
         };
-        let done = py.detach(|| self.with(|cache| cache.read(reading, want, &mut interrupt)));
+        let done = self.with(py, |cache| cache.read(reading, want, &mut interrupt))?;
         done.map_err(|error| raised.unwrap_or_else(|| inference_error(error)))
     }
 }

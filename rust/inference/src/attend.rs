@@ -3,6 +3,7 @@
 //! Keys lie in panels of 16 tokens, as the weights of a product lie in panels of 16 outputs: the
 //! scores of 16 tokens are one vector. Values lie token by token.
 
+use std::collections::TryReserveError;
 use std::sync::{RwLock, RwLockReadGuard};
 
 use crate::network::Network;
@@ -29,10 +30,13 @@ pub(crate) struct Head {
 pub(crate) type Page<'a> = RwLockReadGuard<'a, Vec<Floats>>;
 
 impl Head {
-    /// Adds empty pages.
-    pub(crate) fn grow(&mut self, more: usize) {
+    /// Makes it so many pages at least.
+    pub(crate) fn hold(&mut self, pages: usize) -> Result<(), TryReserveError> {
+        let more = pages.saturating_sub(self.pages.len());
+        self.pages.try_reserve(more)?;
         self.pages
             .resize_with(self.pages.len() + more, RwLock::default);
+        Ok(())
     }
 
     /// Stores the key and value of the token at a place of a page.

@@ -1,12 +1,14 @@
 //! Keys and values of texts, in pages that the caller hands out.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::attend::{Block, Head, PAGE, TOGETHER, Table};
-use crate::choose::{Ids, Logits, Want};
+use crate::choose::{Chance, Ids, Logits, Want};
 use crate::level::Level;
 use crate::network::Network;
+use crate::pace::Pace;
 use crate::step::{Chunk, Scratch};
 use crate::team::together;
 use crate::{Error, Result};
@@ -20,6 +22,9 @@ const SMALL: usize = 1 << 24;
 
 /// Multiplications for which a second thread is worth its start.
 const WORTH: usize = 1 << 24;
+
+/// Pages of a cache: their numbers are `i32` in a table.
+const MOST: usize = i32::MAX as usize;
 
 /// New tokens of one text.
 #[derive(Clone, Copy, Debug)]
@@ -51,53 +56,11 @@ pub struct Reading<'a> {
     pub threads: usize,
 }
 
-/// Whether a step whose threads wait for each other is faster by one or by all: where another process
-/// has a core, the others wait for the thread that shares it. The results are the same.
-#[derive(Debug, Default)]
-struct Pace {
-    /// Tokens of the steps that were timed, and how many there were.
-    tokens: usize,
-    steps: usize,
-    /// Recent seconds of a step by one thread, and by all.
-    seconds: [f64; 2],
-}
-
-impl Pace {
-    /// How many threads the next step takes, at most `most`.
-    fn workers(&mut self, most: usize, tokens: usize) -> usize {
-        if tokens != self.tokens {
-            *self = Self {
-                tokens,
-                ..Self::default()
-            };
-        }
-        self.steps += 1;
-        let [alone, all] = self.seconds;
-        // The first steps try both in turns, and later every 64th what is not chosen.
-        let one = match self.steps {
-            n @ 1..=6 => n.is_multiple_of(2),
-            n => (alone < all) != n.is_multiple_of(64),
-        };
-        if one { 1 } else { most }
-    }
-
-    /// Notes the seconds of the step.
-    fn took(&mut self, workers: usize, seconds: f64) {
-        let recent = &mut self.seconds[usize::from(workers > 1)];
-        // A slow step may be chance, a fast one is not; and the first ones find the caches cold.
-        *recent = if *recent == 0.0 || seconds < *recent {
-            seconds
-        } else {
-            0.75 * *recent + 0.25 * seconds
-        };
-    }
-}
-
 /// Pages of 16 tokens' keys and values. Which text has which page, the caller decides and says at
 /// each call; texts may share pages that none of them writes to.
 pub struct Cache {
     network: Arc<Network>,
-    /// By layer and head of keys.
+    /// By layer and head of keys. They have the pages up to the last that was used, of `pages`.
     heads: Vec<Head>,
     pages: usize,
     /// One for each chunk that is read at the same time.
@@ -106,9 +69,13 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// So many pages, which take memory when the first token comes.
-    #[must_use]
-    pub fn new(network: Arc<Network>, pages: usize) -> Self {
+    /// So many pages, which take memory when they are used: for the tokens, and 40 bytes per layer
+    /// and head of keys for each page up to the last.
+    ///
+    /// # Errors
+    ///
+    /// For more pages than a table can name.
+    pub fn new(network: Arc<Network>, pages: usize) -> Result<Self> {
         let heads = network.shape().n_layers * network.shape().n_kv_heads;
         let mut made = Self {
             network,
@@ -117,16 +84,52 @@ impl Cache {
             scratch: Vec::new(),
             pace: Pace::default(),
         };
-        made.grow(pages);
-        made
+        made.grow(pages)?;
+        Ok(made)
     }
 
     /// Adds pages.
-    pub fn grow(&mut self, more: usize) {
-        self.pages += more;
-        for head in &mut self.heads {
-            head.grow(more);
+    ///
+    /// # Errors
+    ///
+    /// For more pages than a table can name.
+    pub fn grow(&mut self, more: usize) -> Result<()> {
+        let pages = self.pages.saturating_add(more);
+        if pages > MOST {
+            let (tokens, most) = (pages.saturating_mul(PAGE), MOST * PAGE);
+            return Err(Error::invalid(format!(
+                "a cache of {tokens} tokens: must be at most {most}"
+            )));
         }
+        self.pages = pages;
+        Ok(())
+    }
+
+    /// Lets every head have so many pages.
+    fn hold(&mut self, pages: usize) -> Result<()> {
+        for head in &mut self.heads {
+            head.hold(pages).map_err(|_| {
+                Error::Memory(format!("no memory for the tables of {pages} pages of keys"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Room for the logits after so many tokens.
+    ///
+    /// # Errors
+    ///
+    /// For ids that there are not, and for more than there is memory for.
+    pub fn room(&self, wanted: usize, vocab_size: usize) -> Result<Vec<f32>> {
+        self.check_ids(vocab_size)?;
+        let (count, mut logits) = (wanted.saturating_mul(vocab_size), Vec::new());
+        logits.try_reserve_exact(count).map_err(|_| {
+            Error::Memory(format!(
+                "no memory for the logits of {wanted} x {vocab_size} ids: want those of fewer tokens"
+            ))
+        })?;
+        logits.resize(count, 0.0);
+        Ok(logits)
     }
 
     /// Bytes of the pages that have had a token.
@@ -138,12 +141,13 @@ impl Cache {
     ///
     /// # Errors
     ///
-    /// For a page that there is not.
+    /// For a page that there is not, and where there is no memory for it.
     pub fn copy(&mut self, from: usize, to: usize) -> Result<()> {
         let last = from.max(to);
         if last >= self.pages {
             return Err(self.unknown(last));
         }
+        self.hold(last + 1)?;
         for head in &self.heads {
             head.copy(from, to);
         }
@@ -162,14 +166,16 @@ impl Cache {
     /// # Errors
     ///
     /// For a token, text or page that does not exist, a text that passes its row of the table or
-    /// the context length, pages that two texts write to, and what `interrupt` returns.
+    /// the context length, pages that two texts write to, a temperature or number out of range, too
+    /// little memory for the tables, and what `interrupt` returns.
     pub fn read(
         &mut self,
         reading: &Reading<'_>,
         want: &mut Want<'_>,
         interrupt: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        self.check(reading, want)?;
+        let pages = self.check(reading, want)?;
+        self.hold(pages)?;
         let (tokens, wanted) = (reading.tokens, reading.wanted);
         let runs = reading.runs.iter();
         let places =
@@ -215,8 +221,18 @@ impl Cache {
         Ok(())
     }
 
-    /// Checks all of a call.
-    fn check(&self, reading: &Reading<'_>, want: &Want<'_>) -> Result<()> {
+    fn check_ids(&self, vocab_size: usize) -> Result<()> {
+        let most = self.network.shape().vocab_size;
+        if !(1..=most).contains(&vocab_size) {
+            return Err(Error::invalid(format!(
+                "vocab_size={vocab_size}: must be 1 to {most}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks all of a call; returns how many pages there must be for the last that it uses.
+    fn check(&self, reading: &Reading<'_>, want: &Want<'_>) -> Result<usize> {
         let shape = self.network.shape();
         let (vocab_size, layers) = (shape.vocab_size, shape.n_layers);
         let Reading {
@@ -227,7 +243,8 @@ impl Cache {
             ids,
             ..
         } = *reading;
-        let given: usize = runs.iter().map(|run| run.count).sum();
+        let counts = runs.iter().map(|run| run.count);
+        let given = counts.fold(0, usize::saturating_add);
         if given != tokens.len() {
             let tokens = tokens.len();
             return Err(Error::invalid(format!(
@@ -240,12 +257,7 @@ impl Cache {
                 "id {token}: the vocabulary is 0 to {last}"
             )));
         }
-        if !(1..=vocab_size).contains(&ids.vocab_size) {
-            let given = ids.vocab_size;
-            return Err(Error::invalid(format!(
-                "vocab_size={given}: must be 1 to {vocab_size}"
-            )));
-        }
+        self.check_ids(ids.vocab_size)?;
         if ids.all_missing() {
             let last = ids.vocab_size - 1;
             return Err(Error::invalid(format!(
@@ -272,10 +284,13 @@ impl Cache {
                 "the results must be those of {wanted} tokens"
             )));
         }
+        if let Want::Tokens(chances, _) = want {
+            chances.iter().try_for_each(Chance::check)?;
+        }
         let (texts, limit) = (table.pages.len() / table.width.max(1), shape.context_length);
-        let mut written = vec![false; self.pages];
+        let (mut written, mut last) = (HashSet::new(), 0);
         for run in runs {
-            let (text, end) = (run.text, run.start + run.count);
+            let (text, end) = (run.text, run.start.saturating_add(run.count));
             if text >= texts {
                 return Err(Error::invalid(format!("text {text}: there are {texts}")));
             }
@@ -288,14 +303,14 @@ impl Cache {
             for (number, page) in table.of(text)[..end.div_ceil(PAGE)].iter().enumerate() {
                 let known = usize::try_from(*page)
                     .ok()
-                    .and_then(|page| written.get_mut(page));
-                let seen = known.ok_or_else(|| self.unknown(page))?;
-                if number >= run.start / PAGE && std::mem::replace(seen, true) {
+                    .filter(|page| *page < self.pages);
+                last = last.max(known.ok_or_else(|| self.unknown(page))?);
+                if number >= run.start / PAGE && !written.insert(*page) {
                     return Err(Error::invalid(format!("two texts write to page {page}")));
                 }
             }
         }
-        Ok(())
+        Ok(last + 1)
     }
 
     /// How many threads are worth their start for so many tokens.

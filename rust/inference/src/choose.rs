@@ -3,6 +3,7 @@
 use crate::level::Level;
 use crate::simd::{Floats, LANES, Simd, Task};
 use crate::team::View;
+use crate::{Error, Result};
 
 /// How a token is drawn.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +12,26 @@ pub struct Chance {
     pub temperature: f32,
     /// A number in [0, 1): the token is the first whose cumulative probability exceeds it.
     pub number: f64,
+}
+
+impl Chance {
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self {
+            temperature,
+            number,
+        } = self;
+        if temperature.is_nan() || *temperature < 0.0 {
+            return Err(Error::invalid(format!(
+                "temperature={temperature}: must be 0 or more"
+            )));
+        }
+        if !(0.0..1.0).contains(number) {
+            return Err(Error::invalid(format!(
+                "number={number}: must be at least 0 and below 1"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// What is made of the logits after each wanted token.
@@ -153,8 +174,9 @@ impl Task for Draw<'_> {
             // Not below: the largest is one of them, so that equality is what is meant.
             return first(self.line, |x| x >= top);
         }
-        // 0 / 0 is no number: so small a divisor leaves the largest logits alone anyway.
-        let divisor = simd.splat(self.chance.temperature.max(1e-30));
+        // 0 / 0 is no number: so small a divisor leaves the largest logits alone anyway. And so is
+        // -inf / inf, which ids that are not drawn would come to: so large a one makes all equal.
+        let divisor = simd.splat(self.chance.temperature.clamp(1e-30, f32::MAX));
         let mut sums = Vec::with_capacity(self.line.len());
         let mut total = 0.0;
         for line in &mut *self.line {
@@ -251,5 +273,10 @@ mod tests {
         }
         // A small temperature leaves the largest alone, and no id of probability 0 is drawn.
         assert!(drawn(&logits, 1e-40, 0.999_999).iter().all(|id| *id == 1));
+        // An infinite one makes the others equal: ids 0, 1, 3 and 4, and none of the filling.
+        for (number, wanted) in [(0.0, 0), (0.3, 1), (0.6, 3), (0.999_999, 4)] {
+            let found = drawn(&logits, f32::INFINITY, number);
+            assert!(found.iter().all(|id| *id == wanted), "{number}: {found:?}");
+        }
     }
 }

@@ -30,6 +30,7 @@ mod choose;
 mod level;
 mod memory;
 mod network;
+mod pace;
 mod panels;
 mod product;
 mod simd;
@@ -49,6 +50,8 @@ pub use panels::{Kind, Source};
 pub enum Error {
     /// An argument is out of its range.
     Invalid(String),
+    /// The system has no memory for it.
+    Memory(String),
     /// The caller asked to stop.
     Interrupted,
 }
@@ -65,7 +68,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Invalid(message) => f.write_str(message),
+            Self::Invalid(message) | Self::Memory(message) => f.write_str(message),
             Self::Interrupted => f.write_str("interrupted"),
         }
     }

@@ -26,7 +26,7 @@ const TABLE: Table<'static> = Table {
 };
 
 fn cache(network: Arc<Network>) -> Cache {
-    Cache::new(network, PAGES.len())
+    Cache::new(network, PAGES.len()).unwrap()
 }
 
 /// The logits after every token of some runs.
@@ -153,7 +153,7 @@ fn texts_that_are_shared_out_over_threads_give_what_they_give_together() {
         let wanted: Vec<usize> = (0..127).filter(|place| place % 3 != 1).collect();
         let pages: Vec<i32> = (0..127).rev().collect();
         let found = [1, 2].map(|threads| {
-            let mut cache = Cache::new(Arc::clone(&network), 127);
+            let mut cache = Cache::new(Arc::clone(&network), 127).unwrap();
             let mut logits = vec![0.0; wanted.len() * shape.vocab_size];
             for start in 0..2 {
                 let runs: Vec<Run> = (0..127)
@@ -218,7 +218,7 @@ fn pages_are_shared_and_copied_and_tokens_are_drawn() {
     cache.read(&reading, want, &mut || Ok(())).unwrap();
     assert!(logits == wanted);
     let used = cache.bytes();
-    cache.grow(2);
+    cache.grow(2).unwrap();
     assert_eq!(cache.bytes(), used);
     assert!(cache.copy(0, 40).is_ok());
     // Greedy takes the largest that may be drawn.
@@ -285,7 +285,7 @@ fn no_token_is_drawn_from_what_is_no_number() {
 fn what_does_not_fit_is_refused_and_nothing_is_read() {
     let shape = shape("qwen3", true);
     let network = network(&shape, &parts(&shape), Kind::Float32, Level::best());
-    let mut cache = Cache::new(network, 3);
+    let mut cache = Cache::new(network, 3).unwrap();
     let mut logits = [0.0; 37];
     let mut fails = |runs: &[Run], tokens: &[u32], wanted: &[usize], what: &str| {
         let reading = Reading {
@@ -322,6 +322,12 @@ fn what_does_not_fit_is_refused_and_nothing_is_read() {
         &[0],
         "17 tokens do not fit a cache of 16",
     );
+    fails(
+        &[run(0, usize::MAX, 1)],
+        &[1],
+        &[0],
+        "tokens do not fit a cache of 16",
+    );
     for text in [1, 2] {
         fails(
             &[run(1, 0, 1), run(text, 0, 1)],
@@ -351,6 +357,17 @@ fn what_does_not_fit_is_refused_and_nothing_is_read() {
         message.contains("missing has all ids from 0 to 36"),
         "{message}"
     );
+    let message = cache.room(1 << 60, 37).unwrap_err().to_string();
+    assert!(message.contains("no memory for the logits"), "{message}");
+    let message = cache.room(1, 1 << 40).unwrap_err().to_string();
+    assert!(message.contains("must be 1 to 37"), "{message}");
+    for more in [i32::MAX as usize - 2, usize::MAX] {
+        let message = cache.grow(more).unwrap_err().to_string();
+        assert!(message.contains("must be at most 34359738352"), "{message}");
+    }
+    // Pages that no token came to cost nothing.
+    cache.grow(i32::MAX as usize - 3).unwrap();
+    assert_eq!(cache.bytes(), 0);
     let mut other = shape;
     other.n_kv_heads = 3;
     assert!(Builder::new(other, Kind::Float32, Level::best()).is_err());
