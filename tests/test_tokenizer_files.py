@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tokenizers
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.strategies import any_text
 from tests.support.tokenizer_data import (
@@ -21,7 +22,8 @@ from tests.support.tokenizer_data import (
     published,
     tiktoken_of,
 )
-from tinylm import Tokenizer
+from tinylm import Tokenizer, _rust
+from tinylm.tokenizer.tiktoken import ranks_in
 
 GPT2, MAIN = TOKENIZERS["gpt2"], TOKENIZERS["gpt4"]
 RANKS = Tokenizer.from_ranks(
@@ -320,3 +322,16 @@ def test_an_error_of_the_core_names_the_file(tmp_path: Path) -> None:
         Tokenizer.load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@given(draw=st.data())
+def test_a_damaged_file_of_ranks_is_never_read_quickly_as_another(draw: st.DataObject) -> None:
+    lines = [b"bG93 7", b"ZXI= 8", b"/+8= 4294967295", b"YQ== 0"]
+    whole = b"\n".join(lines) + b"\n"
+    at = draw.draw(st.integers(0, len(whole)))
+    drop = draw.draw(st.integers(0, 3))
+    put = draw.draw(st.binary(max_size=3) | st.sampled_from([b"=", b" ", b"\n", b"\r\n", b"A"]))
+    damaged = whole[:at] + put + whole[at + drop :]
+    quick = _rust.read_ranks(damaged)
+    if quick is not None:
+        assert quick == ranks_in(damaged, Path("ranks"))

@@ -4,10 +4,12 @@ import gzip
 import json
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,11 +30,11 @@ def train(texts: list[str | bytes], **settings) -> Tokenizer:
 def check_against_reference(
     text: str, size: int, pattern: str, ties: str, min_frequency: int = 1
 ) -> None:
-    case = (text, size, pattern, ties, min_frequency)
+    case = (text, size, pattern, ties, min_frequency, None)
     assert train_fast(*case) == train_slow(*case)
 
 
-@pytest.mark.parametrize("ties", ["ids", "bytes"])
+@pytest.mark.parametrize("ties", ["ids", "bytes", "huggingface"])
 def test_training_on_real_code_equals_the_reference(ties: str) -> None:
     check_against_reference(standard_library(3), 500, "gpt4", ties)
 
@@ -113,8 +115,9 @@ def test_an_empty_corpus_is_an_error(kind: str, texts: list[str | bytes]) -> Non
     [
         ({"kind": "wordpiece"}, ValueError, "expected 'bpe', 'unigram'"),
         ({"kind": "char", "pattern": "gpt2"}, ValueError, "is for bpe and unigram"),
-        ({"ties": "random"}, ValueError, 'expected "ids" or "bytes"'),
+        ({"ties": "random"}, ValueError, 'expected "ids", "bytes" or'),
         ({"min_frequency": 0}, ValueError, "at least 1"),
+        ({"max_token_length": 0}, ValueError, "must be at least 1, or None"),
         ({"threads": -1}, ValueError, "must be 0"),
         ({"special_tokens": ("<|a|>", "<|a|>")}, ValueError, "listed twice"),
         ({"special_tokens": "<|a|>"}, TypeError, "pass \\(token,\\)"),
@@ -278,3 +281,31 @@ def test_a_cut_beside_counting_and_learning_does_not_hang() -> None:
     command = [sys.executable, "-c", CUTTING]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.stdout == "True []\nTrue set()\n", done.stderr
+
+
+def hugging_face_trained(texts: list[str], size: int, least: int) -> Tokenizer:
+    """What the trainer of Hugging Face's tokenizers learns, opened here."""
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    theirs.pre_tokenizer = split
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=least,
+        initial_alphabet=split.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator(texts, trainer)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        theirs.save(str(path))
+        return Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_with_their_ties_the_merges_are_those_of_hugging_face(least: int) -> None:
+    text = standard_library(6)[:200_000] + " \u4e2d\u6587 \xe9t\xe9 \0\x01\x02 \U0001f600" * 9
+    rules = {"pattern": "gpt2", "ties": "huggingface", "min_frequency": least}
+    ours = train([text], vocab_size=2000, **rules)
+    theirs = hugging_face_trained([text], 2000, least)
+    assert ours.merges == theirs.merges
+    assert len(ours.merges) > 500

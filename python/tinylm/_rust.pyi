@@ -23,6 +23,7 @@ __all__ = [
     "__version__",
     "build_profile",
     "normalise",
+    "read_ranks",
     "train_unigram",
     "xxh3_64",
 ]
@@ -117,9 +118,15 @@ class Tokenizer:
     def count(self, text: str | bytes, special: str | Iterable[str]) -> int: ...
     def decode(self, ids: Iterable[int] | NDArray[np.integer[Any]], errors: str) -> str: ...
     def decode_bytes(self, ids: Iterable[int] | NDArray[np.integer[Any]]) -> bytes: ...
+    def decode_batch(
+        self, rows: Iterable[Iterable[int] | NDArray[np.integer[Any]]], errors: str
+    ) -> list[str]: ...
 
 def normalise(text: str, normalizers: Sequence[dict[str, Any]]) -> str:
     """A text after some normalizers, as `tinylm.tokenizer.steps` gives them."""
+
+def read_ranks(data: bytes) -> dict[bytes, int] | None:
+    """The tokens and ranks in a file of tiktoken, or None if it is not as tiktoken writes them."""
 
 @final
 class DecodeStream:
@@ -147,6 +154,7 @@ class WordCounts:
         min_frequency: int,
         ties: str,
         progress: Callable[[int, int], object] | None,
+        max_token_length: int | None = None,
     ) -> tuple[list[bytes], list[tuple[int, int]]]:
         """The tokens by id and the pairs of ids that merge, in order.
 

@@ -2,7 +2,7 @@
 
 from functools import cache
 from itertools import pairwise
-from operator import mul
+from operator import itemgetter, mul
 
 from hypothesis import strategies as st
 
@@ -193,8 +193,11 @@ def beginnings(draw):
 def ids_of(name):
     last = DECODED[name].vocab_size - 1
     ids = st.lists(st.integers(0, last) | st.just(last))
-    # They are decoded in blocks of 4096.
     return st.tuples(st.just(name), ids | st.builds(mul, ids, st.integers(2, 1000)))
+
+
+def rows_of(name):
+    return st.tuples(st.just(name), st.lists(ids_of(name).map(itemgetter(1)), max_size=4))
 
 
 def code(name="gpt4"):
@@ -306,6 +309,14 @@ RUNGS = (
         example=lambda: ("gpt4", as_text(*code())),
         peer=lambda name, ids: tiktoken_of(DECODED[name]).decode(ids),
         covers=("Tokenizer.decode", "Tokenizer.vocab_size"),
+    ),
+    rust_rung(
+        "decode batch",
+        lambda name, rows: [joined(name, ids).decode(errors="replace") for ids in rows],
+        lambda name, rows: DECODED[name].decode_batch(rows),
+        any_decoder.flatmap(rows_of),
+        example=lambda: ("gpt4", [as_text(*code())] * 3),
+        covers=("Tokenizer.decode_batch",),
     ),
     rust_rung(
         "stream",

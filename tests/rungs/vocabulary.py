@@ -1,8 +1,10 @@
 """Text to a vocabulary: how tokenizers are trained, in Rust and in lists."""
 
+import base64
 import random
 import warnings
 from itertools import product
+from pathlib import Path
 
 from hypothesis import strategies as st
 
@@ -12,20 +14,21 @@ from tests.support.strategies import assigned_text, runs
 from tests.support.tokenizer_data import TEXTS, TOKENIZERS, standard_library
 from tinylm import Tokenizer, _rust
 from tinylm.reference import byte_bpe, patterns, word_bpe
+from tinylm.tokenizer.tiktoken import ranks_in
 
-TIES = ["ids", "bytes"]
+TIES = ["ids", "bytes", "huggingface"]
 BYTES = [bytes([b]) for b in range(256)]
 
 
-def train_slow(text, size, pattern, ties, min_frequency):
+def train_slow(text, size, pattern, ties, min_frequency, max_length=None):
     """The tokens after the 256 bytes in the order of their ids, and the merges."""
     pieces = (piece.encode() for piece in patterns.split(text, pattern))
-    tokens, merges = byte_bpe.train(pieces, size, ties, min_frequency)
+    tokens, merges = byte_bpe.train(pieces, size, ties, min_frequency, max_length)
     assert tokens[:256] == BYTES
     return tokens[256:], [(tokens[left], tokens[right]) for left, right in merges]
 
 
-def train_fast(text, size, pattern, ties, min_frequency):
+def train_fast(text, size, pattern, ties, min_frequency, max_length=None):
     with warnings.catch_warnings():
         # The vocabulary may be smaller than asked for.
         warnings.simplefilter("ignore", UserWarning)
@@ -35,6 +38,7 @@ def train_fast(text, size, pattern, ties, min_frequency):
             pattern=pattern,
             ties=ties,
             min_frequency=min_frequency,
+            max_token_length=max_length,
             special_tokens=(),
         )
     tokens = [token for _, token in sorted(tokenizer.vocab.items())]
@@ -46,7 +50,12 @@ def trainings(ties):
     text = assigned_text() | runs() | st.text("ab ", max_size=60)
     pattern = st.sampled_from([*TOKENIZERS, "whole"])
     return st.tuples(
-        text.filter(bool), st.integers(256, 300), pattern, st.just(ties), st.integers(1, 3)
+        text.filter(bool),
+        st.integers(256, 300),
+        pattern,
+        st.just(ties),
+        st.integers(1, 3),
+        st.sampled_from([None, None, 1, 2, 5]),
     )
 
 
@@ -88,6 +97,11 @@ def counted_in_parts(pattern, text, more):
     return counted(pattern, text.encode()[:at], text.encode()[at:] + more.encode())
 
 
+def ranks_file(ranks):
+    lines = (base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+    return b"".join(lines)
+
+
 def words_through(text, n_merges):
     """`text` after a word-level BPE of `n_merges` merges was trained on it."""
     base = len(word_bpe.build_vocab(word_bpe.char_spaced_word_freq(text)))
@@ -101,7 +115,7 @@ def train_rung(ties):
         train_slow,
         train_fast,
         trainings(ties),
-        lambda: (standard_library(2)[:100_000], 600, "gpt4", ties, 1),
+        lambda: (standard_library(2)[:100_000], 600, "gpt4", ties, 1, None),
         covers=("WordCounts", "WordCounts.add", "WordCounts.train") if ties == "ids" else (),
     )
 
@@ -142,6 +156,16 @@ RUNGS = (
         st.builds(lambda name, parts: (name, *parts), named, beginnings()),
         example=lambda: (*code(), "the end"),
         covers=("WordCounts.cut",),
+    ),
+    rust_rung(
+        "read ranks",
+        lambda data: ranks_in(data, Path("ranks")),
+        lambda data: _rust.read_ranks(data),
+        st.dictionaries(st.binary(min_size=1, max_size=40), st.integers(0, 2**32 - 1)).map(
+            lambda ranks: (ranks_file(ranks),)
+        ),
+        example=lambda: (ranks_file({bytes([b, 7]): b for b in range(256)}),),
+        covers=("read_ranks",),
     ),
     Rung(
         name="word bpe",

@@ -24,6 +24,12 @@ def pairs_of(word: list[int]) -> Counter[Pair]:
     return Counter(pairwise(word))
 
 
+def is_printable(id: int) -> bool:
+    """Whether `id` is a byte that stands for itself in GPT-2's alphabet: its character in Latin-1
+    is printable. The characters of all other bytes come after those."""
+    return 0x21 <= id <= 0x7E or 0xA1 <= id <= 0xAC or 0xAE <= id <= 0xFF
+
+
 def merge(word: list[int], pair: Pair, new: int) -> list[int]:
     """`word` with each `pair` replaced by `new`, from the left."""
     merged, i = [], 0
@@ -39,13 +45,19 @@ def merge(word: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def train(
-    pieces: Iterable[bytes], size: int, ties: str = "ids", min_frequency: int = 1
+    pieces: Iterable[bytes],
+    size: int,
+    ties: str = "ids",
+    min_frequency: int = 1,
+    max_length: int | None = None,
 ) -> tuple[list[bytes], list[Pair]]:
     """The tokens by id, 256 bytes first, and the merges in order, learned from `pieces`.
 
-    Stops at `size` tokens, or when no pair occurs `min_frequency` times. Of pairs that occur
-    equally often `ties` takes "ids": the smaller (left id, right id), or "bytes": the greater
-    (left bytes, right bytes). Merge number m makes token 256 + m: no two make the same bytes.
+    Stops at `size` tokens, or when no pair occurs `min_frequency` times that makes a token of at
+    most `max_length` bytes. Of pairs that occur equally often `ties` takes "ids": the smaller
+    (left id, right id), "bytes": the greater (left bytes, right bytes), or "huggingface": as
+    "ids", but bytes that are printable in Latin-1 go before the others, as in GPT-2's alphabet.
+    Merge number m makes token 256 + m: no two make the same bytes.
     """
     tokens = [bytes([b]) for b in range(256)]
     merges: list[Pair] = []
@@ -61,13 +73,17 @@ def train(
             holders[pair].add(w)
 
     while len(tokens) < size:
-        highest = max(total.values(), default=0)
+        lengths = {(a, b): len(tokens[a]) + len(tokens[b]) for a, b in total}
+        open_ = {p: n for p, n in total.items() if max_length is None or lengths[p] <= max_length}
+        highest = max(open_.values(), default=0)
         if highest < max(1, min_frequency):
             break
         # Ties are decided by a rule, so that training gives one result on every machine.
-        tied = [pair for pair, count in total.items() if count == highest]
+        tied = [pair for pair, count in open_.items() if count == highest]
         if ties == "ids":
             best = min(tied)
+        elif ties == "huggingface":
+            best = min(tied, key=lambda pair: [(not is_printable(id), id) for id in pair])
         else:
             best = max(tied, key=lambda pair: (tokens[pair[0]], tokens[pair[1]]))
         new = len(tokens)

@@ -28,6 +28,7 @@ def train(args: argparse.Namespace) -> None:
         # No default in the parser: the action `append` would add to it instead of replacing it.
         special_tokens=args.special or ["<|endoftext|>"],
         min_frequency=args.min_frequency,
+        max_token_length=args.max_token_length,
         ties=args.ties,
         threads=args.threads,
         progress=True if terminal.watched() else None,
@@ -192,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a special token; repeat for more (default: <|endoftext|>)",
     )
     sub.add_argument("--min-frequency", type=int, default=1, help="rarer pairs do not merge")
+    sub.add_argument("--max-token-length", type=int, metavar="BYTES", help="of the longest token")
     sub.add_argument("--ties", default="ids", choices=get_args(Ties), help="between equal pairs")
     sub.add_argument("--threads", type=int, default=0, help="0 for all cores")
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tinylm import disk
+from tinylm import _rust, disk
 from tinylm.tokenizer.contents import Contents, refuse_plain, refuse_stages, special
 from tinylm.tokenizer.errors import LoadError
 from tinylm.tokenizer.models import Bpe
@@ -55,6 +55,18 @@ def read(path: Path, pattern: str | None, special_tokens: dict[str, int] | None)
             remedy="pattern",
             advice="pass pattern= and special_tokens=",
         )
+    # What tiktoken wrote is read in Rust; anything else slowly, to say what is wrong.
+    ranks = _rust.read_ranks(data) or ranks_in(data, path)
+    if pattern is None and known:
+        pattern = known.pattern
+    if special_tokens is None and known:
+        special_tokens = known.special_tokens
+    model = Bpe(merges=None, whole_pieces=True)
+    return Contents(ranks, model, pattern or "", special(special_tokens or {}))
+
+
+def ranks_in(data: bytes, path: Path) -> dict[bytes, int]:
+    """The tokens and ranks in a file; ValueError with the line that has none."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
@@ -75,12 +87,7 @@ def read(path: Path, pattern: str | None, special_tokens: dict[str, int] | None)
             what = f"the rank {id} is not an id" if token else "the token is empty"
             raise ValueError(f"{path}, line {number}: {what}")
         ranks[token] = id
-    if pattern is None and known:
-        pattern = known.pattern
-    if special_tokens is None and known:
-        special_tokens = known.special_tokens
-    model = Bpe(merges=None, whole_pieces=True)
-    return Contents(ranks, model, pattern or "", special(special_tokens or {}))
+    return ranks
 
 
 def write(contents: Contents, path: Path) -> None:

@@ -65,6 +65,7 @@ class Tokenizer:
         pattern: str = "gpt4",
         special_tokens: Iterable[str] = ("<|endoftext|>",),
         min_frequency: int = 1,
+        max_token_length: int | None = None,
         ties: Ties = "ids",
         threads: int = 0,
         progress: Progress = None,
@@ -77,18 +78,19 @@ class Tokenizer:
         characters, "whitespace" the most frequent words, each with the space before it; what they
         do not know is encoded as bytes. "byte" has the bytes alone and learns nothing.
 
-        Pairs below `min_frequency` stay apart. Of equally frequent pairs, `ties` prefers the
-        smaller (left id, right id), or the greater (left bytes, right bytes). `threads=0` takes
-        all cores; the result does not depend on it. `progress(tokens, target)` is called ten
-        times per second, True draws a line on standard error. Special tokens in the texts divide
-        them and are not counted. Each text is a document of its own.
+        Pairs below `min_frequency` stay apart, and no token gets longer than `max_token_length`
+        bytes. Of equally frequent pairs, `ties` prefers with "ids" the smaller (left id, right id),
+        with "bytes" the greater (left bytes, right bytes), and with "huggingface" the one that the
+        trainer of Hugging Face's tokenizers takes. `threads=0` takes all cores; the result does not
+        depend on it. `progress(tokens, target)` is called ten times per second, True draws a line
+        on standard error. Special tokens divide texts and are not counted. Each text is a document
+        of its own.
 
-        Warns if the texts give fewer tokens; ValueError if `vocab_size` is below 256 and the
-        special tokens, or if there is no text.
+        Warns if the texts give fewer tokens. ValueError for no text, or too small a `vocab_size`.
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be an iterable of texts; for one text pass [text]")
-        training = Training(kind, pattern, special_tokens, min_frequency, threads)
+        training = Training(kind, pattern, special_tokens, min_frequency, max_token_length, threads)
         training.add_texts(texts)
         return cls(training.learn(vocab_size, ties, progress))
 
@@ -102,6 +104,7 @@ class Tokenizer:
         pattern: str = "gpt4",
         special_tokens: Iterable[str] = ("<|endoftext|>",),
         min_frequency: int = 1,
+        max_token_length: int | None = None,
         ties: Ties = "ids",
         threads: int = 0,
         progress: Progress = None,
@@ -109,7 +112,7 @@ class Tokenizer:
         """As `train`; each file is one text, read in blocks, and a `.jsonl` one text per row."""
         if isinstance(paths, str | bytes | PathLike):
             raise TypeError("paths must be an iterable of paths; for one file pass [path]")
-        training = Training(kind, pattern, special_tokens, min_frequency, threads)
+        training = Training(kind, pattern, special_tokens, min_frequency, max_token_length, threads)
         for path in paths:
             training.add_file(path)
         return cls(training.learn(vocab_size, ties, progress))
@@ -267,11 +270,17 @@ class Tokenizer:
         return self._core.count(text, special)
 
     def decode(self, ids: "Ids", *, errors: Literal["replace", "strict"] = "replace") -> str:
-        """The text of `ids`, a list or an array; KeyError for an id without a token.
+        """The text of `ids`, a list, an array or a tensor; KeyError for an id without a token.
 
         Bytes that are not UTF-8 become U+FFFD, or with "strict" raise ValueError.
         """
         return self._core.decode(ids, errors)
+
+    def decode_batch(
+        self, rows: "Iterable[Ids]", *, errors: Literal["replace", "strict"] = "replace"
+    ) -> list[str]:
+        """The text of each of `rows`: lists, arrays, or the rows of an array [B, T]."""
+        return self._core.decode_batch(rows, errors)
 
     def decode_bytes(self, ids: "Ids") -> bytes:
         """The bytes of `ids`; `decode_bytes(encode(data)) == data` for all bytes."""

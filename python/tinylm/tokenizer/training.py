@@ -24,15 +24,16 @@ from tinylm.tokenizer.models import Bpe, Model, Unigram
 if TYPE_CHECKING:
     from tinylm.config import Kind
 
-Ties = Literal["ids", "bytes"]
+Ties = Literal["ids", "bytes", "huggingface"]
 Progress = Callable[[int, int], object] | Literal[True] | None
 
 # Tokenizers that are no BPE are BPE without merges whose pieces may be whole tokens.
 PATTERN_OF_KIND = {"char": "character", "byte": "whole", "whitespace": "word"}
 # These learn tokens inside the pieces of a pattern.
 LEARNED = ("bpe", "unigram")
-# Texts are handed to Rust in batches of about this many characters, files in such blocks.
-BATCH = 1 << 24
+# Texts are handed to Rust in batches of about this many characters, files in such blocks: eight
+# portions for the threads, and little memory beside the counts.
+BATCH = 1 << 22
 
 
 class Training:
@@ -44,6 +45,7 @@ class Training:
         pattern: str,
         special_tokens: Iterable[str],
         min_frequency: int,
+        max_token_length: int | None,
         threads: int,
     ) -> None:
         if isinstance(special_tokens, str):
@@ -55,6 +57,8 @@ class Training:
             refuse_special(token)
         if min_frequency < 1:
             raise ValueError(f"min_frequency {min_frequency} must be at least 1")
+        if max_token_length is not None and max_token_length < 1:
+            raise ValueError(f"max_token_length {max_token_length} must be at least 1, or None")
         if not 0 <= threads <= 1024:
             raise ValueError(f"threads {threads} must be 0, for all cores, or up to 1024")
         if kind not in LEARNED:
@@ -68,7 +72,8 @@ class Training:
                 )
             pattern = PATTERN_OF_KIND[kind]
         self._refuse_unwritable(pattern)
-        self.kind, self.pattern, self.min_frequency = kind, pattern, min_frequency
+        self.kind, self.pattern = kind, pattern
+        self.min_frequency, self.max_token_length = min_frequency, max_token_length
         # The byte tokenizer learns nothing: it only has to see that there is any text.
         counted = "character" if kind == "byte" else pattern
         self.counts = _rust.WordCounts(counted, self.special, threads)
@@ -135,13 +140,17 @@ class Training:
         if self.kind == "unigram":
             if ties != "ids":
                 raise ValueError(f"ties={ties!r} is for merges; kind='unigram' learns none")
+            if self.max_token_length is not None:
+                raise ValueError("max_token_length is for the other kinds than 'unigram'")
             tokens, scores = _rust.train_unigram(
                 self.counts, vocab_size, self.min_frequency, None, False, call
             )
             model = Unigram(tuple(scores))
             kept = huggingface.unigram(self.pattern)
         else:
-            tokens, merges = self.counts.train(how, size, self.min_frequency, ties, call)
+            tokens, merges = self.counts.train(
+                how, size, self.min_frequency, ties, call, self.max_token_length
+            )
             model = Bpe(merges, whole_pieces=self.kind in ("char", "whitespace"))
         reached = len(tokens) + len(self.special)
         # To the other kinds the size is a limit, not a wish.

@@ -1,16 +1,15 @@
 //! What Python hands over, and how work goes on without the GIL.
 //!
-//! Texts are borrowed from Python's strings, never copied. Ids are copied once, from whatever holds
-//! them, because another thread might change an array while the GIL is released.
+//! Texts are borrowed from Python's strings, never copied. Ids are in `ids`.
 
 use std::time::{Duration, Instant};
 
-use numpy::{PyArray1, PyReadonlyArray1};
+use numpy::PyArray1;
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyList, PyString};
+use pyo3::types::{PyBytes, PyString};
 use tinylm_tokenizer as core;
 use tinylm_tokenizer::Interrupt;
 
@@ -119,49 +118,8 @@ impl<'py> FromPyObject<'_, 'py> for Text {
     }
 }
 
-/// Token ids as Python gives them: a list, an array, a tensor, or anything that iterates over
-/// integers.
-pub(crate) fn ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    // Before the arrays: asking for those imports numpy.
-    if let Ok(list) = ids.cast::<PyList>() {
-        return list.iter().map(|id| id_of(&id)).collect();
-    }
-    import_numpy(ids.py())?;
-    if let Some(found) = ids_of_array(ids)? {
-        return Ok(found);
-    }
-    // Element by element, an int64 tensor takes a thousand times as long as its array.
-    if ids.hasattr("__array__")?
-        && let Ok(array) = ids.call_method0("__array__")
-        && let Some(found) = ids_of_array(&array)?
-    {
-        return Ok(found);
-    }
-    ids.try_iter()?.map(|id| id_of(&id?)).collect()
-}
-
-/// The ids in an array of integers with one axis; None for anything else.
-fn ids_of_array(array: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
-    if let Ok(array) = array.extract::<PyReadonlyArray1<'_, u32>>() {
-        return Ok(Some(array.as_array().to_vec()));
-    }
-    macro_rules! checked {
-        ($($kind:ty)*) => { $(
-            if let Ok(array) = array.extract::<PyReadonlyArray1<'_, $kind>>() {
-                // As an array of any stride: a slice with a step is an array too.
-                let ids = array.as_array();
-                let ids = ids.iter().map(|&id| u32::try_from(id).map_err(|_| unknown(id)));
-                return ids.collect::<PyResult<_>>().map(Some);
-            }
-        )* };
-    }
-    // The types that people have first: int64 is what torch and NumPy give.
-    checked!(i64 i32 u16 u64 i16 u8 i8);
-    Ok(None)
-}
-
 /// The error for an id that is negative or too large for any vocabulary.
-fn unknown(id: impl std::fmt::Display) -> PyErr {
+pub(crate) fn unknown(id: impl std::fmt::Display) -> PyErr {
     PyKeyError::new_err(format!("token id {id} is not in the vocabulary"))
 }
 

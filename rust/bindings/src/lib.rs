@@ -8,12 +8,15 @@ use pyo3::prelude::*;
 mod arguments;
 mod batches;
 mod error;
+mod ids;
 mod inference;
 mod lists;
 mod models;
+mod ready;
 mod shards;
 mod stages;
 mod tokenizer;
+mod training;
 mod unigram;
 
 /// The compiled half of the package.
@@ -37,6 +40,7 @@ mod rust {
         // Each file registers its classes, so that a new class changes one file.
         super::tokenizer::register(module)?;
         super::stages::register(module)?;
+        module.add_class::<super::training::WordCounts>()?;
         super::models::register(module)?;
         super::unigram::register(module)?;
         super::shards::register(module)?;

@@ -4,7 +4,6 @@
 //! `tests/rungs/vocabulary.py`: each public method has one.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
@@ -12,23 +11,22 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use tinylm_tokenizer as core;
-use tinylm_tokenizer::{AddedToken, Policy, Ties};
+use tinylm_tokenizer::{AddedToken, Policy};
 
-use crate::arguments::{SIGNALS, Text, detached, id_of, ids_of, import_numpy};
+use crate::arguments::{Text, detached, id_of, import_numpy};
 use crate::error::tokenizer_error;
+use crate::ids::Ids;
 use crate::lists::Integers;
 use crate::models::Model;
 use crate::stages;
 
 /// The ids of many texts and where those of each begin.
 type Batch<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
-/// Tokens by id and pairs of ids that merge.
-type Vocabulary<'py> = (Vec<Bound<'py, PyBytes>>, Vec<(u32, u32)>);
 
 /// Adds the classes and functions of this file to `tinylm._rust`.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Tokenizer>()?;
-    module.add_class::<WordCounts>()?;
+    module.add_function(wrap_pyfunction!(read_ranks, module)?)?;
     module.add_class::<DecodeStream>()
 }
 
@@ -193,9 +191,7 @@ impl Tokenizer {
         py: Python<'py>,
         ids: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let ids = ids_of(ids)?;
-        let bytes = detached(py, |_| self.core.decode(&ids))?;
-        Ok(PyBytes::new(py, &bytes))
+        Ids::of(ids)?.decoded(py, &self.core)
     }
 
     /// The text of `ids`. Bytes that are not UTF-8 become U+FFFD, or an error with errors="strict".
@@ -205,24 +201,57 @@ impl Tokenizer {
         ids: &Bound<'py, PyAny>,
         errors: &str,
     ) -> PyResult<Bound<'py, PyString>> {
-        // Before the work: a wrong word must fail for every text, not only for invalid ones.
-        if !matches!(errors, "replace" | "strict") {
-            let message = format!("errors={errors:?}: expected \"replace\" or \"strict\"");
-            return Err(PyValueError::new_err(message));
+        check_errors(errors)?;
+        let bytes = Ids::of(ids)?.decoded(py, &self.core)?;
+        text_of(&bytes, errors)
+    }
+
+    /// The texts of many rows of ids, as `decode` gives each.
+    fn decode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        rows: &Bound<'py, PyAny>,
+        errors: &str,
+    ) -> PyResult<Bound<'py, PyList>> {
+        check_errors(errors)?;
+        let texts = PyList::empty(py);
+        for row in rows.try_iter()? {
+            texts.append(text_of(&Ids::of(&row?)?.decoded(py, &self.core)?, errors)?)?;
         }
-        let ids = ids_of(ids)?;
-        let bytes = detached(py, |_| self.core.decode(&ids))?;
-        // Valid text, nearly always, is checked once and copied once.
-        match std::str::from_utf8(&bytes) {
-            Ok(text) => Ok(PyString::new(py, text)),
-            Err(error) if errors == "strict" => Err(PyValueError::new_err(format!(
-                "the tokens are not UTF-8 at byte {} of {}; decode with errors=\"replace\" or \
-                 decode_bytes",
-                error.valid_up_to(),
-                bytes.len()
-            ))),
-            Err(_) => Ok(PyString::new(py, &String::from_utf8_lossy(&bytes))),
-        }
+        Ok(texts)
+    }
+}
+
+/// Raises `ValueError` for a word that is no way to handle errors: it must fail for every text, not
+/// only for invalid ones.
+fn check_errors(errors: &str) -> PyResult<()> {
+    if matches!(errors, "replace" | "strict") {
+        return Ok(());
+    }
+    let message = format!("errors={errors:?}: expected \"replace\" or \"strict\"");
+    Err(PyValueError::new_err(message))
+}
+
+/// A string from bytes that are UTF-8, nearly always: Python's decoder checks and copies in one.
+fn text_of<'py>(bytes: &Bound<'py, PyBytes>, errors: &str) -> PyResult<Bound<'py, PyString>> {
+    let py = bytes.py();
+    let failed = match PyString::from_encoded_object(bytes, Some(c"utf-8"), Some(c"strict")) {
+        Ok(text) => return Ok(text),
+        Err(error) => error,
+    };
+    match std::str::from_utf8(bytes.as_bytes()) {
+        // Not the bytes: memory, perhaps.
+        Ok(_) => Err(failed),
+        Err(error) if errors == "strict" => Err(PyValueError::new_err(format!(
+            "the tokens are not UTF-8 at byte {} of {}; decode with errors=\"replace\" or \
+             decode_bytes",
+            error.valid_up_to(),
+            bytes.as_bytes().len()
+        ))),
+        Err(_) => Ok(PyString::new(
+            py,
+            &String::from_utf8_lossy(bytes.as_bytes()),
+        )),
     }
 }
 
@@ -280,107 +309,20 @@ impl DecodeStream {
     }
 }
 
-/// How often each piece stands in a corpus, and the training on it.
-#[pyclass(frozen, module = "tinylm._rust")]
-pub(crate) struct WordCounts {
-    core: Mutex<core::WordCounts>,
-}
-
-#[pymethods]
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "pyo3 hands arguments over by value"
-)]
-impl WordCounts {
-    /// Counts for a pattern and the special tokens that divide the text; 0 threads for all cores.
-    #[new]
-    fn new(pattern: &str, special_tokens: Vec<String>, threads: usize) -> PyResult<Self> {
-        let core =
-            core::WordCounts::new(pattern, &special_tokens, threads).map_err(tokenizer_error)?;
-        Ok(Self {
-            core: Mutex::new(core),
-        })
-    }
-
-    /// Adds the pieces of `texts`, each a document of its own.
-    fn add(&self, py: Python<'_>, texts: Vec<Text>) -> PyResult<()> {
-        let texts: Vec<&[u8]> = texts.iter().map(Text::bytes).collect();
-        detached(py, |stop| self.lock().add(&texts, stop))
-    }
-
-    /// A byte offset at which `text` may be cut: its parts count like the whole.
-    fn cut(&self, py: Python<'_>, text: Text) -> PyResult<Option<usize>> {
-        // Without the GIL: whoever holds the lock may need it to look at signals.
-        detached(py, |_| self.lock().cut(text.bytes()))
-    }
-
-    /// The tokens by id and the pairs of ids that merge, in order.
-    ///
-    /// `kind` is "bpe" for merges, "whole" for the most frequent pieces as they stand.
-    #[pyo3(signature = (kind, vocab_size, min_frequency, ties, progress))]
-    fn train<'py>(
-        &self,
-        py: Python<'py>,
-        kind: &str,
-        vocab_size: usize,
-        min_frequency: u64,
-        ties: &str,
-        progress: Option<Py<PyAny>>,
-    ) -> PyResult<Vocabulary<'py>> {
-        let ties = match ties {
-            "ids" => Ties::Ids,
-            "bytes" => Ties::Bytes,
-            other => {
-                let message = format!("ties={other:?}: expected \"ids\" or \"bytes\"");
-                return Err(PyValueError::new_err(message));
-            }
-        };
-        let bpe = kind == "bpe";
-        let mut raised = None;
-        let trained = detached(py, |stop| {
-            let (words, target) = self.counted(vocab_size)?;
-            if !bpe {
-                return Ok(core::most_frequent(words, target, min_frequency, ties));
-            }
-            // The first and the last number are always told; between them one each 100 ms.
-            let mut last: Option<Instant> = None;
-            core::train_bpe(words, target, min_frequency, ties, &mut |done, target| {
-                stop()?;
-                let due = last.is_none_or(|at| at.elapsed() > 5 * SIGNALS) || done == target;
-                if let Some(progress) = progress.as_ref().filter(|_| due) {
-                    last = Some(Instant::now());
-                    Python::attach(|py| progress.call1(py, (done, target))).map_err(|error| {
-                        raised = Some(error);
-                        core::Error::Interrupted
-                    })?;
-                }
-                Ok(())
-            })
-        });
-        // The callback's own exception, which the core knows only as an interrupt.
-        if let Some(error) = raised {
-            return Err(error);
+/// The tokens and ranks in a file of tiktoken, or None if it is not quite as tiktoken writes them
+/// or lists a token twice.
+#[pyfunction]
+fn read_ranks<'py>(py: Python<'py>, data: &[u8]) -> PyResult<Option<Bound<'py, PyDict>>> {
+    let ranks = PyDict::new(py);
+    let (mut lines, mut failed) = (0, None);
+    let read = core::read_ranks(data, &mut |token, rank| {
+        lines += 1;
+        if let Err(error) = ranks.set_item(PyBytes::new(py, token), rank) {
+            failed = Some(error);
         }
-        let trained = trained?;
-        let tokens = trained
-            .tokens
-            .iter()
-            .map(|token| PyBytes::new(py, token))
-            .collect();
-        Ok((tokens, trained.merges))
+    });
+    if let Some(error) = failed {
+        return Err(error);
     }
-}
-
-impl WordCounts {
-    /// What was counted, and how many tokens may be made of it. Training on it holds no lock.
-    fn counted(&self, vocab_size: usize) -> Result<(Vec<core::Word>, usize), core::Error> {
-        let counts = self.lock();
-        let target = counts.room(vocab_size)?;
-        Ok((counts.words()?, target))
-    }
-
-    /// The lock, also after a panic in another thread: otherwise every later call would panic too.
-    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, core::WordCounts> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    Ok((read.is_some() && ranks.len() == lines).then_some(ranks))
 }

@@ -7,7 +7,7 @@ use pyo3::types::PyBytes;
 use tinylm_tokenizer as core;
 
 use crate::arguments::{SIGNALS, detached};
-use crate::tokenizer::WordCounts;
+use crate::training::WordCounts;
 
 /// Tokens, the required ones first, and their scores.
 type Learned<'py> = (Vec<Bound<'py, PyBytes>>, Vec<f64>);
@@ -37,7 +37,7 @@ fn train_unigram<'py>(
         let bytes = || (0..=255u8).map(|byte| vec![byte]).collect();
         let (words, size) = {
             // Released before the training.
-            let counts = counts.lock();
+            let mut counts = counts.lock();
             let size = match required {
                 None => counts.room(vocab_size)?,
                 Some(_) => vocab_size,
@@ -57,8 +57,7 @@ fn train_unigram<'py>(
             },
         };
         let mut last: Option<Instant> = None;
-        let words = words.iter().map(|(word, count)| (&word[..], *count));
-        core::train_unigram(words, &training, &mut |done, target| {
+        core::train_unigram(words.iter(), &training, &mut |done, target| {
             stop()?;
             let due = last.is_none_or(|at| at.elapsed() > 5 * SIGNALS);
             if let Some(progress) = progress.as_ref().filter(|_| due) {

@@ -2,23 +2,27 @@
 //!
 //! A corpus has far fewer distinct pieces than pieces, so training on counts costs much less than
 //! training on the text. Pieces are cut here as encoding cuts them. Counting takes time linear in
-//! the text, and memory for the distinct pieces in each thread's table.
+//! the text, and memory for the distinct pieces in each thread's table: 48 to 96 bytes for a short
+//! piece, and its bytes and about 40 for a long one. The text itself may be handed over in parts of
+//! any size.
 //!
 //! Defined by `train` in `python/tinylm/reference/byte_bpe.py`, which counts equal pieces first;
 //! held to it by the rung `train many words` and those of the trainer.
 
-use rustc_hash::FxHashMap;
+use std::sync::Arc;
 
 use crate::added::{AddedToken, AddedTokens};
-use crate::cache::{self, Key};
 use crate::jobs::{Job, jobs};
+use crate::table::Table;
+use crate::words::Words;
 use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
 /// Bytes of text between two calls of the interrupt, as in encoding.
 const TICK: usize = 1 << 18;
 
-/// A piece of the corpus and how often it occurs.
-pub type Word = (Box<[u8]>, u64);
+/// Pieces split before they are counted: the look-ups of one batch wait for memory together, and
+/// not each for the branches of the splitter.
+const SPANS: usize = 128;
 
 /// The pieces of a corpus and how often each occurs: what training takes.
 ///
@@ -30,7 +34,7 @@ pub type Word = (Box<[u8]>, u64);
 /// let mut counts = WordCounts::new("word", &[], 1)?;
 /// counts.add(&[b"to be or not to be"], &mut no_interrupt)?;
 /// let words = counts.words()?;
-/// assert_eq!(words[0], ((*b" be").into(), 2));
+/// assert_eq!(words.iter().next(), Some((b" be".as_slice(), 2)));
 /// assert_eq!(words.len(), 5);
 /// # Ok::<(), tinylm_tokenizer::Error>(())
 /// ```
@@ -40,6 +44,10 @@ pub struct WordCounts {
     pattern: Pattern,
     /// One for each thread, kept between calls.
     tables: Vec<Table>,
+    /// What was counted before `words` was last called.
+    settled: Arc<Words>,
+    /// Whether the tables hold something.
+    added: bool,
 }
 
 impl WordCounts {
@@ -64,6 +72,8 @@ impl WordCounts {
             tables: (0..parallel::resolve(threads))
                 .map(|_| Table::new())
                 .collect(),
+            settled: Arc::default(),
+            added: false,
         })
     }
 
@@ -78,7 +88,10 @@ impl WordCounts {
             special,
             pattern,
             tables,
+            added,
+            ..
         } = self;
+        *added = true;
         // Special tokens divide the text whoever wrote them: nothing is learned across one.
         let jobs = jobs(texts, pattern, special, &Policy::Allow)?;
         parallel::map(
@@ -88,11 +101,23 @@ impl WordCounts {
             |job, table, interrupt| match *job {
                 Job::Texts { first, last } => texts[first..last].iter().try_for_each(|text| {
                     special.segments(text, &Policy::Allow, |segment| {
-                        table.add(pattern, &text[..segment.end], segment.start, interrupt)
+                        count(
+                            table,
+                            pattern,
+                            &text[..segment.end],
+                            segment.start,
+                            interrupt,
+                        )
                     })
                 }),
                 Job::Parts { text, ref parts } => parts.iter().try_for_each(|part| {
-                    table.add(pattern, &texts[text][..part.end], part.start, interrupt)
+                    count(
+                        table,
+                        pattern,
+                        &texts[text][..part.end],
+                        part.start,
+                        interrupt,
+                    )
                 }),
             },
         )?;
@@ -121,124 +146,62 @@ impl WordCounts {
         Ok(vocab_size - special_tokens)
     }
 
-    /// The distinct pieces, most frequent first, in the order of their bytes where equal; an
-    /// error if there are none.
-    pub fn words(&self) -> Result<Vec<Word>, Error> {
-        let mut total: FxHashMap<Box<[u8]>, u64> = FxHashMap::default();
-        // Sums do not depend on which thread counted what.
-        for table in &self.tables {
-            table.pour_into(&mut total);
+    /// The distinct pieces, most frequent first, in the order of their bytes where equal.
+    ///
+    /// The tables are emptied into the result, which is kept as well, so that more may be added.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EmptyCorpus`] if there are none.
+    pub fn words(&mut self) -> Result<Arc<Words>, Error> {
+        if self.added {
+            // Sums do not depend on which thread counted what.
+            let (all, others) = self.tables.split_at_mut(1);
+            for table in others {
+                all[0].take(table);
+            }
+            all[0].add_words(&self.settled);
+            let mut words = all[0].drain();
+            // A total order, so the merges depend neither on the threads nor on the hash.
+            words.sort();
+            self.settled = Arc::new(words);
+            self.added = false;
         }
-        let mut words: Vec<_> = total.into_iter().collect();
-        if words.is_empty() {
+        if self.settled.is_empty() {
             return Err(Error::EmptyCorpus);
         }
-        // A total order, so the merges depend neither on the threads nor on the hash.
-        words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        Ok(words)
+        Ok(Arc::clone(&self.settled))
     }
 }
 
-/// A slot of a [`Table`]: 32 bytes, two in a line of the processor's cache.
-#[derive(Clone, Copy, Default)]
-struct Count {
-    key: Key,
-    count: u64,
-}
-
-/// An open-addressed table for pieces that fit a key, a map for the others.
-struct Table {
-    /// A power of two of slots, at most half of them used; a key of 0 is free.
-    short: Vec<Count>,
-    used: usize,
-    /// Pieces above [`cache::LONGEST`] bytes.
-    long: FxHashMap<Box<[u8]>, u64>,
-}
-
-impl Table {
-    /// An empty table, which grows as pieces come.
-    fn new() -> Self {
-        Self {
-            // 128 KiB: small texts must not pay for a large table.
-            short: vec![Count::default(); 1 << 12],
-            used: 0,
-            long: FxHashMap::default(),
+/// Counts the pieces of `text[start..]`.
+fn count(
+    table: &mut Table,
+    pattern: &Pattern,
+    text: &[u8],
+    start: usize,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<(), Error> {
+    let mut tick = start + TICK;
+    let mut spans = [(0, 0); SPANS];
+    let mut waiting = 0;
+    pattern.pieces(text, start, |from, to| {
+        spans[waiting] = (from, to);
+        waiting += 1;
+        if waiting == SPANS {
+            for (from, to) in spans {
+                table.add(text, from, to, 1);
+            }
+            waiting = 0;
         }
+        if to >= tick {
+            interrupt()?;
+            tick = to + TICK;
+        }
+        Ok(())
+    })?;
+    for &(from, to) in &spans[..waiting] {
+        table.add(text, from, to, 1);
     }
-
-    /// Counts the pieces of `text[start..]`.
-    fn add(
-        &mut self,
-        pattern: &Pattern,
-        text: &[u8],
-        start: usize,
-        interrupt: &mut Interrupt<'_>,
-    ) -> Result<(), Error> {
-        let mut tick = start + TICK;
-        pattern.pieces(text, start, |from, to| {
-            if to >= tick {
-                interrupt()?;
-                tick = to + TICK;
-            }
-            if to - from <= cache::LONGEST {
-                self.add_short(cache::key(text, from, to), 1);
-            // Two look-ups for a new piece, but no copy for one that is known.
-            } else if let Some(count) = self.long.get_mut(&text[from..to]) {
-                *count += 1;
-            } else {
-                self.long.insert(text[from..to].into(), 1);
-            }
-            Ok(())
-        })
-    }
-
-    /// Counts a piece by its key, with linear probing.
-    #[inline]
-    fn add_short(&mut self, key: Key, count: u64) {
-        // The number of slots is a power of two.
-        let mask = self.short.len() - 1;
-        let mut at = cache::hash(key) as usize & mask;
-        loop {
-            let slot = &mut self.short[at];
-            if slot.key == key {
-                slot.count += count;
-                return;
-            }
-            if slot.key == 0 {
-                *slot = Count { key, count };
-                break;
-            }
-            at = (at + 1) & mask;
-        }
-        self.used += 1;
-        // Half empty, so that probes stay short.
-        if self.used * 2 > self.short.len() {
-            let larger = vec![Count::default(); self.short.len() * 2];
-            self.used = 0;
-            for old in std::mem::replace(&mut self.short, larger) {
-                if old.key != 0 {
-                    // Never deeper than one call: the larger table is at most a quarter full here.
-                    self.add_short(old.key, old.count);
-                }
-            }
-        }
-    }
-
-    /// Adds these counts to `total`.
-    fn pour_into(&self, total: &mut FxHashMap<Box<[u8]>, u64>) {
-        for slot in self.short.iter().filter(|slot| slot.key != 0) {
-            // The last byte of a key is the length of its piece.
-            let bytes = slot.key.to_le_bytes();
-            *total
-                .entry(bytes[..usize::from(bytes[15])].into())
-                .or_default() += slot.count;
-        }
-        #[expect(
-            clippy::iter_over_hash_type,
-            reason = "sums do not depend on the order"
-        )]
-        for (word, count) in &self.long {
-            *total.entry(word.clone()).or_default() += count;
-        }
-    }
+    Ok(())
 }

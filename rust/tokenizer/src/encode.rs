@@ -241,18 +241,6 @@ impl Tokenizer {
         worker.encode(&self.pattern, &self.model, text, start, out, interrupt)
     }
 
-    /// The bytes of all of `ids`, joined.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownId`] for an id that no token has.
-    pub fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
-        match &self.surfaces {
-            Some(surfaces) => surfaces.decode(&self.vocab, ids),
-            None => self.vocab.decode(ids),
-        }
-    }
-
     /// A worker for one thread of a call: one of those kept, or a new one.
     fn worker(&self) -> Worker {
         // Never waits: in a process that was forked while another thread held the lock,

@@ -8,12 +8,13 @@
 //! the input.
 //!
 //! Each stage is a module. `added`, `split` (with `scan`, `window`, `masks` and `unicode`) and
-//! `model` (with `bpe`, `merge`, `long` and `pairs`) are the stages in their order; `stages` runs those of a
-//! `tokenizer.json`, which are in `normalizer` (with `charsmap`), `pretokenizer` (with `find` and
-//! `alphabet`) and `property`. `build` puts a tokenizer together, `encode` and `worker` run it,
-//! `cache` remembers results, `jobs` and `parallel` spread them over threads. `count`, `train`,
-//! `heap` and `frequent` make vocabularies; `vocab`, `surfaces` and `stream` decode. `memory` has
-//! two hints to the machine.
+//! `model` (with `bpe`, `merge`, `long` and `pairs`) are the stages in their order; `stages` runs
+//! those of a `tokenizer.json`, which are in `normalizer` (with `charsmap`), `pretokenizer` (with
+//! `find` and `alphabet`) and `property`. `build` puts a tokenizer together, `encode` and `worker`
+//! run it, `cache` remembers results, `jobs` and `parallel` spread them over threads. `count` (with
+//! `table` and `words`), `goal`, `train` (with `cells`, `occurrences` and `heap`) and `frequent`
+//! make vocabularies; `decode` (with `vocab` and `surfaces`) and `stream` give text back; `ranks`
+//! reads files of tiktoken. `memory` has two hints to the machine.
 //!
 //! What is guaranteed: decoding gives back the bytes that were encoded, any bytes; the ids do not
 //! depend on the number of threads or on earlier calls. The slow definitions are in
@@ -21,13 +22,14 @@
 //!
 //! ```
 //! use tinylm_tokenizer::{
-//!     AddedToken, ModelSpec, Policy, Spec, Ties, Tokenizer, WordCounts, no_interrupt, train_bpe,
+//!     AddedToken, Goal, ModelSpec, Policy, Spec, Tokenizer, WordCounts, no_interrupt, train_bpe,
 //! };
 //!
 //! let mut counts = WordCounts::new("gpt4", &["<|end|>".into()], 1)?;
 //! counts.add(&[b"low lower lowest".as_slice()], &mut no_interrupt)?;
 //! let room = counts.room(260)?;
-//! let trained = train_bpe(counts.words()?, room, 1, Ties::Ids, &mut |_, _| Ok(()))?;
+//! let words = counts.words()?;
+//! let trained = train_bpe(&words, Goal::new(room), &mut |_, _| Ok(()))?;
 //! let spec = Spec {
 //!     tokens: trained.tokens.into_iter().zip(0..).collect(),
 //!     model: ModelSpec::Bpe { merges: Some(trained.merges), whole_pieces: false },
@@ -50,14 +52,17 @@ mod alphabet;
 mod bpe;
 mod build;
 mod cache;
+mod cells;
 mod char_bpe;
 mod charsmap;
 mod count;
+mod decode;
 mod encode;
 mod error;
 mod fallback;
 mod find;
 mod frequent;
+mod goal;
 mod heap;
 mod jobs;
 mod logs;
@@ -67,10 +72,12 @@ mod memory;
 mod merge;
 mod model;
 mod normalizer;
+mod occurrences;
 mod pairs;
 mod parallel;
 mod pretokenizer;
 mod property;
+mod ranks;
 mod scan;
 mod scripts;
 mod seeds;
@@ -79,6 +86,7 @@ mod split;
 mod stages;
 mod stream;
 mod surfaces;
+mod table;
 mod train;
 mod trie;
 mod unicode;
@@ -87,28 +95,32 @@ mod unigram_train;
 mod vocab;
 mod window;
 mod wordpiece;
+mod words;
 mod worker;
 
 pub use added::{AddedToken, Edges, Policy};
 pub use build::Spec;
 pub use char_bpe::CharBpeSpec;
 pub use charsmap::Charsmap;
-pub use count::{Word, WordCounts};
+pub use count::WordCounts;
 pub use encode::Tokenizer;
 pub use error::Error;
 pub use find::{Behaviour, Find};
 pub use frequent::most_frequent;
+pub use goal::{Goal, Ties, Trained};
 pub use model::ModelSpec;
 pub use normalizer::Normalizer;
 pub use pretokenizer::{PreTokenizer, Prepend};
+pub use ranks::read_ranks;
 pub use scripts::is_one_script;
 pub use sentencepiece::{Normalise, SentencePiece};
 pub use split::Pattern;
 pub use stages::Stages;
 pub use stream::DecodeStream;
 pub use surfaces::{Opening, Surfaces};
-pub use train::{Ties, Trained, bpe as train_bpe};
+pub use train::bpe as train_bpe;
 pub use unigram_train::{TrainedUnigram, UnigramTraining, unigram as train_unigram};
+pub use words::Words;
 
 /// Called now and then during long work; an error ends the work.
 ///

@@ -20,331 +20,352 @@
 //! place adds two. A merged place also removes one token, so there are fewer than n of them. All
 //! merges together therefore visit at most 3n places. To these come the operations of the heap,
 //! `O(log n)` each.
+//!
+//! A pair that a merge makes holds the new token, so its places are all made by that merge, and
+//! afterwards its count only falls. So the pairs to offer to the heap are those that the merge has
+//! made, and one whose count has fallen to 0 is gone for good.
 
-use rustc_hash::FxHashMap;
-
-use crate::count::Word;
+use crate::cells::{self, BORDER, Frequencies};
+use crate::goal::{Goal, Ties, Trained};
 use crate::heap::Heap;
+use crate::occurrences::{self as pairs, Key, Pairs};
+use crate::words::Words;
 use crate::{Error, Interrupt};
 
-/// The cell between two words.
-const BORDER: u32 = u32::MAX;
 /// Places visited between two calls of the interrupt. Most merges visit fewer and are followed by
 /// a call of their own; only the first ones of a large corpus need this.
 const TICK: usize = 1 << 16;
+/// Places that are looked at together.
+const GROUP: usize = 32;
 
-/// Which of the pairs with the highest count is merged first.
-///
-/// A rule is needed, because ties are common and each choice changes all later merges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ties {
-    /// The smaller (left id, right id): the pair of the older tokens.
-    Ids,
-    /// The greater (left bytes, right bytes): the order does not depend on ids.
-    Bytes,
-}
-
-/// A vocabulary as learned: id `i` is `tokens[i]`.
-///
-/// Merge number m makes token 256 + m.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trained {
-    /// The 256 bytes, then what was learned, in order.
-    pub tokens: Vec<Vec<u8>>,
-    /// The pairs of ids that merge, in order.
-    pub merges: Vec<(u32, u32)>,
-}
-
-impl Trained {
-    /// The bytes alone, where every vocabulary begins.
-    pub(crate) fn bytes() -> Vec<Vec<u8>> {
-        (0..=255u8).map(|byte| vec![byte]).collect()
-    }
-}
-
-/// Learns merges of the pieces in `words` until there are `target` tokens, special ones not
-/// included, or no pair occurs `min_frequency` times; `progress(tokens, target)` is an
-/// [`Interrupt`] too.
+/// Learns merges of the pieces in `words` until there are `goal.target` tokens, or no pair is left
+/// that may merge; `progress(tokens, target)` is an [`Interrupt`] too.
 ///
 /// `words` are distinct pieces with their counts, in any order: the result depends on the pieces
-/// and their counts alone.
+/// and their counts alone. It is quickest with the most frequent first.
 ///
 /// # Errors
 ///
 /// [`Error::TooLong`] for 4 GiB and more of distinct text, and any error of `progress`.
 ///
 /// ```
-/// use tinylm_tokenizer::{Ties, train_bpe};
+/// use tinylm_tokenizer::{Goal, Words, train_bpe};
 ///
-/// let words = vec![((*b"abab").into(), 2), ((*b"ab").into(), 1)];
-/// let trained = train_bpe(words, 258, 1, Ties::Ids, &mut |_, _| Ok(()))?;
+/// let words: Words = [(b"abab".as_slice(), 2), (b"ab".as_slice(), 1)].into_iter().collect();
+/// let trained = train_bpe(&words, Goal::new(258), &mut |_, _| Ok(()))?;
 /// // (a, b) occurs five times; then (ab, ab) twice.
 /// assert_eq!(trained.tokens[256..], [b"ab".to_vec(), b"abab".to_vec()]);
 /// assert_eq!(trained.merges, [(97, 98), (256, 256)]);
 /// # Ok::<(), tinylm_tokenizer::Error>(())
 /// ```
 pub fn bpe(
-    words: Vec<Word>,
-    target: usize,
-    min_frequency: u64,
-    ties: Ties,
+    words: &Words,
+    goal: Goal,
     progress: &mut dyn FnMut(usize, usize) -> Result<(), Error>,
 ) -> Result<Trained, Error> {
-    let mut trainer = Trainer::new(words, ties, &mut || progress(256, target))?;
+    let target = goal.target;
+    let mut trainer = Trainer::new(words, goal, &mut || progress(256, target))?;
     let mut merges = Vec::new();
     while trainer.tokens.len() < target {
         let made = trainer.tokens.len();
         let mut interrupt = || progress(made, target);
         interrupt()?;
-        let Some(best) = trainer.best(min_frequency) else {
+        let Some((left, right, pair)) = trainer.best() else {
             break;
         };
-        merges.push((best.left, best.right));
-        trainer.merge(best, &mut interrupt)?;
+        merges.push((left, right));
+        trainer.merge(left, right, pair, &mut interrupt)?;
     }
     // Told once more at the end, so that a line of progress shows the last number.
     progress(trainer.tokens.len(), target)?;
-    Ok(Trained {
-        tokens: trainer.tokens,
-        merges,
-    })
+    Ok(trainer.finish(merges))
 }
 
 /// A pair as the heap sees it; out of date once `count` is not the pair's count.
 #[derive(Clone, Copy)]
 struct Candidate {
     count: i64,
-    left: u32,
-    right: u32,
-    pair: u32,
-}
-
-/// A pair of tokens: how often it occurs, and cells where it began once.
-#[derive(Default)]
-struct Pair {
-    count: i64,
-    places: Vec<u32>,
+    key: Key,
 }
 
 /// The state of a training: the corpus as cells, the pairs in it, and the best of them on a heap.
 struct Trainer {
-    ties: Ties,
+    goal: Goal,
+    /// The id of each byte; its number but for [`Ties::HuggingFace`].
+    byte_ids: [u32; 256],
     /// The tokens so far; a new one's id is its index.
     tokens: Vec<Vec<u8>>,
+    /// Bytes of each token, and so the cells that it takes.
+    lengths: Vec<u32>,
     /// A cell for each byte of the words, with borders between words. A token is written in its
     /// first and in its last cell, so both neighbours find it.
     cells: Vec<u32>,
-    /// The word that each cell is of.
-    word_at: Vec<u32>,
-    /// How often each word occurs.
-    frequency: Vec<i64>,
-    pairs: Vec<Pair>,
-    /// The index in `pairs` of each pair; an index, so that the heap needs no hash.
-    pair_at: FxHashMap<(u32, u32), u32>,
+    frequencies: Frequencies,
+    pairs: Pairs,
     heap: Heap<Candidate>,
-    /// Pairs whose count rose in the merge at hand.
-    risen: Vec<(u32, u32, u32)>,
+    /// By token: the pair of it and the left token of the merge at hand; of the right token and
+    /// it; of it and the new token; of the new token and it. Each only a hint for `Pairs::find`.
+    hints: [Vec<u32>; 4],
+    /// The places of the merge at hand, and the pairs that it has made.
+    places: Vec<u32>,
+    raised: Vec<usize>,
 }
 
 impl Trainer {
     /// Lays the words out as cells and counts their pairs.
-    fn new(words: Vec<Word>, ties: Ties, interrupt: &mut Interrupt<'_>) -> Result<Self, Error> {
-        // A border before the first word and one after each.
-        let length = words.iter().map(|(word, _)| word.len() + 1).sum::<usize>() + 1;
-        // Places are 32 bits, and BORDER is no id.
-        if length >= BORDER as usize {
-            return Err(Error::TooLong {
-                what: "the distinct text of the corpus",
-                length,
-            });
+    fn new(words: &Words, goal: Goal, interrupt: &mut Interrupt<'_>) -> Result<Self, Error> {
+        let byte_ids = goal.ties.byte_ids();
+        let mut tokens = Trained::bytes();
+        for byte in 0..=255u8 {
+            tokens[byte_ids[usize::from(byte)] as usize] = vec![byte];
         }
+        let (cells, frequencies) = cells::lay_out(words, &byte_ids)?;
         let mut trainer = Self {
-            ties,
-            tokens: Trained::bytes(),
-            cells: vec![BORDER],
-            word_at: vec![0],
-            frequency: Vec::with_capacity(words.len()),
-            pairs: Vec::new(),
-            pair_at: FxHashMap::default(),
+            goal,
+            byte_ids,
+            hints: [const { Vec::new() }; 4].map(|_: Vec<u32>| vec![0; tokens.len()]),
+            lengths: vec![1; tokens.len()],
+            tokens,
+            cells,
+            frequencies,
+            pairs: Pairs::new(),
             heap: Heap::new(Vec::new(), |_, _| false),
-            risen: Vec::new(),
+            places: Vec::new(),
+            raised: Vec::new(),
         };
-        // Two arrays of 32 bits, so 8 bytes for each byte and border.
-        trainer.cells.reserve(length);
-        trainer.word_at.reserve(length);
-        for (number, (word, count)) in (0u32..).zip(words) {
-            // Signed, to notice a count below 0 as such. Counts of real text are far below 2^63.
-            trainer.frequency.push(count as i64);
-            trainer
-                .cells
-                .extend(word.iter().map(|&byte| u32::from(byte)));
-            trainer.cells.push(BORDER);
-            trainer.word_at.resize(trainer.cells.len(), number);
-        }
-        trainer.count_pairs(interrupt)?;
+        trainer.count_pairs(words, interrupt)?;
         Ok(trainer)
     }
 
     /// Counts the pairs of bytes, where every training begins.
-    fn count_pairs(&mut self, interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
-        for at in 1..self.cells.len() - 1 {
-            if at % TICK == TICK - 1 {
-                interrupt()?;
+    fn count_pairs(&mut self, words: &Words, interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
+        // Pairs of bytes need no hash. Twice through the text: their lists get their length first.
+        let index = |bytes: &[u8]| usize::from(bytes[0]) << 8 | usize::from(bytes[1]);
+        let mut found = vec![(0i64, 0u32); 1 << 16];
+        let mut places = 0;
+        let mut tick = |bytes: usize| {
+            places += bytes;
+            if places < TICK {
+                return Ok(());
             }
-            let (left, right) = (self.cells[at], self.cells[at + 1]);
+            places = 0;
+            interrupt()
+        };
+        for (word, count) in words.iter() {
             // A pair never crosses a border: training learns inside of pieces only.
-            if left != BORDER && right != BORDER {
-                let count = self.frequency[self.word_at[at] as usize];
-                self.raise(left, right, count, at);
+            for part in word.windows(2) {
+                let (sum, n) = &mut found[index(part)];
+                *sum += count as i64;
+                *n += 1;
             }
+            tick(word.len())?;
         }
-        // All of them have risen; the heap is made of all at once, which is linear.
-        self.risen.clear();
+        let mut next = vec![0u32; 1 << 16];
+        for (bytes, &(sum, n)) in found.iter().enumerate().filter(|(_, pair)| pair.1 > 0) {
+            let key = pairs::key(self.byte_ids[bytes >> 8], self.byte_ids[bytes & 255]);
+            next[bytes] = self.pairs.insert_run(key, sum, n)?;
+        }
+        let mut place = 1;
+        for (word, _) in words.iter() {
+            for part in word.windows(2) {
+                let at = &mut next[index(part)];
+                self.pairs.write(*at, place);
+                *at += 1;
+                place += 1;
+            }
+            // The last byte and the border; a piece has at least one byte.
+            place += 2;
+            tick(word.len())?;
+        }
+        self.pairs.finish_runs();
         let mut candidates = Vec::with_capacity(self.pairs.len());
-        #[expect(clippy::iter_over_hash_type, reason = "the heap's order is total")]
-        for (&(left, right), &pair) in &self.pair_at {
-            let count = self.pairs[pair as usize].count;
-            candidates.push(Candidate {
-                count,
-                left,
-                right,
-                pair,
-            });
+        for pair in 0..self.pairs.len() {
+            candidates.extend(self.candidate(pair));
         }
-        self.heap = Heap::new(candidates, |a, b| better(&self.tokens, self.ties, a, b));
+        // Made of all at once, which is linear.
+        self.heap = Heap::new(candidates, |a, b| {
+            better(&self.tokens, self.goal.ties, a, b)
+        });
         Ok(())
     }
 
-    /// The pair to merge, if one occurs often enough.
-    fn best(&mut self, min_frequency: u64) -> Option<Candidate> {
+    /// What the heap should know of a pair; None for one that is gone or must not merge.
+    fn candidate(&self, pair: usize) -> Option<Candidate> {
+        let (key, count) = self.pairs.get(pair)?;
+        let (left, right) = pairs::ids(key);
+        let length = self.length(left) + self.length(right);
+        let may = count as u64 >= self.goal.min_frequency && length <= self.goal.max_token_length;
+        may.then_some(Candidate { count, key })
+    }
+
+    /// The pair to merge, as its ids and its index, if one occurs often enough.
+    fn best(&mut self) -> Option<(u32, u32, usize)> {
         let Self {
             heap,
             tokens,
-            ties,
+            goal,
             pairs,
             ..
         } = self;
-        let better = |a: &Candidate, b: &Candidate| better(tokens, *ties, a, b);
+        let better = |a: &Candidate, b: &Candidate| better(tokens, goal.ties, a, b);
         loop {
             let top = heap.pop(better)?;
-            let count = pairs[top.pair as usize].count;
-            // A merge has used up all its places.
-            if count <= 0 {
+            // A pair that is not found has gone since.
+            let Some(pair) = pairs.find(top.key, 0) else {
                 continue;
-            }
+            };
+            let (key, count) = pairs.get(pair)?;
             if count == top.count {
-                return (count as u64 >= min_frequency).then_some(top);
+                let (left, right) = pairs::ids(key);
+                return Some((left, right, pair));
             }
             // Counts only fall without being pushed again, so this pair cannot come too late.
-            heap.push(Candidate { count, ..top }, better);
+            if count as u64 >= goal.min_frequency {
+                heap.push(Candidate { count, key }, better);
+            }
         }
     }
 
     /// Makes a token of a pair and writes it wherever the pair stands, from the left.
-    fn merge(&mut self, best: Candidate, interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
-        let Candidate {
-            left, right, pair, ..
-        } = best;
-        let (left_length, right_length) = (self.length(left), self.length(right));
+    fn merge(
+        &mut self,
+        left: u32,
+        right: u32,
+        pair: usize,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        let left_length = self.length(left);
         let merged = self.tokens.len() as u32;
-        self.tokens.push(
-            [
-                self.tokens[left as usize].as_slice(),
-                &self.tokens[right as usize],
-            ]
-            .concat(),
-        );
-        // The pair is gone after this merge: nothing will ask for its places again.
-        let places = std::mem::take(&mut self.pairs[pair as usize].places);
+        let bytes = [
+            self.tokens[left as usize].as_slice(),
+            &self.tokens[right as usize],
+        ];
+        self.tokens.push(bytes.concat());
+        self.lengths
+            .push((self.length(left) + self.length(right)) as u32);
+        for hints in &mut self.hints {
+            hints.push(0);
+        }
+        // The pair is gone after this merge: nothing will ask for it again.
+        let mut places = std::mem::take(&mut self.places);
+        self.pairs.take_out(pair, &mut places);
         // From left to right, as encoding merges: in `aaa` the first two.
         debug_assert!(places.is_sorted());
-        for (visited, &place) in places.iter().enumerate() {
-            if visited % TICK == TICK - 1 {
+        let stands = |cells: &[u32], place: u32| {
+            let start = place as usize;
+            // The pair began here once; another merge may have taken one of its tokens.
+            (cells[start] ^ left) | (cells[start + left_length] ^ right) == 0
+        };
+        let mut found = [0; GROUP];
+        let ticks = TICK / GROUP;
+        for (number, group) in places.chunks(GROUP).enumerate() {
+            if number % ticks == ticks - 1 {
                 interrupt()?;
             }
-            let start = place as usize;
-            let middle = start + left_length;
-            // The pair began here once; another merge may have taken one of its tokens.
-            if self.cells[start] != left || self.cells[middle] != right {
-                continue;
+            // Without a branch: cells far apart are waited for together, not one after the other.
+            let mut many = 0;
+            for &place in group {
+                found[many] = place;
+                many += usize::from(stands(&self.cells, place));
             }
-            let end = middle + right_length;
-            let count = self.frequency[self.word_at[start] as usize];
-            // Cells before and after always exist: a border is first and last.
-            let (before, after) = (self.cells[start - 1], self.cells[end]);
-            // Counts change for the pair itself and for the two neighbours, and nowhere else.
-            self.pairs[pair as usize].count -= count;
-            if before != BORDER {
-                self.lower(before, left, count);
-                self.raise(before, merged, count, start - self.length(before));
+            for &place in &found[..many] {
+                // Again, because the place before may have been merged since: `aa` in `aaa`.
+                if stands(&self.cells, place) {
+                    self.merge_at(place, left, right, merged)?;
+                }
             }
-            if after != BORDER {
-                self.lower(right, after, count);
-                self.raise(merged, after, count, start);
-            }
-            self.cells[start] = merged;
-            // No border any more: what once began here must not be found again.
-            // The other cells of the token keep old ids, which nobody reads.
-            self.cells[middle] = merged;
-            self.cells[end - 1] = merged;
         }
-        self.offer_risen();
+        self.places = places;
+        // All that this merge has raised is new; some of it is gone again.
+        let mut raised = std::mem::take(&mut self.raised);
+        for pair in raised.drain(..) {
+            if let Some(candidate) = self.candidate(pair) {
+                let (tokens, ties) = (&self.tokens, self.goal.ties);
+                self.heap.push(candidate, |a, b| better(tokens, ties, a, b));
+            }
+        }
+        self.raised = raised;
+        Ok(())
+    }
+
+    /// Writes the token `merged` over the pair that begins at `place`.
+    #[inline]
+    fn merge_at(&mut self, place: u32, left: u32, right: u32, merged: u32) -> Result<(), Error> {
+        let start = place as usize;
+        let middle = start + self.length(left);
+        let end = middle + self.length(right);
+        let count = self.frequencies.at(place);
+        // Cells before and after always exist: a border is first and last.
+        let (before, after) = (self.cells[start - 1], self.cells[end]);
+        // Counts change for the pairs with the two neighbours, and nowhere else.
+        if before != BORDER {
+            let at = start - self.length(before);
+            self.lower(0, before, pairs::key(before, left), count);
+            self.raise(2, before, pairs::key(before, merged), count, at)?;
+        }
+        if after != BORDER {
+            self.lower(1, after, pairs::key(right, after), count);
+            self.raise(3, after, pairs::key(merged, after), count, start)?;
+        }
+        self.cells[start] = merged;
+        // No border any more: what once began here must not be found again.
+        // The other cells of the token keep old ids, which nobody reads.
+        self.cells[middle] = merged;
+        self.cells[end - 1] = merged;
         Ok(())
     }
 
     /// Bytes of a token, and so the cells that it takes.
     fn length(&self, token: u32) -> usize {
-        self.tokens[token as usize].len()
+        self.lengths[token as usize] as usize
     }
 
     /// Takes `count` from a pair. The heap is not told: `best` looks again at what it takes.
-    fn lower(&mut self, left: u32, right: u32, count: i64) {
-        if let Some(&pair) = self.pair_at.get(&(left, right)) {
-            self.pairs[pair as usize].count -= count;
+    fn lower(&mut self, side: usize, token: u32, key: Key, count: i64) {
+        let hint = &mut self.hints[side][token as usize];
+        if let Some(pair) = self.pairs.find(key, *hint) {
+            *hint = pair as u32;
+            self.pairs.lower(pair, count);
         }
     }
 
     /// Adds `count` to a pair that begins at `place`.
-    fn raise(&mut self, left: u32, right: u32, count: i64, place: usize) {
-        let new = self.pairs.len() as u32;
-        let pair = *self.pair_at.entry((left, right)).or_insert(new);
-        if pair == new {
-            self.pairs.push(Pair::default());
-        }
-        let known = &mut self.pairs[pair as usize];
-        known.count += count;
-        known.places.push(place as u32);
-        // Places of one pair often follow each other; the rest is removed by `offer_risen`.
-        if self.risen.last() != Some(&(pair, left, right)) {
-            self.risen.push((pair, left, right));
-        }
+    fn raise(
+        &mut self,
+        side: usize,
+        token: u32,
+        key: Key,
+        count: i64,
+        place: usize,
+    ) -> Result<(), Error> {
+        let hint = &mut self.hints[side][token as usize];
+        let pair = self.pairs.find(key, *hint).unwrap_or_else(|| {
+            let pair = self.pairs.insert(key);
+            self.raised.push(pair);
+            pair
+        });
+        *hint = pair as u32;
+        self.pairs.add(pair, count, place as u32)
     }
 
-    /// Pushes the pairs whose counts have risen, once each.
-    fn offer_risen(&mut self) {
-        // One entry for each pair, in an order that no hash decides.
-        self.risen.sort_unstable();
-        self.risen.dedup();
+    /// The vocabulary, with the bytes in their own order.
+    fn finish(self, mut merges: Vec<(u32, u32)>) -> Trained {
         let Self {
-            heap,
-            tokens,
-            ties,
-            pairs,
-            risen,
+            tokens: mut learned,
+            byte_ids,
             ..
         } = self;
-        for (pair, left, right) in risen.drain(..) {
-            let count = pairs[pair as usize].count;
-            if count > 0 {
-                let candidate = Candidate {
-                    count,
-                    left,
-                    right,
-                    pair,
-                };
-                heap.push(candidate, |a, b| better(tokens, *ties, a, b));
-            }
+        let mut bytes = [0; 256];
+        for (byte, &id) in (0..).zip(&byte_ids) {
+            bytes[id as usize] = byte;
         }
+        let own = |id: u32| bytes.get(id as usize).copied().unwrap_or(id);
+        for (left, right) in &mut merges {
+            (*left, *right) = (own(*left), own(*right));
+        }
+        let mut tokens = Trained::bytes();
+        tokens.extend(learned.drain(256..));
+        Trained { tokens, merges }
     }
 }
 
@@ -355,11 +376,12 @@ fn better(tokens: &[Vec<u8>], ties: Ties, a: &Candidate, b: &Candidate) -> bool 
     if a.count != b.count {
         return a.count > b.count;
     }
-    match ties {
-        Ties::Ids => (a.left, a.right) < (b.left, b.right),
-        Ties::Bytes => {
-            let bytes = |c: &Candidate| (&tokens[c.left as usize], &tokens[c.right as usize]);
-            bytes(a) > bytes(b)
-        }
+    if ties == Ties::Bytes {
+        let bytes = |c: &Candidate| {
+            let (left, right) = pairs::ids(c.key);
+            (&tokens[left as usize], &tokens[right as usize])
+        };
+        return bytes(a) > bytes(b);
     }
+    a.key < b.key
 }

@@ -7,6 +7,8 @@
 //! Defined by `decode` in `python/tinylm/reference/byte_bpe.py`, held to it by the rungs `decode`
 //! and `decode bytes`.
 
+use std::mem::MaybeUninit;
+
 use crate::Error;
 
 /// Tokens up to this length live in their slot, the last byte of which is the length.
@@ -17,15 +19,14 @@ const LONG: u8 = 254;
 const HOLE: u8 = 255;
 /// Largest id allowed: the tables take 16 bytes for each id below it.
 const MAX_ID: u32 = (1 << 24) - 1;
-/// Ids decoded between two looks at the output's length. Each needs room for a whole slot, so a
-/// block needs 64 KiB.
-const BLOCK: usize = 4096;
 
 /// The bytes of each token by id.
 #[derive(Debug)]
 pub(crate) struct Vocab {
     /// By id: the bytes of the token and, last, their number or a mark.
     slots: Vec<[u8; 16]>,
+    /// The last byte of each slot, for `length`: a sixteenth of the memory.
+    lengths: Vec<u8>,
     /// Offset and length in `packed` of tokens above [`INLINE`] bytes; sorted by id.
     long: Vec<(u32, usize, usize)>,
     /// The bytes of the long tokens in a row.
@@ -41,6 +42,7 @@ impl Vocab {
     pub(crate) fn new<'a>(tokens: impl Iterator<Item = (&'a [u8], u32)>) -> Result<Self, Error> {
         let mut vocab = Self {
             slots: Vec::new(),
+            lengths: Vec::new(),
             long: Vec::new(),
             packed: Vec::new(),
         };
@@ -69,6 +71,7 @@ impl Vocab {
         }
         // `get` searches it by id.
         vocab.long.sort_unstable();
+        vocab.lengths = vocab.slots.iter().map(|slot| slot[INLINE]).collect();
         Ok(vocab)
     }
 
@@ -99,55 +102,88 @@ impl Vocab {
         }
     }
 
-    /// The bytes of all of `ids`, joined.
-    ///
-    /// Whole slots are copied, 16 bytes whatever the token's length: a fixed size is a single
-    /// load and store.
+    /// How many bytes `ids` have together.
     ///
     /// # Errors
     ///
     /// [`Error::UnknownId`] for an id that no token has.
-    pub(crate) fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
-        let mut out: Vec<u8> = Vec::new();
-        let mut end = 0;
-        for (number, block) in ids.chunks(BLOCK).enumerate() {
-            let room = end + 16 * BLOCK;
-            if out.len() < room {
-                // The share of the ids still to come, from what those before them took.
-                let blocks = ids.len().div_ceil(BLOCK) - number;
-                let expected = end.checked_div(number).unwrap_or(0) * blocks;
-                out.resize(room + expected, 0);
-            }
-            for &id in block {
-                let Some(slot) = self.slots.get(id as usize) else {
-                    return Err(self.unknown(id));
-                };
-                let length = slot[INLINE];
-                if usize::from(length) <= INLINE {
-                    // Always inside: `room` has a whole slot for every id of the block.
-                    if let Some(place) = out.get_mut(end..end + 16) {
-                        place.copy_from_slice(slot);
-                    }
-                    end += usize::from(length);
-                } else {
-                    // A long token, or none. Both are rare, so a search of `O(log n)` will do.
-                    let token = self.get(id).ok_or_else(|| self.unknown(id))?;
-                    // Room for this token and for the full slots of the rest of the block.
-                    out.resize(out.len().max(end + token.len() + 16 * BLOCK), 0);
-                    out[end..end + token.len()].copy_from_slice(token);
-                    end += token.len();
-                }
-            }
+    pub(crate) fn length(&self, ids: impl Iterator<Item = i64>) -> Result<usize, Error> {
+        let mut length = 0;
+        for id in ids {
+            let found = usize::try_from(id).ok().and_then(|id| self.lengths.get(id));
+            let mark = *found.ok_or_else(|| self.unknown(id))?;
+            length += if usize::from(mark) <= INLINE {
+                usize::from(mark)
+            } else {
+                // A long token, or none. Both are rare, so a search of `O(log n)` will do.
+                self.token(id)?.len()
+            };
         }
-        // The rest is room and what slots wrote past their tokens.
-        out.truncate(end);
+        Ok(length)
+    }
+
+    /// Writes the bytes of `ids`, joined, to `out` while there is room; how many ids it took and
+    /// how many bytes they gave.
+    ///
+    /// Whole slots are copied, 16 bytes whatever the token's length: a fixed size is a single load
+    /// and store. What follows the last token in `out` is overwritten too.
+    ///
+    /// # Errors
+    ///
+    /// As `length`.
+    pub(crate) fn decode_some(
+        &self,
+        ids: impl Iterator<Item = i64>,
+        out: &mut [MaybeUninit<u8>],
+    ) -> Result<(usize, usize), Error> {
+        let (mut taken, mut end) = (0, 0);
+        for id in ids {
+            let found = usize::try_from(id).ok().and_then(|id| self.slots.get(id));
+            let slot = found.ok_or_else(|| self.unknown(id))?;
+            let length = usize::from(slot[INLINE]);
+            if length <= INLINE && end + 16 <= out.len() {
+                out[end..end + 16].copy_from_slice(&slot.map(MaybeUninit::new));
+                end += length;
+            } else {
+                // A long token, or none, or one of the last few. All are rare, so a search of
+                // `O(log n)` will do.
+                let token = self.token(id)?;
+                let Some(place) = out.get_mut(end..end + token.len()) else {
+                    break;
+                };
+                for (byte, &value) in place.iter_mut().zip(token) {
+                    byte.write(value);
+                }
+                end += token.len();
+            }
+            taken += 1;
+        }
+        Ok((taken, end))
+    }
+
+    /// The bytes of all of `ids`, joined.
+    ///
+    /// # Errors
+    ///
+    /// As `length`.
+    pub(crate) fn decode(&self, ids: &[u32]) -> Result<Vec<u8>, Error> {
+        let mut out = Vec::new();
+        for &id in ids {
+            out.extend_from_slice(self.token(i64::from(id))?);
+        }
         Ok(out)
     }
 
+    /// The bytes of a token, wherever they are.
+    fn token(&self, id: i64) -> Result<&[u8], Error> {
+        let found = u32::try_from(id).ok().and_then(|id| self.get(id));
+        found.ok_or_else(|| self.unknown(id))
+    }
+
     /// The error for an id without a token.
-    fn unknown(&self, id: u32) -> Error {
+    fn unknown(&self, id: i64) -> Error {
         Error::UnknownId {
-            id: i64::from(id),
+            id,
             vocab_size: self.len(),
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use tinylm_tokenizer::{
-    AddedToken, DecodeStream, Error, ModelSpec, Policy, Spec, Ties, Tokenizer, Trained, WordCounts,
-    no_interrupt, train_bpe,
+    AddedToken, DecodeStream, Error, Goal, ModelSpec, Policy, Spec, Ties, Tokenizer, Trained,
+    WordCounts, no_interrupt, train_bpe,
 };
 
 /// A generator of random numbers: xorshift64*.
@@ -73,7 +73,7 @@ fn naive_encode(bytes: &[u8], trained: &Trained) -> Vec<u32> {
 }
 
 /// Count all pairs anew for each merge.
-fn naive_train(words: &[(Vec<u8>, u64)], size: usize, least: u64, ties: Ties) -> Trained {
+fn naive_train(words: &[(Vec<u8>, u64)], goal: Goal) -> Trained {
     let mut trained = Trained {
         tokens: (0..=255u8).map(|b| vec![b]).collect(),
         merges: Vec::new(),
@@ -82,7 +82,7 @@ fn naive_train(words: &[(Vec<u8>, u64)], size: usize, least: u64, ties: Ties) ->
         .iter()
         .map(|(w, n)| (w.iter().map(|&b| u32::from(b)).collect(), *n))
         .collect();
-    while trained.tokens.len() < size {
+    while trained.tokens.len() < goal.target {
         let mut counts: HashMap<(u32, u32), u64> = HashMap::new();
         for (word, n) in &words {
             for pair in word.windows(2) {
@@ -90,16 +90,23 @@ fn naive_train(words: &[(Vec<u8>, u64)], size: usize, least: u64, ties: Ties) ->
             }
         }
         let bytes = |id: u32| trained.tokens[id as usize].clone();
+        counts.retain(|p, _| bytes(p.0).len() + bytes(p.1).len() <= goal.max_token_length);
+        // A byte's place in GPT-2's alphabet: characters that are printable stand for themselves.
+        let place = |id: u32| match id {
+            0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => (0, id),
+            _ => (1, id),
+        };
         let best = counts.into_iter().max_by(|(p, m), (q, n)| {
-            m.cmp(n).then_with(|| match ties {
+            m.cmp(n).then_with(|| match goal.ties {
                 Ties::Ids => q.cmp(p),
+                Ties::HuggingFace => (place(q.0), place(q.1)).cmp(&(place(p.0), place(p.1))),
                 Ties::Bytes => (bytes(p.0), bytes(p.1)).cmp(&(bytes(q.0), bytes(q.1))),
             })
         });
         let Some(((left, right), count)) = best else {
             break;
         };
-        if count < least {
+        if count < goal.min_frequency {
             break;
         }
         let joined = [bytes(left), bytes(right)].concat();
@@ -124,11 +131,12 @@ fn naive_train(words: &[(Vec<u8>, u64)], size: usize, least: u64, ties: Ties) ->
     trained
 }
 
-fn train(texts: &[&[u8]], pattern: &str, size: usize, least: u64, ties: Ties) -> Trained {
+fn train(texts: &[&[u8]], pattern: &str, goal: Goal) -> Trained {
     let mut counts = WordCounts::new(pattern, &[], 1).unwrap();
     counts.add(texts, &mut no_interrupt).unwrap();
-    let (words, room) = (counts.words().unwrap(), counts.room(size).unwrap());
-    train_bpe(words, room, least, ties, &mut |_, _| Ok(())).unwrap()
+    let target = counts.room(goal.target).unwrap();
+    let words = counts.words().unwrap();
+    train_bpe(&words, Goal { target, ..goal }, &mut |_, _| Ok(())).unwrap()
 }
 
 fn added(content: &str, id: u32, special: bool, late: bool) -> AddedToken {
@@ -162,12 +170,12 @@ fn tokenizer(trained: &Trained, pattern: &str, whole_pieces: bool) -> Tokenizer 
 fn training_equals_the_naive_one() {
     let mut random = Random(1);
     for round in 0..400 {
-        let ties = if round % 2 == 0 {
-            Ties::Ids
-        } else {
-            Ties::Bytes
+        let goal = Goal {
+            target: 300,
+            min_frequency: 1 + random.below(3) as u64,
+            max_token_length: [usize::MAX, 1, 2, 5][random.below(4)],
+            ties: [Ties::Ids, Ties::Bytes, Ties::HuggingFace][random.below(3)],
         };
-        let least = 1 + random.below(3) as u64;
         let texts: Vec<Vec<u8>> = (0..=random.below(6))
             .map(|_| match round % 3 {
                 0 => random.text(&["a", "b"], 40).into_bytes(),
@@ -181,12 +189,8 @@ fn training_equals_the_naive_one() {
         }
         let slices: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
         let words: Vec<(Vec<u8>, u64)> = texts.iter().map(|text| (text.clone(), 1)).collect();
-        let naive = naive_train(&words, 300, least, ties);
-        assert_eq!(
-            train(&slices, "whole", 300, least, ties),
-            naive,
-            "{texts:?}"
-        );
+        let naive = naive_train(&words, goal);
+        assert_eq!(train(&slices, "whole", goal), naive, "{texts:?} {goal:?}");
     }
 }
 
@@ -195,7 +199,7 @@ fn encoding_equals_the_naive_one_on_short_and_long_pieces() {
     let mut random = Random(2);
     for _ in 0..60 {
         let corpus = random.text(&FRAGMENTS, 400) + "ab";
-        let trained = train(&[corpus.as_bytes()], "whole", 330, 1, Ties::Ids);
+        let trained = train(&[corpus.as_bytes()], "whole", Goal::new(330));
         let tokenizer = tokenizer(&trained, "whole", false);
         for longest in [4, 20, 90, 110, 300] {
             let text = random.text(&FRAGMENTS, longest);
@@ -214,9 +218,7 @@ fn every_text_and_every_row_of_bytes_survives_the_round_trip() {
         let trained = train(
             &[FRAGMENTS.concat().repeat(9).as_bytes()],
             pattern,
-            300,
-            1,
-            Ties::Ids,
+            Goal::new(300),
         );
         for whole in [false, true] {
             let tokenizer = tokenizer(&trained, pattern, whole);
@@ -242,9 +244,7 @@ fn a_text_may_be_cut_where_the_tokenizer_says() {
         let trained = train(
             &[FRAGMENTS.concat().repeat(9).as_bytes()],
             pattern,
-            300,
-            1,
-            Ties::Ids,
+            Goal::new(300),
         );
         let tokenizer = tokenizer(&trained, pattern, false);
         let encode = |text: &[u8]| {
@@ -282,8 +282,8 @@ fn batches_and_counts_do_not_depend_on_threads() {
     let learn = |threads: usize| {
         let mut counts = WordCounts::new("gpt4", &special, threads).unwrap();
         counts.add(&texts, &mut no_interrupt).unwrap();
-        let (words, room) = (counts.words().unwrap(), counts.room(320).unwrap());
-        train_bpe(words, room, 1, Ties::Ids, &mut |_, _| Ok(())).unwrap()
+        let goal = Goal::new(counts.room(320).unwrap());
+        train_bpe(&counts.words().unwrap(), goal, &mut |_, _| Ok(())).unwrap()
     };
     let trained = learn(1);
     assert_eq!(trained, learn(3));
@@ -305,7 +305,7 @@ fn batches_and_counts_do_not_depend_on_threads() {
 
 #[test]
 fn the_first_error_of_a_batch_is_told_whatever_the_threads() {
-    let trained = train(&[b"ab"], "gpt2", 257, 1, Ties::Ids);
+    let trained = train(&[b"ab"], "gpt2", Goal::new(257));
     let tokenizer = tokenizer(&trained, "gpt2", false);
     let mut texts = vec![vec![b'a'; 1 << 20]; 6];
     texts[3][100..107].copy_from_slice(b"<|end|>");
@@ -324,7 +324,7 @@ fn the_first_error_of_a_batch_is_told_whatever_the_threads() {
 #[test]
 fn an_interrupt_ends_long_work() {
     let text = vec![b'a'; 1 << 21];
-    let trained = train(&[b"aaaa aaaa"], "gpt2", 258, 1, Ties::Ids);
+    let trained = train(&[b"aaaa aaaa"], "gpt2", Goal::new(258));
     let tokenizer = tokenizer(&trained, "gpt2", false);
     let mut stop = || Err(Error::Interrupted);
     assert_eq!(
@@ -334,9 +334,7 @@ fn an_interrupt_ends_long_work() {
     let mut counts = WordCounts::new("gpt2", &[], 1).unwrap();
     counts.add(&[&text], &mut no_interrupt).unwrap();
     let words = counts.words().unwrap();
-    let trained = train_bpe(words, 300, 1, Ties::Ids, &mut |_, _| {
-        Err(Error::Interrupted)
-    });
+    let trained = train_bpe(&words, Goal::new(300), &mut |_, _| Err(Error::Interrupted));
     assert_eq!(trained, Err(Error::Interrupted));
 }
 
