@@ -178,6 +178,9 @@ def test_sizes_that_no_machine_has_are_refused():
     for heat in (-1.0, float("nan")):
         with pytest.raises(ValueError, match=r"temperature=(-1|NaN): must be 0 or more"):
             held.draw([[1], [2]], [1.0, heat], [0.0] * 2)
+    for heats in ([], [1.0] * 3):
+        with pytest.raises(ValueError, match=f"{len(heats)} temperatures and 1 numbers: must be 2"):
+            held.draw([[1], [2]], heats, [0.0])
     for number in (-0.5, 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"number=.*: must be at least 0 and below 1"):
             held.draw([[1], [2]], [1.0, 1.0], [0.0, number])

@@ -4,8 +4,9 @@
     logits = held.read([[1, 2, 3], [4, 5, 6]])  # [R, V] float32, after the last of each
 
 The torch model is the definition. Dense models of the shape of Llama 3, Qwen 3 and GPT-2 fit, in
-float32, bfloat16 or with int8 matrices; int4 is widened to float32. What a text gives is the same,
-bit for bit, whatever other texts are read with it, in whatever pieces, and by however many threads.
+float32, bfloat16 or with int8 matrices; int4 is widened to the dtype of the model, in bfloat16 with
+one rounding more. What a text gives is the same, bit for bit, whatever other texts are read with
+it, in whatever pieces, and by however many threads.
 """
 
 import weakref

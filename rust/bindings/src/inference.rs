@@ -223,10 +223,13 @@ impl KeyValues {
         layers: usize,
         threads: usize,
     ) -> PyResult<Vec<Option<u32>>> {
-        if temperatures.len() != numbers.len() {
-            return Err(PyValueError::new_err(
-                "temperatures and numbers: must be as many",
-            ));
+        let given = (temperatures.len(), numbers.len());
+        if given != (wanted.len(), wanted.len()) {
+            let ((temperatures, numbers), wanted) = (given, wanted.len());
+            return Err(PyValueError::new_err(format!(
+                "{temperatures} temperatures and {numbers} numbers: must be {wanted} of each, one \
+                 per token to draw"
+            )));
         }
         let pairs = temperatures.into_iter().zip(numbers);
         let chances = pairs.map(|(temperature, number)| Chance {
