@@ -29,7 +29,7 @@ GIVEN = [
     ),
     (["sample.cache=h2o"], "sample.cache=h2o: keeps a number of tokens: set sample.cache_tokens"),
     (["sample.cache=window", "sample.cache_tokens=4"], "sample.cache_tokens=4: must be above 4"),
-    ([*H2O, "sample.draft=lookup"], "cannot be taken back from sample.cache=h2o, which forgets"),
+    ([*H2O, "sample.draft=lookup"], "sample.cache=h2o cannot: take another cache"),
     (
         [*WINDOW, "sample.draft=lookup", "sample.draft_tokens=33"],
         "draft_tokens=33: must be at most",

@@ -174,7 +174,10 @@ def test_an_early_exit_that_cannot_be_is_refused():
     for given, problem in (
         ({"draft": "lookup"}, "has no use for sample.draft='?lookup'?: leave one of them out"),
         ({"logprobs": 1}, "sample.logprobs=1 are the whole model's"),
-        ({"cache": "window", "cache_tokens": 9}, "cannot be taken back from sample.cache=window"),
+        (
+            {"cache": "window", "cache_tokens": 9},
+            "takes tokens back, and sample.cache=window cannot",
+        ),
     ):
         with pytest.raises(ConfigError, match=f"sample.exit_confidence=0.9: {problem}"):
             config.load(None, ["sample.exit_confidence=0.9", *overrides(given)])

@@ -344,7 +344,7 @@ def test_an_engine_draws_one_token_at_a_time(small):
         (["sample.num_beams=2"], "has no use for num_beams=2"),
         (
             ["sample.cache=snapkv", "sample.cache_tokens=9"],
-            "cannot be taken back from sample.cache=snapkv",
+            "takes tokens back, and sample.cache=snapkv cannot",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.tokenizer_json import MAIN, added, by_theirs, document_of, with_added
@@ -123,6 +123,11 @@ EDGES = st.fixed_dictionaries(
 )
 
 
+BOTH = dict.fromkeys(("lstrip", "rstrip"), True) | dict.fromkeys(
+    ("single_word", "normalized", "special"), False
+)
+
+
 @given(
     chosen=st.lists(
         st.tuples(st.sampled_from(["ab", " ", "  ", "bc", "<m>"]), EDGES),
@@ -131,6 +136,8 @@ EDGES = st.fixed_dictionaries(
     ),
     text=st.text("abc <m>\n\xe9", max_size=16),
 )
+# The first takes all white space, and the second finds nothing.
+@example(chosen=[(" ", BOTH)], text="  ")
 def test_the_edges_of_added_tokens_are_those_of_hugging_face(
     tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[str, dict[str, bool]]], text: str
 ) -> None:

@@ -5,14 +5,14 @@ from tests.support.wrong_lines import Mutant
 RUST = [
     Mutant(
         "rust/tokenizer/src/train.rs",
-        "Ties::Ids => (a.left, a.right) < (b.left, b.right),",
-        "Ties::Ids => (a.right, a.left) < (b.right, b.left),",
+        "    a.key < b.key\n",
+        "    a.key.rotate_left(32) < b.key.rotate_left(32)\n",
         "train_ties",
     ),
     Mutant(
-        "rust/tokenizer/src/bpe.rs",
-        "heap.extend(entry(&before.part, node.previous));",
-        "heap.extend(entry(&before.part, at));",
+        "rust/tokenizer/src/merge.rs",
+        "heap.extend(entry(before.rank, node.previous));",
+        "heap.extend(entry(before.rank, at));",
         "encode-lists",
     ),
     Mutant(
@@ -24,20 +24,20 @@ RUST = [
         "split_o200k",
     ),
     Mutant(
-        "rust/tokenizer/src/count.rs",
-        "self.add_short(old.key, old.count);",
-        "self.add_short(old.key, 1);",
+        "rust/tokenizer/src/table.rs",
+        "                slot.count += count;\n                return;",
+        "                slot.count += 1;\n                return;",
         "train_many_words",
     ),
     Mutant(
         "rust/tokenizer/src/vocab.rs",
-        "out.resize(out.len().max(end + token.len() + 16 * BLOCK), 0);",
-        "out.resize(out.len().max(end + token.len()), 0);",
+        "if length <= INLINE && end + 16 <= out.len() {",
+        "if length <= INLINE + 1 && end + 16 <= out.len() {",
         "decode",
     ),
     Mutant(
         "rust/tokenizer/src/frequent.rs",
-        ".sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| b.0.cmp(&a.0)));",
+        ".sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| b.0.cmp(a.0)));",
         ".sort_unstable_by_key(|word| std::cmp::Reverse(word.1));",
         "train_whole",
     ),

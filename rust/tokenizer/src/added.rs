@@ -299,10 +299,14 @@ impl AddedTokens {
                     continue;
                 }
                 if edges.lstrip {
-                    from -= blanks_at_end(before);
+                    from = start.max(from - blanks_at_end(before));
                 }
                 if edges.rstrip {
                     to += blanks_at_start(after);
+                }
+                // The token before took all of it, as white space around itself.
+                if from >= to {
+                    continue;
                 }
             }
             // In `Text` the search has no special token to find.
