@@ -132,6 +132,7 @@ def test_half_a_share_is_half_way():
     assert not torch.allclose(ends[0], ends[2], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_is_plain_until_the_start_and_resumes_bit_for_bit(workplace, capsys):
     run("out=plain")
     run("out=eight", *QAT, "train.qat=int8")

@@ -60,7 +60,7 @@ def test_training_on_the_standard_library_equals_the_reference(ties: str) -> Non
     check_against_reference(standard_library(), 2048, "gpt2", ties)
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(texts=st.lists(assigned_text().filter(bool), min_size=1, max_size=4))
 def test_the_number_of_threads_changes_nothing(texts: list[str]) -> None:
     large = [text * (1 + 40_000 // len(text)) for text in texts] * 20
