@@ -216,7 +216,7 @@ def test_a_run_with_exits_goes_on_as_it_was_and_drafts_for_itself(tmp_path, monk
     found = sample.generate(model, [prompt], drafted, stats=stats)
     assert found == sample.generate(model, [prompt], plain)
     assert stats.guessed > 0
-    early, stats = dataclasses.replace(plain, exit_confidence=0.01), Stats()
+    early, stats = dataclasses.replace(plain, exit_confidence=1e-6), Stats()
     assert len(sample.generate(model, [prompt], early, stats=stats)) == 1
     assert stats.kept == stats.guessed > 0
     assert "tokens from the first 2 blocks (100%)" in str(stats)

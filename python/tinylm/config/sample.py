@@ -174,8 +174,8 @@ class SampleConfig:
     exit_confidence: float | None = setting(
         None,
         "Take a token from the model's first exit_layer blocks if they give their likeliest one at "
-        "least this probability (model.exits=true). Faster, but approximate: the text may be "
-        "another.",
+        "least this probability (model.exits=true). Approximate: the text may be another; faster "
+        "if few of the blocks are asked.",
         SHARE,
     )
     exit_layer: int | None = setting(
