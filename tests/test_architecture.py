@@ -110,7 +110,7 @@ def test_seven_files_of_rust_have_unsafe_code():
     assert sorted(found) == [
         "rust/bindings/src/ids.rs",
         "rust/bindings/src/lists.rs",
-        "rust/bindings/src/ready.rs",
+        "rust/bindings/src/small_ints.rs",
         "rust/inference/src/avx512.rs",
         "rust/inference/src/memory.rs",
         "rust/tokenizer/src/masks.rs",

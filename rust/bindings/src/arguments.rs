@@ -18,7 +18,7 @@ use crate::error::tokenizer_error;
 /// Signals are looked at this often, and a progress callback called a fifth as often.
 ///
 /// A Ctrl-C should be answered within 100 ms. A look needs the GIL, which another thread may hold.
-pub(crate) const SIGNALS: Duration = Duration::from_millis(20);
+const SIGNALS: Duration = Duration::from_millis(20);
 
 /// Runs `work` without the GIL; the interrupt it gets raises what a signal handler raises.
 ///
@@ -50,6 +50,47 @@ pub(crate) fn detached<T: Send>(
         })
     });
     done.map_err(|error| raised.unwrap_or_else(|| tokenizer_error(error)))
+}
+
+/// A callback of Python that long work calls with how far it is, one call each 100 ms.
+#[derive(Default)]
+pub(crate) struct Progress {
+    callback: Option<Py<PyAny>>,
+    last: Option<Instant>,
+    raised: Option<PyErr>,
+}
+
+impl Progress {
+    pub(crate) fn new(callback: Option<Py<PyAny>>) -> Self {
+        Self {
+            callback,
+            ..Self::default()
+        }
+    }
+
+    /// Calls the callback if it is due, or `always`. What it raises waits for `end`.
+    pub(crate) fn tell(
+        &mut self,
+        done: usize,
+        all: usize,
+        always: bool,
+    ) -> Result<(), core::Error> {
+        let due = always || self.last.is_none_or(|at| at.elapsed() > 5 * SIGNALS);
+        let Some(callback) = self.callback.as_ref().filter(|_| due) else {
+            return Ok(());
+        };
+        self.last = Some(Instant::now());
+        Python::attach(|py| callback.call1(py, (done, all))).map_err(|error| {
+            self.raised = Some(error);
+            core::Error::Interrupted
+        })?;
+        Ok(())
+    }
+
+    /// The callback's own exception, which the core knows only as an interrupt; else `result`.
+    pub(crate) fn end<T>(self, result: PyResult<T>) -> PyResult<T> {
+        self.raised.map_or(result, Err)
+    }
 }
 
 /// Imports numpy, or raises what stops that. The numpy crate imports it on first use and

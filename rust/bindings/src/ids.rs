@@ -3,7 +3,7 @@
 //! An array of uint32, int32 or int64 in one stretch is read where it lies, and the bytes are
 //! written where Python will have them: a copy of 4 million ids or of their bytes costs as much as
 //! to decode them, mostly in page faults. A list is read in one pass under the GIL, from the memory
-//! of its integers where the interpreter's layout is one that is known (`ready`). Anything else
+//! of its integers where the interpreter's layout is one that is known (`small_ints`). Anything else
 //! goes through Python's own functions.
 
 use std::mem::MaybeUninit;
@@ -16,7 +16,7 @@ use pyo3::types::{PyBytes, PyList};
 use tinylm_tokenizer as core;
 
 use crate::arguments::{detached, id_of, import_numpy, unknown};
-use crate::ready;
+use crate::small_ints;
 
 /// Ids between two looks for signals: about 2 ms.
 const BLOCK: usize = 1 << 20;
@@ -167,7 +167,7 @@ fn copied<T: Copy + TryInto<u32> + std::fmt::Display>(
 /// The ids in a list.
 fn of_list(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
     let mut ids = Vec::with_capacity(list.len());
-    ready::read(list, &mut ids)?;
+    small_ints::read(list, &mut ids)?;
     // What the quick way has left, if anything: integers of other kinds, and errors. The list may
     // get shorter while an element is asked for its number.
     while ids.len() < list.len() {

@@ -1,9 +1,9 @@
 //! Lists of ids from integers that are made once.
 //!
-//! A new integer is an allocation, 15 ns each; a ready one only gets one more reference. And as a
-//! list is filled through Python's functions, each item is a call with checks, several times the
-//! work of storing a pointer. So the items are stored directly, after a test of where they lie:
-//! the layout of a list is no part of the stable interface that this module is built for.
+//! A new integer is an allocation; a ready one only gets one more reference. And as a list is filled
+//! through Python's functions, each item is a call with checks. So the items are stored directly,
+//! after a test of where they lie: the layout of a list is no part of the stable interface that this
+//! module is built for.
 
 use pyo3::ffi;
 use pyo3::prelude::*;

@@ -3,7 +3,6 @@
 //! Held to `python/tinylm/reference/byte_bpe.py` by the rungs of `tests/rungs/vocabulary.py`.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -11,7 +10,7 @@ use pyo3::types::PyBytes;
 use tinylm_tokenizer as core;
 use tinylm_tokenizer::{Goal, Ties};
 
-use crate::arguments::{SIGNALS, Text, detached};
+use crate::arguments::{Progress, Text, detached};
 use crate::error::tokenizer_error;
 
 /// Tokens by id and pairs of ids that merge.
@@ -77,7 +76,7 @@ impl WordCounts {
             }
         };
         let bpe = kind == "bpe";
-        let mut raised = None;
+        let mut progress = Progress::new(progress);
         let trained = detached(py, |stop| {
             let (words, target) = self.counted(vocab_size)?;
             let goal = Goal {
@@ -89,26 +88,12 @@ impl WordCounts {
             if !bpe {
                 return Ok(core::most_frequent(&words, goal));
             }
-            // The first and the last number are always told; between them one each 100 ms.
-            let mut last: Option<Instant> = None;
             core::train_bpe(&words, goal, &mut |done, target| {
                 stop()?;
-                let due = last.is_none_or(|at| at.elapsed() > 5 * SIGNALS) || done == target;
-                if let Some(progress) = progress.as_ref().filter(|_| due) {
-                    last = Some(Instant::now());
-                    Python::attach(|py| progress.call1(py, (done, target))).map_err(|error| {
-                        raised = Some(error);
-                        core::Error::Interrupted
-                    })?;
-                }
-                Ok(())
+                progress.tell(done, target, done == target)
             })
         });
-        // The callback's own exception, which the core knows only as an interrupt.
-        if let Some(error) = raised {
-            return Err(error);
-        }
-        let trained = trained?;
+        let trained = progress.end(trained)?;
         let tokens = trained
             .tokens
             .iter()

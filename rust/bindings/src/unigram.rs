@@ -1,12 +1,10 @@
 //! Learning a Unigram vocabulary, as Python sees it.
 
-use std::time::Instant;
-
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tinylm_tokenizer as core;
 
-use crate::arguments::{SIGNALS, detached};
+use crate::arguments::{Progress, detached};
 use crate::training::WordCounts;
 
 /// Tokens, the required ones first, and their scores.
@@ -32,7 +30,7 @@ fn train_unigram<'py>(
     scripts: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Learned<'py>> {
-    let mut raised = None;
+    let mut told = Progress::new(progress.as_ref().map(|callback| callback.clone_ref(py)));
     let trained = detached(py, |stop| {
         let bytes = || (0..=255u8).map(|byte| vec![byte]).collect();
         let (words, size) = {
@@ -56,27 +54,14 @@ fn train_unigram<'py>(
                 &|_: &[u8]| true
             },
         };
-        let mut last: Option<Instant> = None;
         core::train_unigram(words.iter(), &training, &mut |done, target| {
             stop()?;
-            let due = last.is_none_or(|at| at.elapsed() > 5 * SIGNALS);
-            if let Some(progress) = progress.as_ref().filter(|_| due) {
-                last = Some(Instant::now());
-                Python::attach(|py| progress.call1(py, (done, target))).map_err(|error| {
-                    raised = Some(error);
-                    core::Error::Interrupted
-                })?;
-            }
-            Ok(())
+            told.tell(done, target, false)
         })
     });
-    // The callback's own exception, which the core knows only as an interrupt.
-    if let Some(error) = raised {
-        return Err(error);
-    }
-    let trained = trained?;
+    // The last number too, so that a line of progress ends.
+    let trained = told.end(trained)?;
     if let Some(progress) = progress {
-        // The last number, so that a line of progress ends.
         progress.call1(py, (vocab_size, vocab_size))?;
     }
     let tokens = trained.tokens.iter();

@@ -15,6 +15,7 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
+use crate::error::numbered;
 use crate::fallback::{Fallback, ids_of, width};
 use crate::trie::Trie;
 use crate::{Error, Interrupt};
@@ -148,12 +149,7 @@ impl CharBpe {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
-        if piece.len() >= NONE as usize {
-            return Err(Error::TooLong {
-                what: "a piece of the text",
-                length: piece.len(),
-            });
-        }
+        numbered(piece)?;
         if let Some(&id) = self.whole.get(piece) {
             out.push(id);
             return Ok(());

@@ -18,7 +18,7 @@ use crate::vocab::Vocab;
 use crate::worker::Worker;
 use crate::{Error, Interrupt, Pattern, Policy, parallel};
 
-/// Bytes of text between two calls of the interrupt: 3 to 7 ms at 39 to 78 MB/s (docs/log.md).
+/// Bytes of text between two calls of the interrupt: 2 to 5 ms at 50 to 126 MB/s (docs/log.md).
 const TICK: usize = 1 << 18;
 
 /// A tokenizer; it never changes, and any number of threads may use it.

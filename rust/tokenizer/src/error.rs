@@ -114,3 +114,18 @@ impl Error {
 fn found(token: &str, position: usize) -> String {
     format!("the text holds the special token {token:?} at byte {position}")
 }
+
+/// Refuses a piece whose bytes 32 bits cannot number, for the models that number them.
+///
+/// # Errors
+///
+/// [`Error::TooLong`].
+pub(crate) fn numbered(piece: &[u8]) -> Result<(), Error> {
+    if piece.len() < u32::MAX as usize {
+        return Ok(());
+    }
+    Err(Error::TooLong {
+        what: "a piece of the text",
+        length: piece.len(),
+    })
+}

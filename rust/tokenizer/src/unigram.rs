@@ -12,6 +12,7 @@
 //!
 //! Defined by `encode` in `python/tinylm/reference/unigram.py`, held to it by the rung `unigram`.
 
+use crate::error::numbered;
 use crate::fallback::{Fallback, ids_of, width};
 use crate::trie::Trie;
 use crate::{Error, Interrupt};
@@ -126,12 +127,7 @@ impl Unigram {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
-        if piece.len() >= NONE as usize {
-            return Err(Error::TooLong {
-                what: "a piece of the text",
-                length: piece.len(),
-            });
-        }
+        numbered(piece)?;
         self.forward(piece, &mut scratch.best, interrupt)?;
         let path = &mut scratch.path;
         path.clear();
