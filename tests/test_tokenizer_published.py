@@ -16,7 +16,7 @@ import pytest
 import tokenizers
 
 from tests.rungs import stages
-from tests.support.tokenizer_data import corpus, data, standard_library
+from tests.support.tokenizer_data import corpus, data, standard_library, tiktoken_of
 from tinylm import Tokenizer
 
 FILES = (
@@ -162,6 +162,29 @@ def test_every_published_file_agrees_over_corpora_families_and_drawn_texts(
         ids, offsets = ours.encode_batch([part, "", part], special="allow")
         assert ids.tolist() == expected * 2
         assert offsets.tolist() == [0, len(expected), len(expected), 2 * len(expected)]
+
+
+@pytest.mark.slow
+def test_qwen_s_ranks_open_save_again_and_agree_with_tiktoken(tmp_path: Path) -> None:
+    published = data("fixtures/tokenizers/qwen.tiktoken.gz")
+    ours = Tokenizer.load(published)
+    assert (ours.pattern, ours.vocab_size, ours.eos_id) == ("qwen2", 151851, 151643)
+    ours.save(tmp_path / "qwen.tiktoken")
+    assert (tmp_path / "qwen.tiktoken").read_bytes() == gzip.decompress(published.read_bytes())
+    ours.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path / "tokenizer.json") == ours == Tokenizer.load(published)
+    theirs = tiktoken_of(ours)
+    rng = random.Random("qwen")
+    texts = [*HARD, *(family * (2000 // len(family)) for family in FAMILIES)]
+    texts += drawn(rng, (*ALPHABET, "<|im_start|>", "<|extra_7|>"), 4000)
+    for source in (*(corpus(f"corpora/{p}.txt") for p in ("english", "multilingual")),):
+        starts = [rng.randrange(len(source)) for _ in range(150)]
+        texts += [source[at : at + rng.randrange(2000)] for at in starts]
+    texts.append(standard_library(20)[:1_000_000])
+    for text in texts:
+        ids = ours.encode(text, special="allow")
+        assert ids == theirs.encode(text, allowed_special="all"), text[:80]
+        assert ours.decode(ids) == text
 
 
 BERT = dict.fromkeys(("clean_text", "handle_chinese_chars", "strip_accents", "lowercase"), False)

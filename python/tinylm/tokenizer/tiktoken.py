@@ -36,6 +36,20 @@ KNOWN_RANKS = {
     "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": Known(
         "o200k", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}
     ),
+    # qwen.tiktoken of Qwen 1, with the pattern and the special tokens of QwenLM/Qwen,
+    # tokenization_qwen.py, which normalises texts to NFC before: that is the caller's.
+    "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186": Known(
+        "qwen2",
+        {
+            token: 151643 + number
+            for number, token in enumerate(
+                (
+                    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+                    *(f"<|extra_{number}|>" for number in range(205)),
+                )
+            )
+        },
+    ),
 }
 
 
@@ -51,7 +65,7 @@ def read(path: Path, pattern: str | None, special_tokens: dict[str, int] | None)
     if known is None and (pattern is None or special_tokens is None):
         raise LoadError(
             f"{path}: ranks name neither their pattern nor their special tokens, and these are not "
-            "cl100k_base or o200k_base",
+            "cl100k_base, o200k_base or qwen",
             remedy="pattern",
             advice="pass pattern= and special_tokens=",
         )
