@@ -40,6 +40,7 @@ MAP = (
         (
             *("word_bpe", "byte_bpe", "char_bpe", "unigram", "wordpiece"),
             *("sentencepiece", "patterns", "normalizers", "pieces", "surfaces"),
+            "offsets",
         ),
     ),
     Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order")),

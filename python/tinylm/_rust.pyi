@@ -109,6 +109,11 @@ class Tokenizer:
     def encode_array(
         self, text: str | bytes, special: str | Iterable[str]
     ) -> NDArray[np.uint32]: ...
+    def encode_offsets(
+        self, text: str | bytes, special: str | Iterable[str]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The ids, and for each the stretch [n, 2] of `text` that it comes of."""
+
     def encode_batch(
         self, texts: list[str | bytes], special: str | Iterable[str]
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...

@@ -36,21 +36,6 @@ def _step(piece: str, step: Mapping[str, Any], *, first: bool) -> list[str]:
     match step["type"]:
         case "ByteLevel":
             return byte_level(piece, blank=step["add_prefix_space"], pattern=step["use_regex"])
-        case "Split":
-            found = search(piece, step["pattern"])
-            if step["invert"]:
-                found = [(part, not is_match) for part, is_match in found]
-            return by_behavior(found, step["behavior"])
-        case "Digits":
-            how = "Isolated" if step["individual_digits"] else "Contiguous"
-            return by_behavior(characters(piece, is_number), how)
-        case "Punctuation":
-            return by_behavior(characters(piece, is_punctuation), step["behavior"])
-        case "Whitespace":
-            found = search(piece, {"Regex": r"\w+|[^\w\s]+"})
-            return by_behavior([(part, not is_match) for part, is_match in found], "Removed")
-        case "WhitespaceSplit":
-            return by_behavior(characters(piece, is_space), "Removed")
         case "BertPreTokenizer":
             words = by_behavior(characters(piece, is_space), "Removed")
             parts = (by_behavior(characters(word, is_punctuation), "Isolated") for word in words)
@@ -59,11 +44,32 @@ def _step(piece: str, step: Mapping[str, Any], *, first: bool) -> list[str]:
             scheme = step["prepend_scheme"]
             prepend = scheme == "always" or (scheme == "first" and first)
             return metaspace(piece, step["replacement"], prepend=prepend, apart=step["split"])
-        case "CharDelimiterSplit":
-            return by_behavior(characters(piece, lambda c: c == step["delimiter"]), "Removed")
         case "FixedLength":
             length = step["length"]
             return [piece[i : i + length] for i in range(0, len(piece), length)]
+    return by_behavior(*stretches(piece, step))
+
+
+def stretches(piece: str, step: Mapping[str, Any]) -> tuple[Found, str]:
+    """What a step that only cuts finds in a piece, and what becomes of it."""
+    match step["type"]:
+        case "Split":
+            found = search(piece, step["pattern"])
+            if step["invert"]:
+                found = [(part, not is_match) for part, is_match in found]
+            return found, step["behavior"]
+        case "Digits":
+            how = "Isolated" if step["individual_digits"] else "Contiguous"
+            return characters(piece, is_number), how
+        case "Punctuation":
+            return characters(piece, is_punctuation), step["behavior"]
+        case "Whitespace":
+            found = search(piece, {"Regex": r"\w+|[^\w\s]+"})
+            return [(part, not is_match) for part, is_match in found], "Removed"
+        case "WhitespaceSplit":
+            return characters(piece, is_space), "Removed"
+        case "CharDelimiterSplit":
+            return characters(piece, lambda c: c == step["delimiter"]), "Removed"
     raise ValueError(step["type"])
 
 

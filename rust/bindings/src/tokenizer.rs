@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use numpy::{IntoPyArray, PyArray1};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -22,6 +22,8 @@ use crate::stages;
 
 /// The ids of many texts and where those of each begin.
 type Batch<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
+/// The ids of a text, and the stretch that each comes of.
+type Placed<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray2<i64>>);
 
 /// Adds the classes and functions of this file to `tinylm._rust`.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -156,6 +158,30 @@ impl Tokenizer {
         Ok(ids.into_pyarray(py))
     }
 
+    /// The ids of `text`, and for each the stretch of the text that it comes of: characters of a
+    /// string, bytes of bytes.
+    fn encode_offsets<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        special: &Bound<'py, PyAny>,
+    ) -> PyResult<Placed<'py>> {
+        import_numpy(py)?;
+        let policy = self.policy(special)?;
+        let (ids, mut places) = detached(py, |stop| {
+            self.core.encode_offsets(text.bytes(), &policy, stop)
+        })?;
+        if let Text::Str(text) = &text {
+            py.detach(|| in_characters(text, &mut places));
+        }
+        let flat: Vec<i64> = places
+            .iter()
+            .flat_map(|&(from, to)| [from.into(), to.into()])
+            .collect();
+        let places = flat.into_pyarray(py).reshape([ids.len(), 2])?;
+        Ok((ids.into_pyarray(py), places))
+    }
+
     /// The ids of all texts in one array, and where those of each begin, with the end at last.
     fn encode_batch<'py>(
         &self,
@@ -219,6 +245,31 @@ impl Tokenizer {
             texts.append(text_of(&Ids::of(&row?)?.decoded(py, &self.core)?, errors)?)?;
         }
         Ok(texts)
+    }
+}
+
+/// Stretches of bytes to the characters that they touch, as `tokenizers` has it: a token that cuts a
+/// character has all of it.
+fn in_characters(text: &str, places: &mut [(u32, u32)]) {
+    if text.is_ascii() {
+        return;
+    }
+    // By byte: the number of characters that begin before or at it.
+    let mut begun = Vec::with_capacity(text.len() + 1);
+    let mut count = 0u32;
+    for byte in text.bytes() {
+        count += u32::from(byte & 0xC0 != 0x80);
+        begun.push(count);
+    }
+    begun.push(count + 1);
+    for (from, to) in places {
+        let first = begun[*from as usize] - 1;
+        *to = if to > from {
+            begun[*to as usize - 1]
+        } else {
+            first
+        };
+        *from = first;
     }
 }
 

@@ -32,6 +32,11 @@ pub(crate) fn write(bytes: &[u8], out: &mut String) {
     out.extend(bytes.iter().map(|&byte| chars[usize::from(byte)]));
 }
 
+/// Whether [`read`] gives a byte for a character.
+pub(crate) fn is_byte(char: char) -> bool {
+    (char as usize) < BYTES.len()
+}
+
 /// Appends the bytes that the characters of `text` stand for.
 pub(crate) fn read(text: &str, out: &mut Vec<u8>) {
     let bytes = &*BYTES;

@@ -74,6 +74,7 @@ impl Tokenizer {
             added,
             staged: None,
             surfaces: None,
+            written: None,
             workers: Mutex::new(Vec::new()),
         })
     }
@@ -94,7 +95,7 @@ impl Tokenizer {
         }
         let entries = bytes.iter().zip(0u32..);
         let vocab = Vocab::new(entries.filter_map(|(bytes, id)| Some(((*bytes)?, id))))?;
-        self.vocab = vocab;
+        self.written = Some(std::mem::replace(&mut self.vocab, vocab));
         self.surfaces = Some(surfaces);
         Ok(self)
     }

@@ -15,6 +15,7 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
+use crate::char_merges::{Merge, NEVER, NO_MERGE, by_score, in_order, pair};
 use crate::error::numbered;
 use crate::fallback::{Fallback, ids_of, width};
 use crate::trie::Trie;
@@ -22,19 +23,8 @@ use crate::{Error, Interrupt};
 
 /// Merges between two calls of the interrupt: about 5 ms.
 const TICK: usize = 1 << 15;
-/// The rank of a pair that does not merge.
-const NEVER: u32 = u32::MAX;
 /// No neighbour.
 const NONE: u32 = u32::MAX;
-
-/// When a pair merges, and into what.
-#[derive(Debug, Clone, Copy)]
-struct Merge {
-    rank: u32,
-    id: u32,
-}
-
-const NO_MERGE: Merge = Merge { rank: NEVER, id: 0 };
 
 /// What makes this model beside the tokens.
 #[derive(Debug, Clone, Default)]
@@ -81,6 +71,8 @@ pub(crate) struct Scratch {
     nodes: Vec<Node>,
     heap: Vec<Reverse<u64>>,
     character: Vec<u8>,
+    /// The bytes of the piece that each node begins with; only where they are asked for.
+    places: Vec<(usize, usize)>,
 }
 
 /// A token in a doubly linked list, and its merge with the next.
@@ -90,11 +82,6 @@ struct Node {
     merge: Merge,
     previous: u32,
     next: u32,
-}
-
-/// Two numbers in one, ordered by the first.
-fn pair(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
 }
 
 impl CharBpe {
@@ -154,7 +141,7 @@ impl CharBpe {
             out.push(id);
             return Ok(());
         }
-        self.symbols(piece, scratch);
+        self.symbols::<false>(piece, scratch);
         self.merge(scratch, interrupt)?;
         let mut at = 0;
         while let Some(node) = scratch.nodes.get(at as usize) {
@@ -164,13 +151,42 @@ impl CharBpe {
         Ok(())
     }
 
-    /// The tokens of the characters of `piece`, not yet merged.
-    fn symbols(&self, piece: &[u8], scratch: &mut Scratch) {
+    /// Appends the tokens of `piece`, each with the bytes of it that it covers; errors as `encode`.
+    pub(crate) fn places(
+        &self,
+        piece: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<(u32, (usize, usize))>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        numbered(piece)?;
+        if let Some(&id) = self.whole.get(piece) {
+            out.push((id, (0, piece.len())));
+            return Ok(());
+        }
+        self.symbols::<true>(piece, scratch);
+        self.merge(scratch, interrupt)?;
+        let Scratch { nodes, places, .. } = scratch;
+        let mut at = 0;
+        while let Some(node) = nodes.get(at) {
+            let last = nodes.len().min(node.next as usize) - 1;
+            out.push((node.id, (places[at].0, places[last].1)));
+            at = node.next as usize;
+        }
+        Ok(())
+    }
+
+    /// The tokens of the characters of `piece`, not yet merged; with `PLACED` also their places.
+    fn symbols<const PLACED: bool>(&self, piece: &[u8], scratch: &mut Scratch) {
         let Scratch {
-            nodes, character, ..
+            nodes,
+            character,
+            places,
+            ..
         } = scratch;
         nodes.clear();
-        let mut push = |id: u32| {
+        places.clear();
+        let push = |nodes: &mut Vec<Node>, id: u32| {
             let at = nodes.len() as u32;
             nodes.push(Node {
                 id,
@@ -186,7 +202,10 @@ impl CharBpe {
                 .as_ref()
                 .and_then(|trie| trie.longest(&piece[at..]));
             if let Some((length, id)) = found {
-                push(id);
+                push(nodes, id);
+                if PLACED {
+                    places.push((at, at + length));
+                }
                 after_unknown = false;
                 at += length;
                 continue;
@@ -201,12 +220,28 @@ impl CharBpe {
                 character.extend_from_slice(&self.suffix);
             }
             if let Some(&id) = self.characters.get(character.as_slice()) {
-                push(id);
+                push(nodes, id);
+                if PLACED {
+                    places.push((at, end));
+                }
                 after_unknown = false;
             } else {
+                let (before, mut done) = (nodes.len(), 0);
+                let prefix = if at > 0 { self.prefix.len() } else { 0 };
                 // `tokenizers` looks for the bytes of the character with its prefix and suffix.
-                let each = |id, _| push(id);
+                let each = |id, length| {
+                    push(nodes, id);
+                    if PLACED {
+                        let place = |byte: usize| (at + byte.saturating_sub(prefix)).min(end);
+                        places.push((place(done), place(done + length)));
+                        done += length;
+                    }
+                };
                 after_unknown = self.fallback.tokens(character, after_unknown, each);
+                // The unknown token before it has taken it.
+                if PLACED && after_unknown && nodes.len() == before {
+                    places[before - 1].1 = end;
+                }
             }
             at = end;
         }
@@ -279,91 +314,4 @@ impl CharBpe {
 /// The entry of the heap for a merge at a place: nothing if there is none.
 fn entry(merge: Merge, at: u32) -> Option<Reverse<u64>> {
     (merge.rank != NEVER).then(|| Reverse(pair(merge.rank, at)))
-}
-
-/// The listed merges; the right token loses its prefix where two are joined.
-fn in_order(
-    tokens: &[(Vec<u8>, u32)],
-    merges: &[(u32, u32)],
-    id_of: &FxHashMap<&[u8], u32>,
-    prefix: &[u8],
-) -> Result<FxHashMap<u64, Merge>, Error> {
-    let bytes_of: FxHashMap<u32, &[u8]> = tokens.iter().map(|(t, id)| (*id, &t[..])).collect();
-    let mut pairs = FxHashMap::default();
-    for (rank, &(left, right)) in (0u32..).zip(merges) {
-        let fail = |what: String| {
-            let place = format!("merge {rank} of tokens {left} and {right}: {what}");
-            Error::Vocabulary(place)
-        };
-        let bytes = |id: u32| {
-            bytes_of
-                .get(&id)
-                .ok_or_else(|| fail(format!("no token {id}")))
-        };
-        let end = bytes(right)?;
-        let joined = [bytes(left)?, end.strip_prefix(prefix).unwrap_or(end)].concat();
-        let id = id_of.get(joined.as_slice());
-        let id = *id.ok_or_else(|| fail("its result is not a token".into()))?;
-        if pairs
-            .insert(pair(left, right), Merge { rank, id })
-            .is_some()
-        {
-            return Err(fail("it is listed twice".into()));
-        }
-    }
-    Ok(pairs)
-}
-
-/// Any two tokens whose text is a token; the rank is the place of its score, the highest first.
-fn by_score(
-    tokens: &[(Vec<u8>, u32)],
-    scores: &[f32],
-    id_of: &FxHashMap<&[u8], u32>,
-) -> Result<FxHashMap<u64, Merge>, Error> {
-    if scores.len() != tokens.len() {
-        return Err(Error::Vocabulary(format!(
-            "{} tokens have {} scores; each needs one",
-            tokens.len(),
-            scores.len()
-        )));
-    }
-    let mut order: Vec<f32> = scores.to_vec();
-    order.sort_by(|a, b| b.total_cmp(a));
-    order.dedup();
-    let rank_of: FxHashMap<u32, u32> = tokens
-        .iter()
-        .zip(scores)
-        // Without a score, as those of bytes, a token is never merged.
-        .filter(|(_, score)| score.is_finite())
-        .map(|((_, id), score)| {
-            let place = order.partition_point(|other| other.total_cmp(score).is_gt());
-            (*id, place as u32)
-        })
-        .collect();
-    let splits = every_split(tokens, id_of).into_iter();
-    let merges = splits.filter_map(|(_, left, right, id)| {
-        let rank = *rank_of.get(&id)?;
-        Some((pair(left, right), Merge { rank, id }))
-    });
-    Ok(merges.collect())
-}
-
-/// All ways to make a token from two others, as (rank, left, right, id); the rank is the id.
-///
-/// A token of n bytes has n - 1 ways to be cut in two; each half is looked up by its bytes.
-fn every_split(
-    tokens: &[(Vec<u8>, u32)],
-    id_of: &FxHashMap<&[u8], u32>,
-) -> Vec<(u32, u32, u32, u32)> {
-    let mut splits = Vec::new();
-    for (token, id) in tokens {
-        for middle in 1..token.len() {
-            if let (Some(&left), Some(&right)) =
-                (id_of.get(&token[..middle]), id_of.get(&token[middle..]))
-            {
-                splits.push((*id, left, right, *id));
-            }
-        }
-    }
-    splits
 }

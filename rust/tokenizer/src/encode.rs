@@ -32,6 +32,8 @@ pub struct Tokenizer {
     pub(crate) vocab: Vocab,
     /// If tokens look otherwise in a text than they are written.
     pub(crate) surfaces: Option<Surfaces>,
+    /// The tokens as they are written, if they look otherwise in a text.
+    pub(crate) written: Option<Vocab>,
     /// Those that no call uses at the moment; at most as many as calls and threads at once.
     pub(crate) workers: Mutex<Vec<Worker>>,
 }
@@ -217,16 +219,25 @@ impl Tokenizer {
             return self.encode_pieces(text, start, worker, out, interrupt);
         };
         let (stretch, first) = (&text[start..], start == 0);
-        staged.run(stretch, first, policy, interrupt, &mut |part, interrupt| {
-            match part {
-                Part::Pieces(text, spans) => {
-                    return worker.spans(&self.model, text, spans, out, interrupt);
+        staged.run(
+            stretch,
+            first,
+            None,
+            policy,
+            interrupt,
+            &mut |part, interrupt| {
+                match part {
+                    Part::Pieces(text, spans, _) => {
+                        return worker.spans(&self.model, text, spans, out, interrupt);
+                    }
+                    Part::Text(text, _) => {
+                        return self.encode_pieces(text, 0, worker, out, interrupt);
+                    }
+                    Part::Token(id, _) => out.push(id),
                 }
-                Part::Text(text) => return self.encode_pieces(text, 0, worker, out, interrupt),
-                Part::Token(id) => out.push(id),
-            }
-            Ok(())
-        })
+                Ok(())
+            },
+        )
     }
 
     /// Appends the ids of a stretch that the pattern splits, `text[start..]`.
@@ -242,7 +253,7 @@ impl Tokenizer {
     }
 
     /// A worker for one thread of a call: one of those kept, or a new one.
-    fn worker(&self) -> Worker {
+    pub(crate) fn worker(&self) -> Worker {
         // Never waits: in a process that was forked while another thread held the lock,
         // nobody would ever open it.
         let kept = self
@@ -254,7 +265,7 @@ impl Tokenizer {
     }
 
     /// Keeps a worker for the next call; drops it if somebody else holds the lock.
-    fn give_back(&self, worker: Worker) {
+    pub(crate) fn give_back(&self, worker: Worker) {
         if let Ok(mut workers) = self.workers.try_lock() {
             workers.push(worker);
         }

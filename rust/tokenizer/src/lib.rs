@@ -10,7 +10,8 @@
 //! Each stage is a module. `added`, `split` (with `scan`, `window`, `masks` and `unicode`) and
 //! `model` (with `bpe`, `merge`, `long` and `pairs`) are the stages in their order; `stages` runs
 //! those of a `tokenizer.json`, which are in `normalizer` (with `charsmap`), `pretokenizer` (with
-//! `find` and `alphabet`) and `property`. `build` puts a tokenizer together, `encode` and `worker`
+//! `find` and `alphabet`) and `property`; `offsets` says where tokens stand in a text, through
+//! stages by `align`. `build` puts a tokenizer together, `encode` and `worker`
 //! run it, `cache` remembers results, `jobs` and `parallel` spread them over threads. `count` (with
 //! `table` and `words`), `goal`, `train` (with `cells`, `occurrences` and `heap`) and `frequent`
 //! make vocabularies; `decode` (with `vocab` and `surfaces`) and `stream` give text back; `ranks`
@@ -48,12 +49,14 @@
 
 // No two modules import each other.
 mod added;
+mod align;
 mod alphabet;
 mod bpe;
 mod build;
 mod cache;
 mod cells;
 mod char_bpe;
+mod char_merges;
 mod charsmap;
 mod count;
 mod decode;
@@ -73,6 +76,7 @@ mod merge;
 mod model;
 mod normalizer;
 mod occurrences;
+mod offsets;
 mod pairs;
 mod parallel;
 mod pretokenizer;
@@ -110,6 +114,7 @@ pub use frequent::most_frequent;
 pub use goal::{Goal, Ties, Trained};
 pub use model::ModelSpec;
 pub use normalizer::Normalizer;
+pub use offsets::Placed;
 pub use pretokenizer::{PreTokenizer, Prepend};
 pub use ranks::read_ranks;
 pub use scripts::is_one_script;

@@ -149,6 +149,32 @@ impl Model {
         }
     }
 
+    /// Appends the tokens of `piece`, each with the bytes of it that it covers. Of [`Bpe`], whose
+    /// tokens are the bytes of the piece, nothing is appended: their lengths say it.
+    ///
+    /// # Errors
+    ///
+    /// What `interrupt` returns.
+    pub(crate) fn places(
+        &self,
+        piece: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<(u32, (usize, usize))>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Bpe(_) => Ok(()),
+            Self::CharBpe(bpe) => bpe.places(piece, &mut scratch.char_bpe, out, interrupt),
+            Self::Unigram(model) => model.places(piece, &mut scratch.unigram, out, interrupt),
+            Self::WordPiece(model) => {
+                model.places(piece, out);
+                Ok(())
+            }
+            #[cfg(test)]
+            Self::Longest(_) => Ok(()),
+        }
+    }
+
     /// Appends the tokens of `piece`.
     ///
     /// # Errors

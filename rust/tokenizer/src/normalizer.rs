@@ -180,7 +180,21 @@ fn collect(
 /// stands for all of it. The characters of other clusters are replaced one by one.
 fn precompiled(text: &str, map: &Charsmap, interrupt: &mut Interrupt<'_>) -> Result<String, Error> {
     let mut out = Vec::with_capacity(text.len());
-    for (number, cluster) in text.graphemes(true).enumerate() {
+    replacements(text, map, interrupt, |_, _, made| {
+        out.extend_from_slice(made);
+    })?;
+    // A damaged map may hold other bytes than UTF-8.
+    Ok(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into()))
+}
+
+/// Calls `each(from, to, what these bytes become)` from the left, by the rule of [`precompiled`].
+pub(crate) fn replacements(
+    text: &str,
+    map: &Charsmap,
+    interrupt: &mut Interrupt<'_>,
+    mut each: impl FnMut(usize, usize, &[u8]),
+) -> Result<(), Error> {
+    for (number, (start, cluster)) in text.grapheme_indices(true).enumerate() {
         if number % TICK == TICK - 1 {
             interrupt()?;
         }
@@ -190,16 +204,16 @@ fn precompiled(text: &str, map: &Charsmap, interrupt: &mut Interrupt<'_>) -> Res
             None
         };
         if let Some(replacement) = whole {
-            out.extend_from_slice(replacement);
+            each(start, start + cluster.len(), replacement);
             continue;
         }
         for (at, char) in cluster.char_indices() {
             let part = &cluster.as_bytes()[at..at + char.len_utf8()];
-            out.extend_from_slice(map.shortest(part).unwrap_or(part));
+            let made = map.shortest(part).unwrap_or(part);
+            each(start + at, start + at + part.len(), made);
         }
     }
-    // A damaged map may hold other bytes than UTF-8.
-    Ok(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into()))
+    Ok(())
 }
 
 fn lowercase<'a>(text: Cow<'a, str>, interrupt: &mut Interrupt<'_>) -> Result<Cow<'a, str>, Error> {

@@ -7,6 +7,7 @@
 //! Defined by the functions of `python/tinylm/reference/stages.py`, held to them by the rungs whose
 //! names begin with `pre-tokenize`.
 
+use crate::align::{self, Origin};
 use crate::alphabet;
 use crate::find::{Behaviour, Find, Found, characters};
 use crate::property::{PUNCTUATION, WORD};
@@ -75,13 +76,19 @@ pub(crate) struct Pieces<'a, 'b> {
     interrupt: &'a mut Interrupt<'b>,
     pub(crate) text: String,
     pub(crate) spans: Vec<(usize, usize)>,
+    /// Where each byte of the text comes from; empty if nobody asks.
+    pub(crate) origin: Vec<Origin>,
     /// Whether the first piece begins where the text did: nothing before it has gone.
     begins: bool,
 }
 
 impl<'a, 'b> Pieces<'a, 'b> {
     /// A text in one piece, or none if it is empty.
-    pub(crate) fn whole(text: String, interrupt: &'a mut Interrupt<'b>) -> Self {
+    pub(crate) fn whole(
+        text: String,
+        origin: Vec<Origin>,
+        interrupt: &'a mut Interrupt<'b>,
+    ) -> Self {
         let spans = if text.is_empty() {
             Vec::new()
         } else {
@@ -91,6 +98,7 @@ impl<'a, 'b> Pieces<'a, 'b> {
             interrupt,
             text,
             spans,
+            origin,
             begins: true,
         }
     }
@@ -127,15 +135,24 @@ impl<'a, 'b> Pieces<'a, 'b> {
         })
     }
 
-    /// Writes each piece anew: `write` appends what the piece of a number becomes.
-    fn rewrite(&mut self, mut write: impl FnMut(usize, &str, &mut String)) {
+    /// Writes each piece anew: `write` appends what the piece of a number becomes. That is one
+    /// character for each of its characters, or with `bytes` for each byte, and perhaps one more in
+    /// front.
+    fn rewrite(&mut self, bytes: bool, mut write: impl FnMut(usize, &str, &mut String)) {
         let mut text = String::with_capacity(self.text.len());
+        let mut origin = Vec::new();
         for (number, span) in self.spans.iter_mut().enumerate() {
             let start = text.len();
-            write(number, &self.text[span.0..span.1], &mut text);
+            let piece = &self.text[span.0..span.1];
+            write(number, piece, &mut text);
+            if !self.origin.is_empty() {
+                let of = &self.origin[span.0..span.1];
+                align::follow(piece, of, &text[start..], bytes, &mut origin);
+            }
             *span = (start, text.len());
         }
         self.text = text;
+        self.origin = origin;
     }
 }
 
@@ -164,7 +181,7 @@ impl PreTokenizer {
                         .iter()
                         .any(|p| !pieces.text[p.0..].starts_with(' '))
                 {
-                    pieces.rewrite(|_, piece, out| {
+                    pieces.rewrite(false, |_, piece, out| {
                         if !piece.starts_with(' ') {
                             out.push(' ');
                         }
@@ -177,7 +194,7 @@ impl PreTokenizer {
                     })?;
                 }
                 if chars {
-                    pieces.rewrite(|_, piece, out| alphabet::write(piece.as_bytes(), out));
+                    pieces.rewrite(true, |_, piece, out| alphabet::write(piece.as_bytes(), out));
                 }
                 Ok(())
             }
@@ -211,7 +228,7 @@ impl PreTokenizer {
                 split,
             } => {
                 let first = first && pieces.begins;
-                pieces.rewrite(|number, piece, out| {
+                pieces.rewrite(false, |number, piece, out| {
                     let wanted = match prepend {
                         Prepend::Always => true,
                         Prepend::First => first && number == 0,

@@ -145,6 +145,53 @@ impl Normalise {
         out
     }
 
+    /// Calls `each(from, to, what these bytes become)` from the left; joined, that is the
+    /// normalised text. A blank that is put in comes of no byte, and one that goes becomes nothing.
+    pub(crate) fn edits(&self, text: &str, mut each: impl FnMut(usize, usize, &str)) {
+        let spec = &self.spec;
+        let blank = if spec.escape { MARK } else { " " };
+        let mut parts = Vec::new();
+        let (mut at, mut after_blank) = (0, spec.collapse);
+        while at < text.len() {
+            let (length, part) = self.first(&text[at..]);
+            let part = if after_blank {
+                part.trim_start_matches(' ')
+            } else {
+                &part
+            };
+            if !part.is_empty() {
+                after_blank = spec.collapse && part.ends_with(' ');
+                parts.push((at, at + length, part.replace(' ', blank)));
+            }
+            at += length;
+        }
+        while spec.collapse
+            && let Some(last) = parts.last_mut()
+        {
+            last.2.truncate(last.2.trim_end_matches(blank).len());
+            if !last.2.is_empty() {
+                break;
+            }
+            parts.pop();
+        }
+        let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
+            if !text.is_empty() && !self.apply(text).is_empty() {
+                each(0, 0, blank);
+            }
+            return;
+        };
+        let (start, end) = (first.0, last.1);
+        if spec.prefix && !spec.suffix {
+            each(start, start, blank);
+        }
+        for (from, to, made) in &parts {
+            each(*from, *to, made);
+        }
+        if spec.prefix && spec.suffix {
+            each(end, end, blank);
+        }
+    }
+
     /// How many bytes at the beginning stay as they are.
     #[inline]
     fn run(&self, text: &[u8]) -> usize {

@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 
 use crate::added::{AddedToken, AddedTokens};
+use crate::align::{Aligned, Origin, span};
 use crate::normalizer::Normalizer;
 use crate::pretokenizer::{Pieces, PreTokenizer};
 use crate::{Error, Interrupt, Policy, alphabet};
@@ -43,14 +44,15 @@ pub(crate) struct Staged {
     written: bool,
 }
 
-/// What a stretch of text gives, in order.
+/// What a stretch of text gives, in order; and, for those who ask, where each byte of the text
+/// comes from.
 pub(crate) enum Part<'a> {
     /// Pieces of a text.
-    Pieces(&'a [u8], &'a [(usize, usize)]),
+    Pieces(&'a [u8], &'a [(usize, usize)], &'a [Origin]),
     /// A text that the tokenizer's pattern splits.
-    Text(&'a [u8]),
+    Text(&'a [u8], &'a [Origin]),
     /// The id of an added token.
-    Token(u32),
+    Token(u32, Origin),
 }
 
 /// Takes the parts of a stretch.
@@ -110,6 +112,7 @@ impl Staged {
     }
 
     /// Gives `each` the parts of a stretch between added tokens; `first`: the text begins with it.
+    /// With `track`, the place of the stretch in the text, each part knows where it comes from.
     ///
     /// # Errors
     ///
@@ -119,6 +122,7 @@ impl Staged {
         &self,
         stretch: &[u8],
         first: bool,
+        track: Option<usize>,
         policy: &Policy,
         interrupt: &mut Interrupt<'_>,
         each: &mut Sink<'_>,
@@ -126,25 +130,24 @@ impl Staged {
         if stretch.is_empty() {
             return Ok(());
         }
-        if let Ok(text) = std::str::from_utf8(stretch) {
-            return self.run_text(text, first, policy, interrupt, each);
-        }
-        if self.stages.chars {
-            // A model of characters has nothing for other bytes.
-            let text = String::from_utf8_lossy(stretch);
-            return self.run_text(&text, first, policy, interrupt, each);
+        // A model of characters has nothing for other bytes than UTF-8.
+        if self.stages.chars || std::str::from_utf8(stretch).is_ok() {
+            return self.run_text(stretch, first, track, policy, interrupt, each);
         }
         // As a pattern does: bytes that are not UTF-8 divide the text and stand by themselves.
-        let mut start = first;
+        let (mut start, mut at) = (first, track.unwrap_or(0));
         for chunk in stretch.utf8_chunks() {
-            if !chunk.valid().is_empty() {
-                self.run_text(chunk.valid(), start, policy, interrupt, each)?;
+            let valid = chunk.valid().as_bytes();
+            if !valid.is_empty() {
+                self.run_text(valid, start, track.and(Some(at)), policy, interrupt, each)?;
             }
-            start = false;
+            (start, at) = (false, at + valid.len());
             for byte in chunk.invalid() {
                 if !self.missing[usize::from(*byte)] {
-                    each(Part::Pieces(&[*byte], &[(0, 1)]), interrupt)?;
+                    let origin = [(at as u32, at as u32 + 1)];
+                    each(Part::Pieces(&[*byte], &[(0, 1)], &origin), interrupt)?;
                 }
+                at += 1;
             }
         }
         Ok(())
@@ -152,20 +155,35 @@ impl Staged {
 
     fn run_text(
         &self,
-        text: &str,
+        text: &[u8],
         first: bool,
+        track: Option<usize>,
         policy: &Policy,
         interrupt: &mut Interrupt<'_>,
         each: &mut Sink<'_>,
     ) -> Result<(), Error> {
-        let text = normalise(&self.stages.normalizers, text.into(), interrupt)?;
+        let steps = &self.stages.normalizers;
+        let (text, origin) = if let Some(base) = track {
+            let made = Aligned::new(text, base).normalised(steps, interrupt)?;
+            (made.text.into(), made.origin)
+        } else {
+            let text = String::from_utf8_lossy(text);
+            (normalise(steps, text, interrupt)?, Vec::new())
+        };
         self.late.segments(text.as_bytes(), policy, |segment| {
             let stretch = &text[segment.start..segment.end];
             if !stretch.is_empty() {
-                self.split(stretch, first && segment.start == 0, interrupt, each)?;
+                let origin = origin.get(segment.start..segment.end).unwrap_or_default();
+                self.split(
+                    stretch,
+                    origin,
+                    first && segment.start == 0,
+                    interrupt,
+                    each,
+                )?;
             }
             match segment.token {
-                Some((id, _)) => each(Part::Token(id), interrupt),
+                Some((id, to)) => each(Part::Token(id, span(&origin, segment.end, to)), interrupt),
                 None => Ok(()),
             }
         })
@@ -175,15 +193,16 @@ impl Staged {
     fn split(
         &self,
         text: &str,
+        origin: &[Origin],
         first: bool,
         interrupt: &mut Interrupt<'_>,
         each: &mut Sink<'_>,
     ) -> Result<(), Error> {
         let steps = &self.stages.pre_tokenizers;
         if steps.is_empty() && !self.lacks(text.as_bytes()) {
-            return each(Part::Text(text.as_bytes()), interrupt);
+            return each(Part::Text(text.as_bytes(), origin), interrupt);
         }
-        let mut pieces = Pieces::whole(text.to_owned(), interrupt);
+        let mut pieces = Pieces::whole(text.to_owned(), origin.to_vec(), interrupt);
         for (number, step) in steps.iter().enumerate() {
             let last = number + 1 == steps.len();
             step.apply(
@@ -193,18 +212,21 @@ impl Staged {
             )?;
         }
         let Pieces {
-            text, mut spans, ..
+            text,
+            mut spans,
+            mut origin,
+            ..
         } = pieces;
         let mut bytes = text.into_bytes();
         if self.written && !self.stages.chars {
-            bytes = read(&bytes, &mut spans);
+            (bytes, origin) = read(&bytes, &origin, &mut spans);
         }
         if self.lacks(&bytes) {
-            bytes = self.without_missing(&bytes, &mut spans);
+            (bytes, origin) = self.without_missing(&bytes, &origin, &mut spans);
         }
         for spans in spans.chunks(TICK) {
             interrupt()?;
-            each(Part::Pieces(&bytes, spans), interrupt)?;
+            each(Part::Pieces(&bytes, spans, &origin), interrupt)?;
         }
         Ok(())
     }
@@ -215,34 +237,43 @@ impl Staged {
     }
 
     /// The pieces without the bytes that no token has; pieces of nothing else are gone.
-    fn without_missing(&self, text: &[u8], spans: &mut Vec<(usize, usize)>) -> Vec<u8> {
-        let mut out = Vec::with_capacity(text.len());
+    fn without_missing(
+        &self,
+        text: &[u8],
+        origin: &[Origin],
+        spans: &mut Vec<(usize, usize)>,
+    ) -> (Vec<u8>, Vec<Origin>) {
+        let (mut out, mut from) = (Vec::with_capacity(text.len()), Vec::new());
         for span in spans.iter_mut() {
             let start = out.len();
-            let piece = &text[span.0..span.1];
-            out.extend(
-                piece
-                    .iter()
-                    .filter(|&&byte| !self.missing[usize::from(byte)]),
-            );
+            let kept = |at: &usize| !self.missing[usize::from(text[*at])];
+            out.extend((span.0..span.1).filter(kept).map(|at| text[at]));
+            if !origin.is_empty() {
+                from.extend((span.0..span.1).filter(kept).map(|at| origin[at]));
+            }
             *span = (start, out.len());
         }
         spans.retain(|span| span.0 < span.1);
-        out
+        (out, from)
     }
 }
 
 /// The bytes that the characters of the pieces stand for.
-fn read(text: &[u8], spans: &mut [(usize, usize)]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
+fn read(text: &[u8], origin: &[Origin], spans: &mut [(usize, usize)]) -> (Vec<u8>, Vec<Origin>) {
+    let (mut out, mut from) = (Vec::with_capacity(text.len()), Vec::new());
     for span in spans {
         let start = out.len();
         if let Ok(piece) = std::str::from_utf8(&text[span.0..span.1]) {
             alphabet::read(piece, &mut out);
+            if !origin.is_empty() {
+                let stands = |&(_, char): &(usize, char)| alphabet::is_byte(char);
+                let places = piece.char_indices().filter(stands);
+                from.extend(places.map(|(at, _)| origin[span.0 + at]));
+            }
         }
         *span = (start, out.len());
     }
-    out
+    (out, from)
 }
 
 /// The text after all steps.

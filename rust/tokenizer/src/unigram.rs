@@ -127,6 +127,29 @@ impl Unigram {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
+        self.parts(piece, scratch, interrupt, |id, _| out.push(id))
+    }
+
+    /// Appends the tokens of `piece`, each with the bytes of it that it covers; errors as `encode`.
+    pub(crate) fn places(
+        &self,
+        piece: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<(u32, (usize, usize))>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<(), Error> {
+        self.parts(piece, scratch, interrupt, |id, place| out.push((id, place)))
+    }
+
+    /// Calls `each` with the tokens of the best path and their bytes.
+    #[inline]
+    fn parts(
+        &self,
+        piece: &[u8],
+        scratch: &mut Scratch,
+        interrupt: &mut Interrupt<'_>,
+        mut each: impl FnMut(u32, (usize, usize)),
+    ) -> Result<(), Error> {
         numbered(piece)?;
         self.forward(piece, &mut scratch.best, interrupt)?;
         let path = &mut scratch.path;
@@ -144,10 +167,14 @@ impl Unigram {
         }
         for &(start, end, token) in path.iter().rev() {
             if let Some(&(id, _)) = self.tokens.get(token as usize) {
-                out.push(id);
+                each(id, (start, end));
             } else {
-                let each = |id, _| out.push(id);
-                self.fallback.tokens(&piece[start..end], false, each);
+                let mut at = start;
+                let unknown = |id, length| {
+                    each(id, (at, at + length));
+                    at += length;
+                };
+                self.fallback.tokens(&piece[start..end], false, unknown);
             }
         }
         Ok(())

@@ -51,9 +51,19 @@ impl WordPiece {
 
     /// Appends the tokens of `piece`.
     pub(crate) fn encode(&self, piece: &[u8], out: &mut Vec<u32>) {
+        self.parts(piece, out, |id, _| id);
+    }
+
+    /// Appends the tokens of `piece`, each with the bytes of it that it covers.
+    pub(crate) fn places(&self, piece: &[u8], out: &mut Vec<(u32, (usize, usize))>) {
+        self.parts(piece, out, |id, place| (id, place));
+    }
+
+    /// Appends what `make` gives for each token and its bytes.
+    fn parts<T>(&self, piece: &[u8], out: &mut Vec<T>, make: impl Fn(u32, (usize, usize)) -> T) {
         let before = out.len();
         if self.is_too_long(piece) {
-            out.push(self.unknown);
+            out.push(make(self.unknown, (0, piece.len())));
             return;
         }
         let mut at = 0;
@@ -61,10 +71,10 @@ impl WordPiece {
             let trie = if at == 0 { &self.first } else { &self.inner };
             let Some((length, id)) = trie.longest(&piece[at..]) else {
                 out.truncate(before);
-                out.push(self.unknown);
+                out.push(make(self.unknown, (0, piece.len())));
                 return;
             };
-            out.push(id);
+            out.push(make(id, (at, at + length)));
             at += length;
         }
     }
