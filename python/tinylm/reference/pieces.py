@@ -137,7 +137,9 @@ def metaspace(piece: str, mark: str, *, prepend: bool, apart: bool) -> list[str]
     piece = piece.replace(" ", mark)
     if prepend and not piece.startswith(mark):
         piece = mark + piece
-    return re.split(f"(?={re.escape(mark)})", piece) if apart else [piece]
+    # An empty part in front is nothing that went: what follows still begins the text.
+    parts = re.split(f"(?={re.escape(mark)})", piece) if apart else [piece]
+    return [part for part in parts if part]
 
 
 def byte_level(piece: str, *, blank: bool, pattern: bool) -> list[str]:
