@@ -154,8 +154,9 @@ impl Bpe {
             // Side by side, as if the tokens of a group were no parts of each other. One that is
             // has the highest rank of the merges in the other, which is left in three parts.
             let mut halves = [None; LANES];
-            let bytes: Vec<&[u8]> = group.iter().map(|(token, _)| token.as_slice()).collect();
-            self.encode_short(&bytes, &mut scratch, |at, parts| {
+            let bytes = group.iter().map(|(token, _)| token.as_slice());
+            let bytes: Vec<_> = (0..).zip(bytes).collect();
+            self.encode_short(&bytes, &mut scratch, |at, _, parts| {
                 halves[at] = <[u32; 2]>::try_from(parts).ok();
             });
             for (&&(ref token, id), half) in group.iter().zip(halves) {
@@ -239,36 +240,36 @@ impl Bpe {
         self.whole.is_empty() && !self.merges.pairs.is_empty()
     }
 
-    /// Gives `each` the numbers and tokens of those of `pieces` that are as short as words, several
-    /// at a time; the others are left to [`Bpe::encode`].
+    /// Gives `each` those of `pieces` that are as short as words with their tokens, several at a
+    /// time; the others are left to [`Bpe::encode`].
     ///
     /// None of them may be a piece that stays whole.
     pub(crate) fn encode_short(
         &self,
-        pieces: &[&[u8]],
+        pieces: &[(usize, &[u8])],
         scratch: &mut Scratch,
-        mut each: impl FnMut(usize, &[u32]),
+        mut each: impl FnMut(usize, &[u8], &[u32]),
     ) {
         let mut group = [(0, [].as_slice()); LANES];
-        let mut short = (0..).zip(pieces).filter(|(_, piece)| piece.len() <= SHORT);
+        let mut short = pieces.iter().filter(|(_, piece)| piece.len() <= SHORT);
         loop {
             let mut size = 0;
-            for (slot, (number, piece)) in group.iter_mut().zip(&mut short) {
-                *slot = (number, *piece);
+            for (slot, piece) in group.iter_mut().zip(&mut short) {
+                *slot = *piece;
                 size += 1;
             }
             if size == 0 {
                 return;
             }
             let group = &group[..size];
-            let bytes = group.iter().map(|g| g.1);
             side_by_side(
                 &mut scratch.scans[..],
                 &self.merges,
-                bytes,
+                group.iter().map(|g| g.1),
                 &mut scratch.window,
                 |at, ids| {
-                    each(group[at].0, ids);
+                    let (number, piece) = group[at];
+                    each(number, piece, ids);
                 },
             );
         }

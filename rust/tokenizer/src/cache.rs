@@ -22,6 +22,8 @@ pub(crate) const LONGEST: usize = 15;
 pub(crate) const LIMIT: usize = 128;
 /// Ids that fit beside the key: with their number a slot is 32 bytes.
 const INLINE: usize = 3;
+/// What a slot holds beside the key: the ids and their number.
+pub(crate) const LANES: usize = INLINE + 1;
 /// Added to the number of ids that are in the arena.
 const SPILLED: usize = INLINE + 1;
 /// Slots at first, if the seed is small: 64 KiB, cheap for a short text.
@@ -52,15 +54,13 @@ pub(crate) struct Slot {
     key: Key,
     /// Up to three ids and their number; or, with a number above three, the place of the ids, the
     /// place of the bytes, and anything.
-    pub(crate) lanes: [u32; INLINE + 1],
+    pub(crate) lanes: [u32; LANES],
 }
 
-/// A piece and where to look for it.
-#[derive(Clone, Copy, Default)]
+/// A piece by its key, and where to look for it.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Place {
-    pub(crate) key: Key,
-    pub(crate) from: usize,
-    pub(crate) to: usize,
+    key: Key,
     hash: u32,
 }
 
@@ -153,6 +153,15 @@ impl Default for Cache {
     }
 }
 
+impl Slot {
+    /// How many ids there are, if they are in the lanes.
+    #[inline]
+    pub(crate) fn number(&self) -> Option<usize> {
+        let number = self.lanes[INLINE] as usize;
+        (number <= INLINE).then_some(number)
+    }
+}
+
 impl Cache {
     /// An empty table with room for about this many pieces.
     pub(crate) fn for_pieces(pieces: usize) -> Self {
@@ -183,16 +192,10 @@ impl Cache {
         };
         let hash = hash(key) as u32;
         prefetch(&self.slots, hash as usize & (self.slots.len() - 1));
-        Place {
-            key,
-            from,
-            to,
-            hash,
-        }
+        Place { key, hash }
     }
 
-    /// The slot with the key of the piece, if there is one. That of a long piece may be another's:
-    /// see [`Cache::spilled`].
+    /// The slot with the key of the piece, if there is one. That of a long piece may be another's.
     #[inline]
     pub(crate) fn find(&self, place: &Place) -> Option<&Slot> {
         let mask = self.slots.len() - 1;
@@ -210,8 +213,12 @@ impl Cache {
         }
     }
 
-    /// The ids of a piece whose slot says where they are; None if the slot is another piece's.
-    pub(crate) fn spilled(&self, slot: &Slot, piece: &[u8]) -> Option<&[u32]> {
+    /// The ids of a piece, if it is known.
+    pub(crate) fn ids(&self, place: &Place, piece: &[u8]) -> Option<&[u32]> {
+        let slot = self.find(place)?;
+        if let Some(number) = slot.number() {
+            return Some(&slot.lanes[..number]);
+        }
         let [ids_at, bytes_at, _, mark] = slot.lanes.map(|lane| lane as usize);
         let ids = &self.ids[ids_at..ids_at + mark - SPILLED];
         let known =
@@ -228,7 +235,7 @@ impl Cache {
         }
         let mut slot = Slot {
             key: place.key,
-            lanes: [0; 4],
+            lanes: [0; LANES],
         };
         if piece.len() <= LONGEST && ids.len() <= INLINE {
             slot.lanes[..ids.len()].copy_from_slice(ids);

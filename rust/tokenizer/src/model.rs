@@ -134,12 +134,13 @@ impl Model {
         }
     }
 
-    /// Gives `each` the numbers and tokens of some of `pieces`: those that are quicker together.
+    /// Gives `each` some of `pieces`, which are numbered, with their tokens: those that are quicker
+    /// together.
     pub(crate) fn encode_short(
         &self,
-        pieces: &[&[u8]],
+        pieces: &[(usize, &[u8])],
         scratch: &mut Scratch,
-        each: impl FnMut(usize, &[u32]),
+        each: impl FnMut(usize, &[u8], &[u32]),
     ) {
         match self {
             Self::Bpe(bpe) if bpe.only_merges() => {

@@ -14,9 +14,10 @@
 
 use fancy_regex::Regex;
 
+use crate::Error;
 use crate::scan::{gpt2, gpt4, o200k, word};
 use crate::unicode::{Classes, LETTER, MARK, NUMBER, SPACE};
-use crate::{Error, window};
+use crate::window::{self, ENDS, Ends};
 
 /// How text is split into pieces.
 ///
@@ -161,40 +162,58 @@ impl Pattern {
         start: usize,
         mut each: impl FnMut(usize, usize) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        // One match for each text: every scanner is compiled into a loop of its own.
+        if let Self::Custom(regex) = self {
+            return custom(regex, text, start, each);
+        }
+        let (mut ends, mut at) = ([0; ENDS], start);
+        while at < text.len() {
+            let number = self.ends(text, at, &mut ends);
+            for &end in &ends[..number] {
+                each(at, end)?;
+                at = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`Pattern::ends`] knows it: a scanner and no regular expression.
+    pub(crate) fn is_scanner(&self) -> bool {
+        !matches!(self, Self::Custom(_))
+    }
+
+    /// Writes the ends of the pieces of `text` from `at` on to `ends`, as many as it takes; gives
+    /// their number, at least 1 before the end of the text.
+    ///
+    /// In such batches because whoever takes the pieces is then no part of the scanner's loop. A
+    /// regular expression gives the rest as one piece.
+    pub(crate) fn ends(&self, text: &[u8], at: usize, ends: &mut Ends) -> usize {
+        // One match for each batch: every scanner is compiled into a loop of its own.
         let (c, limit) = (Classes::get(), text.len());
         match self {
             Self::Gpt2 => {
                 let starts = |at| window::gpt2(c, text, at);
-                window::scan(text, start, each, starts, |at| gpt2(c, text, at))
+                window::ends(text, at, ends, starts, |at| gpt2(c, text, at))
             }
             Self::Gpt4 => {
                 let starts = |at| window::gpt4(c, text, at, 3);
-                window::scan(text, start, each, starts, |at| gpt4(c, text, at, true, 3))
+                window::ends(text, at, ends, starts, |at| gpt4(c, text, at, true, 3))
             }
             Self::O200k => {
                 let starts = |at| window::o200k(c, text, at);
-                window::scan(text, start, each, starts, |at| o200k(c, text, at))
+                window::ends(text, at, ends, starts, |at| o200k(c, text, at))
             }
             Self::Llama3 => {
                 let starts = |at| window::gpt4(c, text, at, 3);
-                window::scan(text, start, each, starts, |at| gpt4(c, text, at, false, 3))
+                window::ends(text, at, ends, starts, |at| gpt4(c, text, at, false, 3))
             }
             Self::Qwen2 => {
                 let starts = |at| window::gpt4(c, text, at, 1);
-                window::scan(text, start, each, starts, |at| gpt4(c, text, at, false, 1))
+                window::ends(text, at, ends, starts, |at| gpt4(c, text, at, false, 1))
             }
-            Self::Character => scan(start, limit, each, |at| at + c.at(text, at).1.max(1)),
-            Self::Word => scan(start, limit, each, |at| word(c, text, at)),
-            Self::Marks => scan(start, limit, each, |at| marks(text, at)),
-            Self::Whole => {
-                if start < limit {
-                    each(start, limit)
-                } else {
-                    Ok(())
-                }
-            }
-            Self::Custom(regex) => custom(regex, text, start, each),
+            Self::Character => scan(at, limit, ends, |at| at + c.at(text, at).1.max(1)),
+            Self::Word => scan(at, limit, ends, |at| word(c, text, at)),
+            Self::Marks => scan(at, limit, ends, |at| marks(text, at)),
+            Self::Whole | Self::Custom(_) => scan(at, limit, ends, |_| limit),
         }
     }
 
@@ -256,21 +275,20 @@ fn marks(text: &[u8], at: usize) -> usize {
     text.len()
 }
 
-/// Runs a scanner, a function from the start of a piece to its end, over `start..limit`.
+/// The ends of pieces by a scanner, a function from the start of a piece to its end; gives their
+/// number.
 #[inline]
-fn scan(
-    start: usize,
-    limit: usize,
-    mut each: impl FnMut(usize, usize) -> Result<(), Error>,
-    end_of: impl Fn(usize) -> usize,
-) -> Result<(), Error> {
-    let mut at = start;
-    while at < limit {
-        let end = end_of(at);
-        each(at, end)?;
-        at = end;
+fn scan(mut at: usize, limit: usize, ends: &mut Ends, end_of: impl Fn(usize) -> usize) -> usize {
+    let mut number = 0;
+    for end in ends {
+        if at >= limit {
+            break;
+        }
+        at = end_of(at);
+        *end = at;
+        number += 1;
     }
-    Ok(())
+    number
 }
 
 /// The pieces of a regular expression: its matches, and what lies between them.

@@ -18,34 +18,48 @@ use crate::masks::{Masks, WIDTH};
 use crate::scan::contraction;
 use crate::unicode::Classes;
 
-/// Calls `each(start, end)` for the pieces of `text` from `start` on: those that begin at the bits
-/// of `starts(at)`, which is for the window at `at`, and where it has none but bit 0, what
-/// `end_of(at)` says.
+/// Ends of pieces that [`ends`] writes at most.
+pub(crate) const ENDS: usize = 128 + WIDTH;
+
+/// The ends of several pieces.
+pub(crate) type Ends = [usize; ENDS];
+
+/// Writes the ends of the pieces of `text` from `at` on to `ends`, as many as it takes; gives their
+/// number, 0 at the end of the text alone.
+///
+/// Pieces begin at the bits of `starts(at)`, which is for the window at `at`; where it has none but
+/// bit 0, `end_of(at)` says where the piece at `at` ends.
 #[inline]
-pub(crate) fn scan<E>(
+pub(crate) fn ends(
     text: &[u8],
-    start: usize,
-    mut each: impl FnMut(usize, usize) -> Result<(), E>,
+    mut at: usize,
+    ends: &mut Ends,
     starts: impl Fn(usize) -> u64,
     end_of: impl Fn(usize) -> usize,
-) -> Result<(), E> {
-    let mut at = start;
-    while at < text.len() {
+) -> usize {
+    let mut number = 0;
+    while at < text.len() && number + WIDTH <= ENDS {
         let window = at;
         let mut rest = starts(window) & !1;
         if rest == 0 {
-            let end = end_of(at);
-            each(at, end)?;
-            at = end;
+            at = end_of(at);
+            ends[number] = at;
+            number += 1;
+            continue;
         }
+        let mut next = number;
+        number += rest.count_ones() as usize;
+        // Eight at a time, some of them of no bit, so that the number of bits is no branch.
         while rest != 0 {
-            let end = window + rest.trailing_zeros() as usize;
-            each(at, end)?;
-            at = end;
-            rest &= rest - 1;
+            for end in &mut ends[next..next + 8] {
+                *end = window + rest.trailing_zeros() as usize;
+                rest &= rest.wrapping_sub(1);
+            }
+            next += 8;
         }
+        at = ends[number - 1];
     }
-    Ok(())
+    number
 }
 
 /// The lowest `number` bits; all from 64 on.
@@ -267,7 +281,7 @@ mod tests {
             state ^= state >> 27;
             (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % bound
         };
-        let (c, mut text) = (Classes::get(), Vec::new());
+        let (c, mut text, mut some) = (Classes::get(), Vec::new(), [0; ENDS]);
         for round in 0..20_000 {
             text.clear();
             // Few kinds of parts in half of the texts, so that runs and rare neighbours meet.
@@ -277,24 +291,19 @@ mod tests {
                 text.extend_from_slice(kinds[below(kinds.len())]);
             }
             for (name, starts, end_of) in BOTH {
-                let (mut ends, mut expected, mut at) = (Vec::new(), Vec::new(), 0);
+                let (mut found, mut expected, mut at) = (Vec::new(), Vec::new(), 0);
                 while at < text.len() {
                     at = end_of(c, &text, at);
                     expected.push(at);
                 }
-                let each = |_, end| {
-                    ends.push(end);
-                    Ok::<(), ()>(())
-                };
-                scan(
-                    &text,
-                    0,
-                    each,
-                    |at| starts(c, &text, at),
-                    |at| end_of(c, &text, at),
-                )
-                .unwrap();
-                assert_eq!(ends, expected, "{name}: {}", text.escape_ascii());
+                at = 0;
+                while at < text.len() {
+                    let starts = |at| starts(c, &text, at);
+                    let number = ends(&text, at, &mut some, starts, |at| end_of(c, &text, at));
+                    found.extend_from_slice(&some[..number]);
+                    at = some[number - 1];
+                }
+                assert_eq!(found, expected, "{name}: {}", text.escape_ascii());
             }
         }
     }

@@ -1,31 +1,38 @@
 //! What one thread needs to encode stretches of text: cut into pieces, look up, merge the rest.
 //!
-//! In batches of [`BATCH`] pieces and two passes over each. The first cuts the text, makes a
-//! key of each piece and begins to load its slot of the cache; the second takes the ids from the
-//! slots, which have come in meanwhile. So the second waits neither for the branches of the
-//! scanner nor for memory.
+//! In batches of up to [`BATCH`] pieces and several short loops over each. The first finds the
+//! ends of the pieces, the second makes their keys and begins to load their slots of the cache, the
+//! third takes the ids from the slots, which have come in meanwhile. So the third waits neither for
+//! the branches of the scanner nor for memory, and it writes all lanes of a slot, however many ids
+//! there are. It passes over what has no slot or no room in one; those pieces are merged
+//! side by side, and then put between the others.
 
-use std::ops::Range;
-
-use crate::cache::{Cache, LIMIT, Place};
+use crate::cache::{Cache, LANES, LIMIT, Place};
 use crate::model::{Model, Scratch};
+use crate::window::ENDS;
 use crate::{Error, Interrupt, Pattern};
 
 /// Bytes of text between two calls of the interrupt, a few milliseconds of work.
 const TICK: usize = 1 << 19;
-/// Pieces cut before they are looked up: 6 KiB of places.
-const BATCH: usize = 128;
-/// Ids that are written for each piece, whether it has them or not.
-const LANES: usize = 4;
+/// Pieces of a batch at most: as many as a scanner gives at once.
+const BATCH: usize = ENDS;
 
 /// The memory of one thread; kept between calls because a warm cache is fast.
 pub(crate) struct Worker {
     /// The pieces that this thread has seen, with their ids.
     cache: Cache,
     scratch: Scratch,
-    /// The pieces that are cut and not yet looked up.
-    places: Box<[Place; BATCH]>,
-    /// The ids of a piece that was not found.
+    batch: Box<Batch>,
+}
+
+/// What is known of the pieces of a batch.
+struct Batch {
+    places: [Place; BATCH],
+    /// The ids of the pieces that were found, and room for all lanes of the last one.
+    ids: [u32; LANES * (BATCH + 1)],
+    /// The other pieces by their numbers, each with the number of ids before it.
+    others: Vec<(usize, usize)>,
+    /// The ids of a piece that no cache takes.
     merged: Vec<u32>,
 }
 
@@ -35,8 +42,12 @@ impl Worker {
         Self {
             cache: model.seed().cloned().unwrap_or_default(),
             scratch: Scratch::default(),
-            places: Box::new([Place::default(); BATCH]),
-            merged: Vec::new(),
+            batch: Box::new(Batch {
+                places: [Place::default(); BATCH],
+                ids: [0; LANES * (BATCH + 1)],
+                others: Vec::with_capacity(BATCH),
+                merged: Vec::new(),
+            }),
         }
     }
 
@@ -50,23 +61,35 @@ impl Worker {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
-        let mut tick = start + TICK;
-        let mut number = 0;
-        pattern.pieces(text, start, |from, to| {
-            // `number` is below BATCH; the remainder saves the bounds check.
-            self.places[number % BATCH] = self.cache.place(text, from, to);
-            number += 1;
-            if number == BATCH {
-                number = 0;
-                self.batch(model, text, BATCH, out, interrupt)?;
-                if to >= tick {
-                    interrupt()?;
-                    tick = to + TICK;
+        let (mut at, mut tick) = (start, start + TICK);
+        if !pattern.is_scanner() {
+            let mut spans = Vec::with_capacity(BATCH);
+            pattern.pieces(text, start, |from, to| {
+                spans.push((from, to));
+                if spans.len() == BATCH {
+                    self.spans(model, text, &spans, out, interrupt)?;
+                    spans.clear();
+                    if to >= tick {
+                        interrupt()?;
+                        tick = to + TICK;
+                    }
                 }
+                Ok(())
+            })?;
+            return self.spans(model, text, &spans, out, interrupt);
+        }
+        let mut ends = [0; ENDS];
+        while at < text.len() {
+            let number = pattern.ends(text, at, &mut ends);
+            let span = |piece: usize| (if piece == 0 { at } else { ends[piece - 1] }, ends[piece]);
+            self.batch(model, text, number, span, out, interrupt)?;
+            at = ends[number - 1];
+            if at >= tick {
+                interrupt()?;
+                tick = at + TICK;
             }
-            Ok(())
-        })?;
-        self.batch(model, text, number, out, interrupt)
+        }
+        Ok(())
     }
 
     /// Appends the ids of the pieces `spans` of `text`.
@@ -79,108 +102,102 @@ impl Worker {
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
         for spans in spans.chunks(BATCH) {
-            for (place, &(from, to)) in self.places.iter_mut().zip(spans) {
-                *place = self.cache.place(text, from, to);
-            }
-            self.batch(model, text, spans.len(), out, interrupt)?;
+            self.batch(model, text, spans.len(), |at| spans[at], out, interrupt)?;
         }
         Ok(())
     }
 
-    /// Appends the ids of the first `number` places.
+    /// Appends the ids of `number` pieces of `text`, which are at `span(0)`, `span(1)` and so on.
+    #[inline]
     fn batch(
         &mut self,
         model: &Model,
         text: &[u8],
         number: usize,
+        span: impl Fn(usize) -> (usize, usize),
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
-        let (mut end, mut ahead) = (out.len(), false);
-        // Room for all lanes of all pieces; what is not used is cut off at the end.
-        out.resize(end + LANES * number, 0);
-        for at in 0..number {
-            let place = self.places[at];
-            let mut found = self.cache.find(&place);
-            if found.is_none() && !ahead {
-                // With the first piece that is not known, those of the rest are merged.
-                ahead = true;
-                self.look_ahead(model, text, at..number);
-                found = self.cache.find(&place);
-            }
-            if let Some(slot) = found
-                && slot.lanes[LANES - 1] < LANES as u32
-                && let Some(room) = out.get_mut(end..end + LANES)
+        let batch = &mut *self.batch;
+        for (at, place) in batch.places[..number].iter_mut().enumerate() {
+            let (from, to) = span(at);
+            *place = self.cache.place(text, from, to);
+        }
+        let mut end = 0;
+        batch.others.clear();
+        for (at, place) in batch.places[..number].iter().enumerate() {
+            if let Some(slot) = self.cache.find(place)
+                && let Some(number) = slot.number()
             {
                 // All lanes at once: no loop for one or two ids.
-                room.copy_from_slice(&slot.lanes);
-                end += slot.lanes[LANES - 1] as usize;
-                continue;
+                batch.ids[end..end + LANES].copy_from_slice(&slot.lanes);
+                end += number;
+            } else {
+                batch.others.push((at, end));
             }
-            let left = LANES * (number - at - 1);
-            end = self.other(model, text, &place, (end, left), out, interrupt)?;
         }
-        out.truncate(end);
-        Ok(())
+        if batch.others.is_empty() {
+            out.extend_from_slice(&batch.ids[..end]);
+            return Ok(());
+        }
+        let piece = |at| {
+            let (from, to) = span(at);
+            &text[from..to]
+        };
+        self.others(model, piece, end, out, interrupt)
     }
 
-    /// Merges the pieces of these places that are not known, if the model can merge several at once.
+    /// Appends the ids of a batch of which some pieces have no slot, or no room in one.
     #[inline(never)]
-    fn look_ahead(&mut self, model: &Model, text: &[u8], places: Range<usize>) {
-        let Self { cache, scratch, .. } = self;
-        let new: Vec<&Place> = self.places[places]
-            .iter()
-            .filter(|place| place.to - place.from <= LIMIT && cache.find(place).is_none())
-            .collect();
-        let pieces: Vec<&[u8]> = new
-            .iter()
-            .map(|place| &text[place.from..place.to])
-            .collect();
-        model.encode_short(&pieces, scratch, |number, ids| {
-            // If it is full, nothing is lost: each piece is looked up again.
-            cache.put(new[number], pieces[number], ids);
-        });
-    }
-
-    /// Writes the ids of a piece that fits no slot or is not known to `out[end..]`; gives their
-    /// end, with room for `left` ids behind it.
-    #[inline(never)]
-    fn other(
+    fn others<'a>(
         &mut self,
         model: &Model,
-        text: &[u8],
-        place: &Place,
-        (end, left): (usize, usize),
+        piece: impl Fn(usize) -> &'a [u8],
+        end: usize,
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
-    ) -> Result<usize, Error> {
-        let piece = &text[place.from..place.to];
-        if piece.len() > LIMIT {
-            // May be megabytes long: straight to the output.
-            out.truncate(end);
-            model.encode(piece, &mut self.scratch, out, interrupt)?;
-            let end = out.len();
-            out.resize(end + left, 0);
-            return Ok(end);
-        }
-        let found = self.cache.find(place);
-        let known = found.and_then(|slot| self.cache.spilled(slot, piece));
-        let ids = if let Some(ids) = known {
-            ids
-        } else {
-            self.merged.clear();
-            model.encode(piece, &mut self.scratch, &mut self.merged, interrupt)?;
-            if !self.cache.put(place, piece, &self.merged) {
-                // Full: most of what is in it was needed once.
-                self.cache = model.seed().cloned().unwrap_or_default();
+    ) -> Result<(), Error> {
+        let Self {
+            cache,
+            scratch,
+            batch,
+        } = self;
+        let Batch {
+            places,
+            ids,
+            others,
+            merged,
+        } = &mut **batch;
+        let new = others.iter().filter_map(|&(at, _)| {
+            let piece = piece(at);
+            (piece.len() <= LIMIT && cache.find(&places[at]).is_none()).then_some((at, piece))
+        });
+        let new: Vec<_> = new.collect();
+        model.encode_short(&new, scratch, |at, piece, ids| {
+            // If it is full, nothing is lost: each piece is looked up again.
+            cache.put(&places[at], piece, ids);
+        });
+        let mut done = 0;
+        for &(at, before) in &*others {
+            out.extend_from_slice(&ids[done..before]);
+            done = before;
+            let (place, piece) = (&places[at], piece(at));
+            if piece.len() > LIMIT {
+                // May be megabytes long: straight to the output.
+                model.encode(piece, scratch, out, interrupt)?;
+            } else if let Some(ids) = cache.ids(place, piece) {
+                out.extend_from_slice(ids);
+            } else {
+                merged.clear();
+                model.encode(piece, scratch, merged, interrupt)?;
+                if !cache.put(place, piece, merged) {
+                    // Full: most of what is in it was needed once.
+                    *cache = model.seed().cloned().unwrap_or_default();
+                }
+                out.extend_from_slice(merged);
             }
-            &self.merged
-        };
-        let next = end + ids.len();
-        if out.len() < next + left {
-            out.resize(next + left, 0);
         }
-        out[end..next].copy_from_slice(ids);
-        Ok(next)
+        out.extend_from_slice(&ids[done..end]);
+        Ok(())
     }
 }
