@@ -117,6 +117,22 @@ class Tokenizer:
     def encode_batch(
         self, texts: list[str | bytes], special: str | Iterable[str]
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
+    def sample(
+        self,
+        text: str | bytes,
+        special: str | Iterable[str],
+        seed: int,
+        alpha: float,
+        n_best: int | None,
+        dropout: float | None,
+    ) -> list[int]:
+        """The ids of a segmentation drawn with `seed`: `dropout` for a BPE, else for a Unigram."""
+
+    def n_best(
+        self, text: str | bytes, n: int, special: str | Iterable[str]
+    ) -> list[tuple[float, list[int]]]:
+        """The scores and ids of the `n` best segmentations by a Unigram, the best first."""
+
     def cut(self, text: str | bytes, special: str | Iterable[str]) -> int | None:
         """A byte offset up to which the ids of `text` do not depend on what may follow it."""
 

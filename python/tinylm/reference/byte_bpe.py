@@ -13,7 +13,7 @@ bytes is O(n^2). Sennrich et al. 2016, arXiv:1508.07909; over bytes: Radford et 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 Pair = tuple[int, int]
@@ -116,16 +116,25 @@ def most_frequent(
     return [bytes([b]) for b in range(256)] + longer[: size - 256]
 
 
-def encode(piece: bytes, merges: list[Pair], tokens: list[bytes]) -> list[int]:
-    """The ids of `piece`: always the earliest merge that applies, the leftmost pair first."""
+def encode(
+    piece: bytes,
+    merges: list[Pair],
+    tokens: list[bytes],
+    drops: Callable[[], bool] = lambda: False,
+) -> list[int]:
+    """The ids of `piece`: always the earliest merge that applies, the leftmost pair first.
+
+    `drops()` says of a merge whether it is passed over this time (BPE-dropout, Provilkov et al.
+    2020, arXiv:1910.13267). If all that apply are passed over, the piece stays as it is.
+    """
     rank = {pair: r for r, pair in enumerate(merges)}
     id_of = {token: i for i, token in enumerate(tokens)}
     word = [id_of[bytes([b])] for b in piece]
     while True:
         pairs = [(rank[pair], i) for i, pair in enumerate(pairwise(word)) if pair in rank]
-        if not pairs:
+        i = next((i for _, i in sorted(pairs) if not drops()), None)
+        if i is None:
             return word
-        _, i = min(pairs)
         # The bytes name the token: no two merges make the same bytes.
         word[i : i + 2] = [id_of[tokens[word[i]] + tokens[word[i + 1]]]]
 

@@ -45,6 +45,11 @@ def draw(key: int, counter: int) -> int:
     return mix(key + (counter + 1) * GOLDEN & MASK)
 
 
+def unit(word: int) -> float:
+    """`word`, a number of 64 bits, as a number of [0, 1): its upper 53 bits."""
+    return (word >> 11) * 2.0**-53
+
+
 def key(*parts: int) -> int:
     """One key out of several numbers."""
     result = GOLDEN

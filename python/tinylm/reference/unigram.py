@@ -15,7 +15,6 @@ Kudo 2018, arXiv:1804.10959. Quadratic in the piece for `encode`.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
 from math import exp, inf, log
 
 # The longest token has this many characters; sentencepiece's default.
@@ -130,28 +129,15 @@ def encode(
 def n_best(piece: bytes, scores: Scores, n: int) -> list[tuple[float, Path]]:
     """The `n` best segmentations with their scores, the best first.
 
-    A* from the right: a path's promise is its own score and that of the best path to its start.
+    Each place keeps its `n` best; of equal ones that whose last token begins first comes first.
     """
-    found = edges(piece, scores)
-    best = {0: 0.0}
-    for start, end, score, _ in found:
-        best[end] = max(best.get(end, -inf), best[start] + score)
-    done: list[tuple[float, Path]] = []
-    # The number of a path decides between equal promises: first in, first out.
-    heap: list[tuple[float, int, int, float, Path]] = [(-best[len(piece)], 0, len(piece), 0.0, [])]
-    made = 1
-    while heap and len(done) < n:
-        _, _, at, score, path = heappop(heap)
-        if at == 0:
-            done.append((score, path))
-            continue
-        for start, end, own, known in found:
-            if end == at:
-                total = score + own
-                entry = (-(best[start] + total), made, start, total, [(start, end, known), *path])
-                heappush(heap, entry)
-                made += 1
-    return done
+    best: defaultdict[int, list[tuple[float, Path]]] = defaultdict(list)
+    best[0] = [(0.0, [])]
+    for start, end, score, known in edges(piece, scores):
+        # Everything that ends at `start` has been seen. Sorting is stable.
+        best[start] = sorted(best[start], key=lambda found: -found[0])[:n]
+        best[end] += [(total + score, [*path, (start, end, known)]) for total, path in best[start]]
+    return sorted(best[len(piece)], key=lambda found: -found[0])[:n]
 
 
 def forward(piece: bytes, scores: Scores, theta: float = 1.0) -> list[float]:

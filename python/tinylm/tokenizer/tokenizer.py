@@ -1,6 +1,6 @@
 """`Tokenizer` and its `Stream`, the Python side of the compiled tokenizer."""
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -11,6 +11,7 @@ from tinylm.tokenizer import contents as parts
 from tinylm.tokenizer.contents import Contents
 from tinylm.tokenizer.core import core_of
 from tinylm.tokenizer.models import Bpe
+from tinylm.tokenizer.segmentations import Segmentations, Special
 from tinylm.tokenizer.stream import Stream, utf8
 from tinylm.tokenizer.training import Progress, Ties, Training
 from tinylm.tokenizer.vocabulary import Vocabulary
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
 
     Ids = Iterable[int] | NDArray[np.integer[Any]]
 
-Special = Literal["raise", "allow", "text"] | Set[str]
 
-
-class Tokenizer(Vocabulary):
+class Tokenizer(Vocabulary, Segmentations):
     """Text to token ids and back; immutable, comparable, hashable, picklable.
 
     Ids 0..255 of a trained tokenizer are the bytes, so every text and every bytes object can be

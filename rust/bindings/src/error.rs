@@ -26,6 +26,7 @@ pub(crate) fn tokenizer_error(error: tinylm_tokenizer::Error) -> PyErr {
         | Error::Pattern { .. }
         | Error::PatternGaveUp { .. }
         | Error::VocabularyTooSmall { .. }
+        | Error::Sampling(_)
         | Error::EmptyCorpus
         | Error::TooLong { .. } => PyValueError::new_err(message),
         // Seldom seen: where a signal handler raised something, `detached` raises that instead.

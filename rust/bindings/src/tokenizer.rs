@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use tinylm_tokenizer as core;
-use tinylm_tokenizer::{AddedToken, Policy};
+use tinylm_tokenizer::{AddedToken, Policy, Sampling};
 
 use crate::arguments::{Text, detached, id_of, import_numpy};
 use crate::error::tokenizer_error;
@@ -195,6 +195,44 @@ impl Tokenizer {
         // 0 threads: one for each core.
         let (ids, offsets) = detached(py, |stop| self.core.encode_batch(&texts, &policy, 0, stop))?;
         Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
+    }
+
+    /// The ids of `text` in a segmentation drawn with `seed`: `dropout` for a BPE, else `alpha`
+    /// and `n_best` for a Unigram.
+    ///
+    /// Raises `ValueError` for numbers out of range and for another model.
+    #[expect(clippy::too_many_arguments, reason = "each is one of Python's")]
+    fn sample<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        special: &Bound<'py, PyAny>,
+        seed: u64,
+        alpha: f64,
+        n_best: Option<usize>,
+        dropout: Option<f64>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let policy = self.policy(special)?;
+        let sampling = dropout.map_or(Sampling::Alpha { alpha, n_best }, Sampling::Dropout);
+        let ids = detached(py, |stop| {
+            self.core
+                .sample(text.bytes(), &policy, sampling, seed, stop)
+        })?;
+        self.list(py, &ids)
+    }
+
+    /// The scores and ids of the `n` best segmentations of `text` by a Unigram, the best first.
+    fn n_best<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        n: usize,
+        special: &Bound<'py, PyAny>,
+    ) -> PyResult<Vec<(f64, Bound<'py, PyList>)>> {
+        let policy = self.policy(special)?;
+        let found = detached(py, |stop| self.core.n_best(text.bytes(), n, &policy, stop))?;
+        let listed = |(score, ids): (f64, Vec<u32>)| Ok((score, self.list(py, &ids)?));
+        found.into_iter().map(listed).collect()
     }
 
     /// A byte offset up to which the ids of `text` do not depend on what may follow it.

@@ -13,6 +13,7 @@
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::cache::Cache;
+use crate::error::numbered;
 use crate::long::merge_windows;
 use crate::merge::{LANES, RANKS, Scratch, side_by_side};
 use crate::pairs::{Merges, NEVER, Pairs};
@@ -233,6 +234,28 @@ impl Bpe {
             return Ok(());
         }
         merge_windows(&self.merges, piece, scratch, out, interrupt)
+    }
+
+    /// Whether anything merges.
+    pub(crate) fn has_merges(&self) -> bool {
+        !self.merges.pairs.is_empty()
+    }
+
+    /// Appends the tokens of the bytes of `piece`, before anything merges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`] for a piece of 4 GiB or more.
+    pub(crate) fn symbols(&self, piece: &[u8], out: &mut Vec<u32>) -> Result<(), Error> {
+        numbered(piece)?;
+        out.extend(piece.iter().map(|&byte| self.merges.byte_id(byte)));
+        Ok(())
+    }
+
+    /// When two tokens merge, and into which.
+    pub(crate) fn merge_of(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+        let rank = self.merges.pairs.rank(left, right);
+        (rank != NEVER).then(|| (rank, self.merges.pairs.made(rank)))
     }
 
     /// Whether merges alone decide what a piece becomes that is not in the seed.

@@ -256,6 +256,25 @@ impl CharBpe {
         found.copied().unwrap_or(NO_MERGE)
     }
 
+    /// Appends the tokens of the characters of `piece`, before anything merges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`] for a piece of 4 GiB or more.
+    pub(crate) fn unmerged(&self, piece: &[u8], out: &mut Vec<u32>) -> Result<(), Error> {
+        numbered(piece)?;
+        let mut scratch = Scratch::default();
+        self.symbols::<false>(piece, &mut scratch);
+        out.extend(scratch.nodes.iter().map(|node| node.id));
+        Ok(())
+    }
+
+    /// When two tokens merge, and into which.
+    pub(crate) fn rank_and_id(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+        let Merge { rank, id } = self.merge_of(left, right);
+        (rank != NEVER).then_some((rank, id))
+    }
+
     /// Merges until no two neighbours have a rank.
     ///
     /// Entries of the heap are never removed: one that a merge nearby made wrong is told by its

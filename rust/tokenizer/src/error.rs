@@ -73,6 +73,9 @@ pub enum Error {
         /// The smallest size possible.
         needed: usize,
     },
+    /// A way of drawing segmentations that is out of range or not the model's.
+    #[error("{0}")]
+    Sampling(String),
     /// Nothing to train on.
     #[error("the corpus is empty: training needs at least one character of text")]
     EmptyCorpus,
@@ -103,6 +106,7 @@ impl Error {
             | Self::Pattern { .. }
             | Self::PatternGaveUp { .. }
             | Self::VocabularyTooSmall { .. }
+            | Self::Sampling(_)
             | Self::EmptyCorpus
             | Self::TooLong { .. }
             | Self::Interrupted => None,

@@ -15,7 +15,8 @@
 //! run it, `cache` remembers results, `jobs` and `parallel` spread them over threads. `count` (with
 //! `table` and `words`), `goal`, `train` (with `cells`, `occurrences` and `heap`) and `frequent`
 //! make vocabularies; `decode` (with `vocab` and `surfaces`) and `stream` give text back; `ranks`
-//! reads files of tiktoken. `memory` has two hints to the machine.
+//! reads files of tiktoken; `sample` (with `draws`, `dropout` and `unigram_sample`) draws segmentations.
+//! `memory` has two hints to the machine.
 //!
 //! What is guaranteed: decoding gives back the bytes that were encoded, any bytes; the ids do not
 //! depend on the number of threads or on earlier calls. The slow definitions are in
@@ -60,6 +61,8 @@ mod char_merges;
 mod charsmap;
 mod count;
 mod decode;
+mod draws;
+mod dropout;
 mod encode;
 mod error;
 mod fallback;
@@ -82,6 +85,7 @@ mod parallel;
 mod pretokenizer;
 mod property;
 mod ranks;
+mod sample;
 mod scan;
 mod scripts;
 mod seeds;
@@ -95,6 +99,7 @@ mod train;
 mod trie;
 mod unicode;
 mod unigram;
+mod unigram_sample;
 mod unigram_train;
 mod vocab;
 mod window;
@@ -117,6 +122,7 @@ pub use normalizer::Normalizer;
 pub use offsets::Placed;
 pub use pretokenizer::{PreTokenizer, Prepend};
 pub use ranks::read_ranks;
+pub use sample::Sampling;
 pub use scripts::is_one_script;
 pub use sentencepiece::{Normalise, SentencePiece};
 pub use split::Pattern;

@@ -36,6 +36,16 @@ pub(crate) struct Unigram {
     over_bytes: bool,
 }
 
+/// A token somewhere in a piece, or an unknown character, with its score.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Edge {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    /// In the trie; NONE for an unknown character.
+    pub(crate) token: u32,
+    pub(crate) score: f64,
+}
+
 /// The best path that ends at a place: its score and its last token.
 #[derive(Debug, Clone, Copy)]
 struct Best {
@@ -178,6 +188,63 @@ impl Unigram {
             }
         }
         Ok(())
+    }
+
+    /// Gives `each` the tokens in `piece` by start and end, and its unknown characters.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`] for a piece of 4 GiB or more, and any error that `interrupt` returns.
+    pub(crate) fn edges(
+        &self,
+        piece: &[u8],
+        interrupt: &mut Interrupt<'_>,
+        mut each: impl FnMut(Edge),
+    ) -> Result<(), Error> {
+        numbered(piece)?;
+        let (mut start, mut tick) = (0, TICK);
+        while start < piece.len() {
+            if start >= tick {
+                interrupt()?;
+                tick = start + TICK;
+            }
+            let rest = &piece[start..];
+            let character = if self.over_bytes { 1 } else { width(rest) };
+            let mut is_known = false;
+            self.trie.prefixes(rest, |length, token| {
+                is_known |= length == character;
+                each(Edge {
+                    start,
+                    end: start + length,
+                    token,
+                    score: self.tokens[token as usize].1,
+                });
+            });
+            if !is_known {
+                each(Edge {
+                    start,
+                    end: start + character,
+                    token: NONE,
+                    score: self.unknown_score,
+                });
+            }
+            start += character;
+        }
+        Ok(())
+    }
+
+    /// Appends the ids of a segmentation of `piece`; unknown neighbours are one stretch.
+    pub(crate) fn ids(&self, piece: &[u8], path: &[Edge], out: &mut Vec<u32>) {
+        for part in path.chunk_by(|a, b| a.token == NONE && b.token == NONE) {
+            let (first, last) = (part[0], part[part.len() - 1]);
+            if let Some(&(id, _)) = self.tokens.get(first.token as usize) {
+                out.push(id);
+            } else {
+                let each = |id, _| out.push(id);
+                self.fallback
+                    .tokens(&piece[first.start..last.end], false, each);
+            }
+        }
     }
 
     /// The best path to every place of `piece`.
