@@ -98,14 +98,24 @@ def characters(piece: str, wanted: Callable[[str], bool]) -> Found:
 
 
 def search(piece: str, pattern: Mapping[str, str]) -> Found:
-    """The matches of a string or an expression, and the stretches between them."""
-    wanted = re.escape(pattern["String"]) if "String" in pattern else pattern["Regex"]
-    found, end = [], 0
-    for match in regex.finditer(wanted, piece, flags=regex.V1):
+    """The matches of a string or an expression, and the stretches between them.
+
+    A match may be empty, but not where the one before it ends: then the search goes on one
+    character later.
+    """
+    escaped = re.escape(pattern["String"]) if "String" in pattern else pattern["Regex"]
+    wanted = regex.compile(escaped, flags=regex.V1)
+    found, end, at = [], 0, 0
+    while match := wanted.search(piece, at):
+        if match.end() == at and found and end == at:
+            at += 1
+            if at > len(piece):
+                break
+            continue
         found += [(piece[end : match.start()], False), (match.group(), True)]
-        end = match.end()
+        end = at = match.end()
     found.append((piece[end:], False))
-    return [(part, is_match) for part, is_match in found if part]
+    return [(part, is_match) for part, is_match in found if part or is_match]
 
 
 def by_behavior(found: Found, behavior: str) -> list[str]:

@@ -12,6 +12,8 @@ use crate::Error;
 pub struct Charsmap {
     cells: Vec<u32>,
     replacements: Vec<u8>,
+    /// See [`Charsmap::is_plain`].
+    plain: [bool; 128],
 }
 
 impl Charsmap {
@@ -29,12 +31,21 @@ impl Charsmap {
         }
         let (cells, replacements) = rest.split_at(length);
         let cells = cells.chunks_exact(4);
-        Ok(Self {
+        let mut map = Self {
             cells: cells
                 .map(|cell| u32::from_le_bytes([cell[0], cell[1], cell[2], cell[3]]))
                 .collect(),
             replacements: replacements.to_vec(),
-        })
+            plain: [false; 128],
+        };
+        map.plain = map.plain_bytes();
+        Ok(map)
+    }
+
+    /// Whether a byte is one of ASCII that stays as it is before another one: no key is that byte
+    /// alone, or begins with two.
+    pub(crate) fn is_plain(&self, byte: u8) -> bool {
+        self.plain.get(usize::from(byte)) == Some(&true)
     }
 
     /// The keys that `text` begins with, the shortest first: their lengths and replacements.
@@ -62,9 +73,8 @@ impl Charsmap {
         self.prefixes(text).last()
     }
 
-    /// The bytes of ASCII that stay as they are before another one: no key is one of them alone, or
-    /// begins with two.
-    pub(crate) fn plain(&self) -> [bool; 128] {
+    /// The table behind [`Charsmap::is_plain`].
+    fn plain_bytes(&self) -> [bool; 128] {
         let mut plain = [true; 128];
         for (first, plain) in (0u8..).zip(&mut plain) {
             *plain = self.longest(&[first]).is_none()

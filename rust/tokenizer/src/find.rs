@@ -5,8 +5,8 @@
 //!
 //! Defined by `split` in `python/tinylm/reference/stages.py`.
 
-use fancy_regex::Regex;
-
+use crate::expression::Expression;
+use crate::property::Property;
 use crate::{Error, Interrupt, Pattern};
 
 /// Bytes between two calls of the interrupt: 1 to 10 ms.
@@ -23,7 +23,7 @@ pub struct Find(Kind);
 enum Kind {
     /// A pattern with a scanner: every piece is a match.
     Scanner(Pattern),
-    Regex(Box<Regex>),
+    Regex(Box<Expression>),
     Text(String),
 }
 
@@ -57,19 +57,33 @@ impl Find {
         Ok(Self(Kind::Text(text.into())))
     }
 
+    /// A character.
+    pub fn character(char: char) -> Self {
+        Self(Kind::Text(char.into()))
+    }
+
     /// A regular expression in the dialect of `fancy-regex`, or the name of a [`Pattern`].
+    ///
+    /// An empty match cuts and takes nothing: `(?=x)` cuts before each x.
     ///
     /// # Errors
     ///
-    /// As [`Pattern::new`].
+    /// [`Error::Pattern`] for one that does not compile.
     pub fn regex(regex: &str) -> Result<Self, Error> {
-        Ok(Self(match Pattern::new(regex)? {
-            Pattern::Custom(regex) => Kind::Regex(regex),
-            pattern => Kind::Scanner(pattern),
+        // Callers put an expression into a group, so that a word alone is not taken for a name.
+        let inner = regex
+            .strip_prefix("(?:")
+            .and_then(|rest| rest.strip_suffix(')'));
+        let known = inner
+            .and_then(Pattern::known)
+            .filter(|k| inner != Some(k.name()));
+        Ok(Self(match known.or_else(|| Pattern::known(regex)) {
+            Some(pattern) => Kind::Scanner(pattern),
+            None => Kind::Regex(Box::new(Expression::new(regex)?)),
         }))
     }
 
-    /// Appends the stretches of `text`, found and not found; none is empty.
+    /// Appends the stretches of `text`, found and not found; only found ones are ever empty.
     ///
     /// # Errors
     ///
@@ -86,70 +100,73 @@ impl Find {
             tick = if due { at + TICK } else { tick };
             due
         };
-        let mut add = |from: usize, to: usize| {
-            for (start, end, found) in [(done, from, false), (from, to, true)] {
-                if start < end {
-                    out.push((start, end, found));
-                }
+        let mut add = |from: usize, to: usize, found: bool| {
+            if done < from {
+                out.push((done, from, false));
+            }
+            if found {
+                out.push((from, to, true));
             }
             done = to;
         };
         match &self.0 {
             Kind::Scanner(pattern) => {
                 pattern.pieces(text.as_bytes(), 0, |from, to| {
-                    add(from, to);
+                    add(from, to, true);
                     if is_due(to) { interrupt() } else { Ok(()) }
                 })?;
             }
-            Kind::Regex(regex) => {
-                for found in regex.find_iter(text) {
-                    let found = found.map_err(|e| Error::PatternGaveUp {
-                        pattern: regex.as_str().into(),
-                        reason: e.to_string(),
-                    })?;
-                    add(found.start(), found.end());
-                    if is_due(found.end()) {
-                        interrupt()?;
-                    }
-                }
+            Kind::Regex(expression) => {
+                expression.matches(text, |from, to| {
+                    add(from, to, true);
+                    if is_due(to) { interrupt() } else { Ok(()) }
+                })?;
             }
             Kind::Text(wanted) => {
                 for (at, _) in text.match_indices(wanted.as_str()) {
-                    add(at, at + wanted.len());
+                    add(at, at + wanted.len(), true);
                     if is_due(at) {
                         interrupt()?;
                     }
                 }
             }
         }
-        add(text.len(), text.len());
+        add(text.len(), text.len(), false);
         Ok(())
     }
 }
 
-/// Appends the stretches of `text` between and at the characters that `wanted` is true for.
+/// Appends the stretches of `text` between and at the characters of a set.
 ///
 /// # Errors
 ///
 /// What `interrupt` returns.
 pub(crate) fn characters(
     text: &str,
-    wanted: impl Fn(char) -> bool,
+    wanted: &Property,
     out: &mut Vec<Found>,
     interrupt: &mut Interrupt<'_>,
 ) -> Result<(), Error> {
-    let (mut done, mut tick) = (0, TICK);
-    for (at, char) in text.char_indices() {
-        if at >= tick {
-            interrupt()?;
-            tick = at + TICK;
-        }
-        if wanted(char) {
+    let (bytes, ascii) = (text.as_bytes(), wanted.ascii());
+    let (mut at, mut done, mut tick) = (0, 0, TICK);
+    while let Some(&byte) = bytes.get(at) {
+        let (found, width) = if byte < 128 {
+            (ascii >> byte & 1 == 1, 1)
+        } else {
+            let char = text[at..].chars().next().unwrap_or_default();
+            (wanted.has(char), char.len_utf8())
+        };
+        if found {
             if done < at {
                 out.push((done, at, false));
             }
-            done = at + char.len_utf8();
+            done = at + width;
             out.push((at, done, true));
+        }
+        at += width;
+        if at >= tick {
+            interrupt()?;
+            tick = at + TICK;
         }
     }
     if done < text.len() {
@@ -182,6 +199,11 @@ impl Behaviour {
                 _ => out.push((base + start, base + end)),
             }
             before = now;
+        }
+        // What was found may be empty.
+        if out[first..].iter().any(|piece| piece.0 == piece.1) {
+            let last = out.split_off(first);
+            out.extend(last.into_iter().filter(|piece| piece.0 < piece.1));
         }
     }
 }

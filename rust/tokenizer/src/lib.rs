@@ -7,7 +7,9 @@
 //! Every stage costs time linear in the text, or `n log n` for a single piece of n bytes, whatever
 //! the input.
 //!
-//! Each stage is a module. `added`, `split` (with `scan`, `window`, `masks` and `unicode`) and
+//! Each stage is a module. `added`, `split` (with `scan`, `window`, `masks` and `unicode`; other
+//! expressions with `expression`, `automaton`, `states`, `syntax` and
+//! `symbols`) and
 //! `model` (with `bpe`, `merge`, `long` and `pairs`) are the stages in their order; `stages` runs
 //! those of a `tokenizer.json`, which are in `normalizer` (with `charsmap`), `pretokenizer` (with
 //! `find` and `alphabet`) and `property`; `offsets` says where tokens stand in a text, through
@@ -52,6 +54,7 @@
 mod added;
 mod align;
 mod alphabet;
+mod automaton;
 mod bpe;
 mod build;
 mod cache;
@@ -65,6 +68,7 @@ mod draws;
 mod dropout;
 mod encode;
 mod error;
+mod expression;
 mod fallback;
 mod find;
 mod frequent;
@@ -92,8 +96,11 @@ mod seeds;
 mod sentencepiece;
 mod split;
 mod stages;
+mod states;
 mod stream;
 mod surfaces;
+mod symbols;
+mod syntax;
 mod table;
 mod train;
 mod trie;
@@ -114,6 +121,7 @@ pub use charsmap::Charsmap;
 pub use count::WordCounts;
 pub use encode::Tokenizer;
 pub use error::Error;
+pub use expression::Expression;
 pub use find::{Behaviour, Find};
 pub use frequent::most_frequent;
 pub use goal::{Goal, Ties, Trained};

@@ -146,31 +146,79 @@ fn form<'a, I: Iterator<Item = char>>(
     of: impl Fn(&'a str) -> I,
     interrupt: &mut Interrupt<'_>,
 ) -> Result<String, Error> {
+    beyond_ascii(text, interrupt, |part, out, interrupt| {
+        let mut start = 0;
+        for (at, newer) in part.match_indices(|char| NEWER.has(char)) {
+            append(of(&part[start..at]), out, interrupt)?;
+            out.push_str(newer);
+            start = at + newer.len();
+        }
+        append(of(&part[start..]), out, interrupt)
+    })
+}
+
+/// The text with its ASCII as it is, but for what `write` makes of the other stretches.
+///
+/// Each has the character of ASCII before it, on which a mark may stand, and the one after it, which
+/// may belong to a sign before it; no rule reaches over two of ASCII.
+fn beyond_ascii<'a>(
+    text: &'a str,
+    interrupt: &mut Interrupt<'_>,
+    mut write: impl FnMut(&'a str, &mut String, &mut Interrupt<'_>) -> Result<(), Error>,
+) -> Result<String, Error> {
+    let bytes = text.as_bytes();
     let mut out = String::with_capacity(text.len());
-    let mut start = 0;
-    for (at, newer) in text.match_indices(|char| NEWER.has(char)) {
-        out += &collect(of(&text[start..at]), at - start, interrupt)?;
-        out += newer;
-        start = at + newer.len();
+    let (mut at, mut tick) = (0, TICK);
+    while at < bytes.len() {
+        if at >= tick {
+            interrupt()?;
+            tick = at + TICK;
+        }
+        let run = bytes[at..].iter().position(|byte| !byte.is_ascii());
+        let start = run.map_or(bytes.len(), |run| at + run.saturating_sub(1));
+        out.push_str(&text[at..start]);
+        let end = stretch_end(bytes, start, |byte| byte.is_ascii());
+        write(&text[start..end], &mut out, interrupt)?;
+        at = end;
     }
-    out += &collect(of(&text[start..]), text.len() - start, interrupt)?;
     Ok(out)
 }
 
-/// The characters as a string; looks for interrupts now and then.
+/// The end of the stretch at `start`: between the first two `plain` bytes in a row after its first
+/// character, or at the end of the text.
+fn stretch_end(bytes: &[u8], start: usize, plain: impl Fn(u8) -> bool) -> usize {
+    let rest = &bytes[start..];
+    let pair = rest
+        .windows(2)
+        .skip(1)
+        .position(|two| plain(two[0]) && plain(two[1]));
+    pair.map_or(bytes.len(), |pair| start + pair + 2)
+}
+
+/// The characters as a string.
 fn collect(
     chars: impl Iterator<Item = char>,
     expected: usize,
     interrupt: &mut Interrupt<'_>,
 ) -> Result<String, Error> {
     let mut out = String::with_capacity(expected);
+    append(chars, &mut out, interrupt)?;
+    Ok(out)
+}
+
+/// Appends characters; looks for interrupts now and then.
+fn append(
+    chars: impl Iterator<Item = char>,
+    out: &mut String,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<(), Error> {
     for (number, char) in chars.enumerate() {
         if number % TICK == TICK - 1 {
             interrupt()?;
         }
         out.push(char);
     }
-    Ok(out)
+    Ok(())
 }
 
 /// The text with the replacements of a map.
@@ -194,26 +242,45 @@ pub(crate) fn replacements(
     interrupt: &mut Interrupt<'_>,
     mut each: impl FnMut(usize, usize, &[u8]),
 ) -> Result<(), Error> {
-    for (number, (start, cluster)) in text.grapheme_indices(true).enumerate() {
-        if number % TICK == TICK - 1 {
+    let bytes = text.as_bytes();
+    let (mut at, mut tick) = (0, TICK);
+    while at < bytes.len() {
+        if at >= tick {
             interrupt()?;
+            tick = at + TICK;
         }
-        let whole = if cluster.len() < 6 {
-            map.shortest(cluster.as_bytes())
-        } else {
-            None
-        };
-        if let Some(replacement) = whole {
-            each(start, start + cluster.len(), replacement);
-            continue;
+        // Characters of ASCII that stay as they are, but for the last one: a mark may follow.
+        let run = bytes[at..].iter().position(|&byte| !map.is_plain(byte));
+        let start = run.map_or(bytes.len(), |run| at + run.saturating_sub(1));
+        each(at, start, &bytes[at..start]);
+        let end = stretch_end(bytes, start, |byte| map.is_plain(byte));
+        for (number, (place, cluster)) in text[start..end].grapheme_indices(true).enumerate() {
+            if number % TICK == TICK - 1 {
+                interrupt()?;
+            }
+            by_map(start + place, cluster, map, &mut each);
         }
-        for (at, char) in cluster.char_indices() {
-            let part = &cluster.as_bytes()[at..at + char.len_utf8()];
-            let made = map.shortest(part).unwrap_or(part);
-            each(start + at, start + at + part.len(), made);
-        }
+        at = end;
     }
     Ok(())
+}
+
+/// The replacements of a grapheme cluster, which begins at `start`.
+fn by_map(start: usize, cluster: &str, map: &Charsmap, each: &mut impl FnMut(usize, usize, &[u8])) {
+    let whole = if cluster.len() < 6 {
+        map.shortest(cluster.as_bytes())
+    } else {
+        None
+    };
+    if let Some(replacement) = whole {
+        each(start, start + cluster.len(), replacement);
+        return;
+    }
+    for (at, char) in cluster.char_indices() {
+        let part = &cluster.as_bytes()[at..at + char.len_utf8()];
+        let made = map.shortest(part).unwrap_or(part);
+        each(start + at, start + at + part.len(), made);
+    }
 }
 
 fn lowercase<'a>(text: Cow<'a, str>, interrupt: &mut Interrupt<'_>) -> Result<Cow<'a, str>, Error> {
@@ -226,17 +293,18 @@ fn lowercase<'a>(text: Cow<'a, str>, interrupt: &mut Interrupt<'_>) -> Result<Co
         });
     }
     // Not `str::to_lowercase`, which looks at the letters around a sigma.
-    let chars = text.chars().flat_map(char::to_lowercase);
-    Ok(collect(chars, text.len(), interrupt)?.into())
+    let mut lower = beyond_ascii(&text, interrupt, |part, out, interrupt| {
+        append(part.chars().flat_map(char::to_lowercase), out, interrupt)
+    })?;
+    lower.make_ascii_lowercase();
+    Ok(lower.into())
 }
 
 /// The text without the characters of a set, which has none of ASCII.
 fn without(text: &str, set: &Property, interrupt: &mut Interrupt<'_>) -> Result<String, Error> {
-    collect(
-        text.chars().filter(|&char| !set.has(char)),
-        text.len(),
-        interrupt,
-    )
+    beyond_ascii(text, interrupt, |part, out, interrupt| {
+        append(part.chars().filter(|&char| !set.has(char)), out, interrupt)
+    })
 }
 
 fn strip(text: Cow<'_, str>, left: bool, right: bool) -> Cow<'_, str> {

@@ -10,7 +10,7 @@
 use crate::align::{self, Origin};
 use crate::alphabet;
 use crate::find::{Behaviour, Find, Found, characters};
-use crate::property::{PUNCTUATION, WORD};
+use crate::property::{NUMBER, PUNCTUATION, Property, SPACE, WORD};
 use crate::{Error, Interrupt};
 
 /// One step of cutting a text into pieces.
@@ -115,6 +115,13 @@ impl<'a, 'b> Pieces<'a, 'b> {
         for &(start, end) in &self.spans {
             found.clear();
             cut(&self.text[start..end], &mut found, self.interrupt)?;
+            // Nothing was found, as in most pieces.
+            if let [(_, _, false)] = found[..]
+                && !invert
+            {
+                spans.push((start, end));
+                continue;
+            }
             if invert {
                 for stretch in &mut found {
                     stretch.2 = !stretch.2;
@@ -128,10 +135,18 @@ impl<'a, 'b> Pieces<'a, 'b> {
         Ok(())
     }
 
-    /// Cuts each piece at the characters that `wanted` is true for.
-    fn cut_at(&mut self, behaviour: Behaviour, wanted: impl Fn(char) -> bool) -> Result<(), Error> {
+    /// Cuts each piece at the characters of a set.
+    fn cut_at(&mut self, behaviour: Behaviour, wanted: &Property) -> Result<(), Error> {
         self.cut(behaviour, false, |piece, found, interrupt| {
-            characters(piece, &wanted, found, interrupt)
+            characters(piece, wanted, found, interrupt)
+        })
+    }
+
+    /// Cuts each piece at a character.
+    fn cut_at_char(&mut self, behaviour: Behaviour, wanted: char) -> Result<(), Error> {
+        let find = Find::character(wanted);
+        self.cut(behaviour, false, |piece, found, interrupt| {
+            find.stretches(piece, found, interrupt)
         })
     }
 
@@ -205,22 +220,18 @@ impl PreTokenizer {
             } => pieces.cut(*behaviour, *invert, |piece, found, interrupt| {
                 find.stretches(piece, found, interrupt)
             }),
-            Self::Digits { individual: true } => {
-                pieces.cut_at(Behaviour::Isolated, char::is_numeric)
-            }
-            Self::Digits { individual: false } => {
-                pieces.cut_at(Behaviour::Contiguous, char::is_numeric)
-            }
-            Self::Punctuation(behaviour) => pieces.cut_at(*behaviour, |char| PUNCTUATION.has(char)),
+            Self::Digits { individual: true } => pieces.cut_at(Behaviour::Isolated, &NUMBER),
+            Self::Digits { individual: false } => pieces.cut_at(Behaviour::Contiguous, &NUMBER),
+            Self::Punctuation(behaviour) => pieces.cut_at(*behaviour, &PUNCTUATION),
             Self::Whitespace => {
-                pieces.cut_at(Behaviour::Removed, char::is_whitespace)?;
+                pieces.cut_at(Behaviour::Removed, &SPACE)?;
                 // What is left is words and the rest, each in runs.
-                pieces.cut_at(Behaviour::Contiguous, |char| WORD.has(char))
+                pieces.cut_at(Behaviour::Contiguous, &WORD)
             }
-            Self::WhitespaceSplit => pieces.cut_at(Behaviour::Removed, char::is_whitespace),
+            Self::WhitespaceSplit => pieces.cut_at(Behaviour::Removed, &SPACE),
             Self::Bert => {
-                pieces.cut_at(Behaviour::Removed, char::is_whitespace)?;
-                pieces.cut_at(Behaviour::Isolated, |char| PUNCTUATION.has(char))
+                pieces.cut_at(Behaviour::Removed, &SPACE)?;
+                pieces.cut_at(Behaviour::Isolated, &PUNCTUATION)
             }
             Self::Metaspace {
                 mark,
@@ -237,16 +248,19 @@ impl PreTokenizer {
                     if wanted && !piece.starts_with([' ', *mark]) {
                         out.push(*mark);
                     }
-                    out.extend(piece.chars().map(|c| if c == ' ' { *mark } else { c }));
+                    for (number, part) in piece.split(' ').enumerate() {
+                        if number > 0 {
+                            out.push(*mark);
+                        }
+                        out.push_str(part);
+                    }
                 });
                 if *split {
-                    return pieces.cut_at(Behaviour::MergedWithNext, |char| char == *mark);
+                    return pieces.cut_at_char(Behaviour::MergedWithNext, *mark);
                 }
                 Ok(())
             }
-            Self::Delimiter(delimiter) => {
-                pieces.cut_at(Behaviour::Removed, |char| char == *delimiter)
-            }
+            Self::Delimiter(delimiter) => pieces.cut_at_char(Behaviour::Removed, *delimiter),
             Self::FixedLength(length) => {
                 let mut spans = Vec::new();
                 for &(start, end) in &pieces.spans {

@@ -29,6 +29,10 @@ pub(crate) static PUNCTUATION: Property =
     property!(r"[[\p{P}&&\p{age:8.0}]\x{166D}\x{111C9}!-/:-@\[-`{-~]");
 /// What `BertNormalizer` removes as a control character.
 pub(crate) static CONTROL: Property = property!(r"[[\p{Cc}\p{Cf}\p{Co}]&&\p{age:8.0}]");
+/// `\s`: white space.
+pub(crate) static SPACE: Property = property!(r"\s");
+/// What `Digits` splits at: `\p{N}` of the Unicode that the standard library has, which is newer.
+pub(crate) static NUMBER: Property = Property(LazyLock::new(numeric));
 /// `\w`: a token that is a `single_word` has none of these beside it.
 pub(crate) static WORD: Property = property!(r"\w");
 
@@ -38,6 +42,20 @@ impl Property {
         let code = char as usize;
         self.0[code / 64] >> (code % 64) & 1 == 1
     }
+
+    /// The characters of ASCII that the set has, a bit for each.
+    pub(crate) fn ascii(&self) -> u128 {
+        u128::from(self.0[1]) << 64 | u128::from(self.0[0])
+    }
+}
+
+/// The set of numbers.
+fn numeric() -> Vec<u64> {
+    let mut bits = vec![0u64; 0x11_0000 / 64];
+    for char in ('\0'..=char::MAX).filter(|char| char.is_numeric()) {
+        bits[char as usize / 64] |= 1 << (char as usize % 64);
+    }
+    bits
 }
 
 /// The set of a class as `regex-syntax` knows it; empty for what is no class.

@@ -53,9 +53,8 @@ impl SentencePiece {
         // Nothing stays as it is anyway.
         self.kept.retain(|token| !token.is_empty());
         let mut plain = [false; 256];
-        let by_map = self.map.as_ref().map(Charsmap::plain);
-        for (byte, plain) in plain[..128].iter_mut().enumerate() {
-            *plain = by_map.as_ref().is_none_or(|table| table[byte]);
+        for (byte, plain) in (0..128).zip(&mut plain) {
+            *plain = self.map.as_ref().is_none_or(|map| map.is_plain(byte));
         }
         for token in &self.kept {
             plain[usize::from(token.as_bytes()[0])] = false;

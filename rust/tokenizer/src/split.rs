@@ -6,15 +6,14 @@
 //! The patterns of the field (GPT-2, GPT-4, GPT-4o, Llama 3, Qwen 2) are written by hand, once from
 //! piece to piece in [`crate::scan`] and once for 64 bytes at a time in [`crate::window`], as are
 //! three simple ones. Each is linear on any input. Other patterns are
-//! regular expressions. Pieces always cover the text without gaps. Bytes that are not UTF-8 count
+//! regular expressions, see [`crate::expression`]. Pieces always cover the text without gaps. Bytes that are not UTF-8 count
 //! as symbols, one each.
 //!
 //! Defined by `split` in `python/tinylm/reference/patterns.py`, held to it by the rungs whose names
 //! begin with `split`, one for each pattern.
 
-use fancy_regex::Regex;
-
 use crate::Error;
+use crate::expression::Expression;
 use crate::scan::{gpt2, gpt4, o200k, word};
 use crate::unicode::{Classes, LETTER, MARK, NUMBER, SPACE};
 use crate::window::{self, ENDS, Ends};
@@ -55,17 +54,23 @@ pub enum Pattern {
     /// What a regular expression matches, and what it leaves between matches.
     ///
     /// Boxed: the other variants are names without data.
-    Custom(Box<Regex>),
+    Custom(Box<Expression>),
 }
 
 /// The scanners: the name of each, the regular expression it stands for, and itself.
 ///
 /// The expressions are compared as text and never run. They are the forms in which the patterns
 /// were published, so that a tokenizer file from elsewhere gets the scanner too.
-const KNOWN: [(&str, &str, Pattern); 9] = [
+const KNOWN: [(&str, &str, Pattern); 10] = [
     (
         "gpt2",
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+        Pattern::Gpt2,
+    ),
+    // As GPT-2 itself had it, and most files have.
+    (
+        "gpt2",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
         Pattern::Gpt2,
     ),
     (
@@ -98,21 +103,17 @@ impl Pattern {
     /// The pattern of this name, or of this regular expression.
     ///
     /// An expression that equals the published form of a named pattern gets its scanner.
-    /// Others run on `fancy-regex`: linear unless they use look-around or backreferences.
     ///
     /// # Errors
     ///
     /// [`Error::Pattern`] for a word that is no known name, for an expression that does not
     /// compile, and for one that matches the empty text.
     pub fn new(pattern: &str) -> Result<Self, Error> {
-        // By its name or by its published expression: both get the scanner.
-        if let Some((_, _, known)) = KNOWN.iter().find(|k| k.0 == pattern || k.1 == pattern) {
-            return Ok(known.clone());
+        if let Some(known) = Self::known(pattern) {
+            return Ok(known);
         }
-        let fail = |reason: String| {
-            // The engine's message has several lines with a marker under the place; ours has one.
-            let reason = reason.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-            let pattern = pattern.into();
+        let fail = |reason: &str| {
+            let (pattern, reason) = (pattern.into(), reason.into());
             Error::Pattern { pattern, reason }
         };
         // A word alone is a name with a slip in it, not a pattern for just that word.
@@ -120,17 +121,22 @@ impl Pattern {
             .chars()
             .all(|c| c.is_alphanumeric() || "-_".contains(c))
         {
-            return Err(fail("not one of gpt2, gpt4, o200k, llama3, qwen2".into()));
+            return Err(fail("not one of gpt2, gpt4, o200k, llama3, qwen2"));
         }
-        let regex = Regex::new(pattern)
-            .map_err(|e| fail(format!("not a name and not a regular expression: {e}")))?;
+        let expression = Expression::new(pattern)?;
         // A match must take a character, or the text would be cut where nothing is.
-        if regex.is_match("").map_err(|e| fail(e.to_string()))? {
+        if expression.matches_empty()? {
             return Err(fail(
-                "matches the empty text; each match must take a character".into(),
+                "matches the empty text; each match must take a character",
             ));
         }
-        Ok(Self::Custom(Box::new(regex)))
+        Ok(Self::Custom(Box::new(expression)))
+    }
+
+    /// The pattern with a scanner of this name or published expression.
+    pub(crate) fn known(pattern: &str) -> Option<Self> {
+        let found = KNOWN.iter().find(|k| k.0 == pattern || k.1 == pattern);
+        found.map(|(_, _, known)| known.clone())
     }
 
     /// The name of a scanner, or the regular expression.
@@ -145,7 +151,7 @@ impl Pattern {
             Self::Word => "word",
             Self::Marks => "marks",
             Self::Whole => "whole",
-            Self::Custom(regex) => regex.as_str(),
+            Self::Custom(expression) => expression.source(),
         }
     }
 
@@ -162,8 +168,8 @@ impl Pattern {
         start: usize,
         mut each: impl FnMut(usize, usize) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        if let Self::Custom(regex) = self {
-            return custom(regex, text, start, each);
+        if let Self::Custom(expression) = self {
+            return custom(expression, text, start, each);
         }
         let (mut ends, mut at) = ([0; ENDS], start);
         while at < text.len() {
@@ -296,7 +302,7 @@ fn scan(mut at: usize, limit: usize, ends: &mut Ends, end_of: impl Fn(usize) -> 
 /// It sees only UTF-8. Bytes that are not UTF-8 divide the text and are pieces of one byte, as the
 /// scanners have them.
 fn custom(
-    regex: &Regex,
+    expression: &Expression,
     text: &[u8],
     start: usize,
     mut each: impl FnMut(usize, usize) -> Result<(), Error>,
@@ -304,25 +310,21 @@ fn custom(
     // Each valid stretch is searched by itself, so `^` and `$` match at its ends too.
     let mut base = start;
     for chunk in text[start..].utf8_chunks() {
-        let valid = chunk.valid();
+        let end = base + chunk.valid().len();
         // Where the last match has ended; what lies between matches is a piece too.
-        let mut done = 0;
-        for found in regex.find_iter(valid) {
-            let found = found.map_err(|e| Error::PatternGaveUp {
-                pattern: regex.as_str().into(),
-                reason: e.to_string(),
-            })?;
-            for (from, to) in [(done, found.start()), (found.start(), found.end())] {
-                if from < to {
-                    each(base + from, base + to)?;
-                }
+        let mut done = base;
+        expression.matches(chunk.valid(), |from, to| {
+            let (from, to) = (base + from, base + to);
+            if done < from {
+                each(done, from)?;
             }
-            done = found.end();
+            done = to;
+            each(from, to)
+        })?;
+        if done < end {
+            each(done, end)?;
         }
-        base += valid.len();
-        if base - valid.len() + done < base {
-            each(base - valid.len() + done, base)?;
-        }
+        base = end;
         for _ in chunk.invalid() {
             each(base, base + 1)?;
             base += 1;
