@@ -168,7 +168,7 @@ def test_bad_sources_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+@pytest.mark.parametrize("fraction", [-0.1, 1.01, float("nan")])
 def test_a_fraction_outside_0_to_1_is_refused(fraction):
     with pytest.raises(ValueError, match=r"data\.val_fraction"):
         corpus.open("stdlib", val_fraction=fraction)
@@ -189,6 +189,9 @@ def test_of_the_fraction_1_everything_is_validation(tmp_path):
         text = corpus.open(str(folder / source), val_fraction=1)
         assert list(text.validation()) == documents
         assert list(text.train()) == []
+        text = corpus.open(str(folder / source), val_fraction=0)
+        assert list(text.train()) == documents
+        assert list(text.validation()) == []
 
 
 def test_documents_are_read_one_at_a_time(tmp_path):

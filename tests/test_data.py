@@ -106,7 +106,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(texts, tmp_path):
     assert len(list(texts.iterdir())) == 40
 
 
-def test_an_interrupted_run_leaves_no_manifest_and_the_next_starts_anew(texts, tmp_path):
+def test_an_interrupted_run_takes_its_files_away_and_the_next_starts_anew(texts, tmp_path):
     class Interrupted(Bytes):
         calls = 0
 
@@ -119,10 +119,17 @@ def test_an_interrupted_run_leaves_no_manifest_and_the_next_starts_anew(texts, t
     folder = tmp_path / "shards"
     with pytest.raises(KeyboardInterrupt):
         prepare(opened(texts), Interrupted(), folder)
-    assert (folder / "train-00000.bin").exists()
+    assert not list(folder.glob("*.bin*"))
     with pytest.raises(FileNotFoundError, match="prepare it first"):
         Dataset.open(folder)
-    for name in ("val-00007.bin.part", "manifest.json.4711-0badcafe.part", "manifest.json.part"):
+    # What a process that was killed may leave.
+    for name in (
+        "train-00000.bin",
+        "train-00000.doc",
+        "val-00007.bin.part",
+        "manifest.json.4711-0badcafe.part",
+        "manifest.json.part",
+    ):
         (folder / name).write_text("left over")
     prepare(opened(texts), Bytes(), folder)
     assert len(list(folder.iterdir())) == 5

@@ -208,6 +208,12 @@ class ShardWriter:
     def add(self, ids: NDArray[np.uint32], offsets: NDArray[np.int64]) -> None:
         """Append the documents `ids[offsets[k]:offsets[k + 1]]`, each ended by eos."""
 
+    def add_part(self, ids: NDArray[np.uint32]) -> None:
+        """Append ids to the document in work, or begin one."""
+
+    def end_document(self) -> None:
+        """End the document in work with eos; without a part it is empty."""
+
     def finish(self) -> list[tuple[str, int, int, int, list[int], list[int]]]:
         """(name, tokens, documents, header hash, block hashes, hashes of the lengths) a shard."""
 

@@ -65,6 +65,27 @@ def files(*case):
         return {path.name: path.read_bytes() for path in paths}
 
 
+def files_of_parts(sizes, vocab_size, shard_tokens, part):
+    """As `files`, each document in parts of up to `part` ids."""
+    tokenizer = Bytes(vocab_size)
+    with TemporaryDirectory() as folder:
+        writer = _rust.ShardWriter(
+            folder,
+            split="train",
+            vocab_size=vocab_size,
+            eos_id=tokenizer.eos_id,
+            shard_tokens=shard_tokens,
+            tokenizer_sha256=bytes.fromhex(tokenizer.sha256),
+        )
+        for document in of_sizes(sizes, vocab_size):
+            for at in range(0, len(document), part):
+                writer.add_part(np.array(document[at : at + part], np.uint32))
+            writer.end_document()
+        names = [record[0] for record in writer.finish()]
+        assert names == sorted(path.name for path in Path(folder).glob("*.bin"))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 def contents_slowly(sizes, vocab_size, shard_tokens, start, end):
     """Documents, the tokens of a range of the whole, and how many there are."""
     with TemporaryDirectory() as folder:
@@ -229,6 +250,19 @@ RUNGS = (
         st.tuples(*DOCUMENTS),
         lambda: MANY,
         covers=("ShardWriter", "ShardWriter.add", "ShardWriter.finish"),
+        cost=6,
+    ),
+    rust_rung(
+        "shards written in parts",
+        lambda *case: files_slowly(*case[:3]),
+        files_of_parts,
+        st.tuples(
+            st.lists(st.integers(0, 40) | st.integers(100, 150), min_size=1, max_size=10),
+            *DOCUMENTS[1:],
+            st.integers(1, 60),
+        ),
+        lambda: (*MANY, 64),
+        covers=("ShardWriter.add_part", "ShardWriter.end_document"),
         cost=6,
     ),
     rust_rung(

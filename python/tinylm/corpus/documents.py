@@ -1,7 +1,7 @@
 """A corpus: the documents of a source, and how a document falls to one of its two splits."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,18 +28,19 @@ class Corpus:
     fingerprint: str
     val_fraction: float
     separator: str
-    # A function and not an iterator: a run reads a split several times.
-    documents: Callable[[bool], Iterator[str]]
+    # The documents of a split, each in parts that make it together: a text of one document need
+    # not fit memory. A function and not an iterator: a run reads a split several times.
+    streams: Callable[[bool], Iterator[Iterable[str]]]
     notes: tuple[str, ...] = ()
     kind: Kind = "text"
 
     def train(self) -> Iterator[str]:
         """The documents to train on, one at a time."""
-        return self.documents(False)
+        return map("".join, self.streams(False))
 
     def validation(self) -> Iterator[str]:
         """The documents held out, one at a time."""
-        return self.documents(True)
+        return map("".join, self.streams(True))
 
     def training_texts(self) -> Iterator[str]:
         """What a tokenizer learns from: the documents to train on, of chats the turns' texts."""

@@ -1,10 +1,10 @@
 """Single files: a text, whose last part is validation, or one that holds many documents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tinylm.corpus.documents import Corpus, decode
-from tinylm.corpus.splits import Documents, split
+from tinylm.corpus.documents import Corpus
+from tinylm.corpus.splits import Streams, split
 from tinylm.corpus.texts import Text, inspect, kind_of, unused
 
 
@@ -25,38 +25,33 @@ def file(
     text = inspect(path, path.name.encode(), separator, sha256)
     notes = text.notes + unused([text], separator, source)
     if text.is_one_document:
-        documents = _cut_in_two(text, source, val_fraction)
+        streams = _cut_in_two(text, source, val_fraction)
     else:
-        documents, note = split([text], val_fraction, source)
+        streams, note = split([text], val_fraction, source)
         notes += (note,) if note else ()
     size, kind = text.size, kind_of([text], source)
-    return Corpus(
-        name, source, 1, size, text.digest, val_fraction, separator, documents, notes, kind
-    )
+    return Corpus(name, source, 1, size, text.digest, val_fraction, separator, streams, notes, kind)
 
 
-def _cut_in_two(text: Text, source: str, val_fraction: float) -> Documents:
+def _cut_in_two(text: Text, source: str, val_fraction: float) -> Streams:
     """The first part of a text to train on, the last to validate on."""
     begin, size, path = text.begin, text.size, text.path
     # By bytes and not by characters: the file need not be read to find the place.
-    cut = _cut(path, begin + int((1 - val_fraction) * size))
-    if val_fraction < 1 and cut in (begin, begin + size):
+    end = begin + size
+    cut = _cut(path, begin + int((1 - val_fraction) * size)) if val_fraction > 0 else end
+    if 0 < val_fraction < 1 and cut in (begin, end):
         raise ValueError(
             f"data.source={source} of {size} bytes is too small for "
             f"data.val_fraction={val_fraction}"
         )
 
-    def documents(validation: bool) -> Iterator[str]:
-        if not validation and cut == begin:
-            return
-        with text.unchanged():
-            with path.open("rb") as file:
-                file.seek(cut if validation else begin)
-                # Only its own part: the two splits together read the file once.
-                data = file.read() if validation else file.read(cut - begin)
-            yield decode(data, path, cut if validation else begin)
+    def streams(validation: bool) -> Iterator[Iterable[str]]:
+        # Only its own part: the two splits together read the file once.
+        part = (cut, end) if validation else (begin, cut)
+        if part[0] < part[1]:
+            yield text.parts(*part)
 
-    return documents
+    return streams
 
 
 def _cut(path: Path, at: int) -> int:

@@ -17,15 +17,16 @@ MADE = ("stdlib", tasks.SOURCE)
 def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path = RAW) -> Corpus:
     """A source to its corpus; a named dataset is downloaded into `raw` the first time.
 
-    Of `val_fraction=1` all is validation: such a text can be scored and not trained on.
+    Of `val_fraction=1` all is validation: such a text can be scored and not trained on. With 0
+    nothing is held out.
     `separator` ends a document in text files: a string, `off`, or `auto` for `<|endoftext|>`
     where it begins or ends a line.
 
     Raises ValueError for text that is empty, not UTF-8 or leaves a split without a document,
     and the OSError family for what cannot be read or fetched.
     """
-    if not 0 < val_fraction <= 1:
-        raise ValueError(f"data.val_fraction={val_fraction} must be above 0 and at most 1")
+    if not 0 <= val_fraction <= 1:
+        raise ValueError(f"data.val_fraction={val_fraction} must be between 0 and 1")
     if not separator:
         raise ValueError("data.separator='': must be auto, off or a text between documents")
     # Names come before paths: a folder of the same name is reached as ./stdlib.

@@ -1,14 +1,14 @@
 """The documents of files, split into training and validation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tinylm.corpus.documents import in_validation
 from tinylm.corpus.texts import Text
 
-Documents = Callable[[bool], Iterator[str]]
+Streams = Callable[[bool], Iterator[Iterable[str]]]
 
 
-def split(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Documents, str]:
+def split(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Streams, str]:
     """The documents by split, and a word to the user if the hash could not choose.
 
     A hash of its label chooses the split of each document: of its content in rows and between
@@ -17,21 +17,21 @@ def split(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Docu
     """
 
     # Both splits are read as streams of their own: which documents fall into them is never stored.
-    def by_hash(validation: bool) -> Iterator[str]:
+    def by_hash(validation: bool) -> Iterator[Iterable[str]]:
         def wanted(label: bytes) -> bool:
             return in_validation(label, val_fraction) == validation
 
         for text in texts:
-            yield from text.documents(wanted)
+            yield from text.streams(wanted)
 
     # With more than a few documents each of these reads one or a few dozen.
     has_each = [next(by_hash(validation), None) is not None for validation in (False, True)]
-    if (val_fraction == 1 and has_each[1]) or all(has_each):
+    if (val_fraction in (0, 1) and has_each[int(val_fraction)]) or all(has_each):
         return by_hash, ""
     return _by_place(texts, val_fraction, source)
 
 
-def _by_place(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Documents, str]:
+def _by_place(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Streams, str]:
     """The last `val_fraction` of the bytes of all documents in their order is validation."""
 
     def every() -> Iterator[bytes]:
@@ -55,7 +55,7 @@ def _by_place(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[
             f"data.val_fraction={val_fraction}"
         )
 
-    def by_place(validation: bool) -> Iterator[str]:
+    def by_place(validation: bool) -> Iterator[Iterable[str]]:
         begin = 0
         for document in every():
             # Clamped to the document, so that of one that lies on one side all is taken.
@@ -64,7 +64,7 @@ def _by_place(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[
             # The border is the start of a character, so each part is UTF-8.
             part = document[at:] if validation else document[:at]
             if part:
-                yield part.decode()
+                yield [part.decode()]
 
     number = "the only document falls" if n == 1 else f"all {n} documents fall"
     note = (

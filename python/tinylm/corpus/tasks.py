@@ -19,7 +19,7 @@ import os
 import random
 import string
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -151,8 +151,8 @@ def corpus(val_fraction: float, separator: str, seed: int = 0) -> Corpus:
             size += len(text)
             digest.update(text.encode() + b"\n")
 
-    def documents(validation: bool) -> Iterator[str]:
-        return conversations(validation, val_fraction, seed)
+    def streams(validation: bool) -> Iterator[Iterable[str]]:
+        return ([text] for text in conversations(validation, val_fraction, seed))
 
     return Corpus(
         SOURCE,
@@ -162,7 +162,7 @@ def corpus(val_fraction: float, separator: str, seed: int = 0) -> Corpus:
         digest.hexdigest(),
         val_fraction,
         separator,
-        documents,
+        streams,
         (),
         "chat",
     )

@@ -3,7 +3,7 @@
 import codecs
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,25 +62,33 @@ class Text:
         Raises `ValueError` if the file was changed after it was inspected: its hash, by which
         shards are found again, would be that of another text.
         """
-        # A file of the other split is not even opened.
-        if self.is_one_document and not wanted(self.label):
+        return map("".join, self.streams(wanted))
+
+    def streams(self, wanted: Wanted) -> Iterator[Iterable[str]]:
+        """As `documents`, each in parts; of a file that is one document none is above 1 MiB."""
+        if self.is_one_document:
+            # A file of the other split is not even opened.
+            if wanted(self.label):
+                yield self.parts(self.begin, self.begin + self.size)
             return
         with self.unchanged():
-            yield from self._documents(wanted)
-
-    def _documents(self, wanted: Wanted) -> Iterator[str]:
-        if self.has_rows:
-            texts = conversations(self.path) if self.has_chats else rows(self.path)
-            yield from (text for text in texts if wanted(text.encode()))
-        elif self.mark is not None:
+            if self.mark is None:
+                texts = conversations(self.path) if self.has_chats else rows(self.path)
+                yield from ([text] for text in texts if wanted(text.encode()))
+                return
             for data in separated(blocks(self.path, self.begin), self.mark.encode()):
                 if wanted(data):
-                    yield decode(data, self.path)
-        else:
-            with self.path.open("rb") as file:
-                file.seek(self.begin)
-                data = file.read()
-            yield decode(data, self.path, self.begin)
+                    yield [decode(data, self.path)]
+
+    def parts(self, begin: int, end: int) -> Iterator[str]:
+        """The text from byte `begin` to `end`, up to 1 MiB at a time."""
+        # Incremental: a character may lie on the border of two blocks.
+        utf8 = codecs.getincrementaldecoder("utf-8")()
+        with self.unchanged(), self.path.open("rb") as file:
+            file.seek(begin)
+            for at in range(begin, end, BLOCK):
+                yield _check_utf8(utf8, file.read(min(BLOCK, end - at)), self.path, at)
+            _check_utf8(utf8, b"", self.path, end)
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -166,11 +174,11 @@ def _begin(path: Path) -> int:
         return len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
 
 
-def _check_utf8(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, at: int) -> None:
+def _check_utf8(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, at: int) -> str:
     # Bytes of a character that began in the block before; they stand before `at`.
     pending = len(decoder.getstate()[0])
     try:
-        decoder.decode(block, final=not block)
+        return decoder.decode(block, final=not block)
     except UnicodeDecodeError as error:
         raise NoTextError(
             f"{path}: byte {at - pending + error.start} is not UTF-8: convert the file "

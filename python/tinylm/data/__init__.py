@@ -7,7 +7,7 @@ work is done by the Rust crate `tinylm-dataloader`; `python -m tinylm.data` is t
 from tinylm.data.folders import default_folder, find, fits, recorded
 from tinylm.data.loader import Batch, Loader
 from tinylm.data.manifest import Manifest
-from tinylm.data.preparation import prepare
+from tinylm.data.preparation import encode_file, prepare
 from tinylm.data.shards import Dataset, ShardWriter
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Manifest",
     "ShardWriter",
     "default_folder",
+    "encode_file",
     "find",
     "fits",
     "prepare",

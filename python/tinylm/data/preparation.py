@@ -1,16 +1,20 @@
 """A corpus and a tokenizer to a folder of shards, once: `prepare`."""
 
 import errno
+import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinylm import disk, terminal
 from tinylm.corpus import Corpus, Kind
+from tinylm.corpus import open as open_corpus
 from tinylm.data.manifest import NAME, Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter, empty_manifest, remove_leftovers
 from tinylm.tokenizer import chat
@@ -33,8 +37,13 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
     Special tokens in the text are text; every document ends with eos. Of a chat corpus the turns
     stand between the tokenizer's marks (`tokenizer.chat`). A folder that holds this
     very text, tokenizer and fraction is used as it is; one that holds anything else is refused
-    with `FileExistsError`. An interrupted run leaves no manifest, and the next one starts anew.
-    A corpus with `val_fraction=1` leaves `train` empty.
+    with `FileExistsError`. A run that fails or is interrupted takes its files away; what a killed
+    one leaves has no manifest, and the next run starts anew. A corpus with `val_fraction=1` leaves
+    `train` empty, one with 0 `val`.
+
+    Memory is a few dozen megabytes beside the tokenizer, also for a text of one document: it is
+    encoded in parts, by all cores, with the same ids as in the whole. A document between marks or
+    in a row is held whole, and so is each with a tokenizer whose `chunks` are whole texts.
 
     While another process prepares the same folder, this one says so on standard error, waits, and
     then uses what the other has made. Raises `BlockingIOError` if this very thread has an open
@@ -54,21 +63,50 @@ def prepare(corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path) -> Manif
         disk.remove_parts(folder)
         (folder / _OLD_PART).unlink(missing_ok=True)
         remove_leftovers(folder)
-        splits = {}
-        for split, documents in (("train", corpus.train()), ("val", corpus.validation())):
-            writer = SplitWriter(folder, manifest, split)
-            progress = Progress(split, corpus.bytes)
-            splits[split] = _write(writer, progress, documents, tokenizer, corpus.kind)
-            if splits[split].documents == 0 and (split, corpus.val_fraction) != ("train", 1):
-                raise ValueError(
-                    f"data.val_fraction={corpus.val_fraction} leaves no document of "
-                    f"data.source={corpus.source} in {split}: change the fraction or add text"
-                )
+        try:
+            splits = _write_splits(corpus, tokenizer, folder, manifest)
+        except BaseException:
+            # Ctrl-C too: shards without a manifest are of no use to anybody.
+            remove_leftovers(folder)
+            raise
         # The name alone: the path of a command says nothing about the shards.
         command = [Path(sys.argv[0]).name, *sys.argv[1:]]
         manifest = replace(manifest, splits=splits, source=corpus.provenance(), command=command)
         manifest.save(folder)
         return manifest
+
+
+def encode_file(
+    path: str | PathLike[str],
+    folder: str | Path,
+    tokenizer: "Tokenizer",
+    *,
+    separator: str = "auto",
+) -> Manifest:
+    """A text file, a `.jsonl` or a folder of both to the split `train` in `folder`, all of it.
+
+    As `prepare` with nothing held out: documents, memory, errors and interrupts are the same.
+    """
+    text = open_corpus(os.fspath(path), val_fraction=0, separator=separator)
+    return prepare(text, tokenizer, folder)
+
+
+def _write_splits(
+    corpus: Corpus, tokenizer: "Tokenizer", folder: Path, manifest: Manifest
+) -> dict[str, Split]:
+    splits = {}
+    for split in ("train", "val"):
+        writer = SplitWriter(folder, manifest, split)
+        progress = Progress(split, corpus.bytes)
+        documents = corpus.streams(split == "val")
+        splits[split] = _write(writer, progress, documents, tokenizer, corpus.kind)
+        may_be_empty = (split, corpus.val_fraction) in (("train", 1), ("val", 0))
+        if splits[split].documents == 0 and not may_be_empty:
+            raise ValueError(
+                f"data.val_fraction={corpus.val_fraction} leaves no document of "
+                f"data.source={corpus.source} in {split}: change the fraction or add text"
+            )
+    return splits
 
 
 def _reuse(folder: Path, corpus: Corpus, tokenizer: "Tokenizer") -> Manifest:
@@ -104,38 +142,61 @@ def _occupied(folder: Path, content: str) -> FileExistsError:
 def _write(
     writer: SplitWriter,
     progress: "Progress",
-    documents: Iterator[str],
+    documents: Iterator[Iterable[str]],
     tokenizer: "Tokenizer",
     kind: Kind,
 ) -> Split:
-    n_bytes = n_tokens = 0
-    for texts, size in _batches(documents):
+    for batch in _batches(documents):
+        if not isinstance(batch, list):
+            for chunk in tokenizer.chunks(batch, special="text", size=BATCH_BYTES):
+                # A batch of one text, because a batch is encoded by all cores.
+                ids, _ = tokenizer.encode_batch([chunk], special="text")
+                writer.add_part(ids)
+                progress.add(len(chunk), len(ids))
+            writer.end_document()
+            continue
         if kind == "chat":
             # The marks are no text, and neither is the JSON around a turn's words.
-            ids, offsets, size = chat.encode_documents(tokenizer, texts)
+            ids, offsets, size = chat.encode_documents(tokenizer, batch)
         else:
-            ids, offsets = tokenizer.encode_batch(texts, special="text")
+            ids, offsets = tokenizer.encode_batch(batch, special="text")
+            size = sum(map(_size, batch))
         writer.add(ids, offsets)
-        n_bytes += size
-        n_tokens += len(ids)
-        progress.show(n_bytes, n_tokens)
-    progress.end()
-    return writer.finish(n_bytes)
+        progress.add(size, len(ids))
+    return writer.finish(progress.end())
 
 
-def _batches(documents: Iterable[str]) -> Iterator[tuple[list[str], int]]:
-    """(texts, their bytes in UTF-8), a few MiB at a time."""
+def _batches(documents: Iterable[Iterable[str]]) -> Iterator[list[str] | Iterator[str]]:
+    """Some texts of a few MiB together, or the parts of one that is longer."""
     texts: list[str] = []
     size = 0
-    for text in documents:
-        texts.append(text)
-        # `isascii` is a flag of the string; encoding only to count would copy every text.
-        size += len(text) if text.isascii() else len(text.encode())
+    for document in documents:
+        parts = iter(document)
+        first, length = [], 0
+        for part in parts:
+            first.append(part)
+            length += _size(part)
+            if length >= BATCH_BYTES:
+                break
+        if (rest := next(parts, None)) is not None:
+            if texts:
+                yield texts
+            texts, size = [], 0
+            yield chain(first, [rest], parts)
+            continue
+        texts.append("".join(first))
+        size += length
         if size >= BATCH_BYTES or len(texts) >= BATCH_DOCUMENTS:
-            yield texts, size
+            yield texts
             texts, size = [], 0
     if texts:
-        yield texts, size
+        yield texts
+
+
+def _size(text: str) -> int:
+    """The bytes of a text in UTF-8."""
+    # `isascii` is a flag of the string; encoding only to count would copy every text.
+    return len(text) if text.isascii() else len(text.encode())
 
 
 class Progress:
@@ -146,10 +207,14 @@ class Progress:
         self._total = total
         self._begin = time.perf_counter()
         self._live = terminal.watched()
+        self._bytes = self._tokens = 0
 
-    def show(self, n_bytes: int, n_tokens: int) -> None:
-        """Replace the line by the current numbers; `total` bytes are in all splits together."""
+    def add(self, n_bytes: int, n_tokens: int) -> None:
+        """Count on, and replace the line; `total` bytes are in all splits together."""
+        self._bytes += n_bytes
+        self._tokens += n_tokens
         if self._live:
+            n_bytes, n_tokens = self._bytes, self._tokens
             rate = n_bytes / max(time.perf_counter() - self._begin, 1e-9)
             line = (
                 f"prepare {self._split}: {n_bytes / 1e6:.1f} of {self._total / 1e6:.1f} MB, "
@@ -157,7 +222,8 @@ class Progress:
             )
             terminal.draw(f"\r\x1b[K{line}")
 
-    def end(self) -> None:
-        """Leave the last line as it is."""
+    def end(self) -> int:
+        """Leave the last line as it is; the bytes of all texts."""
         if self._live:
             terminal.draw("\n")
+        return self._bytes

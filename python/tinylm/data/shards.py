@@ -53,6 +53,14 @@ class SplitWriter:
         """Append the documents `ids[offsets[k]:offsets[k + 1]]`, each ended by eos."""
         self._rust.add(ids, offsets)
 
+    def add_part(self, ids: NDArray[np.uint32]) -> None:
+        """Append ids to the document in work, or begin one with them; `end_document` adds eos."""
+        self._rust.add_part(ids)
+
+    def end_document(self) -> None:
+        """End the document in work; without a part it is empty."""
+        self._rust.end_document()
+
     def finish(self, n_bytes: int | None) -> Split:
         """Finish the files, which stand for `n_bytes` of text."""
         shards = [

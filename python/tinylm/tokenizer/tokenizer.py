@@ -259,21 +259,33 @@ class Tokenizer(Vocabulary, Segmentations):
         Memory is bounded by the longest stretch without a word's end, except for patterns that
         are regular expressions of your own: those see the whole text.
         """
-        pending, parts, size, wanted = b"", [], 0, 1 << 16
+        for chunk in self.chunks(texts, special=special):
+            yield from self._core.encode(chunk, special)
+
+    def chunks(
+        self, texts: Iterable[str], *, special: Special = "raise", size: int = 1 << 16
+    ) -> Iterator[bytes]:
+        """The texts joined into one, in parts of about `size` bytes that are encoded by themselves
+        as in the whole; memory as for `encode_iterable`.
+
+        One part with the whole text for a tokenizer that normalises texts, or cuts them by several
+        steps or by a regular expression of your own.
+        """
+        pending, parts, length, wanted = b"", [], 0, size
         for text in texts:
             parts.append(utf8(text))
-            size += len(parts[-1])
-            if size < wanted:
+            length += len(parts[-1])
+            if length < wanted:
                 continue
             pending, parts = b"".join([pending, *parts]), []
             cut = self._core.cut(pending, special)
             if cut is not None:
-                yield from self._core.encode(pending[:cut], special)
+                yield pending[:cut]
                 pending = pending[cut:]
-            size = len(pending)
+            length = len(pending)
             # Looking again at a stretch without an end pays only once it has doubled.
-            wanted = max(1 << 16, 2 * size)
-        yield from self._core.encode(b"".join([pending, *parts]), special)
+            wanted = max(size, 2 * length)
+        yield b"".join([pending, *parts])
 
     def count(self, text: str | bytes, *, special: Special = "raise") -> int:
         """The number of ids of `text`."""

@@ -33,6 +33,21 @@ type Entry = (PathBuf, u64, u64, Option<u64>, Option<Vec<u64>>);
 #[pyclass(frozen, module = "tinylm._rust")]
 struct ShardWriter(Mutex<Option<core::ShardWriter>>);
 
+impl ShardWriter {
+    /// Runs `work` without the GIL.
+    fn run(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut core::ShardWriter) -> core::Result<()> + Send,
+    ) -> PyResult<()> {
+        py.detach(|| match &mut *lock(&self.0) {
+            Some(writer) => work(writer),
+            None => Err(core::Error::Invalid("the writer is closed".to_owned())),
+        })
+        .map_err(dataloader_error)
+    }
+}
+
 #[pymethods]
 impl ShardWriter {
     /// A writer into `folder`, which must exist. No file is made before the first document.
@@ -87,13 +102,21 @@ impl ShardWriter {
                     ))
                 })?;
             // For each document: the disk may be slow, and other threads should run meanwhile.
-            py.detach(|| match &mut *lock(&self.0) {
-                Some(writer) => writer.add(document),
-                None => Err(core::Error::Invalid("the writer is closed".to_owned())),
-            })
-            .map_err(dataloader_error)?;
+            self.run(py, |writer| writer.add(document))?;
         }
         Ok(())
+    }
+
+    /// Append ids to the document in work, or begin one; raises as `add`.
+    fn add_part(&self, py: Python<'_>, ids: &Bound<'_, PyArray1<u32>>) -> PyResult<()> {
+        let ids = ids.try_readonly()?;
+        let ids = ids.as_slice()?;
+        self.run(py, |writer| writer.add_part(ids))
+    }
+
+    /// End the document in work with eos; without a part it is empty.
+    fn end_document(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, core::ShardWriter::end_document)
     }
 
     /// Finish the last shard; one record per shard.

@@ -5,7 +5,8 @@
 //! leaves files that nothing refers to.
 //!
 //! Tokens are hashed on the way to the disk, block by block, so nothing is read back. Memory: one
-//! block for each of the two open files.
+//! block for each of the two open files, however long a document is: it may come in parts. Its length
+//! is known at its end only, so the shard in which it began is finished then.
 //!
 //! Defined by `cut` in `python/tinylm/reference/shards.py`, held to it by the rung
 //! `shards written`.
@@ -61,6 +62,10 @@ pub struct ShardWriter {
     width: Width,
     shard: Option<Open>,
     done: Vec<ShardRecord>,
+    /// The tokens so far of a document that has not ended.
+    begun: Option<u64>,
+    /// The full shard in which that document began, with its number.
+    waiting: Option<(usize, Open)>,
 }
 
 /// A file that hashes each of its blocks on the way to the disk.
@@ -161,6 +166,8 @@ impl ShardWriter {
             width,
             shard: None,
             done: Vec::new(),
+            begun: None,
+            waiting: None,
         })
     }
 
@@ -171,38 +178,90 @@ impl ShardWriter {
     /// [`Error::Invalid`] for an id that is not below `vocab_size` and for a document of 2^32 - 1
     /// ids and more; [`Error::Io`] if writing fails, after which the writer is of no use.
     pub fn add(&mut self, ids: &[u32]) -> Result<()> {
-        let vocab_size = self.layout.vocab_size;
+        if self.begun.is_some() {
+            return Err(Error::Invalid(
+                "the document before it has not ended".into(),
+            ));
+        }
         // Before the first byte is written: what a refused document left would be half of one.
+        self.check(ids)?;
+        self.append_part(ids)?;
+        self.end_document()
+    }
+
+    /// Appends ids to the document in work, or begins one with them.
+    ///
+    /// # Errors
+    ///
+    /// As [`ShardWriter::add`], after which the document is of no use.
+    pub fn add_part(&mut self, ids: &[u32]) -> Result<()> {
+        self.check(ids)?;
+        self.append_part(ids)
+    }
+
+    /// Appends the id that ends a document, and notes its length; one that has no part is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if writing fails.
+    pub fn end_document(&mut self) -> Result<()> {
+        self.begin()?;
+        self.append(&[self.layout.eos_id])?;
+        // The length counts eos, as in the reference; `check` has seen that it fits.
+        let length = (self.begun.take().unwrap_or(0) as u32).to_le_bytes();
+        if let Some((number, mut open)) = self.waiting.take() {
+            open.doc.write(&length)?;
+            let record = self.close(open, number)?;
+            self.done.insert(number, record);
+        } else if let Some(open) = &mut self.shard {
+            // Not by `room`: the document may have filled it.
+            open.doc.write(&length)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses ids that no document in work may have.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.layout.vocab_size;
         if let Some(at) = ids.iter().position(|&id| u64::from(id) >= vocab_size) {
             return Err(Error::Invalid(format!(
                 "id {} at position {at} of a document; ids must be below vocab_size = {vocab_size}",
                 ids[at]
             )));
         }
-        let length = u32::try_from(ids.len() as u64 + 1).map_err(|_| {
-            Error::Invalid(format!(
-                "a document of {} tokens; the limit is 4294967294",
-                ids.len()
-            ))
-        })?;
-        // A document begins where its first token goes, so a full shard is closed first.
-        let open = self.room()?;
-        open.documents += 1;
-        // The length counts eos, as in the reference.
-        open.doc.write(&length.to_le_bytes())?;
-        self.append(ids, false)?;
-        self.append(&[self.layout.eos_id], !ids.is_empty())
+        let length = self.begun.unwrap_or(0) + ids.len() as u64;
+        if length >= u64::from(u32::MAX) {
+            return Err(Error::Invalid(format!(
+                "a document of {length} tokens; the limit is 4294967294"
+            )));
+        }
+        Ok(())
     }
 
-    /// Appends ids over as many shards as they need.
-    ///
-    /// `middle` says whether the first of them continues a document.
-    fn append(&mut self, mut ids: &[u32], mut middle: bool) -> Result<()> {
+    fn append_part(&mut self, ids: &[u32]) -> Result<()> {
+        self.begin()?;
+        self.append(ids)
+    }
+
+    /// Begins a document, unless one is in work.
+    fn begin(&mut self) -> Result<()> {
+        if self.begun.is_none() {
+            // A document begins where its first token goes, so a full shard is closed first.
+            self.room()?.documents += 1;
+            self.begun = Some(0);
+        }
+        Ok(())
+    }
+
+    /// Appends ids of the document in work over as many shards as they need.
+    fn append(&mut self, mut ids: &[u32]) -> Result<()> {
         let width = self.width;
         let limit = self.layout.shard_tokens;
         // A document may have billions of tokens; it is converted in parts.
         let mut bytes = Vec::with_capacity(ids.len().min(1 << 16) * width.bytes());
         while !ids.is_empty() {
+            // Whether the first of them continues a document.
+            let middle = self.begun.is_some_and(|length| length > 0);
             let open = self.room()?;
             let take = ids.len().min((limit - open.tokens) as usize).min(1 << 16);
             let (now, later) = ids.split_at(take);
@@ -218,7 +277,7 @@ impl ShardWriter {
                 open.carried += take as u64;
             }
             open.tokens += take as u64;
-            middle = true;
+            *self.begun.get_or_insert(0) += take as u64;
             ids = later;
         }
         Ok(())
@@ -238,8 +297,9 @@ impl ShardWriter {
             self.finish_shard()?;
         }
         if self.shard.is_none() {
-            let mut bin = Hashed::create(self.path("bin.part"))?;
-            let doc = Hashed::create(self.path("doc.part"))?;
+            let number = self.number();
+            let mut bin = Hashed::create(self.path(number, "bin.part"))?;
+            let doc = Hashed::create(self.path(number, "doc.part"))?;
             // The real header comes last; blocks are counted from the first token.
             bin.file
                 .write_all(&[0; HEADER_BYTES])
@@ -256,9 +316,14 @@ impl ShardWriter {
         self.shard.as_mut().ok_or_else(missing)
     }
 
-    /// The name of the shard in work, with this extension.
-    fn path(&self, extension: &str) -> PathBuf {
-        let name = format!("{}-{:05}.{extension}", self.layout.split, self.done.len());
+    /// The number of the shard in work, or of the next.
+    fn number(&self) -> usize {
+        self.done.len() + usize::from(self.waiting.is_some())
+    }
+
+    /// The name of a shard, with this extension.
+    fn path(&self, number: usize, extension: &str) -> PathBuf {
+        let name = format!("{}-{number:05}.{extension}", self.layout.split);
         self.layout.folder.join(name)
     }
 
@@ -267,6 +332,19 @@ impl ShardWriter {
         let Some(open) = self.shard.take() else {
             return Ok(());
         };
+        let number = self.number();
+        if self.begun.is_some() && self.waiting.is_none() {
+            // The document in work began in it, and its length is not known yet.
+            self.waiting = Some((number, open));
+            return Ok(());
+        }
+        let record = self.close(open, number)?;
+        self.done.push(record);
+        Ok(())
+    }
+
+    /// Finishes the files of a shard.
+    fn close(&self, open: Open, number: usize) -> Result<ShardRecord> {
         let header = Header {
             width: self.width,
             tokens: open.tokens,
@@ -278,26 +356,31 @@ impl ShardWriter {
         }
         .to_bytes();
         // The sidecar first: a `.bin` under its real name always has its lengths beside it.
-        let lengths = open.doc.finish(None, &self.path("doc"))?;
-        let blocks = open.bin.finish(Some(&header), &self.path("bin"))?;
+        let lengths = open.doc.finish(None, &self.path(number, "doc"))?;
+        let blocks = open.bin.finish(Some(&header), &self.path(number, "bin"))?;
         // A rename survives a crash only once the folder is synced.
         sync_folder(&self.layout.folder)?;
-        let name = format!("{}-{:05}.bin", self.layout.split, self.done.len());
-        self.done.push(ShardRecord {
-            name,
+        Ok(ShardRecord {
+            name: format!("{}-{number:05}.bin", self.layout.split),
             tokens: open.tokens,
             documents: open.documents,
             header: format::hash(&header),
             blocks,
             lengths,
-        });
-        Ok(())
+        })
     }
 
     /// Finishes the last shard and returns all of them.
     ///
     /// No documents give no shards. The caller writes the records into the manifest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if a document has not ended, [`Error::Io`] if writing fails.
     pub fn finish(mut self) -> Result<Vec<ShardRecord>> {
+        if self.begun.is_some() {
+            return Err(Error::Invalid("the last document has not ended".into()));
+        }
         self.finish_shard()?;
         Ok(self.done)
     }
