@@ -15,6 +15,7 @@ mod models;
 mod shards;
 mod small_ints;
 mod stages;
+mod stream;
 mod tokenizer;
 mod training;
 mod unigram;
@@ -40,6 +41,7 @@ mod rust {
         // Each file registers its classes, so that a new class changes one file.
         super::tokenizer::register(module)?;
         super::stages::register(module)?;
+        super::stream::register(module)?;
         module.add_class::<super::training::WordCounts>()?;
         super::models::register(module)?;
         super::unigram::register(module)?;

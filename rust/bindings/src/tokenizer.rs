@@ -3,8 +3,6 @@
 //! Held to `python/tinylm/reference/byte_bpe.py` by the rungs of `tests/rungs/text.py` and
 //! `tests/rungs/vocabulary.py`: each public method has one.
 
-use std::sync::{Mutex, PoisonError};
-
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -13,7 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use tinylm_tokenizer as core;
 use tinylm_tokenizer::{AddedToken, Policy, Sampling};
 
-use crate::arguments::{Text, detached, id_of, import_numpy};
+use crate::arguments::{Text, detached, import_numpy};
 use crate::error::tokenizer_error;
 use crate::ids::Ids;
 use crate::lists::Integers;
@@ -28,16 +26,15 @@ type Placed<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray2<i64>>);
 /// Adds the classes and functions of this file to `tinylm._rust`.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Tokenizer>()?;
-    module.add_function(wrap_pyfunction!(read_ranks, module)?)?;
-    module.add_class::<DecodeStream>()
+    module.add_function(wrap_pyfunction!(read_ranks, module)?)
 }
 
 /// A vocabulary with its merges, pattern and added tokens; immutable.
 ///
 /// Frozen: any number of Python threads may use it at once.
 #[pyclass(frozen, module = "tinylm._rust")]
-struct Tokenizer {
-    core: core::Tokenizer,
+pub(crate) struct Tokenizer {
+    pub(crate) core: core::Tokenizer,
     /// A Python integer for each id, made for the first long list.
     integers: Integers,
 }
@@ -341,60 +338,6 @@ fn text_of<'py>(bytes: &Bound<'py, PyBytes>, errors: &str) -> PyResult<Bound<'py
             py,
             &String::from_utf8_lossy(bytes.as_bytes()),
         )),
-    }
-}
-
-/// Tokens to text one at a time, never half a character.
-#[pyclass(frozen, module = "tinylm._rust")]
-struct DecodeStream {
-    tokenizer: Py<Tokenizer>,
-    core: Mutex<core::DecodeStream>,
-    /// Where the text begins, if tokens look otherwise there.
-    opening: Mutex<Option<core::Opening>>,
-}
-
-#[pymethods]
-impl DecodeStream {
-    /// A stream for the tokens of `tokenizer`, empty at first.
-    #[new]
-    fn new(tokenizer: Py<Tokenizer>) -> Self {
-        let opening = tokenizer.get().core.surfaces().map(core::Surfaces::opening);
-        Self {
-            tokenizer,
-            core: Mutex::default(),
-            opening: Mutex::new(opening),
-        }
-    }
-
-    /// The text that this id completes: perhaps none, perhaps several characters.
-    fn push(&self, id: &Bound<'_, PyAny>) -> PyResult<String> {
-        let tokenizer = &self.tokenizer.get().core;
-        let id = id_of(id)?;
-        // Looked up here: the core's stream takes bytes and knows no ids.
-        let mut token = tokenizer.token(id).ok_or_else(|| {
-            let vocab_size = tokenizer.vocab_size();
-            tokenizer_error(core::Error::UnknownId {
-                id: i64::from(id),
-                vocab_size,
-            })
-        })?;
-        let mut opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(opening), Some(surfaces)) = (opening.as_mut(), tokenizer.surfaces()) {
-            token = surfaces.next(opening, id, token);
-        }
-        Ok(self
-            .core
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(token))
-    }
-
-    /// What is left: nothing, or U+FFFD for a character cut short.
-    fn finish(&self) -> String {
-        self.core
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .finish()
     }
 }
 
