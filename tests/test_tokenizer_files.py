@@ -187,15 +187,15 @@ STRIPPED = {"id": 367, "content": "<|endoftext|>", "lstrip": True}
     ("keys", "value", "message"),
     [
         (("model", "type"), "Unigram", "type Unigram. vocab"),
-        (("model", "type"), "WordLevel", 'model type "WordLevel" is not supported'),
-        (("model", "dropout"), 0.1, "dropout = 0.1 is not supported"),
+        (("model", "type"), "WordLevel", "key model .type WordLevel. "),
+        (("model", "dropout"), 1.1, "dropout = 1.1 is not a number from 0 to 1"),
         (("model", "merges"), ["a b c"], "not two tokens"),
         (("model", "merges"), [["a", "\u4e2d"]], "not in the vocabulary"),
         (("model", "vocab"), {"a": 0}, "but tokenizers gives it 1"),
-        (("normalizer",), {"type": "ByteLevel"}, "normalizer ByteLevel is not supported"),
-        (("pre_tokenizer",), {"type": "UnicodeScripts"}, "pre_tokenizer UnicodeScripts is not"),
+        (("normalizer",), {"type": "Mystery"}, "normalizer Mystery is not supported"),
+        (("pre_tokenizer",), {"type": "Mystery"}, "pre_tokenizer Mystery is not"),
         (("model",), None, "model = null is not an object"),
-        (("model",), {"vocab": {}}, 'model type "WordLevel"'),
+        (("model",), {"vocab": {}}, "tokenizers gives it 0; list it"),
     ],
 )
 def test_what_a_file_has_that_is_not_supported_is_named(

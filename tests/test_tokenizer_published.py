@@ -191,10 +191,11 @@ BERT = dict.fromkeys(("clean_text", "handle_chinese_chars", "strip_accents", "lo
 EVERY_CHARACTER: list[tuple[str, dict[str, Any]]] = [
     *(
         ("normalise", {"type": kind})
-        for kind in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt")
+        for kind in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "ByteLevel")
     ),
     *(("normalise", {"type": "BertNormalizer", **BERT, step: True}) for step in BERT),
     *(("cut", {"type": kind}) for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer")),
+    ("cut", {"type": "UnicodeScripts"}),
     ("cut", {"type": "Digits", "individual_digits": True}),
     ("cut", {"type": "Punctuation", "behavior": "Isolated"}),
 ]

@@ -44,7 +44,7 @@ def objects(kind, **keys):
 
 
 NORMALIZERS = (
-    kinds("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt")
+    kinds("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "ByteLevel")
     | objects("Strip", strip_left=FLAGS, strip_right=FLAGS)
     | objects("Replace", pattern=PATTERN, content=st.sampled_from(["", " ", "xy"]))
     | objects("Prepend", prepend=st.just(MARK))
@@ -72,7 +72,11 @@ PRE_TOKENIZERS = (
 )
 BYTE_LEVEL = objects("ByteLevel", add_prefix_space=FLAGS, trim_offsets=FLAGS, use_regex=FLAGS)
 DECODERS = st.lists(
-    objects("Replace", pattern=st.just({"String": MARK}), content=st.just(" "))
+    objects(
+        "Replace",
+        pattern=st.sampled_from([{"String": MARK}, {"Regex": f"^{MARK}|a"}, {"Regex": r"\s+"}]),
+        content=st.just(" "),
+    )
     | objects("Strip", content=st.just(" "), start=st.integers(0, 2), stop=st.integers(0, 2))
     | objects("WordPiece", prefix=st.just("##"), cleanup=FLAGS)
     | objects(
@@ -240,6 +244,19 @@ RUNGS = (
         ),
         peer=cut_theirs,
         cost=2,
+    ),
+    rust_rung(
+        "scripts",
+        cut_slowly,
+        cut_quickly,
+        st.tuples(
+            st.text(
+                "  a\xe9\u03b1\u0436\u05d0\u0627\u0915\u0e01\uac00\u6f22\u3042\u30ab\u30fc.,1\u0301"
+            ),
+            st.just([{"type": "UnicodeScripts"}]),
+        ),
+        example=lambda: (standard_library(2)[:40_000], [{"type": "UnicodeScripts"}]),
+        peer=cut_theirs,
     ),
     rust_rung(
         "surfaces",

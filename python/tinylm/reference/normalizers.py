@@ -13,6 +13,8 @@ from typing import Any
 
 import regex
 
+from tinylm.reference.pieces import ALPHABET
+
 # The blocks of unified ideographs that BERT puts between blanks.
 CHINESE = (
     (0x4E00, 0x9FFF),
@@ -52,6 +54,8 @@ def _step(text: str, step: Mapping[str, Any]) -> str:
             return bert(text, step)
         case "Nmt":
             return nmt(text)
+        case "ByteLevel":
+            return "".join(ALPHABET[byte] for byte in text.encode())
         case "Precompiled":
             return by_map(text, read_map(step["precompiled_charsmap"]))
     raise ValueError(step["type"])

@@ -18,6 +18,11 @@ from tinylm.reference.patterns import split
 Found = list[tuple[str, bool]]
 SPACE = regex.compile(r"\s")
 WORD = regex.compile(r"\w")
+# Those of texts that this definition is asked about.
+SCRIPTS = (
+    *("Common", "Inherited", "Latin", "Greek", "Cyrillic", "Hebrew", "Arabic", "Devanagari"),
+    *("Thai", "Hangul", "Han", "Hiragana", "Katakana", "Georgian", "Ethiopic"),
+)
 
 
 def cut(text: str, steps: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -44,6 +49,8 @@ def _step(piece: str, step: Mapping[str, Any], *, first: bool) -> list[str]:
             scheme = step["prepend_scheme"]
             prepend = scheme == "always" or (scheme == "first" and first)
             return metaspace(piece, step["replacement"], prepend=prepend, apart=step["split"])
+        case "UnicodeScripts":
+            return scripts(piece)
         case "FixedLength":
             length = step["length"]
             return [piece[i : i + length] for i in range(0, len(piece), length)]
@@ -105,7 +112,8 @@ def search(piece: str, pattern: Mapping[str, str]) -> Found:
     """
     escaped = re.escape(pattern["String"]) if "String" in pattern else pattern["Regex"]
     wanted = regex.compile(escaped, flags=regex.V1)
-    found, end, at = [], 0, 0
+    found: Found = []
+    end = at = 0
     while match := wanted.search(piece, at):
         if match.end() == at and found and end == at:
             at += 1
@@ -140,6 +148,22 @@ def by_behavior(found: Found, behavior: str) -> list[str]:
             pieces.append(part)
         before = is_match
     return pieces[::-1] if backwards else pieces
+
+
+def scripts(piece: str) -> list[str]:
+    """Runs of one script; blanks go with any, and those before the first run are gone."""
+    pieces: list[str] = []
+    last = None
+    for char in piece:
+        found = next((name for name in SCRIPTS if regex.match(rf"\p{{Script={name}}}", char)), "")
+        # The long vowel mark of Japanese is Common in Unicode.
+        name = "Han" if found in ("Hiragana", "Katakana") or char == "\u30fc" else found
+        if char != " " and name != last:
+            pieces.append(char)
+            last = name
+        elif pieces:
+            pieces[-1] += char
+    return pieces
 
 
 def metaspace(piece: str, mark: str, *, prepend: bool, apart: bool) -> list[str]:

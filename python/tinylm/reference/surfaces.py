@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tinylm.reference.normalizers import replace
 from tinylm.reference.pieces import ALPHABET
 
 BYTE_OF = {char: byte for byte, char in enumerate(ALPHABET)}
@@ -40,7 +41,7 @@ def _step(tokens: list[str], step: Mapping[str, Any]) -> list[str]:
         case "ByteFallback":
             return [_byte(token) for token in tokens]
         case "Replace":
-            return [token.replace(step["pattern"]["String"], step["content"]) for token in tokens]
+            return [replace(token, step["pattern"], step["content"]) for token in tokens]
         case "Strip":
             return [_strip(token, step["content"], step["start"], step["stop"]) for token in tokens]
         case "Metaspace":

@@ -13,8 +13,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tinylm import _rust
 from tinylm.tokenizer.checks import check_keys, checked, shown, steps_of
-from tinylm.tokenizer.steps import PRE_TOKENIZERS
+from tinylm.tokenizer.steps import PRE_TOKENIZERS, pattern_of
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 KEYS: dict[str, dict[str, type[Any]]] = {
@@ -66,11 +67,8 @@ def steps(part: object) -> list[dict[str, Any]]:
         for key, type_ in KEYS[kind].items():
             if key != "use_regex" or key in step:
                 checked(step[key], type_, f"decoder {kind}.{key}")
-        if kind == "Replace" and not isinstance(step["pattern"].get("String"), str):
-            raise ValueError(
-                f"decoder Replace.pattern = {shown(step['pattern'])} is not supported, only a "
-                "String"
-            )
+        if kind == "Replace":
+            pattern_of(step["pattern"], "decoder Replace.pattern")
         if kind == "Strip" and len(step["content"]) != 1:
             raise ValueError(f"decoder Strip.content = {shown(step['content'])} is no character")
     _check_order(found)
@@ -132,7 +130,9 @@ def _run(
                 if byte := _BYTE.fullmatch(token):
                     return bytes([int(byte[1], 16)])
             case "Replace":
-                token = token.replace(step["pattern"]["String"], step["content"])
+                found_in = pattern_of(step["pattern"], "decoder Replace.pattern")
+                replace = {"type": "Replace", "pattern": found_in, "content": step["content"]}
+                token = _rust.normalise(token, [replace])
             case "Strip":
                 token = _stripped(token, step)
             case "Metaspace":

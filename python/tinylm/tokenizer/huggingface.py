@@ -14,9 +14,9 @@ as it stood:
 | pre_tokenizer | applied: see `steps.PRE_TOKENIZERS`; `trim_offsets` moves no id |
 | post_processor | applied with `template=True` of `encode`: see `template` |
 | decoder | applied: see `decoders` |
-| model: type | "BPE", or no type but merges |
+| model: type | "BPE", "Unigram", "WordPiece", "WordLevel"; old files leave it out |
 | model: vocab, merges, ignore_merges | applied |
-| model: dropout | refused unless null or 0 |
+| model: dropout | kept: `encode` drops no merge, `sample_encode(dropout=)` does |
 | model: unk_token | refused unless null or "", or all bytes are tokens |
 | model: continuing_subword_prefix, end_of_word_suffix | refused unless null or "" |
 | model: byte_fallback, fuse_unk | kept: bytes that are no tokens are dropped, as there |

@@ -19,7 +19,15 @@ from tinylm.tokenizer.contents import (
     to_bytes,
     to_chars,
 )
-from tinylm.tokenizer.models import Bpe, CharBpe, Model, Unigram, WordPiece
+from tinylm.tokenizer.models import (
+    NO_PREFIX,
+    Bpe,
+    CharBpe,
+    Model,
+    Unigram,
+    WordLevel,
+    WordPiece,
+)
 
 UNIGRAM = {"type", "unk_id", "vocab", "byte_fallback"}
 WORDPIECE = {
@@ -29,6 +37,7 @@ WORDPIECE = {
     "max_input_chars_per_word",
     "vocab",
 }
+WORDLEVEL = {"type", "unk_token", "vocab"}
 BPE = {
     "type",
     "dropout",
@@ -43,6 +52,7 @@ BPE = {
 }
 
 
+KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 # In the place of merges that a file joins with a space, as older ones do.
 JOINED = ""
 
@@ -60,9 +70,9 @@ class Parts(NamedTuple):
 def vocab_of(model: Mapping[str, Any]) -> dict[str, int]:
     """The tokens of the file and their ids; ValueError for a value that is no id or no score."""
     kind = kind_of(model)
-    if kind not in ("BPE", "Unigram", "WordPiece"):
+    if kind not in KINDS:
         named = shown(model.get("type", kind))
-        raise ValueError(f"model type {named} is not supported, only BPE, Unigram and WordPiece")
+        raise ValueError(f"model type {named} is not supported, only {', '.join(KINDS)}")
     if kind == "Unigram":
         vocab = {}
         for id, item in enumerate(checked(model["vocab"], list, "model (type Unigram) vocab")):
@@ -94,6 +104,8 @@ def read(
             return _bpe(model, vocab, added, byte_level=byte_level)
         case "Unigram":
             return _unigram(model, vocab, byte_level=byte_level)
+        case "WordLevel":
+            return _word_level(model, vocab)
     return _word_piece(model, vocab)
 
 
@@ -104,6 +116,14 @@ def _word_piece(model: Mapping[str, Any], vocab: Mapping[str, int]) -> Parts:
     name = "continuing_subword_prefix"
     prefix = checked(model[name], str, f"model.{name}")
     return Parts(_texts(vocab), WordPiece(_known(unknown, vocab), prefix, longest), chars=True)
+
+
+def _word_level(model: Mapping[str, Any], vocab: Mapping[str, int]) -> Parts:
+    check_keys(model, WORDLEVEL, "model (type WordLevel) ")
+    unknown = checked(model["unk_token"], str, "model.unk_token")
+    if odd := next((token for token in vocab if token.startswith(NO_PREFIX)), None):
+        raise ValueError(f"model.vocab has {shown(odd)}, which begins with two noncharacters")
+    return Parts(_texts(vocab), WordLevel(_known(unknown, vocab)), chars=True)
 
 
 def _unigram(model: Mapping[str, Any], vocab: Mapping[str, int], *, byte_level: bool) -> Parts:
@@ -194,7 +214,7 @@ def written(contents: Contents, model: Mapping[str, Any]) -> dict[str, Any]:
     made = contents.model
     if isinstance(made, Unigram):
         return {**model, "vocab": [list(pair) for pair in zip(vocab, made.scores, strict=True)]}
-    if isinstance(made, WordPiece):
+    if isinstance(made, WordPiece | WordLevel):
         return {**model, "vocab": vocab}
     chars_of = {id: token for token, id in vocab.items()}
     merges = every_split(contents.tokens) if made.merges is None else made.merges
@@ -249,8 +269,9 @@ def _options(model: Mapping[str, Any]) -> dict[str, Any]:
         value = model.get(name)
         found[name] = "" if value is None else checked(value, str, f"model.{name}")
     dropout = model.get("dropout")
-    if dropout is not None and (isinstance(dropout, bool) or dropout != 0):
-        raise ValueError(f"model.dropout = {shown(dropout)} is not supported, only null or 0")
+    is_share = isinstance(dropout, int | float) and not isinstance(dropout, bool)
+    if dropout is not None and not (is_share and 0 <= dropout <= 1):
+        raise ValueError(f"model.dropout = {shown(dropout)} is not a number from 0 to 1")
     return found
 
 

@@ -89,4 +89,19 @@ class WordPiece:
         return _rust.Model.wordpiece(unknown=self.unknown, prefix=self.prefix, longest=self.longest)
 
 
-Model: TypeAlias = Bpe | CharBpe | Unigram | WordPiece
+# A prefix that no token of a WordLevel has, so that no token stands inside a word.
+NO_PREFIX = "\U0010ffff\U0010fffe"
+
+
+@dataclass(frozen=True)
+class WordLevel:
+    """Each piece is a token, or else `unknown`: a `WordPiece` without tokens inside words."""
+
+    unknown: int
+
+    def core(self) -> _rust.Model:
+        """The model in Rust."""
+        return _rust.Model.wordpiece(unknown=self.unknown, prefix=NO_PREFIX, longest=2**62)
+
+
+Model: TypeAlias = Bpe | CharBpe | Unigram | WordPiece | WordLevel

@@ -50,7 +50,8 @@ def _length(value: object, name: str) -> int:
     return length
 
 
-def _pattern(value: object, name: str) -> Step:
+def pattern_of(value: object, name: str) -> Step:
+    """What a step looks for, a String or a Regex in TinyLM's dialect."""
     match checked(value, dict, name):
         case {"String": str(text), **rest} if not rest:
             return {"String": text}
@@ -72,8 +73,9 @@ FLAG, TEXT = _of(bool), _of(str)
 # By the type, each key with its check and what it is if it is left out.
 NORMALIZERS: dict[str, dict[str, tuple[Callable[[object, str], Any], object]]] = {
     **{kind: {} for kind in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt")},
+    "ByteLevel": {},
     "Strip": {"strip_left": (FLAG, REQUIRED), "strip_right": (FLAG, REQUIRED)},
-    "Replace": {"pattern": (_pattern, REQUIRED), "content": (TEXT, REQUIRED)},
+    "Replace": {"pattern": (pattern_of, REQUIRED), "content": (TEXT, REQUIRED)},
     "Prepend": {"prepend": (TEXT, REQUIRED)},
     "Precompiled": {"precompiled_charsmap": (_map, REQUIRED)},
     "BertNormalizer": {
@@ -84,14 +86,16 @@ NORMALIZERS: dict[str, dict[str, tuple[Callable[[object, str], Any], object]]] =
     },
 }
 PRE_TOKENIZERS: dict[str, dict[str, tuple[Callable[[object, str], Any], object]]] = {
-    **{kind: {} for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer")},
+    **{
+        kind: {} for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "UnicodeScripts")
+    },
     "ByteLevel": {
         "add_prefix_space": (FLAG, REQUIRED),
         "trim_offsets": (FLAG, True),
         "use_regex": (FLAG, True),
     },
     "Split": {
-        "pattern": (_pattern, REQUIRED),
+        "pattern": (pattern_of, REQUIRED),
         "behavior": (_one_of(*BEHAVIORS), REQUIRED),
         "invert": (FLAG, REQUIRED),
     },

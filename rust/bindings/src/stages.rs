@@ -102,6 +102,7 @@ impl<'py> Step<'py> {
             },
             "Prepend" => Normalizer::Prepend(self.text("prepend")?),
             "Nmt" => Normalizer::Nmt,
+            "ByteLevel" => Normalizer::ByteLevel,
             "Precompiled" => {
                 let map: Vec<u8> = self.item("precompiled_charsmap")?.extract()?;
                 Normalizer::Precompiled(Charsmap::new(&map).map_err(tokenizer_error)?)
@@ -156,6 +157,7 @@ impl<'py> Step<'py> {
                 split: self.flag("split")?,
             },
             "CharDelimiterSplit" => PreTokenizer::Delimiter(self.char("delimiter")?),
+            "UnicodeScripts" => PreTokenizer::Scripts,
             "FixedLength" => PreTokenizer::FixedLength(self.item("length")?.extract()?),
             other => return Err(unknown("pre_tokenizer", other)),
         })

@@ -173,8 +173,9 @@ impl Aligned {
             Normalizer::SentencePiece(step) => {
                 step.edits(&self.text, |from, to, made| edits.put(from, to, made));
             }
-            // These look at one character at a time.
-            Normalizer::Lowercase
+            // These look at one character at a time, or at less.
+            Normalizer::ByteLevel
+            | Normalizer::Lowercase
             | Normalizer::StripAccents
             | Normalizer::StripNonspacing
             | Normalizer::Clean

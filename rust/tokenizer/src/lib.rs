@@ -91,6 +91,7 @@ mod property;
 mod ranks;
 mod sample;
 mod scan;
+mod script_runs;
 mod scripts;
 mod seeds;
 mod sentencepiece;

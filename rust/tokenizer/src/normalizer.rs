@@ -16,7 +16,7 @@ use crate::charsmap::Charsmap;
 use crate::find::Find;
 use crate::property::{CONTROL, MARK, NEWER, NONSPACING, Property};
 use crate::sentencepiece::{Normalise, SentencePiece};
-use crate::{Error, Interrupt};
+use crate::{Error, Interrupt, alphabet};
 
 /// Characters between two calls of the interrupt: 1 to 5 ms.
 const TICK: usize = 1 << 16;
@@ -62,6 +62,8 @@ pub enum Normalizer {
     Nmt,
     /// A precompiled map, as Hugging Face's tokenizers apply it.
     Precompiled(Charsmap),
+    /// A character of GPT-2's alphabet for each byte.
+    ByteLevel,
     /// All that a model of `SentencePiece` does.
     SentencePiece(Arc<Normalise>),
 }
@@ -104,6 +106,11 @@ impl Normalizer {
             }
             Self::SentencePiece(step) => step.apply(&text).into(),
             Self::Precompiled(map) => precompiled(&text, map, interrupt)?.into(),
+            Self::ByteLevel => {
+                let mut out = String::with_capacity(text.len());
+                alphabet::write(text.as_bytes(), &mut out);
+                out.into()
+            }
             Self::Nmt => {
                 let chars = text.chars().filter_map(nmt);
                 collect(chars, text.len(), interrupt)?.into()

@@ -11,7 +11,7 @@ use crate::align::{self, Origin};
 use crate::alphabet;
 use crate::find::{Behaviour, Find, Found, characters};
 use crate::property::{NUMBER, PUNCTUATION, Property, SPACE, WORD};
-use crate::{Error, Interrupt};
+use crate::{Error, Interrupt, script_runs};
 
 /// One step of cutting a text into pieces.
 #[derive(Debug, Clone)]
@@ -56,6 +56,8 @@ pub enum PreTokenizer {
     },
     /// What is between the occurrences of a character.
     Delimiter(char),
+    /// Runs of one script.
+    Scripts,
     /// Pieces of this many characters.
     FixedLength(usize),
 }
@@ -261,6 +263,10 @@ impl PreTokenizer {
                 Ok(())
             }
             Self::Delimiter(delimiter) => pieces.cut_at_char(Behaviour::Removed, *delimiter),
+            Self::Scripts => pieces.cut(Behaviour::Removed, false, |piece, found, _| {
+                script_runs::runs(piece, found);
+                Ok(())
+            }),
             Self::FixedLength(length) => {
                 let mut spans = Vec::new();
                 for &(start, end) in &pieces.spans {
