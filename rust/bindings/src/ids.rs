@@ -1,28 +1,34 @@
 //! Token ids as Python gives them, and their way to bytes.
 //!
-//! An array of uint32, int32 or int64 in one stretch is read where it lies, and the bytes are
-//! written where Python will have them: a copy of 4 million ids or of their bytes costs as much as
-//! to decode them, mostly in page faults. A list is read in one pass under the GIL, from the memory
-//! of its integers where the interpreter's layout is one that is known (`small_ints`). Anything else
-//! goes through Python's own functions.
+//! An array of uint32, int32 or int64 in one stretch is read where it lies, without the GIL. So is
+//! a list where the interpreter's layout is known (`layout`), with the GIL, which others may have
+//! after each [`BLOCK`]. Anything else goes through Python's own functions. No id is copied before
+//! it is decoded, and no byte after it (`objects`): either costs as much as to decode, mostly in
+//! page faults.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
-use pyo3::ffi;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList};
+use pyo3::types::{PyBytes, PyList, PyString};
 use tinylm_tokenizer as core;
+use tinylm_tokenizer::Opening;
 
 use crate::arguments::{detached, id_of, import_numpy, unknown};
-use crate::small_ints;
+use crate::error::tokenizer_error;
+use crate::layout::Layout;
+use crate::lists;
+use crate::objects::{Bytes, Sink, Stop, Text};
 
 /// Ids between two looks for signals: about 2 ms.
 const BLOCK: usize = 1 << 20;
+/// Ids of an array that are asked for at once.
+const PART: usize = 1 << 16;
 
 /// Ids that can be decoded.
-pub(crate) enum Ids {
+pub(crate) enum Ids<'py> {
+    List(Bound<'py, PyList>, &'static Layout),
     Own(Vec<u32>),
     U32(Lent<u32>),
     I32(Lent<i32>),
@@ -69,16 +75,19 @@ impl<T: Copy + numpy::Element> Lent<T> {
     }
 }
 
-impl Ids {
+impl<'py> Ids<'py> {
     /// From a list, an array, a tensor, or anything that iterates over integers.
     ///
     /// # Errors
     ///
     /// `TypeError` for what is no integer, `KeyError` for an integer that is no id.
-    pub(crate) fn of(ids: &Bound<'_, PyAny>) -> PyResult<Self> {
+    pub(crate) fn of(ids: &Bound<'py, PyAny>) -> PyResult<Self> {
         // Before the arrays: asking for those imports numpy.
         if let Ok(list) = ids.cast_exact::<PyList>() {
-            return of_list(list).map(Self::Own);
+            return match Layout::of(ids.py()) {
+                Some(layout) => Ok(Self::List(list.clone(), layout)),
+                None => each(ids).map(Self::Own),
+            };
         }
         import_numpy(ids.py())?;
         if let Some(found) = Self::of_array(ids)? {
@@ -91,8 +100,7 @@ impl Ids {
         {
             return Ok(found);
         }
-        let ids = ids.try_iter()?.map(|id| id_of(&id?));
-        ids.collect::<PyResult<_>>().map(Self::Own)
+        each(ids).map(Self::Own)
     }
 
     /// The ids in an array of integers with one axis; None for anything else.
@@ -119,116 +127,197 @@ impl Ids {
         Ok(None)
     }
 
-    /// The ids in memory of their own.
-    fn copied(&self) -> PyResult<Vec<u32>> {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Own(own) => Ok(own.clone()),
-            Self::U32(ids) => Ok(ids.read(0..ids.len).collect()),
-            Self::I32(ids) => copied(ids.read(0..ids.len)),
-            Self::I64(ids) => copied(ids.read(0..ids.len)),
+            Self::List(list, _) => list.len(),
+            Self::Own(ids) => ids.len(),
+            Self::U32(ids) => ids.len,
+            Self::I32(ids) => ids.len,
+            Self::I64(ids) => ids.len,
         }
     }
 
-    /// The bytes of these ids, decoded.
+    /// Decodes these ids into `sink`.
     ///
     /// # Errors
     ///
-    /// `KeyError` for an id without a token, and what a signal handler raises.
-    pub(crate) fn decoded<'py>(
+    /// `KeyError` for an id without a token, what a signal handler raises, and those of the sink.
+    pub(crate) fn decode(
+        &self,
+        py: Python<'py>,
+        core: &core::Tokenizer,
+        sink: &mut impl Sink,
+    ) -> Result<(), Stop> {
+        match self {
+            Self::List(list, layout) => decode_list(list, layout, core, sink),
+            Self::Own(own) => decode(py, core, own.len(), sink, |range| {
+                own[range].iter().map(|&id| i64::from(id))
+            }),
+            Self::U32(ids) => {
+                let at = |range| ids.read(range).map(i64::from);
+                decode(py, core, ids.len, sink, at)
+            }
+            Self::I32(ids) => {
+                let at = |range| ids.read(range).map(i64::from);
+                decode(py, core, ids.len, sink, at)
+            }
+            Self::I64(ids) => decode(py, core, ids.len, sink, |range| ids.read(range)),
+        }
+    }
+
+    /// The bytes of these ids.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ids::decode`].
+    pub(crate) fn to_bytes(
         &self,
         py: Python<'py>,
         core: &core::Tokenizer,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        if !core.joins_tokens() {
-            let ids = self.copied()?;
-            let bytes = detached(py, |_| core.decode(&ids))?;
+        let expected = 5 * self.len() + core.longest();
+        let Some(layout) = Layout::of(py) else {
+            let mut bytes = Vec::with_capacity(expected);
+            self.decode(py, core, &mut bytes)?;
             return Ok(PyBytes::new(py, &bytes));
+        };
+        let mut bytes = Bytes::new(py, layout, expected)?;
+        self.decode(py, core, &mut bytes)?;
+        bytes.finish(py)
+    }
+
+    /// The text of these ids.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ids::decode`]; `ValueError` for other words than "replace" and "strict", and with the
+    /// latter for bytes that are not UTF-8.
+    pub(crate) fn to_text(
+        &self,
+        py: Python<'py>,
+        core: &core::Tokenizer,
+        errors: &str,
+    ) -> PyResult<Bound<'py, PyString>> {
+        check_errors(errors)?;
+        if let Some(layout) = Layout::of(py) {
+            let mut text = Text::new(layout, 5 * self.len());
+            match self.decode(py, core, &mut text) {
+                Ok(()) => {
+                    if let Some(text) = text.finish(py)? {
+                        return Ok(text);
+                    }
+                }
+                Err(Stop::NotUtf8) => {}
+                Err(stop) => return Err(stop.into()),
+            }
         }
-        match self {
-            Self::Own(own) => decode(py, core, own.len(), |range| {
-                own[range].iter().map(|&id| i64::from(id))
-            }),
-            Self::U32(ids) => decode(py, core, ids.len, |range| ids.read(range).map(i64::from)),
-            Self::I32(ids) => decode(py, core, ids.len, |range| ids.read(range).map(i64::from)),
-            Self::I64(ids) => decode(py, core, ids.len, |range| ids.read(range)),
+        let mut bytes = Vec::new();
+        self.decode(py, core, &mut bytes)?;
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Ok(PyString::new(py, text)),
+            Err(error) if errors == "strict" => Err(PyValueError::new_err(format!(
+                "the tokens are not UTF-8 at byte {} of {}; decode with errors=\"replace\" or \
+                 decode_bytes",
+                error.valid_up_to(),
+                bytes.len()
+            ))),
+            Err(_) => Ok(PyString::new(py, &String::from_utf8_lossy(&bytes))),
         }
     }
 }
 
-/// Numbers as ids.
-fn copied<T: Copy + TryInto<u32> + std::fmt::Display>(
-    numbers: impl Iterator<Item = T>,
-) -> PyResult<Vec<u32>> {
-    numbers
-        .map(|id| id.try_into().map_err(|_| unknown(id)))
-        .collect()
-}
-
-/// The ids in a list.
-fn of_list(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
-    let mut ids = Vec::with_capacity(list.len());
-    small_ints::read(list, &mut ids)?;
-    // What the quick way has left, if anything: integers of other kinds, and errors. The list may
-    // get shorter while an element is asked for its number.
-    while ids.len() < list.len() {
-        ids.push(id_of(&list.get_item(ids.len())?)?);
+/// Raises `ValueError` for a word that is no way to handle errors: it must fail for every text, not
+/// only for invalid ones.
+pub(crate) fn check_errors(errors: &str) -> PyResult<()> {
+    if matches!(errors, "replace" | "strict") {
+        return Ok(());
     }
-    Ok(ids)
+    let message = format!("errors={errors:?}: expected \"replace\" or \"strict\"");
+    Err(PyValueError::new_err(message))
 }
 
-/// The bytes of `n` ids, of which `at(range)` gives a range.
-fn decode<'py, I: Iterator<Item = i64>>(
-    py: Python<'py>,
+/// The ids of anything that iterates over integers.
+fn each(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    ids.try_iter()?.map(|id| id_of(&id?)).collect()
+}
+
+/// Decodes as many of `ids` as fit at once; how many those were, at least one if there is any.
+fn decode_part(
+    core: &core::Tokenizer,
+    opening: &mut Option<Opening>,
+    ids: impl Iterator<Item = i64>,
+    sink: &mut impl Sink,
+) -> Result<usize, Stop> {
+    let (taken, bytes) = core.decode_some(opening, ids, sink.room(core.longest())?)?;
+    // SAFETY: the core has set them.
+    #[expect(unsafe_code, reason = "see SAFETY")]
+    unsafe {
+        sink.filled(bytes)?;
+    }
+    Ok(taken)
+}
+
+/// Decodes `n` ids, of which `at(range)` gives a range, without the GIL.
+fn decode<I: Iterator<Item = i64>>(
+    py: Python<'_>,
     core: &core::Tokenizer,
     n: usize,
+    sink: &mut impl Sink,
     at: impl Fn(Range<usize>) -> I + Sync,
-) -> PyResult<Bound<'py, PyBytes>> {
-    let block = |from: usize| from..n.min(from + BLOCK);
+) -> Result<(), Stop> {
     let at = &at;
-    // The length first, because an object of bytes cannot grow.
-    let length = detached(py, |stop| {
-        (0..n).step_by(BLOCK).try_fold(0, |length, from| {
-            stop()?;
-            Ok(length + core.decoded_length(at(block(from)))?)
-        })
-    })?;
-    // SAFETY: a null pointer asks for an object whose bytes are not set; the conversion looks at
-    // errors. Below 2 bytes it would be one that Python shares.
-    #[expect(unsafe_code, reason = "see SAFETY")]
-    let object: Bound<'py, PyBytes> = unsafe {
-        let made = ffi::PyBytes_FromStringAndSize(std::ptr::null(), length.max(2) as isize);
-        Bound::from_owned_ptr_or_err(py, made)?.cast_into_unchecked()
-    };
-    // SAFETY: no other code has the object yet, so its bytes may be set, as CPython's own code
-    // does.
-    #[expect(unsafe_code, reason = "see SAFETY")]
-    let mut out = unsafe {
-        let start = ffi::PyBytes_AsString(object.as_ptr()).cast::<MaybeUninit<u8>>();
-        std::slice::from_raw_parts_mut(start, length)
-    };
     detached(py, move |stop| {
-        for from in (0..n).step_by(BLOCK) {
+        let (mut opening, mut from) = (core.opening(), 0);
+        while from < n {
             stop()?;
-            let (taken, bytes) = core.decode_some(at(block(from)), out)?;
-            if taken < block(from).len() {
-                break;
+            let ids = at(from..n.min(from + PART));
+            match decode_part(core, &mut opening, ids, sink) {
+                Ok(taken) => from += taken,
+                Err(Stop::Core(error)) => return Err(error),
+                Err(other) => return Ok(Err(other)),
             }
-            out = &mut out[bytes..];
         }
-        if out.is_empty() {
-            Ok(())
-        } else {
-            let message = "the ids changed while they were decoded";
-            Err(core::Error::Vocabulary(message.into()))
+        Ok(Ok(()))
+    })?
+}
+
+/// Decodes the ids of a list.
+fn decode_list(
+    list: &Bound<'_, PyList>,
+    layout: &Layout,
+    core: &core::Tokenizer,
+    sink: &mut impl Sink,
+) -> Result<(), Stop> {
+    let py = list.py();
+    let (mut opening, mut from, mut look) = (core.opening(), 0, BLOCK);
+    // Other code may make the list shorter or longer where it runs in between.
+    while from < list.len() {
+        // SAFETY: the core runs no code of Python; a sink may, but is asked before and after.
+        #[expect(unsafe_code, reason = "see SAFETY")]
+        let ids = unsafe { lists::ids_of(list, layout, from, look) };
+        let mut taken = decode_part(core, &mut opening, ids, sink)?;
+        if taken == 0 {
+            // An integer of another kind, or an error.
+            let id = i64::from(id_of(&list.get_item(from)?)?);
+            taken = decode_part(core, &mut opening, std::iter::once(id), sink)?;
         }
-    })?;
-    if length < 2 {
-        // The object has two bytes, and one of them was never set: that is not looked at.
-        let byte = length == 1;
-        return Ok(PyBytes::new(
-            py,
-            if byte { &object.as_bytes()[..1] } else { b"" },
-        ));
+        from += taken;
+        if from >= look {
+            look = from + BLOCK;
+            py.check_signals()?;
+            py.detach(|| ());
+        }
     }
-    Ok(object)
+    Ok(())
+}
+
+impl From<Stop> for PyErr {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Core(error) => tokenizer_error(error),
+            Stop::Python(error) => error,
+            Stop::NotUtf8 => PyValueError::new_err("the tokens are not UTF-8"),
+        }
+    }
 }

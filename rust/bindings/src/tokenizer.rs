@@ -13,8 +13,8 @@ use tinylm_tokenizer::{AddedToken, Policy, Sampling};
 
 use crate::arguments::{Text, detached, import_numpy};
 use crate::error::tokenizer_error;
-use crate::ids::Ids;
-use crate::lists::Integers;
+use crate::ids::{Ids, check_errors};
+use crate::lists::list_of;
 use crate::models::Model;
 use crate::stages;
 
@@ -35,8 +35,6 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 #[pyclass(frozen, module = "tinylm._rust")]
 pub(crate) struct Tokenizer {
     pub(crate) core: core::Tokenizer,
-    /// A Python integer for each id, made for the first long list.
-    integers: Integers,
 }
 
 impl Tokenizer {
@@ -65,7 +63,7 @@ impl Tokenizer {
     ///
     /// Every id is below `vocab_size`, since the core made it, so the index is never out of range.
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
-        self.integers.list(py, ids, self.core.vocab_size())
+        list_of(py, ids, self.core.vocab_size())
     }
 }
 
@@ -108,10 +106,7 @@ impl Tokenizer {
             added: added_tokens.into_iter().map(added).collect(),
         };
         let core = stages::build(spec, stages, surfaces)?;
-        Ok(Self {
-            core,
-            integers: Integers::default(),
-        })
+        Ok(Self { core })
     }
 
     /// One more than the largest id.
@@ -252,7 +247,7 @@ impl Tokenizer {
         py: Python<'py>,
         ids: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        Ids::of(ids)?.decoded(py, &self.core)
+        Ids::of(ids)?.to_bytes(py, &self.core)
     }
 
     /// The text of `ids`. Bytes that are not UTF-8 become U+FFFD, or an error with errors="strict".
@@ -262,9 +257,7 @@ impl Tokenizer {
         ids: &Bound<'py, PyAny>,
         errors: &str,
     ) -> PyResult<Bound<'py, PyString>> {
-        check_errors(errors)?;
-        let bytes = Ids::of(ids)?.decoded(py, &self.core)?;
-        text_of(&bytes, errors)
+        Ids::of(ids)?.to_text(py, &self.core, errors)
     }
 
     /// The texts of many rows of ids, as `decode` gives each.
@@ -277,7 +270,7 @@ impl Tokenizer {
         check_errors(errors)?;
         let texts = PyList::empty(py);
         for row in rows.try_iter()? {
-            texts.append(text_of(&Ids::of(&row?)?.decoded(py, &self.core)?, errors)?)?;
+            texts.append(Ids::of(&row?)?.to_text(py, &self.core, errors)?)?;
         }
         Ok(texts)
     }
@@ -305,39 +298,6 @@ fn in_characters(text: &str, places: &mut [(u32, u32)]) {
             first
         };
         *from = first;
-    }
-}
-
-/// Raises `ValueError` for a word that is no way to handle errors: it must fail for every text, not
-/// only for invalid ones.
-fn check_errors(errors: &str) -> PyResult<()> {
-    if matches!(errors, "replace" | "strict") {
-        return Ok(());
-    }
-    let message = format!("errors={errors:?}: expected \"replace\" or \"strict\"");
-    Err(PyValueError::new_err(message))
-}
-
-/// A string from bytes that are UTF-8, nearly always: Python's decoder checks and copies in one.
-fn text_of<'py>(bytes: &Bound<'py, PyBytes>, errors: &str) -> PyResult<Bound<'py, PyString>> {
-    let py = bytes.py();
-    let failed = match PyString::from_encoded_object(bytes, Some(c"utf-8"), Some(c"strict")) {
-        Ok(text) => return Ok(text),
-        Err(error) => error,
-    };
-    match std::str::from_utf8(bytes.as_bytes()) {
-        // Not the bytes: memory, perhaps.
-        Ok(_) => Err(failed),
-        Err(error) if errors == "strict" => Err(PyValueError::new_err(format!(
-            "the tokens are not UTF-8 at byte {} of {}; decode with errors=\"replace\" or \
-             decode_bytes",
-            error.valid_up_to(),
-            bytes.as_bytes().len()
-        ))),
-        Err(_) => Ok(PyString::new(
-            py,
-            &String::from_utf8_lossy(bytes.as_bytes()),
-        )),
     }
 }
 

@@ -94,7 +94,8 @@ impl Tokenizer {
             bytes[at] = Some(surface);
         }
         let entries = bytes.iter().zip(0u32..);
-        let vocab = Vocab::new(entries.filter_map(|(bytes, id)| Some(((*bytes)?, id))))?;
+        let mut vocab = Vocab::new(entries.filter_map(|(bytes, id)| Some(((*bytes)?, id))))?;
+        vocab.expect(surfaces.longest_first());
         self.written = Some(std::mem::replace(&mut self.vocab, vocab));
         self.surfaces = Some(surfaces);
         Ok(self)

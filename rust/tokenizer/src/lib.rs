@@ -109,6 +109,7 @@ mod unicode;
 mod unigram;
 mod unigram_sample;
 mod unigram_train;
+mod utf8;
 mod vocab;
 mod window;
 mod wordpiece;
@@ -126,6 +127,7 @@ pub use expression::Expression;
 pub use find::{Behaviour, Find};
 pub use frequent::most_frequent;
 pub use goal::{Goal, Ties, Trained};
+pub use memory::{large_pages, prefetch_at};
 pub use model::ModelSpec;
 pub use normalizer::Normalizer;
 pub use offsets::Placed;
@@ -140,6 +142,7 @@ pub use stream::DecodeStream;
 pub use surfaces::{Opening, Surfaces};
 pub use train::bpe as train_bpe;
 pub use unigram_train::{TrainedUnigram, UnigramTraining, unigram as train_unigram};
+pub use utf8::{Character, Width, unfinished, widen};
 pub use words::Words;
 
 /// Called now and then during long work; an error ends the work.

@@ -29,7 +29,19 @@ pub struct Opening {
     strip: usize,
 }
 
+impl Opening {
+    /// Whether tokens look as they do anywhere.
+    pub(crate) fn is_over(&self) -> bool {
+        !self.first && self.strip == 0
+    }
+}
+
 impl Surfaces {
+    /// The most bytes that a token has at the beginning of a text.
+    pub(crate) fn longest_first(&self) -> usize {
+        self.first.values().map(Vec::len).max().unwrap_or(0)
+    }
+
     /// The state before the first token.
     pub fn opening(&self) -> Opening {
         let strip = self.strip.map_or(0, |(_, count)| count);
@@ -64,7 +76,7 @@ impl Surfaces {
         let mut start = Vec::new();
         let mut at = 0;
         // One token as a rule: then nothing depends on the place any more.
-        while at < ids.len() && (opening.first || opening.strip > 0) {
+        while at < ids.len() && !opening.is_over() {
             let bytes = vocab.decode(&ids[at..=at])?;
             start.extend_from_slice(self.next(&mut opening, ids[at], &bytes));
             at += 1;
