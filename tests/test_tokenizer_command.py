@@ -1,6 +1,8 @@
 """`python -m tinylm.tokenizer`, as typed."""
 
 import io
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,10 @@ from tests.support.calling import call
 from tests.support.tokenizer_data import KINDS, TEXTS, TOKENIZERS
 from tinylm import Tokenizer
 from tinylm.tokenizer import __main__ as command
+from tinylm.tokenizer import report
 
 MAIN = TOKENIZERS["gpt4"]
-COMMANDS = ["train", "encode", "decode", "stats", "compare", "import", "export"]
+COMMANDS = ["train", "encode", "decode", "view", "stats", "compare", "import", "export"]
 
 
 def main(arguments: list[str]) -> int:
@@ -104,12 +107,106 @@ def test_special_tokens_are_encoded_when_allowed(
 
 def test_stats_and_compare_count_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Path("text.txt").read_bytes()
-    head, row = out_of(capsys, "stats", "a.json", "text.txt").splitlines()
+    head, row, longest, never = out_of(capsys, "stats", "a.json", "text.txt").splitlines()
     assert head.split()[:3] == ["file", "bytes", "tokens"]
     assert row.split()[:3] == ["text.txt", str(len(data)), str(MAIN.count(data))]
-    head, row = out_of(capsys, "compare", "a.json", "b.json", "text.txt").splitlines()
-    assert row.split()[1:3] == [str(MAIN.count(data)), str(len(data))]
+    single = sum(len(MAIN.vocab[id]) == 1 for id in MAIN.encode(data))
+    words = len(data.split())
+    assert row.split()[4:6] == [
+        f"{MAIN.count(data) / words:.3f}",
+        f"{single / MAIN.count(data):.1%}",
+    ]
+    assert longest.startswith("longest tokens: ' internationalization' (30) ")
+    assert never.startswith("never used: ")
+    *_, whole, _, _ = out_of(capsys, "stats", "a.json", "text.txt", "a.json").splitlines()
+    assert whole.split()[:2] == ["all", str(len(data) + Path("a.json").stat().st_size)]
     assert "equal" in out_of(capsys, "compare", "a.json", "a.json", "text.txt")
+
+
+def test_compare_shows_where_tokenizers_cut_differently(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("t.txt").write_text("the fox the fox \xe9t\xe9\n", encoding="utf-8")
+    call = ("compare", "a.json", "b.json", "t.txt", "--with", "a.json", "--examples", "2")
+    head, row, _, told, _, first, second = out_of(capsys, *call).splitlines()
+    assert head.split()[:7] == ["file", "A", "tokens", "B", "tokens", "C", "tokens"]
+    data = Path("t.txt").read_bytes()
+    counts = [MAIN.count(data), len(data), MAIN.count(data)]
+    assert row.split()[1:4] == [*map(str, counts)]
+    assert row.split()[-1] == "equal"
+    assert told.endswith(" stretches are cut differently; the most frequent:")
+    assert first.split() == ["2x", "fox", "|f|o|x", "fox"]
+    assert second.split()[0] == "1x"
+
+
+def test_a_word_over_two_blocks_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = report.measure(MAIN, "text.txt")
+    monkeypatch.setattr(report, "BLOCK", 100)
+    parts = report.measure(MAIN, "text.txt")
+    assert (parts.bytes, parts.words, parts.tokens) == (whole.bytes, whole.words, whole.tokens)
+    assert parts.words == len(Path("text.txt").read_bytes().split())
+
+
+def test_tokens_are_shown_in_colour_or_between_bars(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("t.txt").write_bytes(b"The fox\n\x1b[0m\xff\xe4\xb8 \xc2\xa0<|end|>")
+    plain = out_of(capsys, "view", "a.json", "t.txt", "--colour", "never")
+    bars = "The| fox|\\n\n\\x1b|[|0|m|\\xff|\\xe4|\\xb8| |\\u00a0|<|"
+    assert plain.startswith(bars.replace("\\u00a0", "\\xc2|\\xa0"))
+    # A file or a pipe has no colours.
+    assert out_of(capsys, "view", "a.json", "t.txt") == plain
+    coloured = out_of(capsys, "view", "a.json", "t.txt", "--colour", "always")
+    assert "\x1b[30;48;5;153mThe\x1b[0m\x1b[30;48;5;223m fox\x1b[0m" in coloured
+    # Nothing of the text itself reaches the terminal as a command.
+    assert "\x1b[0m\x1b[0m" not in coloured
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert out_of(capsys, "view", "a.json", "t.txt") == coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert out_of(capsys, "view", "a.json", "t.txt") == plain
+    shown = out_of(capsys, "encode", "a.json", "The fox", "--colour", "never")
+    assert shown == f"The| fox\n{' '.join(map(str, MAIN.encode('The fox')))}\n"
+
+
+def test_a_page_holds_the_text_and_nothing_of_it_as_html(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "</script><script>alert(1)</script> & <b>The fox</b>\n\u4e2d\x07"
+    Path("t.txt").write_text(text, encoding="utf-8")
+    call = ("view", "a.json", "t.txt", "--html", "t.html", "--with", "b.json")
+    assert out_of(capsys, *call) == "t.html\n"
+    found = Path("t.html").read_text(encoding="utf-8")
+    assert "alert(1)</script>" not in found
+    assert found.count("</script>") == 2
+    assert not re.search(r"(src|href)=|https?://|@import|url\(", found)
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', found)
+    views = json.loads(data)["views"]
+    assert [view["ids"] for view in views] == [
+        MAIN.encode(text, special="text"),
+        KINDS["byte"].encode(text),
+    ]
+    assert "".join(map("".join, views[0]["texts"])).startswith(text[:-2])
+    # A token of one byte that both have does not differ.
+    assert len(views[1]["differs"]) < len(views[1]["ids"])
+    assert views[0]["tokens"][str(MAIN.encode("The")[0])][:2] == ["The", 3]
+    assert "exists already" in error_of(capsys, *call)
+    assert main(["view", "a.json", "t.txt", "--limit", "9", "--html", "s.html"]) == 0
+    assert "the first 9 bytes; --limit takes more" in capsys.readouterr().err
+    assert "pass --html" in error_of(capsys, "view", "a.json", "t.txt", "--with", "b.json")
+
+
+def test_a_long_page_has_parts_that_begin_together(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("long.txt").write_text("".join(TEXTS) * 40, encoding="utf-8")
+    out_of(capsys, "view", "a.json", "long.txt", "--html", "t.html", "--with", "b.json")
+    (data,) = re.findall(r'id="data">(.*)</script>', Path("t.html").read_text(encoding="utf-8"))
+    first, second = json.loads(data)["views"]
+    assert len(first["pages"]) == len(second["pages"]) > 2
+    # The second has a token for each byte.
+    ids = MAIN.encode("".join(TEXTS) * 40)
+    places = [len(MAIN.decode_bytes(ids[:at])) for at in first["pages"]]
+    assert places == second["pages"]
 
 
 def test_import_and_export_convert_formats(

@@ -1,16 +1,21 @@
-"""`python -m tinylm.tokenizer`: train, use, compare and convert tokenizers."""
+"""`python -m tinylm.tokenizer`: train, use, look at, compare and convert tokenizers."""
 
 import argparse
 import errno
+import functools
+import operator
+import string
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import BinaryIO, get_args
 
-from tinylm import commands, terminal
+from tinylm import commands, disk, terminal
 from tinylm.config import Kind
-from tinylm.tokenizer import Tokenizer, files
+from tinylm.tokenizer import Tokenizer, files, page, report, shown
+from tinylm.tokenizer.segmentations import Special
 from tinylm.tokenizer.training import Ties
 
 Command = Callable[[argparse.Namespace], None]
@@ -18,7 +23,7 @@ Command = Callable[[argparse.Namespace], None]
 
 def train(args: argparse.Namespace) -> None:
     """Learn a tokenizer from text files."""
-    _refuse_existing(args)
+    _refuse_existing(args.out, force=args.force)
     start = time.perf_counter()
     tokenizer = Tokenizer.train_files(
         args.files,
@@ -39,16 +44,62 @@ def train(args: argparse.Namespace) -> None:
 
 
 def encode(args: argparse.Namespace) -> None:
-    """Text to ids, on one line."""
+    """Text to ids, on one line; with --colour the text with its tokens before them."""
     tokenizer = _load(args)
     # Bytes, because the input need not be UTF-8.
-    text = sys.stdin.buffer.read() if args.text == "-" else args.text
+    texts = _blocks(sys.stdin.buffer) if args.text == "-" else iter([args.text.encode()])
     words = (
         "pass --special allow to encode it as one id, --special text to encode it as ordinary text"
     )
+    between = ""
     with commands.remedies(special=words):
-        ids = tokenizer.encode(text, special=args.special)
-    print(*ids)
+        if args.colour is not None:
+            data = b"".join(texts)
+            texts = iter([data])
+            _show(tokenizer, data, args.colour, args.special)
+        # In parts, so that a long input takes little memory.
+        for chunk in tokenizer.chunks(texts, special=args.special):
+            ids = " ".join(map(str, tokenizer.encode(chunk, special=args.special)))
+            if ids:
+                print(f"{between}{ids}", end="")
+                between = " "
+    print()
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(1 << 20):
+        yield block
+
+
+def view(args: argparse.Namespace) -> None:
+    """A text with its tokens: in colour on a terminal, or as a page for a browser."""
+    tokenizer = _load(args)
+    named = [(args.tokenizer, tokenizer)]
+    if args.other is not None:
+        named.append((args.other, Tokenizer.load(args.other)))
+        if args.html is None:
+            raise ValueError("--with shows two tokenizers side by side: pass --html FILE too")
+    if args.limit < 1:
+        raise ValueError(f"--limit {args.limit} must be at least 1")
+    file, name = (sys.stdin.buffer, "standard input") if args.file == "-" else (None, args.file)
+    with file or open(args.file, "rb") as source:
+        data = source.read(args.limit + 1)
+    note = ""
+    if len(data) > args.limit:
+        data = data[: args.limit]
+        note = f"the first {args.limit:,} bytes; --limit takes more"
+        terminal.draw(f"{name}: {note}\n")
+    if args.html is None:
+        _show(tokenizer, data, args.colour, "text")
+        return
+    _refuse_existing(args.html, force=args.force)
+    disk.replace(args.html, page.page(name, note, named, data).encode())
+    print(args.html)
+
+
+def _show(tokenizer: Tokenizer, data: bytes, colour: shown.Colour, special: Special) -> None:
+    found = shown.pieces(tokenizer, data, special)
+    sys.stdout.writelines(shown.lines(found, colour=shown.coloured(colour, sys.stdout)))
 
 
 def decode(args: argparse.Namespace) -> None:
@@ -69,45 +120,50 @@ def _id(word: str) -> int:
 
 
 def stats(args: argparse.Namespace) -> None:
-    """Measure a tokenizer on files: bytes per token, tokens per word, vocabulary in use."""
+    """Measure a tokenizer on files: how long its tokens are, and how much of it is used."""
     tokenizer = _load(args)
-    rows = [_measure(tokenizer, path) for path in args.files]
-    _table(("file", "bytes", "tokens", "bytes/token", "tokens/word", "tokens used"), rows)
-
-
-def _measure(tokenizer: Tokenizer, path: str) -> tuple[str, ...]:
-    data = Path(path).read_bytes()
-    # Any file can be measured: a special token in it counts as text.
-    ids = tokenizer.encode_array(data, special="text")
-    words = len(data.split())
-    return (
-        path,
-        str(len(data)),
-        str(len(ids)),
-        f"{len(data) / max(1, len(ids)):.3f}",
-        f"{len(ids) / max(1, words):.3f}",
-        f"{len(set(ids.tolist())) / tokenizer.vocab_size:.1%}",
-    )
+    lengths = report.lengths_of(tokenizer)
+    found = [report.measure(tokenizer, path) for path in args.files]
+    rows = [report.row(path, one, lengths) for path, one in zip(args.files, found, strict=True)]
+    whole = functools.reduce(operator.add, found)
+    if len(found) > 1:
+        rows.append(report.row("all", whole, lengths))
+    print(*report.table(report.HEAD, rows), sep="\n")
+    print(*report.longest(tokenizer, whole, args.longest), sep="\n")
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Two tokenizers on the same files: tokens, bytes per token, and whether the ids are equal."""
-    first, second = Tokenizer.load(args.first), Tokenizer.load(args.second)
-    rows = []
+    """Tokenizers on the same files: tokens, bytes per token, and where they cut differently."""
+    paths = [args.first, args.second, *args.more]
+    tokenizers = [Tokenizer.load(path) for path in paths]
+    names = string.ascii_uppercase[: len(paths)]
+    rows, apart = [], Counter[tuple[tuple[bytes, ...], ...]]()
     for path in args.files:
-        data = Path(path).read_bytes()
-        a = first.encode_array(data, special="text")
-        b = second.encode_array(data, special="text")
-        ratios = [f"{len(data) / max(1, len(ids)):.3f}" for ids in (a, b)]
-        # Both arrays are uint32, so equal bytes are equal ids.
-        equal = "equal" if a.tobytes() == b.tobytes() else f"{len(b) / max(1, len(a)):.3f}x"
-        rows.append((path, str(len(a)), str(len(b)), *ratios, equal))
-    _table(("file", "A tokens", "B tokens", "A bytes/token", "B bytes/token", "B / A"), rows)
+        found = report.compare(tokenizers, path)
+        apart += found.apart
+        first = max(1, found.tokens[0])
+        # Equal ids say more than a ratio of 1.
+        ratios = [
+            "equal" if same else f"{tokens / first:.3f}x"
+            for tokens, same in zip(found.tokens[1:], found.same[1:], strict=True)
+        ]
+        per_token = [f"{found.size / max(1, tokens):.3f}" for tokens in found.tokens]
+        rows.append((path, *map(str, found.tokens), *per_token, *ratios))
+    head = ["file", *(f"{name} tokens" for name in names)]
+    head += [f"{name} bytes/token" for name in names] + [f"{name} / A" for name in names[1:]]
+    print(*report.table(head, rows), sep="\n")
+    if apart and args.examples:
+        print(f"\n{apart.total()} stretches are cut differently; the most frequent:")
+        examples = [
+            (f"{count}x", *("|".join(map(report.inline, parts)) for parts in cuts))
+            for cuts, count in apart.most_common(args.examples)
+        ]
+        print(*report.table(("times", *names), examples), sep="\n")
 
 
 def import_(args: argparse.Namespace) -> None:
     """Read a tokenizer of another format, write it as tokenizer.json."""
-    _refuse_existing(args)
+    _refuse_existing(args.out, force=args.force)
     special = dict(_named_id(word) for word in args.special) if args.special else None
     with commands.remedies(
         format="pass --format tiktoken or --format gpt2",
@@ -129,16 +185,16 @@ def _named_id(word: str) -> tuple[str, int]:
 
 def export(args: argparse.Namespace) -> None:
     """Write a tokenizer in another format."""
-    _refuse_existing(args)
+    _refuse_existing(args.out, force=args.force)
     tokenizer = _load(args)
     tokenizer.save(args.out, args.format)
     print(f"{args.out}: {tokenizer.vocab_size} tokens as {args.format}")
 
 
-def _refuse_existing(args: argparse.Namespace) -> None:
+def _refuse_existing(path: str, *, force: bool) -> None:
     """FileExistsError if the output is there already; a folder may be there if it is empty."""
-    out = Path(args.out)
-    if args.force or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    out = Path(path)
+    if force or not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     raise FileExistsError(errno.EEXIST, "exists already; name another, or pass --force", str(out))
 
@@ -147,17 +203,10 @@ def _load(args: argparse.Namespace) -> Tokenizer:
     return Tokenizer.load(args.tokenizer)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  ".join(cells))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tinylm.tokenizer", description="Train, use, compare and convert tokenizers."
+        prog="python -m tinylm.tokenizer",
+        description="Train, use, look at, compare and convert tokenizers.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -206,6 +255,38 @@ def _parser() -> argparse.ArgumentParser:
         choices=("raise", "allow", "text"),
         help="what to do with special tokens in the text",
     )
+    sub.add_argument(
+        "--colour",
+        nargs="?",
+        const="auto",
+        choices=get_args(shown.Colour),
+        help="show the text with its tokens first; auto: in colour on a terminal, else with bars",
+    )
+
+    sub = command("view", view)
+    tokenizer(sub)
+    sub.add_argument(
+        "file", type=commands.path, nargs="?", default="-", help="a file; - for standard input"
+    )
+    sub.add_argument("--html", type=commands.path, metavar="FILE", help="write a page instead")
+    sub.add_argument(
+        "--with",
+        dest="other",
+        type=commands.path,
+        metavar="TOKENIZER",
+        help="a second tokenizer, beside the first on the page",
+    )
+    sub.add_argument(
+        "--colour", default="auto", choices=get_args(shown.Colour), help="default: %(default)s"
+    )
+    sub.add_argument(
+        "--limit",
+        type=int,
+        default=1_000_000,
+        metavar="BYTES",
+        help="of the file that are shown; default: %(default)s",
+    )
+    sub.add_argument("--force", action="store_true", help="replace the page that is there")
 
     sub = command("decode", decode)
     tokenizer(sub)
@@ -214,19 +295,38 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("stats", stats)
     tokenizer(sub)
     sub.add_argument("files", type=commands.path, nargs="+", help="text files")
+    sub.add_argument(
+        "--longest", type=int, default=5, metavar="N", help="tokens to name; default: %(default)s"
+    )
 
     sub = command("compare", compare)
     tokenizer(sub, "first")
     tokenizer(sub, "second")
     sub.add_argument("files", type=commands.path, nargs="+", help="text files")
+    sub.add_argument(
+        "--with",
+        dest="more",
+        action="append",
+        default=[],
+        type=commands.path,
+        metavar="TOKENIZER",
+        help="another tokenizer; repeat for more",
+    )
+    sub.add_argument(
+        "--examples",
+        type=int,
+        default=5,
+        metavar="N",
+        help="differences to show; default: %(default)s",
+    )
 
     sub = command("import", import_)
     sub.add_argument(
         "path",
         type=commands.path,
-        help="tiktoken ranks, or the folder of vocab.json and merges.txt",
+        help="tiktoken ranks, a .model, a tekken.json, or the folder of vocab.json and merges.txt",
     )
-    sub.add_argument("--format", choices=("gpt2", "tiktoken"), help="told from the name if absent")
+    sub.add_argument("--format", choices=files.FORMATS, help="told from the name if absent")
     sub.add_argument("--pattern", help="for ranks that are not cl100k_base or o200k_base")
     sub.add_argument(
         "--special", action="append", metavar="TOKEN=ID", help="a special token; repeat for more"

@@ -263,7 +263,7 @@ class Tokenizer(Vocabulary, Segmentations):
             yield from self._core.encode(chunk, special)
 
     def chunks(
-        self, texts: Iterable[str], *, special: Special = "raise", size: int = 1 << 16
+        self, texts: Iterable[str | bytes], *, special: Special = "raise", size: int = 1 << 16
     ) -> Iterator[bytes]:
         """The texts joined into one, in parts of about `size` bytes that are encoded by themselves
         as in the whole; memory as for `encode_iterable`.
@@ -273,7 +273,7 @@ class Tokenizer(Vocabulary, Segmentations):
         """
         pending, parts, length, wanted = b"", [], 0, size
         for text in texts:
-            parts.append(utf8(text))
+            parts.append(text if isinstance(text, bytes) else utf8(text))
             length += len(parts[-1])
             if length < wanted:
                 continue
