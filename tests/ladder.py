@@ -23,6 +23,7 @@ from tests.rungs import (
     kernel_products,
     kernel_rope,
     kernel_swiglu,
+    learning,
     masks,
     media,
     models,
@@ -43,6 +44,7 @@ RUNGS: tuple[Rung, ...] = tuple(
     sorted(
         (
             *vocabulary.RUNGS,
+            *learning.RUNGS,
             *text.RUNGS,
             *added.RUNGS,
             *expressions.RUNGS,

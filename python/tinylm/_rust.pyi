@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -22,6 +23,8 @@ __all__ = [
     "WordCounts",
     "__version__",
     "build_profile",
+    "count_note",
+    "join_counts",
     "normalise",
     "read_ranks",
     "train_unigram",
@@ -69,6 +72,7 @@ def train_unigram(
     required: list[bytes] | None,
     scripts: bool,
     progress: Callable[[int, int], object] | None,
+    blocked: set[bytes] | None = None,
 ) -> tuple[list[bytes], list[float]]: ...
 
 @final
@@ -176,11 +180,32 @@ class WordCounts:
         ties: str,
         progress: Callable[[int, int], object] | None,
         max_token_length: int | None = None,
+        blocked: tuple[list[bytes], list[tuple[bytes, bytes]]] = ...,
+        characters: list[bytes] | None = None,
     ) -> tuple[list[bytes], list[tuple[int, int]]]:
         """The tokens by id and the pairs of ids that merge, in order.
 
-        `kind` is "bpe" for merges, "whole" for the most frequent pieces as they stand.
+        `kind` is "bpe" for merges, "whole" for the most frequent pieces as they stand. `blocked`
+        are tokens and pairs that are never made. With `characters` merges begin with those;
+        `vocab_size` then counts the 256 bytes and no special tokens.
         """
+
+    def alphabet(self, initial: list[str], coverage: float, limit: int) -> list[tuple[str, int]]:
+        """The characters that are tokens, and how often each was counted."""
+
+    @property
+    def memory(self) -> int: ...
+    def spill(self, folder: str | os.PathLike[str], name: str, note: str) -> list[Path]:
+        """Writes what was counted to new files of `folder`, and forgets it; their paths."""
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Adds the counts in a file."""
+
+def join_counts(paths: list[Path], note: str, out: str | os.PathLike[str]) -> tuple[int, int]:
+    """Joins files of counts into `out`; the numbers of distinct pieces and of all."""
+
+def count_note(path: str | os.PathLike[str]) -> str:
+    """The note of a file of counts."""
 
 # The dataloader
 

@@ -13,7 +13,7 @@ bytes is O(n^2). Sennrich et al. 2016, arXiv:1508.07909; over bytes: Radford et 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
 
 Pair = tuple[int, int]
@@ -50,20 +50,25 @@ def train(
     ties: str = "ids",
     min_frequency: int = 1,
     max_length: int | None = None,
+    blocked: Collection[bytes | tuple[bytes, bytes]] = (),
+    characters: Sequence[str] = (),
 ) -> tuple[list[bytes], list[Pair]]:
     """The tokens by id, 256 bytes first, and the merges in order, learned from `pieces`.
 
     Stops at `size` tokens, or when no pair occurs `min_frequency` times that makes a token of at
-    most `max_length` bytes. Of pairs that occur equally often `ties` takes "ids": the smaller
-    (left id, right id), "bytes": the greater (left bytes, right bytes), or "huggingface": as
-    "ids", but bytes that are printable in Latin-1 go before the others, as in GPT-2's alphabet.
-    Merge number m makes token 256 + m: no two make the same bytes.
+    most `max_length` bytes and is not `blocked`: the bytes of a token that is never made, or those
+    of two that never merge. `characters` of several bytes are tokens from the beginning, after the
+    bytes; the pieces hold no others. Of pairs that occur equally often `ties` takes "ids": the
+    smaller (left id, right id), "bytes": the greater (left bytes, right bytes), or "huggingface":
+    as "ids", but bytes that are printable in Latin-1 go before the others, as in GPT-2's alphabet
+    (with `characters` it is "ids").
+    Merge number m makes token 256 + len(characters) + m: no two make the same bytes.
     """
-    tokens = [bytes([b]) for b in range(256)]
+    tokens = [bytes([b]) for b in range(256)] + [char.encode() for char in characters]
     merges: list[Pair] = []
     # Equal pieces are merged alike, so each is kept once with its count.
     counted = Counter(pieces)
-    words, frequency = [list(piece) for piece in counted], list(counted.values())
+    words, frequency = [symbols(piece, tokens) for piece in counted], list(counted.values())
     total: Counter[Pair] = Counter()
     # Words that ever held a pair. A word whose pair is gone costs a visit and changes nothing.
     holders: defaultdict[Pair, set[int]] = defaultdict(set)
@@ -75,12 +80,16 @@ def train(
     while len(tokens) < size:
         lengths = {(a, b): len(tokens[a]) + len(tokens[b]) for a, b in total}
         open_ = {p: n for p, n in total.items() if max_length is None or lengths[p] <= max_length}
+        for pair in list(open_) if blocked else ():
+            left, right = (tokens[id] for id in pair)
+            if left + right in blocked or (left, right) in blocked:
+                del open_[pair]
         highest = max(open_.values(), default=0)
         if highest < max(1, min_frequency):
             break
         # Ties are decided by a rule, so that training gives one result on every machine.
         tied = [pair for pair, count in open_.items() if count == highest]
-        if ties == "ids":
+        if ties == "ids" or (ties == "huggingface" and characters):
             best = min(tied)
         elif ties == "huggingface":
             best = min(tied, key=lambda pair: [(not is_printable(id), id) for id in pair])
@@ -98,6 +107,15 @@ def train(
                 total[pair] += n * frequency[w]
                 holders[pair].add(w)
     return tokens, merges
+
+
+def symbols(piece: bytes, tokens: list[bytes]) -> list[int]:
+    """The ids of the bytes of `piece`, or of its characters if some of those are `tokens`."""
+    id_of = {token: id for id, token in enumerate(tokens)}
+    whole = [piece[i : i + 1] for i in range(len(piece))]
+    if len(tokens) > 256:
+        whole = [char.encode() for char in piece.decode()]
+    return [id_of[part] for part in whole]
 
 
 def most_frequent(

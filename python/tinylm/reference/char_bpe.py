@@ -8,10 +8,44 @@ Sennrich et al. 2016, arXiv:1508.07909; Kudo and Richardson 2018, arXiv:1808.062
 scores; Provilkov et al. 2020, arXiv:1910.13267 for dropout. Quadratic in the piece.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from itertools import pairwise
 
 Pair = tuple[str, str]
+
+
+def alphabet(
+    words: Counter[str], initial: str = "", coverage: float = 1.0, limit: int | None = None
+) -> list[tuple[str, int]]:
+    """The characters that are tokens of their own with their counts, the most frequent first.
+
+    As in sentencepiece the most frequent ones are taken until they are `coverage` of the text, as
+    in Hugging Face's trainer the `initial` ones always are, and there are `limit` at most. Of
+    equally frequent ones the lower code point comes first.
+    """
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for char in word:
+            counts[char] += count
+    taken, covered = dict.fromkeys(initial), 0
+    for char in sorted(counts, key=lambda char: (-counts[char], char)):
+        if covered >= coverage * counts.total():
+            break
+        covered += counts[char]
+        if limit is None or len(taken) < limit:
+            taken[char] = None
+    return sorted(((char, counts[char]) for char in taken), key=lambda pair: (-pair[1], pair[0]))
+
+
+def within(words: Counter[str], characters: Collection[str]) -> Counter[str]:
+    """The parts of `words` between characters that are not in the alphabet, with their counts."""
+    parts: Counter[str] = Counter()
+    for word, count in words.items():
+        spaced = "".join(char if char in characters else "\0" for char in word)
+        for part in filter(None, spaced.split("\0")):
+            parts[part] += count
+    return parts
 
 
 def symbols(

@@ -4,7 +4,8 @@ The work is done in Rust (`rust/tokenizer`), by the rules that `tinylm.reference
 `tinylm.reference.byte_bpe` spell out. `python -m tinylm.tokenizer` is the command.
 """
 
+from tinylm.tokenizer.alphabets import Characters
 from tinylm.tokenizer.stream import Stream
 from tinylm.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Stream", "Tokenizer"]
+__all__ = ["Characters", "Stream", "Tokenizer"]

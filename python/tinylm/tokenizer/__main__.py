@@ -1,46 +1,20 @@
 """`python -m tinylm.tokenizer`: train, use, look at, compare and convert tokenizers."""
 
 import argparse
-import errno
 import functools
 import operator
 import string
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO, get_args
 
 from tinylm import commands, disk, terminal
-from tinylm.config import Kind
-from tinylm.tokenizer import Tokenizer, files, page, report, shown
+from tinylm.tokenizer import Tokenizer, files, page, report, shown, train_commands
 from tinylm.tokenizer.segmentations import Special
-from tinylm.tokenizer.training import Ties
+from tinylm.tokenizer.train_commands import refuse_existing
 
 Command = Callable[[argparse.Namespace], None]
-
-
-def train(args: argparse.Namespace) -> None:
-    """Learn a tokenizer from text files."""
-    _refuse_existing(args.out, force=args.force)
-    start = time.perf_counter()
-    tokenizer = Tokenizer.train_files(
-        args.files,
-        vocab_size=args.vocab_size,
-        kind=args.kind,
-        pattern=args.pattern,
-        # No default in the parser: the action `append` would add to it instead of replacing it.
-        special_tokens=args.special or ["<|endoftext|>"],
-        min_frequency=args.min_frequency,
-        max_token_length=args.max_token_length,
-        ties=args.ties,
-        threads=args.threads,
-        progress=True if terminal.watched() else None,
-    )
-    tokenizer.save(args.out)
-    seconds = time.perf_counter() - start
-    print(f"{args.out}: {tokenizer.vocab_size} tokens in {seconds:.1f} s")
 
 
 def encode(args: argparse.Namespace) -> None:
@@ -92,7 +66,7 @@ def view(args: argparse.Namespace) -> None:
     if args.html is None:
         _show(tokenizer, data, args.colour, "text")
         return
-    _refuse_existing(args.html, force=args.force)
+    refuse_existing(args.html, force=args.force)
     disk.replace(args.html, page.page(name, note, named, data).encode())
     print(args.html)
 
@@ -163,7 +137,7 @@ def compare(args: argparse.Namespace) -> None:
 
 def import_(args: argparse.Namespace) -> None:
     """Read a tokenizer of another format, write it as tokenizer.json."""
-    _refuse_existing(args.out, force=args.force)
+    refuse_existing(args.out, force=args.force)
     special = dict(_named_id(word) for word in args.special) if args.special else None
     with commands.remedies(
         format="pass --format tiktoken or --format gpt2",
@@ -185,18 +159,10 @@ def _named_id(word: str) -> tuple[str, int]:
 
 def export(args: argparse.Namespace) -> None:
     """Write a tokenizer in another format."""
-    _refuse_existing(args.out, force=args.force)
+    refuse_existing(args.out, force=args.force)
     tokenizer = _load(args)
     tokenizer.save(args.out, args.format)
     print(f"{args.out}: {tokenizer.vocab_size} tokens as {args.format}")
-
-
-def _refuse_existing(path: str, *, force: bool) -> None:
-    """FileExistsError if the output is there already; a folder may be there if it is empty."""
-    out = Path(path)
-    if force or not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    raise FileExistsError(errno.EEXIST, "exists already; name another, or pass --force", str(out))
 
 
 def _load(args: argparse.Namespace) -> Tokenizer:
@@ -227,24 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", type=commands.path, required=True, help=text)
         sub.add_argument("--force", action="store_true", help="replace what is there")
 
-    sub = command("train", train)
-    sub.add_argument("files", type=commands.path, nargs="+", help="text files, each one document")
-    sub.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones included")
-    out(sub, "where to write the tokenizer.json")
-    sub.add_argument("--kind", default="bpe", choices=get_args(Kind))
-    sub.add_argument(
-        "--pattern", default="gpt4", help="gpt2, gpt4, o200k, llama3, qwen2 or a regular expression"
-    )
-    sub.add_argument(
-        "--special",
-        action="append",
-        metavar="TOKEN",
-        help="a special token; repeat for more (default: <|endoftext|>)",
-    )
-    sub.add_argument("--min-frequency", type=int, default=1, help="rarer pairs do not merge")
-    sub.add_argument("--max-token-length", type=int, metavar="BYTES", help="of the longest token")
-    sub.add_argument("--ties", default="ids", choices=get_args(Ties), help="between equal pairs")
-    sub.add_argument("--threads", type=int, default=0, help="0 for all cores")
+    train_commands.add(command, out)
 
     sub = command("encode", encode)
     tokenizer(sub)

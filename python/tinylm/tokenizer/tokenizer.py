@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tinylm.tokenizer import beside, files
 from tinylm.tokenizer import contents as parts
+from tinylm.tokenizer.alphabets import Blocked, Characters
 from tinylm.tokenizer.contents import Contents
 from tinylm.tokenizer.core import core_of
+from tinylm.tokenizer.counting import counted
 from tinylm.tokenizer.models import Bpe
 from tinylm.tokenizer.segmentations import Segmentations, Special
 from tinylm.tokenizer.stream import Stream, utf8
@@ -63,6 +65,8 @@ class Tokenizer(Vocabulary, Segmentations):
         special_tokens: Iterable[str] = ("<|endoftext|>",),
         min_frequency: int = 1,
         max_token_length: int | None = None,
+        blocked: Blocked = (),
+        alphabet: Characters | None = None,
         ties: Ties = "ids",
         threads: int = 0,
         progress: Progress = None,
@@ -76,7 +80,12 @@ class Tokenizer(Vocabulary, Segmentations):
         do not know is encoded as bytes. "byte" has the bytes alone and learns nothing.
 
         Pairs below `min_frequency` stay apart, and no token gets longer than `max_token_length`
-        bytes. Of equally frequent pairs, `ties` prefers with "ids" the smaller (left id, right id),
+        bytes. `blocked` lists tokens that are never made and pairs (left, right) that never merge.
+        With `alphabet=Characters(...)` "bpe" and "unigram" begin with characters and not with
+        bytes, and the tokenizer is that of a `.model` of SentencePiece: `<unk>`, the special
+        tokens, the bytes, then what was learned; a blank is U+2581, and no token crosses one.
+
+        Of equally frequent pairs, `ties` prefers with "ids" the smaller (left id, right id),
         with "bytes" the greater (left bytes, right bytes), and with "huggingface" the one that the
         trainer of Hugging Face's tokenizers takes. `threads=0` takes all cores; the result does not
         depend on it. `progress(tokens, target)` is called ten times per second, True draws a line
@@ -87,7 +96,10 @@ class Tokenizer(Vocabulary, Segmentations):
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be an iterable of texts; for one text pass [text]")
-        training = Training(kind, pattern, special_tokens, min_frequency, max_token_length, threads)
+        training = Training(
+            *(kind, pattern, special_tokens, min_frequency, max_token_length, threads),
+            *(blocked, alphabet),
+        )
         training.add_texts(texts)
         return cls(training.learn(vocab_size, ties, progress))
 
@@ -102,6 +114,8 @@ class Tokenizer(Vocabulary, Segmentations):
         special_tokens: Iterable[str] = ("<|endoftext|>",),
         min_frequency: int = 1,
         max_token_length: int | None = None,
+        blocked: Blocked = (),
+        alphabet: Characters | None = None,
         ties: Ties = "ids",
         threads: int = 0,
         progress: Progress = None,
@@ -109,9 +123,38 @@ class Tokenizer(Vocabulary, Segmentations):
         """As `train`; each file is one text, read in blocks, and a `.jsonl` one text per row."""
         if isinstance(paths, str | bytes | PathLike):
             raise TypeError("paths must be an iterable of paths; for one file pass [path]")
-        training = Training(kind, pattern, special_tokens, min_frequency, max_token_length, threads)
+        training = Training(
+            *(kind, pattern, special_tokens, min_frequency, max_token_length, threads),
+            *(blocked, alphabet),
+        )
         for path in paths:
             training.add_file(path)
+        return cls(training.learn(vocab_size, ties, progress))
+
+    @classmethod
+    def train_counts(
+        cls,
+        paths: Iterable[str | PathLike[str]],
+        *,
+        vocab_size: int,
+        kind: Literal["bpe", "unigram"] = "bpe",
+        min_frequency: int = 1,
+        max_token_length: int | None = None,
+        blocked: Blocked = (),
+        alphabet: Characters | None = None,
+        ties: Ties = "ids",
+        progress: Progress = None,
+    ) -> Self:
+        """As `train`, from files that `counting.count_files` wrote: the tokenizer of their texts.
+
+        Pattern and special tokens are those that the files were counted with. ValueError if they
+        were counted in different ways, or with an alphabet where none is given and the other way
+        round.
+        """
+        training = counted(
+            *([Path(path) for path in paths], kind, min_frequency, max_token_length),
+            *(blocked, alphabet),
+        )
         return cls(training.learn(vocab_size, ties, progress))
 
     @classmethod

@@ -11,7 +11,8 @@ from tinylm import _rust, terminal
 from tinylm.corpus.kinds import HEAD, has_rows, refuse_foreign
 from tinylm.corpus.rows import rows
 from tinylm.corpus.texts import refuse_rows
-from tinylm.tokenizer import huggingface, pre_tokenizer
+from tinylm.tokenizer import huggingface, new_model, pre_tokenizer
+from tinylm.tokenizer.alphabets import COUNTED, MARK, Blocked, Characters, blocked_of, marked
 from tinylm.tokenizer.contents import (
     AddedToken,
     Contents,
@@ -47,6 +48,8 @@ class Training:
         min_frequency: int,
         max_token_length: int | None,
         threads: int,
+        blocked: Blocked = (),
+        alphabet: Characters | None = None,
     ) -> None:
         if isinstance(special_tokens, str):
             raise TypeError("special_tokens must be an iterable of strings; for one pass (token,)")
@@ -70,13 +73,29 @@ class Training:
                 raise ValueError(
                     f"pattern {pattern!r} is for bpe and unigram; {kind!r} has its own"
                 )
+            if alphabet is not None:
+                raise ValueError(f"alphabet is for bpe and unigram; {kind!r} has its own")
             pattern = PATTERN_OF_KIND[kind]
-        self._refuse_unwritable(pattern)
-        self.kind, self.pattern = kind, pattern
+        if alphabet is None:
+            self._refuse_unwritable(pattern)
+        elif pattern != "gpt4":
+            raise ValueError(f"pattern {pattern!r} is for bytes; an alphabet has its own")
+        self.kind, self.pattern, self.alphabet = kind, pattern, alphabet
         self.min_frequency, self.max_token_length = min_frequency, max_token_length
+        self.blocked = blocked_of(blocked, over_characters=alphabet is not None)
+        if kind == "unigram" and self.blocked[1]:
+            raise ValueError(f"blocked pair {self.blocked[1][0]}: a Unigram has no merges")
         # The byte tokenizer learns nothing: it only has to see that there is any text.
         counted = "character" if kind == "byte" else pattern
-        self.counts = _rust.WordCounts(counted, self.special, threads)
+        special = self.special
+        if alphabet is not None:
+            # Whoever reads the text has replaced its blanks, those of special tokens too.
+            counted, special = COUNTED, [str(marked(token, first=False)) for token in special]
+        # What decides how a text is counted: files of counts say it.
+        self.note = {"pattern": counted, "special_tokens": special}
+        self.counts = _rust.WordCounts(counted, special, threads)
+        # Called after each batch with its number of bytes or characters.
+        self.counted: Callable[[int], None] = lambda size: None
 
     def _refuse_unwritable(self, pattern: str) -> None:
         """ValueError for a pattern that no `tokenizer.json` can say, before hours of training."""
@@ -92,12 +111,16 @@ class Training:
         batch: list[str | bytes] = []
         size = 0
         for text in texts:
-            batch.append(text)
+            batch.append(text if self.alphabet is None else marked(text, first=True))
             size += len(text)
             if size >= BATCH:
-                self.counts.add(batch)
+                self._add(batch, size)
                 batch, size = [], 0
+        self._add(batch, size)
+
+    def _add(self, batch: list[str | bytes], size: int) -> None:
         self.counts.add(batch)
+        self.counted(size)
 
     def add_file(self, path: str | PathLike[str]) -> None:
         """Counts a file as one document, and a file of rows as its texts.
@@ -109,7 +132,7 @@ class Training:
             self.add_texts(rows(Path(path)))
             return
         for block in self._blocks(path):
-            self.counts.add([block])
+            self._add([block], len(block))
 
     def _blocks(self, path: str | PathLike[str]) -> Iterator[bytes]:
         """The bytes of a file in blocks, cut where no piece crosses."""
@@ -122,7 +145,9 @@ class Training:
                     refuse_foreign(Path(path), block[:HEAD])
                     block = block.removeprefix(BOM_UTF8)
                     refuse_rows(Path(path), block)
-                    is_first = False
+                if self.alphabet is not None:
+                    block = bytes(marked(block, first=is_first))  # type: ignore[arg-type]
+                is_first = False
                 pending += block
                 if (cut := self.counts.cut(pending)) is not None:
                     yield pending[:cut]
@@ -131,6 +156,8 @@ class Training:
 
     def learn(self, vocab_size: int, ties: Ties, progress: Progress) -> Contents:
         """The vocabulary of `vocab_size` tokens, or of fewer with a warning."""
+        if self.alphabet is not None:
+            return self._learn_characters(self.alphabet, vocab_size, ties, progress)
         how, size = ("bpe", vocab_size) if self.kind == "bpe" else ("whole", vocab_size)
         if self.kind == "byte":
             size = min(vocab_size, 256 + len(self.special))
@@ -138,28 +165,22 @@ class Training:
         model: Model
         kept: dict[str, Any] = {}
         if self.kind == "unigram":
-            if ties != "ids":
-                raise ValueError(f"ties={ties!r} is for merges; kind='unigram' learns none")
-            if self.max_token_length is not None:
-                raise ValueError("max_token_length is for the other kinds than 'unigram'")
+            self._refuse_merging(ties)
             tokens, scores = _rust.train_unigram(
-                self.counts, vocab_size, self.min_frequency, None, False, call
+                self.counts, size, self.min_frequency, None, False, call, {*self.blocked[0]}
             )
             model = Unigram(tuple(scores))
             kept = huggingface.unigram(self.pattern)
         else:
             tokens, merges = self.counts.train(
-                how, size, self.min_frequency, ties, call, self.max_token_length
+                how, size, self.min_frequency, ties, call, self.max_token_length, self.blocked
             )
             model = Bpe(merges, whole_pieces=self.kind in ("char", "whitespace"))
         reached = len(tokens) + len(self.special)
         # To the other kinds the size is a limit, not a wish.
         if self.kind in LEARNED and reached < vocab_size:
-            warnings.warn(
-                f"the corpus gives a vocabulary of {reached}, not the {vocab_size} asked for",
-                # The caller of Tokenizer.train or train_files.
-                stacklevel=3,
-            )
+            # The caller of Tokenizer.train or train_files.
+            warnings.warn(_fewer(reached, vocab_size), stacklevel=3)
         ids = {token: i for i, token in enumerate(tokens)}
         for special_token in self.special:
             refuse_written_alike(special_token, ids)
@@ -174,6 +195,60 @@ class Training:
             ),
             kept=kept,
         )
+
+    def _learn_characters(
+        self, alphabet: Characters, vocab_size: int, ties: Ties, progress: Progress
+    ) -> Contents:
+        """The vocabulary of a `.model`: BPE or Unigram over characters."""
+        limit = 2**32 if alphabet.limit is None else alphabet.limit
+        initial = [*alphabet.initial, MARK]
+        counted = self.counts.alphabet(initial, alphabet.coverage, limit)
+        # SentencePiece's dictionary ends a piece there.
+        counted = [(char, count) for char, count in counted if char != "\0"]
+        head = 1 + len(self.special) + 256 * alphabet.byte_fallback
+        room = vocab_size - head - len(counted)
+        if room < 0:
+            raise ValueError(
+                f"vocab_size {vocab_size} is too small: {head} special and byte tokens and "
+                f"{len(counted)} characters need {head + len(counted)}; lower coverage or limit"
+            )
+        characters = sorted(char.encode() for char, _ in counted)
+        call = draw if progress is True else progress
+        # A control token of a .model is found by its name, which no other may have.
+        blocked = [*self.blocked[0], *(token.encode() for token in self.special)], self.blocked[1]
+        if self.kind == "unigram":
+            self._refuse_merging(ties)
+            size = len(counted) + room
+            learned, scores = _rust.train_unigram(
+                self.counts, size, self.min_frequency, characters, False, call, {*blocked[0]}
+            )
+            pieces = sorted(zip(learned, scores, strict=True), key=lambda pair: -pair[1])
+        else:
+            first = 256 + sum(len(char) > 1 for char in characters)
+            tokens, _ = self.counts.train(
+                *("bpe", first + room, self.min_frequency, ties, call, self.max_token_length),
+                *(blocked, characters),
+            )
+            # The order of the merges, then characters by their counts, as SentencePiece has it.
+            learned = tokens[first:] + [char.encode() for char, _ in counted]
+            pieces = [(token, -float(place)) for place, token in enumerate(learned)]
+        reached = head + len(pieces)
+        if reached < vocab_size:
+            warnings.warn(_fewer(reached, vocab_size), stacklevel=4)
+        named = [(token.decode(), score) for token, score in pieces]
+        unigram, fallback = self.kind == "unigram", alphabet.byte_fallback
+        return new_model.made(named, self.special, unigram=unigram, byte_fallback=fallback)
+
+    def _refuse_merging(self, ties: Ties) -> None:
+        """ValueError for options that only merges have."""
+        if ties != "ids":
+            raise ValueError(f"ties={ties!r} is for merges; kind='unigram' learns none")
+        if self.max_token_length is not None:
+            raise ValueError("max_token_length is for the other kinds than 'unigram'")
+
+
+def _fewer(reached: int, wanted: int) -> str:
+    return f"the corpus gives a vocabulary of {reached}, not the {wanted} asked for"
 
 
 def draw(done: int, target: int) -> None:

@@ -10,10 +10,6 @@ use tinylm_inference as inference;
 
 /// The exception for an error of the tokenizer. One with a remedy has the attributes `problem`,
 /// the message without the advice, and `remedy`, its name: a command phrases its own advice.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the shape that map_err takes"
-)]
 pub(crate) fn tokenizer_error(error: tinylm_tokenizer::Error) -> PyErr {
     use tinylm_tokenizer::Error;
     let message = error.to_string();
@@ -27,8 +23,19 @@ pub(crate) fn tokenizer_error(error: tinylm_tokenizer::Error) -> PyErr {
         | Error::PatternGaveUp { .. }
         | Error::VocabularyTooSmall { .. }
         | Error::Sampling(_)
+        | Error::CountFile(_)
         | Error::EmptyCorpus
         | Error::TooLong { .. } => PyValueError::new_err(message),
+        // With the number, Python makes it a FileNotFoundError, a PermissionError and so on.
+        Error::File {
+            path,
+            number: Some(number),
+            reason,
+        } => {
+            let reason = reason.trim_end_matches(&format!(" (os error {number})"));
+            PyOSError::new_err((number, reason.to_owned(), path.into_os_string()))
+        }
+        Error::File { .. } => PyOSError::new_err(message),
         // Seldom seen: where a signal handler raised something, `detached` raises that instead.
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
     };

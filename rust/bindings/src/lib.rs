@@ -43,7 +43,7 @@ mod rust {
         super::tokenizer::register(module)?;
         super::stages::register(module)?;
         super::stream::register(module)?;
-        module.add_class::<super::training::WordCounts>()?;
+        super::training::register(module)?;
         super::models::register(module)?;
         super::unigram::register(module)?;
         super::shards::register(module)?;

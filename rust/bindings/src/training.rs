@@ -2,6 +2,7 @@
 //!
 //! Held to `python/tinylm/reference/byte_bpe.py` by the rungs of `tests/rungs/vocabulary.py`.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::exceptions::PyValueError;
@@ -15,6 +16,9 @@ use crate::error::tokenizer_error;
 
 /// Tokens by id and pairs of ids that merge.
 type Vocabulary<'py> = (Vec<Bound<'py, PyBytes>>, Vec<(u32, u32)>);
+
+/// Tokens and pairs of tokens that are never made.
+type BlockedGiven = (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>);
 
 /// How often each piece stands in a corpus, and the training on it.
 #[pyclass(frozen, module = "tinylm._rust")]
@@ -50,10 +54,61 @@ impl WordCounts {
         detached(py, |_| self.lock().cut(text.bytes()))
     }
 
+    /// Bytes of memory of what was counted.
+    #[getter]
+    fn memory(&self) -> usize {
+        self.lock().memory()
+    }
+
+    /// Writes what was counted to new files of `folder`, which have a note, and forgets it; returns
+    /// their paths, which begin with `name`.
+    fn spill(
+        &self,
+        py: Python<'_>,
+        folder: PathBuf,
+        name: &str,
+        note: &str,
+    ) -> PyResult<Vec<PathBuf>> {
+        let path = |number: usize| folder.join(format!("{name}-{number}.part"));
+        let files = detached(py, |_| self.lock().spill(note, path))?;
+        Ok((0..files).map(path).collect())
+    }
+
+    /// Adds the counts in a file.
+    fn load(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        detached(py, |stop| self.lock().load(&path, stop))
+    }
+
+    /// The characters of what was counted that are tokens, each with how often it occurs: the
+    /// `initial` ones, and the most frequent ones up to `coverage` of the text, `limit` in all.
+    fn alphabet(
+        &self,
+        py: Python<'_>,
+        initial: Vec<char>,
+        coverage: f64,
+        limit: usize,
+    ) -> PyResult<Vec<(char, u64)>> {
+        detached(py, |_| {
+            // Released before the work.
+            let words = self.lock().words()?;
+            let characters = core::Characters {
+                initial,
+                coverage,
+                limit,
+            };
+            Ok(characters.alphabet(&words))
+        })
+    }
+
     /// The tokens by id and the pairs of ids that merge, in order.
     ///
-    /// `kind` is "bpe" for merges, "whole" for the most frequent pieces as they stand.
-    #[pyo3(signature = (kind, vocab_size, min_frequency, ties, progress, max_token_length=None))]
+    /// `kind` is "bpe" for merges, "whole" for the most frequent pieces as they stand. `blocked`
+    /// are tokens and pairs that are never made. With `characters` merges begin with those and not
+    /// with bytes; `vocab_size` then counts the 256 bytes and no special tokens.
+    #[pyo3(signature = (
+        kind, vocab_size, min_frequency, ties, progress, max_token_length=None,
+        blocked=(Vec::new(), Vec::new()), characters=None,
+    ))]
     #[expect(clippy::too_many_arguments, reason = "each is one of Python's")]
     fn train<'py>(
         &self,
@@ -64,6 +119,8 @@ impl WordCounts {
         ties: &str,
         progress: Option<Py<PyAny>>,
         max_token_length: Option<usize>,
+        blocked: BlockedGiven,
+        characters: Option<Vec<Vec<u8>>>,
     ) -> PyResult<Vocabulary<'py>> {
         let ties = match ties {
             "ids" => Ties::Ids,
@@ -78,15 +135,27 @@ impl WordCounts {
         let bpe = kind == "bpe";
         let mut progress = Progress::new(progress);
         let trained = detached(py, |stop| {
-            let (words, target) = self.counted(vocab_size)?;
+            let (mut words, target) = match characters {
+                None => self.counted(vocab_size)?,
+                Some(_) => (self.lock().words()?, vocab_size),
+            };
+            if let Some(characters) = &characters {
+                words = Arc::new(core::within(&words, characters));
+            }
+            let several = |character: &Vec<u8>| character.len() > 1;
             let goal = Goal {
                 target,
+                characters: characters.into_iter().flatten().filter(several).collect(),
+                blocked: core::Blocked {
+                    tokens: blocked.0.into_iter().collect(),
+                    pairs: blocked.1.into_iter().collect(),
+                },
                 min_frequency,
                 max_token_length: max_token_length.unwrap_or(usize::MAX),
                 ties,
             };
             if !bpe {
-                return Ok(core::most_frequent(&words, goal));
+                return Ok(core::most_frequent(&words, &goal));
             }
             core::train_bpe(&words, goal, &mut |done, target| {
                 stop()?;
@@ -101,6 +170,39 @@ impl WordCounts {
             .collect();
         Ok((tokens, trained.merges))
     }
+}
+
+/// Joins files of counts into `out`, with a note; returns the numbers of distinct pieces and of all.
+#[pyfunction]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+fn join_counts(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    note: &str,
+    out: PathBuf,
+) -> PyResult<(u64, u64)> {
+    let counted = detached(py, |stop| core::join_counts(&paths, note, &out, stop))?;
+    Ok((counted.pieces, counted.sum))
+}
+
+/// The note of a file of counts.
+#[pyfunction]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+fn count_note(path: PathBuf) -> PyResult<String> {
+    core::note_of(&path).map_err(tokenizer_error)
+}
+
+/// Adds what this file has to `tinylm._rust`.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<WordCounts>()?;
+    module.add_function(wrap_pyfunction!(join_counts, module)?)?;
+    module.add_function(wrap_pyfunction!(count_note, module)?)
 }
 
 impl WordCounts {

@@ -1,5 +1,8 @@
 //! Learning a Unigram vocabulary, as Python sees it.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tinylm_tokenizer as core;
@@ -19,8 +22,14 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 ///
 /// `required` are the tokens that there must be, one for every character, or None for the 256
 /// bytes. With `scripts` a token holds characters of one script alone, as sentencepiece has it.
+/// `blocked` are strings that are no token.
 #[pyfunction]
-#[pyo3(signature = (counts, vocab_size, min_frequency, required, scripts, progress))]
+#[pyo3(signature = (counts, vocab_size, min_frequency, required, scripts, progress, blocked=None))]
+#[expect(
+    clippy::too_many_arguments,
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
 fn train_unigram<'py>(
     py: Python<'py>,
     counts: &WordCounts,
@@ -29,6 +38,7 @@ fn train_unigram<'py>(
     required: Option<Vec<Vec<u8>>>,
     scripts: bool,
     progress: Option<Py<PyAny>>,
+    blocked: Option<HashSet<Vec<u8>>>,
 ) -> PyResult<Learned<'py>> {
     let mut told = Progress::new(progress.as_ref().map(|callback| callback.clone_ref(py)));
     let trained = detached(py, |stop| {
@@ -42,17 +52,26 @@ fn train_unigram<'py>(
             };
             (counts.words()?, size)
         };
+        // Every place of a word needs a token; with all bytes each has one.
+        let words = match &required {
+            None => words,
+            Some(characters) => Arc::new(core::within(&words, characters)),
+        };
+        if words.is_empty() {
+            return Err(core::Error::EmptyCorpus);
+        }
         let required: Vec<Vec<u8>> = required.unwrap_or_else(bytes);
-        let one_script = |token: &[u8]| core::is_one_script(token);
+        let valid = |token: &[u8]| {
+            (!scripts || core::is_one_script(token))
+                && !blocked
+                    .as_ref()
+                    .is_some_and(|blocked| blocked.contains(token))
+        };
         let training = core::UnigramTraining {
             size,
             min_frequency,
             required: &required,
-            valid: if scripts {
-                &one_script
-            } else {
-                &|_: &[u8]| true
-            },
+            valid: &valid,
         };
         core::train_unigram(words.iter(), &training, &mut |done, target| {
             stop()?;

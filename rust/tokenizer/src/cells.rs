@@ -1,6 +1,7 @@
 //! The distinct pieces of a corpus laid out for training: a cell for each byte.
 
 use crate::Error;
+use crate::units::Units;
 use crate::words::Words;
 
 /// The cell between two words; no id.
@@ -33,16 +34,13 @@ impl Frequencies {
     }
 }
 
-/// The cells of `words`, the id of a byte in each, and their frequencies. A border is before the
+/// The cells of `words`, the id of a symbol in each, and their frequencies. A border is before the
 /// first word and after each.
 ///
 /// # Errors
 ///
 /// [`Error::TooLong`] for more cells than 32 bits can number.
-pub(crate) fn lay_out(
-    words: &Words,
-    byte_ids: &[u32; 256],
-) -> Result<(Vec<u32>, Frequencies), Error> {
+pub(crate) fn lay_out(words: &Words, symbols: &Units) -> Result<(Vec<u32>, Frequencies), Error> {
     let length = words.bytes() + words.len() + 1;
     if length >= BORDER as usize {
         return Err(Error::TooLong {
@@ -54,7 +52,7 @@ pub(crate) fn lay_out(
     cells.push(BORDER);
     let mut runs: Vec<(u32, i64)> = Vec::new();
     for (word, count) in words.iter() {
-        cells.extend(word.iter().map(|&byte| byte_ids[usize::from(byte)]));
+        symbols.write(word, &mut cells);
         cells.push(BORDER);
         let (end, count) = (cells.len() as u32, count as i64);
         match runs.last_mut() {
@@ -85,8 +83,8 @@ mod tests {
             .map(|i| (vec![7; 1 + (i as usize * 37) % 90], 1 + i % 7 / 3))
             .collect();
         let words: Words = pieces.iter().map(|(w, n)| (w.as_slice(), *n)).collect();
-        let ids = std::array::from_fn(|byte| byte as u32);
-        let (cells, frequencies) = lay_out(&words, &ids).unwrap();
+        let symbols = Units::new(&crate::Goal::new(256));
+        let (cells, frequencies) = lay_out(&words, &symbols).unwrap();
         let mut at = 0;
         for (piece, count) in &pieces {
             assert_eq!(cells[at], BORDER);

@@ -9,13 +9,14 @@
 //! Defined by `train` in `python/tinylm/reference/byte_bpe.py`, which counts equal pieces first;
 //! held to it by the rung `train many words` and those of the trainer.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::added::{AddedToken, AddedTokens};
 use crate::jobs::{Job, jobs};
 use crate::table::Table;
 use crate::words::Words;
-use crate::{Error, Interrupt, Pattern, Policy, parallel};
+use crate::{Error, Interrupt, Pattern, Policy, count_file, parallel};
 
 /// Bytes of text between two calls of the interrupt, as in encoding.
 const TICK: usize = 1 << 18;
@@ -144,6 +145,52 @@ impl WordCounts {
             });
         }
         Ok(vocab_size - special_tokens)
+    }
+
+    /// Bytes of memory of what was counted; writing it away takes as much again for one of the
+    /// threads' tables.
+    pub fn memory(&self) -> usize {
+        let tables = self.tables.iter().map(Table::memory);
+        tables.sum::<usize>() + self.settled.memory()
+    }
+
+    /// Writes what was counted to files, which have a note, and forgets it: a file for each thread
+    /// that has counted anything, `path(0)` and so on. Returns how many there are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    pub fn spill(
+        &mut self,
+        note: &str,
+        mut path: impl FnMut(usize) -> PathBuf,
+    ) -> Result<usize, Error> {
+        self.tables[0].add_words(&self.settled);
+        self.settled = Arc::default();
+        self.added = false;
+        let mut files = 0;
+        for table in &mut self.tables {
+            let mut words = table.drain();
+            if !words.is_empty() {
+                count_file::save(&mut words, note, &path(files))?;
+                files += 1;
+            }
+        }
+        Ok(files)
+    }
+
+    /// Adds the counts in a file; what its note says is the caller's matter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] or [`Error::CountFile`], after which the counts are of no use any more, and
+    /// what `interrupt` returns.
+    pub fn load(&mut self, path: &Path, interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
+        self.added = true;
+        let table = &mut self.tables[0];
+        count_file::load(path, interrupt, |piece, count| {
+            table.add(piece, 0, piece.len(), count);
+        })
     }
 
     /// The distinct pieces, most frequent first, in the order of their bytes where equal.

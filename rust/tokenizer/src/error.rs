@@ -87,6 +87,19 @@ pub enum Error {
         /// Its length in bytes.
         length: usize,
     },
+    /// A file that cannot be read or written.
+    #[error("{}: {reason}", .path.display())]
+    File {
+        /// Which one.
+        path: std::path::PathBuf,
+        /// The system's number for the error.
+        number: Option<i32>,
+        /// What the system says.
+        reason: String,
+    },
+    /// A file of counts that is damaged, or none.
+    #[error("{0}")]
+    CountFile(String),
     /// The caller's [`crate::Interrupt`] asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -109,6 +122,8 @@ impl Error {
             | Self::Sampling(_)
             | Self::EmptyCorpus
             | Self::TooLong { .. }
+            | Self::File { .. }
+            | Self::CountFile(_)
             | Self::Interrupted => None,
         }
     }

@@ -20,16 +20,18 @@ use crate::words::Words;
 ///
 /// let words = [("the", 3), ("a", 2), ("cat", 1)];
 /// let words: Words = words.iter().map(|&(word, n)| (word.as_bytes(), n)).collect();
-/// let trained = most_frequent(&words, Goal::new(258));
+/// let trained = most_frequent(&words, &Goal::new(258));
 /// // "a" is one of the 256 bytes already.
 /// assert_eq!(trained.tokens[256..], [b"the".to_vec(), b"cat".to_vec()]);
 /// assert!(trained.merges.is_empty());
 /// ```
-pub fn most_frequent(words: &Words, goal: Goal) -> Trained {
+pub fn most_frequent(words: &Words, goal: &Goal) -> Trained {
     let mut frequent: Vec<(&[u8], u64)> = words
         .iter()
         .filter(|(word, n)| {
-            (2..=goal.max_token_length).contains(&word.len()) && *n >= goal.min_frequency
+            (2..=goal.max_token_length).contains(&word.len())
+                && *n >= goal.min_frequency
+                && !goal.blocked.forbids(word, b"")
         })
         .collect();
     if goal.ties == Ties::Bytes {

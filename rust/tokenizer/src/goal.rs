@@ -1,5 +1,7 @@
 //! What a training is to reach, by which rules, and what it gives: shared by all trainers.
 
+use rustc_hash::FxHashSet;
+
 /// Which of the pairs with the highest count is merged first.
 ///
 /// A rule is needed, because ties are common and each choice changes all later merges.
@@ -10,7 +12,8 @@ pub enum Ties {
     /// The greater (left bytes, right bytes): the order does not depend on ids.
     Bytes,
     /// As Hugging Face's trainer: the smaller (left id, right id) if bytes had their ids in the
-    /// order of the characters that stand for them in GPT-2's alphabet.
+    /// order of the characters that stand for them in GPT-2's alphabet. Over characters it is
+    /// [`Ties::Ids`], as these are in their order there too.
     HuggingFace,
 }
 
@@ -31,11 +34,33 @@ impl Ties {
     }
 }
 
+/// What must not be made, whatever the counts.
+#[derive(Debug, Clone, Default)]
+pub struct Blocked {
+    /// The bytes of tokens.
+    pub tokens: FxHashSet<Vec<u8>>,
+    /// The bytes of two tokens that must not merge.
+    pub pairs: FxHashSet<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Blocked {
+    /// Whether two tokens must not merge.
+    pub(crate) fn forbids(&self, left: &[u8], right: &[u8]) -> bool {
+        (!self.tokens.is_empty() && self.tokens.contains(&[left, right].concat()))
+            || (!self.pairs.is_empty() && self.pairs.contains(&(left.to_vec(), right.to_vec())))
+    }
+}
+
 /// What a training is to reach, and by which rules.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Goal {
-    /// Tokens to make, the 256 bytes included and special ones not.
+    /// Tokens to make, the 256 bytes and the characters included and special ones not.
     pub target: usize,
+    /// Characters of several bytes that are tokens from the beginning, in their order; a piece must
+    /// have no others then. Empty for BPE over bytes.
+    pub characters: Vec<Vec<u8>>,
+    /// What is never made.
+    pub blocked: Blocked,
     /// Pairs and pieces that occur less often are left alone.
     pub min_frequency: u64,
     /// No token is made longer than this many bytes.
@@ -49,6 +74,8 @@ impl Goal {
     pub fn new(target: usize) -> Self {
         Self {
             target,
+            characters: Vec::new(),
+            blocked: Blocked::default(),
             min_frequency: 1,
             max_token_length: usize::MAX,
             ties: Ties::Ids,
@@ -58,10 +85,10 @@ impl Goal {
 
 /// A vocabulary as learned: id `i` is `tokens[i]`.
 ///
-/// Merge number m makes token 256 + m.
+/// Merge number m makes token 256 + m, or as many more as there are characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trained {
-    /// The 256 bytes, then what was learned, in order.
+    /// The 256 bytes, the characters, then what was learned, in order.
     pub tokens: Vec<Vec<u8>>,
     /// The pairs of ids that merge, in order.
     pub merges: Vec<(u32, u32)>,

@@ -15,7 +15,8 @@
 //! `find` and `alphabet`) and `property`; `offsets` says where tokens stand in a text, through
 //! stages by `align`. `build` puts a tokenizer together, `encode` and `worker`
 //! run it, `cache` remembers results, `jobs` and `parallel` spread them over threads. `count` (with
-//! `table` and `words`), `goal`, `train` (with `cells`, `occurrences` and `heap`) and `frequent`
+//! `table` and `words`), `goal`, `train` (with `units`, `cells`, `occurrences` and `heap`),
+//! `count_file`, `characters` and `frequent`
 //! make vocabularies; `decode` (with `vocab` and `surfaces`) and `stream` give text back; `ranks`
 //! reads files of tiktoken; `sample` (with `draws`, `dropout` and `unigram_sample`) draws segmentations.
 //! `memory` has two hints to the machine.
@@ -61,8 +62,10 @@ mod cache;
 mod cells;
 mod char_bpe;
 mod char_merges;
+mod characters;
 mod charsmap;
 mod count;
+mod count_file;
 mod decode;
 mod draws;
 mod dropout;
@@ -109,6 +112,7 @@ mod unicode;
 mod unigram;
 mod unigram_sample;
 mod unigram_train;
+mod units;
 mod utf8;
 mod vocab;
 mod window;
@@ -119,14 +123,16 @@ mod worker;
 pub use added::{AddedToken, Edges, Policy};
 pub use build::Spec;
 pub use char_bpe::CharBpeSpec;
+pub use characters::{Characters, within};
 pub use charsmap::Charsmap;
 pub use count::WordCounts;
+pub use count_file::{Counted, join_counts, note_of};
 pub use encode::Tokenizer;
 pub use error::Error;
 pub use expression::Expression;
 pub use find::{Behaviour, Find};
 pub use frequent::most_frequent;
-pub use goal::{Goal, Ties, Trained};
+pub use goal::{Blocked, Goal, Ties, Trained};
 pub use memory::{large_pages, prefetch_at};
 pub use model::ModelSpec;
 pub use normalizer::Normalizer;

@@ -89,6 +89,12 @@ impl Table {
         words
     }
 
+    /// Bytes of memory.
+    pub(crate) fn memory(&self) -> usize {
+        let long = self.long.slots.capacity() + self.long.hashes.capacity();
+        self.short.capacity() * size_of::<Short>() + 4 * long + self.long.words.memory()
+    }
+
     /// Counts a piece by its key, with linear probing.
     #[inline]
     fn add_short(&mut self, key: Key, count: u64) {

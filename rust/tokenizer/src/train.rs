@@ -14,7 +14,8 @@
 //! stretch became a token in the same merge. Places therefore stay in the order of the text.
 //!
 //! Defined by `python/tinylm/reference/byte_bpe.py`.
-//! Held to it by the rungs `train ties=ids`, `train ties=bytes` and `train many words`.
+//! Held to it by the rungs `train ties=ids`, `train ties=bytes`, `train characters` and `train many
+//! words`.
 //!
 //! The cost, for n bytes of distinct words: the text has n places of pairs at first and each merged
 //! place adds two. A merged place also removes one token, so there are fewer than n of them. All
@@ -29,6 +30,7 @@ use crate::cells::{self, BORDER, Frequencies};
 use crate::goal::{Goal, Ties, Trained};
 use crate::heap::Heap;
 use crate::occurrences::{self as pairs, Key, Pairs};
+use crate::units::Units;
 use crate::words::Words;
 use crate::{Error, Interrupt};
 
@@ -64,7 +66,8 @@ pub fn bpe(
     progress: &mut dyn FnMut(usize, usize) -> Result<(), Error>,
 ) -> Result<Trained, Error> {
     let target = goal.target;
-    let mut trainer = Trainer::new(words, goal, &mut || progress(256, target))?;
+    let first = 256 + goal.characters.len();
+    let mut trainer = Trainer::new(words, goal, &mut || progress(first, target))?;
     let mut merges = Vec::new();
     while trainer.tokens.len() < target {
         let made = trainer.tokens.len();
@@ -114,79 +117,31 @@ struct Trainer {
 impl Trainer {
     /// Lays the words out as cells and counts their pairs.
     fn new(words: &Words, goal: Goal, interrupt: &mut Interrupt<'_>) -> Result<Self, Error> {
-        let byte_ids = goal.ties.byte_ids();
-        let mut tokens = Trained::bytes();
-        for byte in 0..=255u8 {
-            tokens[byte_ids[usize::from(byte)] as usize] = vec![byte];
-        }
-        let (cells, frequencies) = cells::lay_out(words, &byte_ids)?;
+        let symbols = Units::new(&goal);
+        let (tokens, byte_ids) = (symbols.tokens(&goal), symbols.byte_ids);
+        let (cells, frequencies) = cells::lay_out(words, &symbols)?;
+        let mut pairs = Pairs::new();
+        symbols.count_pairs(words, &mut pairs, interrupt)?;
         let mut trainer = Self {
             goal,
             byte_ids,
             hints: [const { Vec::new() }; 4].map(|_: Vec<u32>| vec![0; tokens.len()]),
-            lengths: vec![1; tokens.len()],
+            lengths: tokens.iter().map(|token| token.len() as u32).collect(),
             tokens,
             cells,
             frequencies,
-            pairs: Pairs::new(),
+            pairs,
             heap: Heap::new(Vec::new(), |_, _| false),
             places: Vec::new(),
             raised: Vec::new(),
         };
-        trainer.count_pairs(words, interrupt)?;
-        Ok(trainer)
-    }
-
-    /// Counts the pairs of bytes, where every training begins.
-    fn count_pairs(&mut self, words: &Words, interrupt: &mut Interrupt<'_>) -> Result<(), Error> {
-        // Pairs of bytes need no hash. Twice through the text: their lists get their length first.
-        let index = |bytes: &[u8]| usize::from(bytes[0]) << 8 | usize::from(bytes[1]);
-        let mut found = vec![(0i64, 0u32); 1 << 16];
-        let mut places = 0;
-        let mut tick = |bytes: usize| {
-            places += bytes;
-            if places < TICK {
-                return Ok(());
-            }
-            places = 0;
-            interrupt()
-        };
-        for (word, count) in words.iter() {
-            // A pair never crosses a border: training learns inside of pieces only.
-            for part in word.windows(2) {
-                let (sum, n) = &mut found[index(part)];
-                *sum += count as i64;
-                *n += 1;
-            }
-            tick(word.len())?;
-        }
-        let mut next = vec![0u32; 1 << 16];
-        for (bytes, &(sum, n)) in found.iter().enumerate().filter(|(_, pair)| pair.1 > 0) {
-            let key = pairs::key(self.byte_ids[bytes >> 8], self.byte_ids[bytes & 255]);
-            next[bytes] = self.pairs.insert_run(key, sum, n)?;
-        }
-        let mut place = 1;
-        for (word, _) in words.iter() {
-            for part in word.windows(2) {
-                let at = &mut next[index(part)];
-                self.pairs.write(*at, place);
-                *at += 1;
-                place += 1;
-            }
-            // The last byte and the border; a piece has at least one byte.
-            place += 2;
-            tick(word.len())?;
-        }
-        self.pairs.finish_runs();
-        let mut candidates = Vec::with_capacity(self.pairs.len());
-        for pair in 0..self.pairs.len() {
-            candidates.extend(self.candidate(pair));
-        }
+        let all = 0..trainer.pairs.len();
+        let candidates = all.filter_map(|pair| trainer.candidate(pair)).collect();
         // Made of all at once, which is linear.
-        self.heap = Heap::new(candidates, |a, b| {
-            better(&self.tokens, self.goal.ties, a, b)
+        trainer.heap = Heap::new(candidates, |a, b| {
+            better(&trainer.tokens, trainer.goal.ties, a, b)
         });
-        Ok(())
+        Ok(trainer)
     }
 
     /// What the heap should know of a pair; None for one that is gone or must not merge.
@@ -194,7 +149,10 @@ impl Trainer {
         let (key, count) = self.pairs.get(pair)?;
         let (left, right) = pairs::ids(key);
         let length = self.length(left) + self.length(right);
-        let may = count as u64 >= self.goal.min_frequency && length <= self.goal.max_token_length;
+        let bytes = |id: u32| self.tokens[id as usize].as_slice();
+        let may = count as u64 >= self.goal.min_frequency
+            && length <= self.goal.max_token_length
+            && !self.goal.blocked.forbids(bytes(left), bytes(right));
         may.then_some(Candidate { count, key })
     }
 

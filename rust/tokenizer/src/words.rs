@@ -90,6 +90,18 @@ impl Words {
             .extend(keys.into_iter().map(|(.., entry)| entry));
     }
 
+    /// Orders the pieces by their bytes.
+    pub(crate) fn sort_by_bytes(&mut self) {
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.sort_unstable_by_key(|entry| self.of(entry));
+        self.entries = entries;
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn memory(&self) -> usize {
+        self.bytes.capacity() + self.entries.capacity() * size_of::<Entry>()
+    }
+
     fn of(&self, entry: &Entry) -> &[u8] {
         &self.bytes[entry.start..entry.start + entry.length]
     }
