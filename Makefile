@@ -32,7 +32,8 @@ test-slow: .venv/.ready ## run the slow tests, 30 minutes; ARGS="tests/test_resu
 	python -m pytest -m slow --timeout 900 $(ARGS)
 
 # Uses every core and prints a line per rung. It takes long: make fuzz > fuzz.log 2>&1 &
-fuzz: .venv/.ready ## test every rung with 20,000 examples, round trips with 100,000; ARGS="-k roundtrip"
+fuzz: .venv/.ready ## encode a million hostile texts, then test every rung with 20,000 examples; ARGS="-k roundtrip"
+	FUZZ=$${FUZZ:-1000000} cargo test --release --quiet -p tinylm-tokenizer --test naive fuzz
 	python -m pytest tests/test_ladder.py -v -n auto --dist worksteal --hypothesis-profile=fuzz --timeout 0 $(ARGS)
 
 # One thread: the tensors are small, and on a busy machine several threads wait for each other.

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+mod fuzz;
+
 use tinylm_tokenizer::{
     AddedToken, DecodeStream, Error, Goal, ModelSpec, Policy, Spec, Ties, Tokenizer, Trained,
     WordCounts, no_interrupt, train_bpe,
