@@ -2,6 +2,7 @@
 
     python benches/bench_unigram.py english.txt              vocabularies of 8,000 and 32,000
     python benches/bench_unigram.py english.txt --sizes 8000 --megabytes 4 --rounds 3
+    python benches/bench_unigram.py english.txt --json unigram.json   the figures too
 
 Training is compared where it is the same task: words of the text as SentencePiece normalises it,
 all characters as tokens, pieces of one script. Ours is timed from the normalised lines to the
@@ -13,9 +14,11 @@ kB. Encoders start each round fresh, without the words they remembered.
 
 import argparse
 import io
+import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -63,8 +66,8 @@ def likelihood(normal: list[str], tokens: list[bytes], scores: list[float]) -> t
     return float(np.array(scores)[ids].sum()), len(ids)
 
 
-def train(lines: list[str], size: int, path: Path) -> None:
-    """A line for the training of both."""
+def train(lines: list[str], size: int, path: Path) -> dict[str, float]:
+    """A line for the training of both; the seconds of each."""
     theirs = train_theirs(lines, size, path)
     peer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     normal = [line for line in map(peer.normalize, lines) if line]
@@ -84,6 +87,7 @@ def train(lines: list[str], size: int, path: Path) -> None:
         f"{theirs / ours:.1f}x; log likelihood {-worse:+.2%}, tokens "
         f"{ours_tokens / theirs_tokens - 1:+.2%}"
     )
+    return {OURS: ours, "sentencepiece": theirs}
 
 
 def documents_of(text: str) -> list[str]:
@@ -128,16 +132,22 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[8000, 32000])
     parser.add_argument("--megabytes", type=float, default=16)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures of every round")
     args = parser.parse_args()
     check(_rust.build_profile == "release", "this is a debug build")
     text = args.text.read_bytes()[: int(args.megabytes * 1e6)].decode(errors="ignore")
     documents = documents_of(text)
+    figures: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in args.sizes:
             path = Path(folder, f"{size}.model")
-            train(text.split("\n"), size, path)
+            seconds = train(text.split("\n"), size, path)
             race = encode(documents, path, size)
-            report(race, measure(race, args.rounds))
+            results = measure(race, args.rounds)
+            report(race, results)
+            figures[size] = {"train": seconds, "encode": results}
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tinylm import config
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", "USAGE.md", "CONTRIBUTING.md", "docs/setup.md", "docs/design.md")
+NAMES += ("docs/tokenizer.md",)
 PAGES = [ROOT / name for name in NAMES]
 # Rates with "a" for "per", such as "nats a token" and "one key a round.".
 UNITS = (

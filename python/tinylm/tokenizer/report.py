@@ -13,7 +13,7 @@ from tinylm import terminal
 from tinylm.tokenizer.shown import ends, escaped
 from tinylm.tokenizer.tokenizer import Tokenizer
 
-# Read and encoded at once: little memory, and a line of progress ten times a second and more.
+# Read and encoded at once: little memory, and a line of progress that moves.
 BLOCK = 1 << 22
 
 
