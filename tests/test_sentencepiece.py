@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from tests.support.charsmap import packed
 from tests.support.tokenizer_data import data, standard_library
@@ -113,9 +114,39 @@ def test_what_is_not_supported_is_refused_by_name(
         load(tmp_path / "m.model", data)
 
 
-def test_a_model_is_saved_as_itself_alone(tmp_path: Path) -> None:
-    tokenizer = load(tmp_path / "m.model", model(*WORDS))
-    with pytest.raises(ValueError, match=r"saved as a \.model alone"):
+@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("rules", [{}, {3: 0}, {4: 0}, {5: 0, 4: 0}, {2: packed({"A": "a"})}])
+def test_a_model_becomes_a_tokenizer_json_with_equal_ids(
+    tmp_path: Path, kind: int, rules: dict[int, int | bytes]
+) -> None:
+    data = model(*WORDS, *BYTE_PIECES, trainer={3: kind, 35: 1}, normalizer=rules)
+    tokenizer = load(tmp_path / "m.model", data)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("", " ", "a", "  a  b ", "ab a\xe9b", "\n a\n", "A ab  \t b"):
+        ids = tokenizer.encode(text)
+        assert peer.encode(text).ids == loaded.encode(text) == ids
+        assert loaded.decode(ids) == tokenizer.decode(ids)
+    converted = tokenizer.converted()
+    assert converted.roles == tokenizer.roles
+    assert converted.encode("ab b") == tokenizer.encode("ab b")
+    assert loaded.converted() is loaded
+
+
+@pytest.mark.parametrize(
+    ("pieces", "trainer", "message"),
+    [
+        ([piece("ba", 0, 4)], {}, "the user-defined piece 'ba'"),
+        ([piece("ba", 0, 5)], {}, "the unused piece 'ba'"),
+        ([], {24: 1}, "treat_whitespace_as_suffix"),
+    ],
+)
+def test_what_a_tokenizer_json_cannot_say_is_refused_by_name(
+    tmp_path: Path, pieces: list[bytes], trainer: dict[int, int | bytes], message: str
+) -> None:
+    tokenizer = load(tmp_path / "m.model", model(*WORDS, *pieces, trainer=trainer))
+    with pytest.raises(ValueError, match=f"{message}.*save as .model"):
         tokenizer.save(tmp_path / "tokenizer.json")
 
 
@@ -175,4 +206,11 @@ def test_mistral_is_read_as_published(tmp_path: Path) -> None:
     published = data("fixtures/tokenizers/mistral_v1.model.gz")
     path = tmp_path / "mistral.model"
     path.write_bytes(gzip.decompress(published.read_bytes()))
-    agree(path, [*HARD, *standard_library(40)[:400_000].split("\n")])
+    texts = [*HARD, *standard_library(40)[:400_000].split("\n")]
+    agree(path, texts)
+    # Hugging Face's library always finds special tokens, and U+2581 is a blank there.
+    Tokenizer.load(path).save(tmp_path / "tokenizer.json")
+    peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(path)
+    for text in (text for text in texts if MARK not in text and "<s>" not in text):
+        assert peer.encode(text).ids == tokenizer.encode(text, special="text"), text

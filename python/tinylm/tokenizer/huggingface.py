@@ -34,6 +34,7 @@ from tinylm.tokenizer import beside as files_beside
 from tinylm.tokenizer import (
     decoders,
     json_models,
+    model_json,
     pre_tokenizer,
     steps,
     tekken,
@@ -95,12 +96,10 @@ def write(contents: Contents, path: Path, beside: Mapping[str, bytes], *, says_e
 
     Those go beside a file too if only they can say which token ends a text (`says_eos`).
     """
-    if contents.proto is not None:
-        raise ValueError(
-            f"{path}: a tokenizer that was read from a .model is saved as a .model alone; a run "
-            "needs the tokenizer.json of that model"
-        )
-    data = json.dumps(_document(contents), ensure_ascii=False, indent=1).encode()
+    document = (
+        _document(contents) if contents.proto is None else model_json.document(contents, path)
+    )
+    data = json.dumps(document, ensure_ascii=False, indent=1).encode()
     if path.suffix != ".json":
         path = path / NAME
     elif not says_eos:
@@ -153,7 +152,7 @@ def read(path: Path) -> Contents:
         if document and all(isinstance(id, int) for id in document.values()):
             raise ValueError(f"{path}: a vocab.json alone has no merges: name its folder")
     try:
-        contents = _contents(document)
+        contents = contents_of(document)
     except (KeyError, TypeError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: not a tokenizer.json as TinyLM knows it: {what}") from None
@@ -164,7 +163,8 @@ def read(path: Path) -> Contents:
     return files_beside.read(path.parent, contents, source=NAME)
 
 
-def _contents(document: dict[str, Any]) -> Contents:
+def contents_of(document: dict[str, Any]) -> Contents:
+    """The contents that a document says; an error names what is not supported."""
     model = checked(document["model"], dict, "model")
     check_keys(document, KEYS, "")
     version = document.get("version", "1.0")

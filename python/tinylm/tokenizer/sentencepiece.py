@@ -34,7 +34,7 @@ from collections.abc import Collection, Mapping
 from itertools import pairwise
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinylm import disk
 from tinylm.tokenizer import protobuf
@@ -101,15 +101,29 @@ def write(contents: Contents, path: Path) -> None:
     """Writes the file that the contents were read from; ValueError for those of another file."""
     if contents.proto is None:
         raise ValueError(
-            f"{path}: only a tokenizer that was read from a .model can be written as one; save as "
-            "tokenizer.json"
+            f"{path}: only a tokenizer that was read from a .model or trained with "
+            "alphabet=Characters(...) can be written as one, as SentencePiece has no patterns and "
+            "no tokens that end inside a character; save as tokenizer.json"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     disk.replace(path, contents.proto)
 
 
+class Parts(NamedTuple):
+    """A `.model` as it stands: pieces with their scores and types, and two rows of settings."""
+
+    pieces: list[tuple[str, float, int]]
+    spec: dict[str, Any]
+    rules: dict[str, Any]
+
+
 def contents_of(data: bytes) -> Contents:
     """What the bytes of a `.model` say."""
+    return _contents(*parts_of(data), data)
+
+
+def parts_of(data: bytes) -> Parts:
+    """The parts of a `.model`; ValueError names a field that is not supported."""
     pieces: list[tuple[str, float, int]] = []
     spec, rules = dict(DEFAULTS), dict(RULE_DEFAULTS)
     for number, _, value in protobuf.fields(data):
@@ -127,7 +141,7 @@ def contents_of(data: bytes) -> Contents:
             raise ValueError("denormalizer_spec.precompiled_charsmap is not supported")
     if not pieces:
         raise ValueError("no SentencePiece model: it has no pieces")
-    return _contents(pieces, spec, rules, data)
+    return Parts(pieces, spec, rules)
 
 
 def _piece(data: bytes, place: int) -> tuple[str, float, int]:

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from tinylm.tokenizer import beside, files
+from tinylm.tokenizer import beside, files, huggingface, model_json
 from tinylm.tokenizer import contents as parts
 from tinylm.tokenizer.alphabets import Blocked, Characters
 from tinylm.tokenizer.contents import Contents
@@ -227,7 +227,9 @@ class Tokenizer(Vocabulary, Segmentations):
         end-of-text token has none of the usual names, a file named `tokenizer.json` gets them too,
         and a file of another name is refused. The two other formats lose what `load` has kept, and
         ranks the pattern and the special tokens; by tiktoken's rule a trained tokenizer may in
-        rare cases merge what its own rule keeps apart. ValueError if a format cannot say the ids.
+        rare cases merge what its own rule keeps apart. A `.model` is written as it was read; as a
+        tokenizer.json it gives equal ids but for the rare cases that `model_json` lists.
+        ValueError if a format cannot say the ids.
         """
         says_eos = self.eos_id != self._by_name("eos_token")
         files.save(self._contents, path, format, self.beside(), says_eos=says_eos)
@@ -236,6 +238,17 @@ class Tokenizer(Vocabulary, Segmentations):
         """The files that belong beside a tokenizer.json in a folder, by name: those that `load`
         has found, and a tokenizer_config.json with `changes` of its keys."""
         return beside.written(self._contents, self.roles, **changes)
+
+    def converted(self) -> Self:
+        """This tokenizer as its `tokenizer.json` says it: itself unless it comes from a `.model`.
+
+        ValueError for a `.model` that a tokenizer.json cannot say; see `save`.
+        """
+        contents = self._contents
+        if contents.proto is None:
+            return self
+        made = huggingface.contents_of(model_json.document(contents, Path(huggingface.NAME)))
+        return type(self)(replace(made, roles=contents.roles))
 
     def with_eos(self, token: str) -> Self:
         """This tokenizer with `token`, a token of its vocabulary, as its end-of-text token."""

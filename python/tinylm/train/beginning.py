@@ -232,7 +232,8 @@ def _new_tokenizer(run: Run, text: Callable[[], Corpus], first: First) -> Tokeni
 def _make_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer:
     settings = run.tokenizer
     if settings.path is not None:
-        tokenizer = Tokenizer.load(settings.path)
+        # A run keeps a tokenizer.json, so one that comes from a .model begins as that.
+        tokenizer = Tokenizer.load(settings.path).converted()
     else:
         source = text()
         say(f"training a {settings.kind} tokenizer on {source.name}")
