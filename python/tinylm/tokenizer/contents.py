@@ -116,6 +116,15 @@ def template(contents: Contents) -> Template:
     return template_of(contents.kept.get("post_processor"))
 
 
+def check_pair(pair: object, *, template: bool, texts: int | None = None) -> None:
+    """ValueError for a second text that nothing joins to the first, or not one for each."""
+    if pair is not None and not template:
+        name = "pair" if texts is None else "pairs"
+        raise ValueError(f"{name}= needs template=True, which says how two texts are joined")
+    if isinstance(pair, list) and len(pair) != texts:
+        raise ValueError(f"pairs= has {len(pair)} texts for {texts}; each text needs one")
+
+
 def special(tokens: Mapping[str, int]) -> tuple[AddedToken, ...]:
     """Special tokens and their ids as added tokens."""
     return tuple(AddedToken(content, id) for content, id in tokens.items())

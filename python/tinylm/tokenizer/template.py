@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from tinylm.tokenizer.checks import check_keys, checked, shown, steps_of
 from tinylm.tokenizer.steps import PRE_TOKENIZERS
@@ -21,6 +21,11 @@ KEYS = {
     "ByteLevel": {"type", *PRE_TOKENIZERS["ByteLevel"]},
 }
 Part = int | Literal["A", "B"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+# All ids in a row, and where those of each text begin, with the number of all at the end.
+Rows: TypeAlias = "tuple[NDArray[np.uint32], NDArray[np.int64]]"
 
 
 class Template(NamedTuple):
@@ -35,6 +40,27 @@ class Template(NamedTuple):
         parts = self.single if second is None else self.pair
         framed = (texts[part] if isinstance(part, str) else [part] for part in parts)
         return [id for ids in framed for id in ids]
+
+    def join_batch(self, first: Rows, second: "Rows | None") -> Rows:
+        """`join` for the rows of a batch: all ids (n,) and offsets (rows + 1,), see `Rows`."""
+        import numpy as np
+
+        texts = {"A": first, "B": second or (first[0][:0], np.zeros_like(first[1]))}
+        parts = self.single if second is None else self.pair
+        sizes = [np.diff(texts[part][1]) if isinstance(part, str) else 1 for part in parts]
+        offsets = np.zeros_like(first[1])
+        np.cumsum(sum(sizes, np.zeros(len(offsets) - 1, np.int64)), out=offsets[1:])
+        out = np.empty(offsets[-1], np.uint32)
+        # The place of the next id of each row.
+        place = offsets[:-1].copy()
+        for part, size in zip(parts, sizes, strict=True):
+            if isinstance(part, str):
+                ids, starts = texts[part]
+                out[np.repeat(place - starts[:-1], size) + np.arange(len(ids))] = ids
+            else:
+                out[place] = part
+            place += size
+        return out, offsets
 
 
 def check(part: object) -> None:

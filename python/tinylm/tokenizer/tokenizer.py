@@ -273,18 +273,25 @@ class Tokenizer(Vocabulary, Segmentations):
         With `template` come the ids that the post_processor of its tokenizer.json puts around a
         text, such as BOS and EOS, or around `text` and a second one, its `pair`.
         """
+        parts.check_pair(pair, template=template)
         ids = self._core.encode(text, special)
-        if not template and pair is None:
-            return ids
         if not template:
-            raise ValueError("pair= needs template=True, which says how two texts are joined")
+            return ids
         second = None if pair is None else self._core.encode(pair, special)
         return parts.template(self._contents).join(ids, second)
 
     def encode_array(
-        self, text: str | bytes, *, special: Special = "raise"
+        self,
+        text: str | bytes,
+        *,
+        special: Special = "raise",
+        template: bool = False,
+        pair: str | bytes | None = None,
     ) -> "NDArray[np.uint32]":
-        """The ids of `text` as an array (n,) of uint32, several times faster than a list."""
+        """The ids of `encode` as an array (n,) of uint32, several times faster than a list."""
+        if template or pair is not None:
+            pairs = None if pair is None else [pair]
+            return self.encode_batch([text], special=special, template=template, pairs=pairs)[0]
         return self._core.encode_array(text, special)
 
     def encode_offsets(
@@ -301,13 +308,27 @@ class Tokenizer(Vocabulary, Segmentations):
         return self._core.encode_offsets(text, special)
 
     def encode_batch(
-        self, texts: Iterable[str | bytes], *, special: Special = "raise"
+        self,
+        texts: Iterable[str | bytes],
+        *,
+        special: Special = "raise",
+        template: bool = False,
+        pairs: Iterable[str | bytes] | None = None,
     ) -> "tuple[NDArray[np.uint32], NDArray[np.int64]]":
         """The ids of all `texts` in a row, uint32 (n,), and offsets, int64 (texts + 1,), over all
-        cores: those of text i are `ids[offsets[i]:offsets[i + 1]]`."""
+        cores: those of text i are `ids[offsets[i]:offsets[i + 1]]`.
+
+        `template` is that of `encode`; `pairs` are the second texts, one for each.
+        """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be an iterable of texts; for one text use encode_array")
-        return self._core.encode_batch(list(texts), special)
+        texts, pairs = list(texts), None if pairs is None else list(pairs)
+        parts.check_pair(pairs, template=template, texts=len(texts))
+        first = self._core.encode_batch(texts, special)
+        if not template:
+            return first
+        second = None if pairs is None else self._core.encode_batch(pairs, special)
+        return parts.template(self._contents).join_batch(first, second)
 
     def encode_iterable(self, texts: Iterable[str], *, special: Special = "raise") -> Iterator[int]:
         """The ids of the texts joined into one, handed out as they become certain.
