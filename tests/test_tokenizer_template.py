@@ -66,9 +66,9 @@ def test_batches_and_arrays_are_framed_as_lists_are_and_as_hugging_face_does(
 
 
 def test_a_second_text_without_a_first_or_without_a_template_is_refused() -> None:
-    with pytest.raises(ValueError, match="pairs?= needs template=True"):
+    with pytest.raises(ValueError, match=r"pairs?= needs template=True"):
         MAIN.encode_batch(["a"], pairs=["b"])
-    with pytest.raises(ValueError, match="pairs?= needs template=True"):
+    with pytest.raises(ValueError, match=r"pairs?= needs template=True"):
         MAIN.encode_array("a", pair="b")
     with pytest.raises(ValueError, match="pairs= has 1 texts for 2; each text needs one"):
         MAIN.encode_batch(["a", "b"], template=True, pairs=["c"])
