@@ -1,7 +1,7 @@
 //! Byte-level BPE: the merges of a vocabulary, and pieces of any length.
 //!
 //! A piece is usually a word with the space before it, which [`crate::merge`] merges as a whole.
-//! New words of a batch are merged side by side. A long piece goes through [`crate::long`].
+//! A long piece goes through [`crate::long`].
 //!
 //! By tiktoken's rule any two neighbours merge whose bytes are a token, but of all the ways to
 //! cut a token in two only one is ever taken: the last merge of the token's own bytes, because until
@@ -12,10 +12,11 @@
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
+use crate::borders::Borders;
 use crate::cache::Cache;
 use crate::error::numbered;
 use crate::long::merge_windows;
-use crate::merge::{LANES, RANKS, Scratch, side_by_side};
+use crate::merge::{RANKS, Scratch};
 use crate::pairs::{Merges, NEVER, Pairs};
 use crate::{Error, Interrupt};
 
@@ -26,6 +27,9 @@ const SHORT: usize = 96;
 #[derive(Debug)]
 pub(crate) struct Bpe {
     merges: Merges,
+    /// None if a token may be a piece that merges do not make: a part of a piece is then not always
+    /// what it is as a piece.
+    borders: Option<Borders>,
     /// The pieces that stay whole, if the vocabulary has that rule: all its tokens.
     seed: Cache,
     /// Those of them that the cache does not take.
@@ -84,6 +88,7 @@ impl Bpe {
                 pairs: Pairs::new(merges.map_or(tokens.len(), <[_]>::len)),
                 lengths,
             },
+            borders: None,
             seed: Cache::for_pieces(if whole_pieces { tokens.len() } else { 0 }),
             whole: FxHashMap::default(),
         };
@@ -94,11 +99,34 @@ impl Bpe {
                 }
             }
         }
-        match merges {
-            Some(merges) => bpe.listed(tokens, merges, &id_of)?,
+        let all_merged = match merges {
+            Some(merges) => {
+                bpe.listed(tokens, merges, &id_of)?;
+                !whole_pieces
+            }
             None => bpe.ranked(tokens, &id_of),
+        };
+        if all_merged {
+            bpe.borders = Some(bpe.borders_of(tokens));
         }
         Ok(bpe)
+    }
+
+    /// The borders that its merges cross.
+    fn borders_of(&self, tokens: &[(Vec<u8>, u32)]) -> Borders {
+        let mut bytes_of = vec![[].as_slice(); self.merges.lengths.len()];
+        for (token, id) in tokens {
+            if let Some(bytes) = bytes_of.get_mut(*id as usize) {
+                *bytes = token;
+            }
+        }
+        // Ids that are no token's are bytes that no piece has.
+        let bytes = |id: u32| bytes_of.get(id as usize).copied().unwrap_or_default();
+        let mut borders = Borders::new();
+        for (left, right) in self.merges.pairs.iter() {
+            borders.add(bytes(left), bytes(right));
+        }
+        borders
     }
 
     /// Adds the listed merges.
@@ -145,37 +173,24 @@ impl Bpe {
     ///
     /// Token by token in the order of their ids: what the merges so far make of its bytes are two
     /// tokens, and these are its merge. If they are more, merges of a higher rank come before it,
-    /// as no published vocabulary has it, and the rule itself is asked.
-    fn ranked(&mut self, tokens: &[(Vec<u8>, u32)], id_of: &FxHashMap<&[u8], u32>) {
+    /// as no published vocabulary has it, and the rule itself is asked; the result is then false.
+    fn ranked(&mut self, tokens: &[(Vec<u8>, u32)], id_of: &FxHashMap<&[u8], u32>) -> bool {
         let mut order: Vec<&(Vec<u8>, u32)> = tokens.iter().filter(|t| t.0.len() > 1).collect();
         order.sort_by_key(|(_, id)| *id);
         let mut scratch = Scratch::default();
         let (mut parts, mut late) = (Vec::new(), false);
-        for group in order.chunks(LANES) {
-            // Side by side, as if the tokens of a group were no parts of each other. One that is
-            // has the highest rank of the merges in the other, which is left in three parts.
-            let mut halves = [None; LANES];
-            let bytes = group.iter().map(|(token, _)| token.as_slice());
-            let bytes: Vec<_> = (0..).zip(bytes).collect();
-            self.encode_short(&bytes, &mut scratch, |at, _, parts| {
-                halves[at] = <[u32; 2]>::try_from(parts).ok();
-            });
-            for (&&(ref token, id), half) in group.iter().zip(halves) {
-                let both = half.or_else(|| {
-                    parts.clear();
-                    scratch.merge(&self.merges, token, &mut parts);
-                    <[u32; 2]>::try_from(parts.as_slice()).ok()
-                });
-                let Some([left, right]) = both else {
-                    late = true;
-                    continue;
-                };
-                if let &[left, right] = token.as_slice() {
-                    let rank = self.merges.pairs.len();
-                    self.merges.set_rank_of_bytes(left, right, rank);
-                }
-                self.merges.pairs.push(left, right, id);
+        for (token, id) in order.iter().copied() {
+            parts.clear();
+            scratch.merge(&self.merges, token, &mut parts);
+            let &[left, right] = parts.as_slice() else {
+                late = true;
+                continue;
+            };
+            if let &[first, second] = token.as_slice() {
+                let rank = self.merges.pairs.len();
+                self.merges.set_rank_of_bytes(first, second, rank);
             }
+            self.merges.pairs.push(left, right, *id);
         }
         if late {
             self.merges.pairs = Pairs::new(order.len());
@@ -186,6 +201,7 @@ impl Bpe {
             }
             self.fill_byte_pairs();
         }
+        !late
     }
 
     /// The merges of two bytes into their own table, which needs no hash.
@@ -258,44 +274,10 @@ impl Bpe {
         (rank != NEVER).then(|| (rank, self.merges.pairs.made(rank)))
     }
 
-    /// Whether merges alone decide what a piece becomes that is not in the seed.
-    pub(crate) fn only_merges(&self) -> bool {
-        self.whole.is_empty() && !self.merges.pairs.is_empty()
-    }
-
-    /// Gives `each` those of `pieces` that are as short as words with their tokens, several at a
-    /// time; the others are left to [`Bpe::encode`].
-    ///
-    /// None of them may be a piece that stays whole.
-    pub(crate) fn encode_short(
-        &self,
-        pieces: &[(usize, &[u8])],
-        scratch: &mut Scratch,
-        mut each: impl FnMut(usize, &[u8], &[u32]),
-    ) {
-        let mut group = [(0, [].as_slice()); LANES];
-        let mut short = pieces.iter().filter(|(_, piece)| piece.len() <= SHORT);
-        loop {
-            let mut size = 0;
-            for (slot, piece) in group.iter_mut().zip(&mut short) {
-                *slot = *piece;
-                size += 1;
-            }
-            if size == 0 {
-                return;
-            }
-            let group = &group[..size];
-            side_by_side(
-                &mut scratch.scans[..],
-                &self.merges,
-                group.iter().map(|g| g.1),
-                &mut scratch.window,
-                |at, ids| {
-                    let (number, piece) = group[at];
-                    each(number, piece, ids);
-                },
-            );
-        }
+    /// The end of the part of `piece` at `from` that is encoded alone as in the piece.
+    pub(crate) fn part(&self, piece: &[u8], from: usize) -> usize {
+        let borders = self.borders.as_ref();
+        borders.map_or(piece.len(), |borders| borders.next(piece, from))
     }
 }
 

@@ -57,6 +57,11 @@ pub(crate) struct Slot {
     pub(crate) lanes: [u32; LANES],
 }
 
+/// Two slots that are loaded together; the second is used after the first.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(64))]
+struct Line([Slot; 2]);
+
 /// A piece by its key, and where to look for it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Place {
@@ -67,8 +72,8 @@ pub(crate) struct Place {
 /// A table from pieces to tokens, for one thread.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    /// A power of two of them, at most three quarters used.
-    slots: Vec<Slot>,
+    /// A power of two of them; of their slots at most three quarters are used.
+    lines: Vec<Line>,
     used: usize,
     /// The ids of the pieces that do not fit a slot, and the bytes of the long ones.
     ids: Vec<u32>,
@@ -127,19 +132,19 @@ fn long_key(piece: &[u8]) -> Key {
     u128::from(folded) | (piece.len() as u128) << 64 | 0xFF << 120
 }
 
-/// Free slots.
-fn free(number: usize) -> Vec<Slot> {
-    let mut slots = vec_of(number);
-    slots.resize(number, Slot::default());
-    slots
+/// Free lines.
+fn free(number: usize) -> Vec<Line> {
+    let mut lines = vec_of(number);
+    lines.resize(number, Line::default());
+    lines
 }
 
 impl Clone for Cache {
     fn clone(&self) -> Self {
-        let mut slots = vec_of(self.slots.len());
-        slots.extend_from_slice(&self.slots);
+        let mut lines = vec_of(self.lines.len());
+        lines.extend_from_slice(&self.lines);
         Self {
-            slots,
+            lines,
             used: self.used,
             ids: self.ids.clone(),
             bytes: self.bytes.clone(),
@@ -165,9 +170,9 @@ impl Slot {
 impl Cache {
     /// An empty table with room for about this many pieces.
     pub(crate) fn for_pieces(pieces: usize) -> Self {
-        let slots = (pieces * 2).next_power_of_two().clamp(FIRST, MOST);
+        let lines = pieces.next_power_of_two().clamp(FIRST / 2, MOST / 2);
         Self {
-            slots: free(slots),
+            lines: free(lines),
             used: 0,
             ids: Vec::new(),
             bytes: Vec::new(),
@@ -191,22 +196,28 @@ impl Cache {
             0xFE << 120
         };
         let hash = hash(key) as u32;
-        prefetch(&self.slots, hash as usize & (self.slots.len() - 1));
+        prefetch(&self.lines, hash as usize & (self.lines.len() - 1));
         Place { key, hash }
     }
 
     /// The slot with the key of the piece, if there is one. That of a long piece may be another's.
     #[inline]
     pub(crate) fn find(&self, place: &Place) -> Option<&Slot> {
-        let mask = self.slots.len() - 1;
+        let mask = self.lines.len() - 1;
         let mut at = place.hash as usize & mask;
         loop {
-            let slot = &self.slots[at];
+            let [first, second] = &self.lines[at].0;
+            // Chosen without a branch, which nobody could predict.
+            let slot = if first.key == place.key {
+                first
+            } else {
+                second
+            };
             if slot.key == place.key {
                 return Some(slot);
             }
             // There always is a free slot.
-            if slot.key == 0 {
+            if second.key == 0 {
                 return None;
             }
             at = (at + 1) & mask;
@@ -251,8 +262,8 @@ impl Cache {
                 self.bytes.extend_from_slice(piece);
             }
         }
-        if self.used * 4 >= self.slots.len() * 3 {
-            if self.slots.len() == MOST {
+        if self.used * 2 >= self.lines.len() * 3 {
+            if self.lines.len() * 2 == MOST {
                 return false;
             }
             self.grow();
@@ -274,25 +285,31 @@ impl Cache {
 
     /// Puts a slot in the first free place for its hash.
     fn fill(&mut self, slot: Slot, hash: u32) {
-        let mask = self.slots.len() - 1;
+        let mask = self.lines.len() - 1;
         let mut at = hash as usize & mask;
-        while self.slots[at].key != 0 {
-            if self.slots[at].key == slot.key {
-                return;
+        loop {
+            for place in &mut self.lines[at].0 {
+                if place.key == slot.key {
+                    return;
+                }
+                if place.key == 0 {
+                    *place = slot;
+                    self.used += 1;
+                    return;
+                }
             }
             at = (at + 1) & mask;
         }
-        self.slots[at] = slot;
-        self.used += 1;
     }
 
     /// Four times the slots while there are few, then twice, with what was in them.
     fn grow(&mut self) {
-        let factor = if self.slots.len() < 1 << 16 { 4 } else { 2 };
-        let slots = free(self.slots.len() * factor);
-        let old = std::mem::replace(&mut self.slots, slots);
+        let factor = if self.lines.len() < 1 << 15 { 4 } else { 2 };
+        let lines = free(self.lines.len() * factor);
+        let old = std::mem::replace(&mut self.lines, lines);
         self.used = 0;
-        for slot in old.into_iter().filter(|slot| slot.key != 0) {
+        let slots = old.into_iter().flat_map(|line| line.0);
+        for slot in slots.filter(|slot| slot.key != 0) {
             self.fill(slot, hash(slot.key) as u32);
         }
     }

@@ -10,7 +10,7 @@
 //! Each stage is a module. `added`, `split` (with `scan`, `window`, `masks` and `unicode`; other
 //! expressions with `expression`, `automaton`, `states`, `syntax` and
 //! `symbols`) and
-//! `model` (with `bpe`, `merge`, `long` and `pairs`) are the stages in their order; `stages` runs
+//! `model` (with `bpe`, `borders`, `merge`, `long` and `pairs`) are the stages in their order; `stages` runs
 //! those of a `tokenizer.json`, which are in `normalizer` (with `charsmap`), `pretokenizer` (with
 //! `find` and `alphabet`) and `property`; `offsets` says where tokens stand in a text, through
 //! stages by `align`. `build` puts a tokenizer together, `encode` and `worker`
@@ -56,6 +56,7 @@ mod added;
 mod align;
 mod alphabet;
 mod automaton;
+mod borders;
 mod bpe;
 mod build;
 mod cache;

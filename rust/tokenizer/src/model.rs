@@ -134,19 +134,11 @@ impl Model {
         }
     }
 
-    /// Gives `each` some of `pieces`, which are numbered, with their tokens: those that are quicker
-    /// together.
-    pub(crate) fn encode_short(
-        &self,
-        pieces: &[(usize, &[u8])],
-        scratch: &mut Scratch,
-        each: impl FnMut(usize, &[u8], &[u32]),
-    ) {
+    /// The end of the part of `piece` at `from` that has the same tokens alone as in the piece.
+    pub(crate) fn part(&self, piece: &[u8], from: usize) -> usize {
         match self {
-            Self::Bpe(bpe) if bpe.only_merges() => {
-                bpe.encode_short(pieces, &mut scratch.bpe, each);
-            }
-            _ => {}
+            Self::Bpe(bpe) => bpe.part(piece, from),
+            _ => piece.len(),
         }
     }
 

@@ -6,8 +6,6 @@
 //! for each merge, its rank and some bits of the pair's hash. The pairs themselves lie in a list in
 //! the order of their ranks, and as most merges are of low rank, its hot part is small.
 
-use crate::memory::prefetch;
-
 /// The rank of a pair that does not merge: above every rank.
 pub(crate) const NEVER: u32 = u32::MAX;
 /// A free entry of the table.
@@ -53,6 +51,13 @@ impl Pairs {
         self.list.len() as u32
     }
 
+    /// The two tokens of each merge, by rank.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.list
+            .iter()
+            .map(|(pair, _)| ((pair >> 32) as u32, *pair as u32))
+    }
+
     /// What the merge of this rank makes.
     #[inline]
     pub(crate) fn made(&self, rank: u32) -> u32 {
@@ -71,14 +76,6 @@ impl Pairs {
         let at = (high >> (32 - self.bits)) as usize;
         let bit = hash >> (62 - self.bits) & 63;
         (at, high << self.bits, at >> 4, 1 << bit)
-    }
-
-    /// Begins to load what [`Pairs::rank`] will look at.
-    #[inline]
-    pub(crate) fn prefetch(&self, left: u32, right: u32) {
-        let (at, _, word, _) = self.home(pair_of(left, right));
-        prefetch(&self.filter, word);
-        prefetch(&self.table, at);
     }
 
     /// The rank of a pair, or [`NEVER`].

@@ -4,8 +4,8 @@
 //! ends of the pieces, the second makes their keys and begins to load their slots of the cache, the
 //! third takes the ids from the slots, which have come in meanwhile. So the third waits neither for
 //! the branches of the scanner nor for memory, and it writes all lanes of a slot, however many ids
-//! there are. It passes over what has no slot or no room in one; those pieces are merged
-//! side by side, and then put between the others.
+//! there are. It passes over what has no slot or no room in one; those pieces come last, and their
+//! ids are put between the others.
 
 use crate::cache::{Cache, LANES, LIMIT, Place};
 use crate::model::{Model, Scratch};
@@ -168,15 +168,6 @@ impl Worker {
             others,
             merged,
         } = &mut **batch;
-        let new = others.iter().filter_map(|&(at, _)| {
-            let piece = piece(at);
-            (piece.len() <= LIMIT && cache.find(&places[at]).is_none()).then_some((at, piece))
-        });
-        let new: Vec<_> = new.collect();
-        model.encode_short(&new, scratch, |at, piece, ids| {
-            // If it is full, nothing is lost: each piece is looked up again.
-            cache.put(&places[at], piece, ids);
-        });
         let mut done = 0;
         for &(at, before) in &*others {
             out.extend_from_slice(&ids[done..before]);
@@ -189,7 +180,19 @@ impl Worker {
                 out.extend_from_slice(ids);
             } else {
                 merged.clear();
-                model.encode(piece, scratch, merged, interrupt)?;
+                let mut from = 0;
+                while from < piece.len() {
+                    let to = model.part(piece, from);
+                    let (place, part) = (cache.place(piece, from, to), &piece[from..to]);
+                    if let Some(ids) = cache.ids(&place, part) {
+                        merged.extend_from_slice(ids);
+                    } else {
+                        let before = merged.len();
+                        model.encode(part, scratch, merged, interrupt)?;
+                        cache.put(&place, part, &merged[before..]);
+                    }
+                    from = to;
+                }
                 if !cache.put(place, piece, merged) {
                     // Full: most of what is in it was needed once.
                     *cache = model.seed().cloned().unwrap_or_default();

@@ -219,6 +219,46 @@ fn encoding_equals_the_naive_one_on_short_and_long_pieces() {
 }
 
 #[test]
+fn clauses_without_blanks_equal_the_naive_encoding() {
+    // Characters of two, three and four bytes that share some of them, and bytes that are none.
+    let letters = ["中", "丮", "文", "字", "éa", "ü", "😀", "😁", "a", "ʹ"];
+    let mut random = Random(5);
+    let merges = |trained: &Trained| Some(trained.merges.clone());
+    for round in 0..12 {
+        let kinds = 2 + random.below(letters.len() - 1);
+        let mut text = |longest| random.text(&letters[..kinds], longest).into_bytes();
+        let corpus: Vec<Vec<u8>> = (0..20).map(|_| text(40)).collect();
+        let corpus: Vec<&[u8]> = corpus.iter().map(Vec::as_slice).collect();
+        let clauses: Vec<Vec<u8>> = (0..60).map(|_| text(30)).collect();
+        let trained = train(&corpus, "whole", Goal::new(256 + 8 * round));
+        // By its list, by it with whole pieces, and by the ranks of tiktoken's rule.
+        for (merges, whole_pieces) in [
+            (merges(&trained), false),
+            (merges(&trained), true),
+            (None, true),
+        ] {
+            let tokenizer = Tokenizer::new(Spec {
+                tokens: trained.tokens.iter().cloned().zip(0..).collect(),
+                model: ModelSpec::Bpe {
+                    merges,
+                    whole_pieces,
+                },
+                pattern: "whole".into(),
+                added: vec![],
+            })
+            .unwrap();
+            for clause in &clauses {
+                let cut = random.below(clause.len() + 1);
+                for piece in [clause, &clause[..cut], &clause[cut..]] {
+                    let ids = tokenizer.encode(piece, &Policy::Raise, &mut no_interrupt);
+                    assert_eq!(ids, Ok(naive_encode(piece, &trained)), "{piece:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn every_text_and_every_row_of_bytes_survives_the_round_trip() {
     let mut random = Random(3);
     for pattern in PATTERNS {
