@@ -1,6 +1,7 @@
 //! What Python hands over, and how work goes on without the GIL.
 //!
-//! Texts are borrowed from Python's strings, never copied. Ids are in `ids`.
+//! Texts are borrowed from Python's strings. Python keeps the UTF-8 of one that is not ASCII beside
+//! it, once it was asked for; a long one is converted for the call alone. Ids are in `ids`.
 
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,10 @@ use crate::error::tokenizer_error;
 ///
 /// A Ctrl-C should be answered within 100 ms. A look needs the GIL, which another thread may hold.
 const SIGNALS: Duration = Duration::from_millis(20);
+
+/// Characters from which on a string that is not ASCII keeps no UTF-8 beside it: Python would make
+/// it in one place and copy it to another, which costs 5 ms of 8 MB and the memory for good.
+const LONG: usize = 1 << 16;
 
 /// Runs `work` without the GIL; the interrupt it gets raises what a signal handler raises.
 ///
@@ -112,7 +117,7 @@ pub(crate) fn import_numpy(py: Python<'_>) -> PyResult<()> {
 pub(crate) enum Text {
     /// The UTF-8 that Python keeps beside a string.
     Str(PyBackedStr),
-    /// Any bytes, not only UTF-8.
+    /// Any bytes, not only UTF-8, and the UTF-8 of a long string.
     Bytes(PyBackedBytes),
 }
 
@@ -131,22 +136,26 @@ impl<'py> FromPyObject<'_, 'py> for Text {
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         if let Ok(text) = object.cast::<PyString>() {
-            return PyBackedStr::try_from(text.to_owned())
-                .map(Self::Str)
-                .map_err(|error| {
-                    let value = error.value(object.py());
-                    // Python's error names codec and position; ours also says what helps.
-                    match value
-                        .getattr("start")
-                        .and_then(|start| start.extract::<usize>())
-                    {
-                        Ok(at) => PyValueError::new_err(format!(
-                            "the text holds a lone surrogate at character {at}, which UTF-8 cannot \
+            let long = text.len()? >= LONG && !text.call_method0("isascii")?.is_truthy()?;
+            let taken = if long {
+                text.encode_utf8().map(|bytes| Self::Bytes(bytes.into()))
+            } else {
+                PyBackedStr::try_from(text.to_owned()).map(Self::Str)
+            };
+            return taken.map_err(|error| {
+                let value = error.value(object.py());
+                // Python's error names codec and position; ours also says what helps.
+                match value
+                    .getattr("start")
+                    .and_then(|start| start.extract::<usize>())
+                {
+                    Ok(at) => PyValueError::new_err(format!(
+                        "the text holds a lone surrogate at character {at}, which UTF-8 cannot \
                          express; clean it with text.encode('utf-8', 'replace').decode()"
-                        )),
-                        Err(_) => error,
-                    }
-                });
+                    )),
+                    Err(_) => error,
+                }
+            });
         }
         if let Ok(text) = object.cast::<PyBytes>() {
             return Ok(Self::Bytes(text.to_owned().into()));

@@ -8,6 +8,7 @@ use crate::model::{Model, ModelSpec};
 use crate::stages::{Staged, Stages};
 use crate::surfaces::Surfaces;
 use crate::vocab::Vocab;
+use crate::worker::Worker;
 use crate::{Error, Pattern};
 
 /// What makes a tokenizer.
@@ -67,6 +68,8 @@ impl Tokenizer {
         let ordinary = tokens.iter().map(|(token, id)| (token.as_slice(), *id));
         let twice = added.among(tokens);
         let entries = added.entries().filter(|(_, id)| !twice.contains(id));
+        // The first text finds the seed copied, which costs 4 ms of 8 MB.
+        let workers = Mutex::new(vec![Worker::new(&model)]);
         Ok(Self {
             pattern: Pattern::new(pattern)?,
             model,
@@ -75,7 +78,7 @@ impl Tokenizer {
             staged: None,
             surfaces: None,
             written: None,
-            workers: Mutex::new(Vec::new()),
+            workers,
         })
     }
 

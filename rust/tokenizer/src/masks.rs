@@ -159,6 +159,19 @@ impl Masks {
     }
 }
 
+/// The places of a byte among 64, eight at a time in numbers of 64 bits.
+#[inline]
+pub(crate) fn places(bytes: &[u8; WIDTH], byte: u8) -> u64 {
+    const LOW: u64 = u64::from_le_bytes([0x7F; 8]);
+    let (eights, _) = bytes.as_chunks::<8>();
+    eights.iter().rev().fold(0, |places, eight| {
+        let other = u64::from_le_bytes(*eight) ^ u64::from_le_bytes([byte; 8]);
+        // The highest bit of each byte that is 0; the product puts them side by side.
+        let equal = !(((other & LOW) + LOW) | other | LOW) >> 7;
+        places << 8 | equal.wrapping_mul(0x0102_0408_1020_4080) >> 56
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,6 +184,8 @@ mod tests {
                 bytes[place] = byte;
                 bytes[(place * 7 + 3) % WIDTH] = byte.wrapping_mul(31);
                 assert_eq!(Masks::of(&bytes), Masks::portable(&bytes));
+                let equal = (0..WIDTH).filter(|&at| bytes[at] == byte);
+                assert_eq!(places(&bytes, byte), equal.map(|at| 1 << at).sum());
             }
         }
     }

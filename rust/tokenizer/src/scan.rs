@@ -228,3 +228,22 @@ pub(crate) fn word(c: &Classes, text: &[u8], at: usize) -> usize {
     // At least one byte, or the scan would never end.
     at + c.at(text, at).1.max(1)
 }
+
+/// U+2581 in UTF-8.
+pub(crate) const BLANK: &[u8; 3] = b"\xE2\x96\x81";
+
+/// The words of `SentencePiece`: up to the first mark that follows another character.
+pub(crate) fn marks(text: &[u8], at: usize) -> usize {
+    let mut end = at;
+    while text[end..].starts_with(BLANK) {
+        end += BLANK.len();
+    }
+    while let Some(next) = text[end..].iter().position(|&byte| byte == BLANK[0]) {
+        end += next;
+        if text[end..].starts_with(BLANK) {
+            return end;
+        }
+        end += 1;
+    }
+    text.len()
+}

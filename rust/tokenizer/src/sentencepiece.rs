@@ -43,6 +43,8 @@ pub struct Normalise {
     kept: Trie,
     /// The bytes that stay as they are before another byte of ASCII.
     plain: [bool; 256],
+    /// Whether all of ASCII that is printed is plain, but for the blank.
+    plain_printed: bool,
     /// Whether a blank before a byte of ASCII is nothing but a blank.
     plain_blank: bool,
 }
@@ -60,7 +62,9 @@ impl SentencePiece {
             plain[usize::from(token.as_bytes()[0])] = false;
         }
         let plain_blank = std::mem::replace(&mut plain[usize::from(b' ')], false);
+        let plain_printed = (b'!'..=b'~').all(|byte| plain[usize::from(byte)]);
         Normalise {
+            plain_printed,
             kept: Trie::new(self.kept.iter().map(String::as_bytes).zip(0..)),
             plain,
             plain_blank,
@@ -194,7 +198,17 @@ impl Normalise {
     /// How many bytes at the beginning stay as they are.
     #[inline]
     fn run(&self, text: &[u8]) -> usize {
-        let plain = text
+        let mut plain = 0;
+        while self.plain_printed
+            && let Some(eight) = text[plain..].first_chunk()
+        {
+            let printed = printed(u64::from_le_bytes(*eight));
+            plain += printed;
+            if printed < 8 {
+                break;
+            }
+        }
+        plain += text[plain..]
             .iter()
             .take_while(|&&byte| self.plain[usize::from(byte)])
             .count();
@@ -219,4 +233,14 @@ impl Normalise {
         let length = text.chars().next().map_or(0, char::len_utf8);
         (length, Cow::Borrowed(&text[..length]))
     }
+}
+
+/// How many of eight bytes, from the lowest on, are printed ASCII but for the blank.
+fn printed(bytes: u64) -> usize {
+    let each = |byte: u8| u64::from_le_bytes([byte; 8]);
+    let low = bytes & each(0x7F);
+    // The highest bit of each byte: above the blank, and the last one of ASCII.
+    let (above, last) = (low + each(0x80 - b'!'), low + each(1));
+    let other = (!above | last | bytes) & each(0x80);
+    other.trailing_zeros() as usize / 8
 }

@@ -14,7 +14,7 @@
 
 use crate::Error;
 use crate::expression::Expression;
-use crate::scan::{gpt2, gpt4, o200k, word};
+use crate::scan::{BLANK, gpt2, gpt4, marks, o200k, word};
 use crate::unicode::{Classes, LETTER, MARK, NUMBER, SPACE};
 use crate::window::{self, ENDS, Ends};
 
@@ -218,7 +218,10 @@ impl Pattern {
             }
             Self::Character => scan(at, limit, ends, |at| at + c.at(text, at).1.max(1)),
             Self::Word => scan(at, limit, ends, |at| word(c, text, at)),
-            Self::Marks => scan(at, limit, ends, |at| marks(text, at)),
+            Self::Marks => {
+                let starts = |at| window::marks(text, at);
+                window::ends(text, at, ends, starts, |at| marks(text, at))
+            }
             Self::Whole | Self::Custom(_) => scan(at, limit, ends, |_| limit),
         }
     }
@@ -260,25 +263,6 @@ impl Pattern {
         // From the end, so the first part is as long as possible. A text of one word costs `O(n)`.
         (from + 1..=to).rev().find(|&at| cuts(at))
     }
-}
-
-/// U+2581 in UTF-8.
-const BLANK: &[u8] = "\u{2581}".as_bytes();
-
-/// The end of the piece at `at`: before the first mark that follows another character.
-fn marks(text: &[u8], at: usize) -> usize {
-    let mut end = at;
-    while text[end..].starts_with(BLANK) {
-        end += BLANK.len();
-    }
-    while let Some(next) = text[end..].iter().position(|&byte| byte == BLANK[0]) {
-        end += next;
-        if text[end..].starts_with(BLANK) {
-            return end;
-        }
-        end += 1;
-    }
-    text.len()
 }
 
 /// The ends of pieces by a scanner, a function from the start of a piece to its end; gives their

@@ -14,8 +14,8 @@
 //! In the rules below a *symbol* is what is neither letter, number nor white space, and a *run* is
 //! as long as it can be.
 
-use crate::masks::{Masks, WIDTH};
-use crate::scan::contraction;
+use crate::masks::{Masks, WIDTH, places};
+use crate::scan::{BLANK, contraction};
 use crate::unicode::Classes;
 
 /// Ends of pieces that [`ends`] writes at most.
@@ -237,6 +237,22 @@ pub(crate) fn o200k(c: &Classes, text: &[u8], at: usize) -> u64 {
     starts & below(limit)
 }
 
+/// The words of `SentencePiece`: at marks that follow another character.
+#[inline]
+pub(crate) fn marks(text: &[u8], at: usize) -> u64 {
+    let Some(bytes) = text[at..].first_chunk() else {
+        return 0;
+    };
+    let (mut rest, mut marks) = (places(bytes, BLANK[0]), 0);
+    while rest != 0 {
+        let place = rest.trailing_zeros();
+        let mark = bytes[place as usize..].starts_with(BLANK);
+        marks |= u64::from(mark) << place;
+        rest &= rest - 1;
+    }
+    marks & !(marks << 3)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,7 +262,7 @@ mod tests {
     type EndOf = fn(&Classes, &[u8], usize) -> usize;
 
     /// What each pattern is in windows, and from piece to piece, which defines it.
-    const BOTH: [(&str, Starts, EndOf); 5] = [
+    const BOTH: [(&str, Starts, EndOf); 6] = [
         ("gpt2", gpt2, one::gpt2),
         (
             "gpt4",
@@ -264,6 +280,11 @@ mod tests {
             |c, text, at| one::gpt4(c, text, at, false, 1),
         ),
         ("o200k", o200k, one::o200k),
+        (
+            "marks",
+            |_, text, at| marks(text, at),
+            |_, text, at| one::marks(text, at),
+        ),
     ];
 
     #[test]
@@ -271,7 +292,7 @@ mod tests {
         // Between bars; with white space, and with what is no UTF-8 besides.
         let parts = "a|b|T|lo|LLama|'s|'S|'ll|'Ll|'VE|'re|'d|'m|'t|'|''| | |  |    |\t|\n|\n\n|\r\n|\
             \r|\x0b|1|23|4567|!|.|(|))|/|\n/|_|-->|\u{e9}|\u{c9}a|\u{6587}|\u{6587}\u{5b57}\u{5217}|\u{301}|\u{17f}|'\u{17f}|\u{3000}|\u{a0}|\u{b2}|\u{663}|\u{1f600}|\u{60c}|\
-            \u{1c5}|the | The";
+            \u{1c5}|the | The|\u{2581}|\u{2581}\u{2581}|\u{2581}the";
         let mut parts: Vec<&[u8]> = parts.split('|').map(str::as_bytes).collect();
         parts.extend([b"\xff".as_slice(), b"\xe4\xb8", b"\xc5"]);
         let mut state = 1u64;
