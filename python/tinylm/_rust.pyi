@@ -23,8 +23,12 @@ __all__ = [
     "WordCounts",
     "__version__",
     "build_profile",
+    "byte_tokens",
     "count_note",
+    "every_split",
+    "is_every_split",
     "join_counts",
+    "merge_ids",
     "normalise",
     "read_ranks",
     "train_unigram",
@@ -149,6 +153,18 @@ class Tokenizer:
 
 def normalise(text: str, normalizers: Sequence[dict[str, Any]]) -> str:
     """A text after some normalizers, as `tinylm.tokenizer.steps` gives them."""
+
+def byte_tokens(vocab: dict[str, int]) -> dict[bytes, int] | None:
+    """The bytes of tokens written in GPT-2's alphabet, with their ids; None if one is not."""
+
+def merge_ids(merges: list[Any], vocab: dict[str, int]) -> list[tuple[int, int]] | None:
+    """The ids of the two tokens of each merge; None if one is no merge of two tokens of `vocab`."""
+
+def every_split(tokens: dict[bytes, int]) -> list[tuple[int, int]]:
+    """All pairs of tokens that make a token, by its id, then theirs: ranks written as merges."""
+
+def is_every_split(merges: list[Any], vocab: dict[str, int], tokens: dict[bytes, int]) -> bool:
+    """Whether `merge_ids(merges, vocab) == every_split(tokens)`."""
 
 def read_ranks(data: bytes) -> dict[bytes, int] | None:
     """The tokens and ranks in a file of tiktoken, or None if it is not as tiktoken writes them."""

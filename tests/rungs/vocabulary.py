@@ -14,6 +14,9 @@ from tests.support.strategies import assigned_text, runs
 from tests.support.tokenizer_data import TEXTS, TOKENIZERS, standard_library
 from tinylm import Tokenizer, _rust
 from tinylm.reference import byte_bpe, patterns, word_bpe
+from tinylm.tokenizer.contents import CHARS, to_bytes, to_chars
+from tinylm.tokenizer.json_models import _merges as two_of_json
+from tinylm.tokenizer.json_models import _pairs as pairs_of_json
 from tinylm.tokenizer.tiktoken import ranks_in
 
 TIES = ["ids", "bytes", "huggingface"]
@@ -44,6 +47,26 @@ def train_fast(text, size, pattern, ties, min_frequency, max_length=None):
     tokens = [token for _, token in sorted(tokenizer.vocab.items())]
     assert tokens[:256] == BYTES
     return tokens[256:], tokenizer.merges
+
+
+@st.composite
+def json_merges(draw):
+    """Merges as a tokenizer.json writes them, in either way, and a vocabulary with all parts."""
+    vocab = draw(st.dictionaries(st.text("ab\xe9", min_size=1), st.integers(0, 2**32 - 1)))
+    token = st.sampled_from(sorted(vocab) or ["a"])
+    pair = st.lists(token, min_size=2, max_size=2)
+    return draw(st.lists(pair | pair.map(" ".join) if vocab else st.nothing())), vocab
+
+
+def splits_of(tokens):
+    splits = _rust.every_split(tokens)
+    vocab = {to_chars(token): id for token, id in tokens.items()}
+    chars = {id: token for token, id in vocab.items()}
+    merges = [[chars[left], chars[right]] for left, right in splits]
+    assert _rust.is_every_split(merges, vocab, tokens)
+    for other in (merges[1:], merges[::-1], [*merges[:-1], ["no", "token"]]):
+        assert _rust.is_every_split(other, vocab, tokens) == (other == merges)
+    return splits
 
 
 def trainings(ties):
@@ -166,6 +189,34 @@ RUNGS = (
         ),
         example=lambda: (ranks_file({bytes([b, 7]): b for b in range(256)}),),
         covers=("read_ranks",),
+    ),
+    rust_rung(
+        "byte tokens",
+        lambda vocab: {to_bytes(token): id for token, id in vocab.items()},
+        lambda vocab: _rust.byte_tokens(vocab),
+        st.dictionaries(
+            st.text(sorted(CHARS), min_size=1, max_size=12), st.integers(0, 2**32 - 1)
+        ).map(lambda vocab: (vocab,)),
+        example=lambda: ({to_chars(bytes([b, 7])): b for b in range(256)},),
+        covers=("byte_tokens",),
+    ),
+    rust_rung(
+        "merge ids",
+        lambda merges, vocab: pairs_of_json(two_of_json(merges), vocab),
+        lambda merges, vocab: _rust.merge_ids(merges, vocab),
+        json_merges(),
+        example=lambda: ([["a", "b"], "b a"] * 1000, {"a": 1, "b": 2}),
+        covers=("merge_ids",),
+    ),
+    rust_rung(
+        "every split",
+        byte_bpe.every_split,
+        splits_of,
+        st.sets(st.binary(min_size=1, max_size=6) | st.text("ab", min_size=1).map(str.encode)).map(
+            lambda tokens: (dict(zip(sorted(tokens, key=hash), range(len(tokens)), strict=True)),)
+        ),
+        example=lambda: ({b"ab" * n + b"a" * m: 99 * n + m for n in range(99) for m in (1, 2)},),
+        covers=("every_split", "is_every_split"),
     ),
     Rung(
         name="word bpe",

@@ -193,3 +193,14 @@ def cut_special(text: str, special: Iterable[str]) -> list[str]:
 def decode(ids: Iterable[int], tokens: list[bytes]) -> bytes:
     """The bytes of `ids`, joined."""
     return b"".join(tokens[i] for i in ids)
+
+
+def every_split(tokens: dict[bytes, int]) -> list[tuple[int, int]]:
+    """All pairs of tokens that make a token, by its id, then theirs: ranks written as merges."""
+    splits = []
+    for token, id in tokens.items():
+        for i in range(1, len(token)):
+            left, right = tokens.get(token[:i]), tokens.get(token[i:])
+            if left is not None and right is not None:
+                splits.append((id, left, right))
+    return [(left, right) for _, left, right in sorted(splits)]

@@ -275,17 +275,6 @@ def _merged_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[byt
     return parts
 
 
-def every_split(tokens: dict[bytes, int]) -> list[tuple[int, int]]:
-    """All pairs of tokens that make a token, by its id, then theirs: ranks written as merges."""
-    splits = []
-    for token, id in tokens.items():
-        for i in range(1, len(token)):
-            left, right = tokens.get(token[:i]), tokens.get(token[i:])
-            if left is not None and right is not None:
-                splits.append((id, left, right))
-    return [(left, right) for _, left, right in sorted(splits)]
-
-
 def contents_of(
     vocab: dict[str, int],
     merges: list[tuple[str, str]],

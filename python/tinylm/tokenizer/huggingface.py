@@ -208,6 +208,11 @@ def _surfaces(
     contents: Contents, decoder: list[dict[str, Any]], vocab: Mapping[str, int]
 ) -> decoders.Surfaces | None:
     """How the tokens look in a text; None if they look as their bytes are."""
+    # Bytes join as they are with ByteLevel's decoder, and without any.
+    if not contents.stages.chars and (not decoder or decoders.is_byte_level(decoder)):
+        inert = {id: token for token, id in contents.inert.items()}
+        decoder = [pre_tokenizer.BYTE_LEVEL]
+        return decoders.surfaces(decoder, inert, CHAR_TO_BYTE) if inert else None
     spelled = {id: token for token, id in vocab.items()}
     normalizers = contents.stages.normalizers
     spelled |= {
@@ -215,12 +220,6 @@ def _surfaces(
         token.id: _rust.normalise(token.content, normalizers) if token.normalized else token.content
         for token in contents.added_tokens
     }
-    # Bytes join as they are with ByteLevel's decoder, and without any.
-    if not contents.stages.chars and (not decoder or decoders.is_byte_level(decoder)):
-        spelled = {id: token for token, id in contents.inert.items()}
-        if not spelled:
-            return None
-        decoder = [pre_tokenizer.BYTE_LEVEL]
     return decoders.surfaces(decoder, spelled, CHAR_TO_BYTE)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from tinylm import _rust
 from tinylm.tokenizer.checks import check_keys, checked, shown
 from tinylm.tokenizer.contents import (
     BYTE_TO_CHAR,
@@ -15,7 +16,6 @@ from tinylm.tokenizer.contents import (
     CHARS,
     AddedToken,
     Contents,
-    every_split,
     to_bytes,
     to_chars,
 )
@@ -83,14 +83,20 @@ def vocab_of(model: Mapping[str, Any]) -> dict[str, int]:
                     raise ValueError(f"model.vocab {shown(item)} is not a new token and a score")
         return vocab
     vocab = checked(model["vocab"], dict, "model.vocab")
-    for token, id in vocab.items():
-        checked(id, int, f"model.vocab {token!r}")
+    ids = vocab.values()
+    # All at once; one by one only to name the one that is wrong.
+    if (
+        not {*map(type, ids)} <= {int}
+        or not 0 <= min(ids, default=0) <= max(ids, default=0) < 2**32
+    ):
+        for token, id in vocab.items():
+            checked(id, int, f"model.vocab {token!r}")
     return vocab
 
 
 def read(
     model: Mapping[str, Any],
-    vocab: Mapping[str, int],
+    vocab: dict[str, int],
     added: tuple[AddedToken, ...],
     *,
     byte_level: bool,
@@ -142,31 +148,40 @@ def _unigram(model: Mapping[str, Any], vocab: Mapping[str, int], *, byte_level: 
 
 def _bpe(
     model: Mapping[str, Any],
-    vocab: Mapping[str, int],
+    vocab: dict[str, int],
     added: tuple[AddedToken, ...],
     *,
     byte_level: bool,
 ) -> Parts:
     check_keys(model, BPE, "model.")
     options = _options(model)
-    merges = _merges(checked(model["merges"], list, "model.merges"))
+    found = checked(model["merges"], list, "model.merges")
     missing = bytes(byte for byte, char in enumerate(BYTE_TO_CHAR) if char not in vocab)
     prefix, suffix = options["continuing_subword_prefix"], options["end_of_word_suffix"]
     unknowns = (options["unk_token"] or options["byte_fallback"]) and missing
     if not byte_level or prefix or suffix or unknowns:
-        return _char_bpe(vocab, merges, options)
+        return _char_bpe(vocab, _merges(found), options)
     # Added tokens have ids of their own, but one may be a byte or a part of a merge too.
     listed = {token.content for token in added if token.listed} - CHAR_TO_BYTE.keys()
-    for left, right in merges if listed else ():
+    merges = _merges(found) if listed else []
+    for left, right in merges:
         listed -= {left, right, left + right}
-    spelled = {t: id for t, id in vocab.items() if t and t not in listed and _is_bytes(t)}
-    tokens = {to_bytes(token): id for token, id in spelled.items()}
-    pairs = _pairs(merges, spelled)
+    spelled = {t: id for t, id in vocab.items() if t not in listed} if listed else vocab
+    # In Rust if there is nothing but bytes; slowly what is left out, or wrong.
+    tokens = _rust.byte_tokens(spelled)
+    if tokens is None:
+        spelled = {t: id for t, id in spelled.items() if t and _is_bytes(t)}
+        tokens = {to_bytes(token): id for token, id in spelled.items()}
     whole_pieces = options["ignore_merges"]
     # Ranks are written as all the merges that they allow.
-    ranks = whole_pieces and bool(pairs) and pairs == every_split(tokens)
-    inert = {t: id for t, id in vocab.items() if t not in spelled and t not in listed}
-    made = Bpe(None if ranks else pairs, whole_pieces)
+    ranks = whole_pieces and bool(found) and _rust.is_every_split(found, spelled, tokens)
+    pairs = None if ranks else _rust.merge_ids(found, spelled)
+    if pairs is None and not ranks:
+        pairs = _pairs(_merges(found), spelled)
+    inert: dict[str, int] = {}
+    if len(spelled) + len(listed) < len(vocab):
+        inert = {t: id for t, id in vocab.items() if t not in spelled and t not in listed}
+    made = Bpe(pairs, whole_pieces)
     return Parts(tokens, made, chars=False, missing=missing, inert=inert)
 
 
@@ -217,7 +232,7 @@ def written(contents: Contents, model: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(made, WordPiece | WordLevel):
         return {**model, "vocab": vocab}
     chars_of = {id: token for token, id in vocab.items()}
-    merges = every_split(contents.tokens) if made.merges is None else made.merges
+    merges = _rust.every_split(contents.tokens) if made.merges is None else made.merges
     pairs = [[chars_of[left], chars_of[right]] for left, right in merges]
     joined = model["merges"] == JOINED
     options = {} if contents.kept else {"ignore_merges": made.whole_pieces}

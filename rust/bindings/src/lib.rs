@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 mod arguments;
 mod batches;
 mod error;
+mod files;
 mod ids;
 mod inference;
 mod layout;
@@ -41,6 +42,7 @@ mod rust {
         )?;
         // Each file registers its classes, so that a new class changes one file.
         super::tokenizer::register(module)?;
+        super::files::register(module)?;
         super::stages::register(module)?;
         super::stream::register(module)?;
         super::training::register(module)?;

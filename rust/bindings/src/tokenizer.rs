@@ -26,7 +26,7 @@ type Placed<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray2<i64>>);
 /// Adds the classes and functions of this file to `tinylm._rust`.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Tokenizer>()?;
-    module.add_function(wrap_pyfunction!(read_ranks, module)?)
+    Ok(())
 }
 
 /// A vocabulary with its merges, pattern and added tokens; immutable.
@@ -299,22 +299,4 @@ fn in_characters(text: &str, places: &mut [(u32, u32)]) {
         };
         *from = first;
     }
-}
-
-/// The tokens and ranks in a file of tiktoken, or None if it is not quite as tiktoken writes them
-/// or lists a token twice.
-#[pyfunction]
-fn read_ranks<'py>(py: Python<'py>, data: &[u8]) -> PyResult<Option<Bound<'py, PyDict>>> {
-    let ranks = PyDict::new(py);
-    let (mut lines, mut failed) = (0, None);
-    let read = core::read_ranks(data, &mut |token, rank| {
-        lines += 1;
-        if let Err(error) = ranks.set_item(PyBytes::new(py, token), rank) {
-            failed = Some(error);
-        }
-    });
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    Ok((read.is_some() && ranks.len() == lines).then_some(ranks))
 }

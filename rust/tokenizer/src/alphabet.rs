@@ -43,6 +43,15 @@ pub(crate) fn read(text: &str, out: &mut Vec<u8>) {
     out.extend(text.chars().filter_map(|char| bytes.get(char as usize)));
 }
 
+/// The bytes that all of `text` stands for; None if a character of it stands for none.
+pub fn bytes_of_chars(text: &str) -> Option<Vec<u8>> {
+    let byte = |char: char| {
+        let byte = *BYTES.get(char as usize)?;
+        (CHARS[usize::from(byte)] == char).then_some(byte)
+    };
+    text.chars().map(byte).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +63,10 @@ mod tests {
         write(&all, &mut text);
         read(&text, &mut back);
         assert_eq!(back, all);
+        assert_eq!(bytes_of_chars(&text), Some(all));
+        for other in [' ', '\0', '\u{7f}', '\u{ad}', '\u{144}', '\u{4e2d}'] {
+            assert_eq!(bytes_of_chars(&format!("a{other}")), None);
+        }
         assert_eq!(&text[..4], "\u{100}\u{101}");
         assert_eq!(text.chars().max(), Some('\u{143}'));
     }

@@ -10,7 +10,7 @@
 //! Defined by `encode` and `encode_ranks` in `python/tinylm/reference/byte_bpe.py`, held to them
 //! by the rungs `encode`, `encode whole pieces` and `encode ranks`.
 
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::FxHashMap;
 
 use crate::borders::Borders;
 use crate::cache::Cache;
@@ -18,6 +18,7 @@ use crate::error::numbered;
 use crate::long::merge_windows;
 use crate::merge::{RANKS, Scratch};
 use crate::pairs::{Merges, NEVER, Pairs};
+use crate::splits::{Cuts, Known};
 use crate::{Error, Interrupt};
 
 /// Pieces up to this length are merged at once.
@@ -50,16 +51,21 @@ impl Bpe {
         whole_pieces: bool,
         missing: &[u8],
     ) -> Result<Self, Error> {
-        // Borrowed from `tokens`: nothing is copied for what is needed only while building.
-        let mut id_of = FxHashMap::with_capacity_and_hasher(tokens.len(), FxBuildHasher);
+        let refused = |message: String| Err(Error::Vocabulary(message));
+        if tokens.len() > Known::MOST {
+            return refused(format!("{} tokens are above the limit", tokens.len()));
+        }
+        let known = match Known::new(tokens) {
+            Ok(known) => known,
+            Err((one, other)) => {
+                let [one, other] = [one, other].map(|number| tokens[number].1);
+                return refused(format!("tokens {one} and {other} have the same bytes"));
+            }
+        };
         let mut lengths = Vec::with_capacity(tokens.len());
         for (token, id) in tokens {
             if token.is_empty() {
-                return Err(Error::Vocabulary(format!("token {id} is empty")));
-            }
-            if let Some(other) = id_of.insert(token.as_slice(), *id) {
-                let message = format!("tokens {other} and {id} have the same bytes");
-                return Err(Error::Vocabulary(message));
+                return refused(format!("token {id} is empty"));
             }
             let at = *id as usize;
             // Larger ids are refused with the vocabulary.
@@ -72,7 +78,7 @@ impl Bpe {
         let mut unused = tokens.iter().map(|(_, id)| id + 1).max().unwrap_or(0)..;
         let mut byte_ids = [0; 256];
         for (byte, slot) in (0..=255u8).zip(&mut byte_ids) {
-            let id = id_of.get([byte].as_slice()).copied();
+            let id = known.id(&[byte]);
             let id = id.or_else(|| unused.next().filter(|_| missing.contains(&byte)));
             *slot = id.ok_or_else(|| {
                 Error::Vocabulary(format!(
@@ -93,7 +99,11 @@ impl Bpe {
             whole: FxHashMap::default(),
         };
         if whole_pieces {
-            for (token, id) in tokens {
+            for (number, (token, id)) in tokens.iter().enumerate() {
+                // Only to have its slot loaded by then.
+                if let Some((token, _)) = tokens.get(number + Cuts::GROUP) {
+                    let _ = bpe.seed.place(token, 0, token.len());
+                }
                 if !bpe.seed.plant(token, *id) {
                     bpe.whole.insert(token.as_slice().into(), *id);
                 }
@@ -101,10 +111,10 @@ impl Bpe {
         }
         let all_merged = match merges {
             Some(merges) => {
-                bpe.listed(tokens, merges, &id_of)?;
+                bpe.listed(tokens, merges, &known)?;
                 !whole_pieces
             }
-            None => bpe.ranked(tokens, &id_of),
+            None => bpe.ranked(tokens, &known),
         };
         if all_merged {
             bpe.borders = Some(bpe.borders_of(tokens));
@@ -134,7 +144,7 @@ impl Bpe {
         &mut self,
         tokens: &[(Vec<u8>, u32)],
         merges: &[(u32, u32)],
-        id_of: &FxHashMap<&[u8], u32>,
+        known: &Known<'_>,
     ) -> Result<(), Error> {
         if merges.len() > RANKS {
             let message = format!("{} merges are above the limit {RANKS}", merges.len());
@@ -157,8 +167,8 @@ impl Bpe {
                     .ok_or_else(|| missing(format!("no token {id}")))?;
                 joined.extend_from_slice(part);
             }
-            let id = *id_of
-                .get(joined.as_slice())
+            let id = known
+                .id(&joined)
                 .ok_or_else(|| missing("its result is not a token".into()))?;
             if !self.merges.pairs.push(left, right, id) {
                 let message = format!("the merge of tokens {left} and {right} is listed twice");
@@ -171,31 +181,41 @@ impl Bpe {
 
     /// Adds the merges of tiktoken's rule.
     ///
-    /// Token by token in the order of their ids: what the merges so far make of its bytes are two
-    /// tokens, and these are its merge. If they are more, merges of a higher rank come before it,
-    /// as no published vocabulary has it, and the rule itself is asked; the result is then false.
-    fn ranked(&mut self, tokens: &[(Vec<u8>, u32)], id_of: &FxHashMap<&[u8], u32>) -> bool {
+    /// Token by token in the order of their ids: of the cuts that make two former tokens, the one
+    /// whose halves nothing merges across. If there is none, merges of a higher rank come before
+    /// it, as no published vocabulary has it, and the rule itself is asked; the result is then false.
+    fn ranked(&mut self, tokens: &[(Vec<u8>, u32)], known: &Known<'_>) -> bool {
         let mut order: Vec<&(Vec<u8>, u32)> = tokens.iter().filter(|t| t.0.len() > 1).collect();
-        order.sort_by_key(|(_, id)| *id);
-        let mut scratch = Scratch::default();
-        let (mut parts, mut late) = (Vec::new(), false);
-        for (token, id) in order.iter().copied() {
-            parts.clear();
-            scratch.merge(&self.merges, token, &mut parts);
-            let &[left, right] = parts.as_slice() else {
-                late = true;
-                continue;
-            };
-            if let &[first, second] = token.as_slice() {
-                let rank = self.merges.pairs.len();
-                self.merges.set_rank_of_bytes(first, second, rank);
+        order.sort_unstable_by_key(|(_, id)| *id);
+        // What each token is made of; a byte of itself.
+        let mut halves: Vec<(u32, u32)> = (0..self.merges.lengths.len() as u32)
+            .map(|id| (id, id))
+            .collect();
+        let (mut cuts, mut late) = (Cuts::default(), false);
+        for group in order.chunks(Cuts::GROUP) {
+            cuts.hash(known, group.iter().map(|(token, _)| token.as_slice()));
+            for &&(ref token, id) in group {
+                let merges = &self.merges;
+                let both = cuts.next(known, token, |left, right| {
+                    left < id && right < id && stay_apart(left, right, &merges.pairs, &halves)
+                });
+                // Larger ids are refused with the vocabulary.
+                let (Some((left, right)), Some(place)) = (both, halves.get_mut(id as usize)) else {
+                    late = true;
+                    continue;
+                };
+                *place = (left, right);
+                if let &[left, right] = token.as_slice() {
+                    let rank = self.merges.pairs.len();
+                    self.merges.set_rank_of_bytes(left, right, rank);
+                }
+                self.merges.pairs.push(left, right, id);
             }
-            self.merges.pairs.push(left, right, *id);
         }
         if late {
             self.merges.pairs = Pairs::new(order.len());
             for (token, id) in order {
-                if let Some((left, right)) = last_merge(token, id_of) {
+                if let Some((left, right)) = last_merge(token, known) {
                     self.merges.pairs.push(left, right, *id);
                 }
             }
@@ -281,18 +301,45 @@ impl Bpe {
     }
 }
 
+/// Whether two tokens stay as they are side by side, with these merges of former tokens.
+///
+/// The last merge that made either is undone until nothing is left: what was beside each other then
+/// must not have merged before it. The idea is that of `is_valid_token_pair` in
+/// <https://github.com/github/rust-gems> (crates/bpe).
+fn stay_apart(mut left: u32, mut right: u32, pairs: &Pairs, halves: &[(u32, u32)]) -> bool {
+    let half = |id: u32| halves.get(id as usize).copied().unwrap_or((id, id));
+    let mut limit = u32::MAX;
+    loop {
+        let rank = pairs.rank(left, right);
+        if rank != NEVER && pairs.made(rank) < limit {
+            return false;
+        }
+        let (last, first) = (half(left).1, half(right).0);
+        // Of equal ranks the left one merges first. A byte is its own half: nothing to undo.
+        let undo_left = first == right || left > right && last != left;
+        if undo_left {
+            if last == left {
+                return true;
+            }
+            (limit, left) = (left, last);
+        } else {
+            (limit, right) = (right + 1, first);
+        }
+    }
+}
+
 /// The two tokens that tiktoken's rule merges into `token` in the end; None if it never gets there.
 ///
 /// The rule as it is written, with nothing prepared: any two neighbours whose bytes are a token,
 /// the lowest id first, and the leftmost of equal ones.
-fn last_merge(token: &[u8], id_of: &FxHashMap<&[u8], u32>) -> Option<(u32, u32)> {
+fn last_merge(token: &[u8], known: &Known<'_>) -> Option<(u32, u32)> {
     let mut ends: Vec<usize> = (0..=token.len()).collect();
     while ends.len() > 3 {
-        let id = |at: usize| id_of.get(&token[ends[at - 1]..ends[at + 1]]);
+        let id = |at: usize| known.id(&token[ends[at - 1]..ends[at + 1]]);
         let lowest = (1..ends.len() - 1).filter_map(|at| Some((id(at)?, at)));
         let (_, at) = lowest.min()?;
         ends.remove(at);
     }
-    let part = |at: usize| id_of.get(&token[ends[at]..ends[at + 1]]).copied();
+    let part = |at: usize| known.id(&token[ends[at]..ends[at + 1]]);
     Some((part(0)?, part(1)?))
 }

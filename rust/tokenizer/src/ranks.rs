@@ -35,35 +35,51 @@ fn decode(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     if !rest.is_empty() || groups.is_empty() || padding > 2 {
         return None;
     }
-    for (number, group) in groups.iter().enumerate() {
-        let last = number + 1 == groups.len();
-        let digits = if last { 4 - padding } else { 4 };
-        let mut bits = 0u32;
-        for (at, &byte) in group.iter().enumerate() {
-            bits = bits << 6 | if at < digits { digit(byte)? } else { 0 };
-        }
-        let bytes = bits.to_be_bytes();
-        let kept = digits - 1;
-        // Bits beyond the last byte are zero in what an encoder writes.
-        if bytes[1 + kept..].iter().any(|&byte| byte != 0) {
+    let (last, whole) = groups.split_last()?;
+    for group in whole {
+        let [a, b, c, d] = group.map(digit);
+        if (a | b | c | d) == NONE {
             return None;
         }
-        out.extend_from_slice(&bytes[1..=kept]);
+        let bits = u32::from(a) << 18 | u32::from(b) << 12 | u32::from(c) << 6 | u32::from(d);
+        out.extend_from_slice(&bits.to_be_bytes()[1..]);
     }
+    let mut bits = 0u32;
+    for &byte in &last[..4 - padding] {
+        let value = digit(byte);
+        if value == NONE {
+            return None;
+        }
+        bits = bits << 6 | u32::from(value);
+    }
+    let bytes = (bits << (6 * padding)).to_be_bytes();
+    let kept = 3 - padding;
+    // Bits beyond the last byte are zero in what an encoder writes.
+    if bytes[1 + kept..].iter().any(|&byte| byte != 0) {
+        return None;
+    }
+    out.extend_from_slice(&bytes[1..=kept]);
     Some(())
 }
 
-/// The value of a digit of base64.
-fn digit(byte: u8) -> Option<u32> {
-    let value = match byte {
-        b'A'..=b'Z' => byte - b'A',
-        b'a'..=b'z' => byte - b'a' + 26,
-        b'0'..=b'9' => byte - b'0' + 52,
-        b'+' => 62,
-        b'/' => 63,
-        _ => return None,
-    };
-    Some(u32::from(value))
+/// What is no digit of base64; all of its bits are set, which those of no digits together are.
+const NONE: u8 = u8::MAX;
+
+/// The value of each digit of base64.
+const DIGITS: [u8; 256] = {
+    let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut values = [NONE; 256];
+    let mut value = 0;
+    while value < letters.len() {
+        values[letters[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
+/// The value of a digit of base64, or [`NONE`].
+fn digit(byte: u8) -> u8 {
+    DIGITS[usize::from(byte)]
 }
 
 /// A decimal number below 2^32.
