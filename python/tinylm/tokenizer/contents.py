@@ -127,6 +127,8 @@ def check_pair(pair: object, *, template: bool, texts: int | None = None) -> Non
 
 def special(tokens: Mapping[str, int]) -> tuple[AddedToken, ...]:
     """Special tokens and their ids as added tokens."""
+    if not isinstance(tokens, Mapping):
+        raise TypeError("special_tokens must be a dict of tokens and their ids")
     return tuple(AddedToken(content, id) for content, id in tokens.items())
 
 

@@ -94,6 +94,11 @@ def _format_of(path: Path, *, reading: bool) -> Format:
             for file in others:
                 if file.name.endswith("vocab.txt"):
                     refuse_foreign(file)
+            if not any(file.name.endswith("merges.txt") for file in others):
+                raise FileNotFoundError(
+                    f"{path} holds no tokenizer: neither tokenizer.json nor tekken.json, a .model, "
+                    "or vocab.json with merges.txt"
+                )
         return "gpt2"
     if reading and not path.exists():
         raise FileNotFoundError(f"no tokenizer file or folder at {path}")

@@ -1,5 +1,6 @@
 """Text in and out piece by piece: `Stream`, and the bytes of a text that may be broken."""
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from tinylm import _rust
@@ -29,8 +30,45 @@ class Stream:
         return self._core.finish()
 
 
+def chunks(
+    core: _rust.Tokenizer,
+    texts: Iterable[str | bytes],
+    special: str | Iterable[str],
+    size: int,
+) -> Iterator[bytes]:
+    """The texts joined into one, in parts that are encoded by themselves as in the whole.
+
+    See `Tokenizer.chunks`; ValueError for a `size` below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size {size} must be at least 1")
+    return _chunks(core, texts, special, size)
+
+
+def _chunks(
+    core: _rust.Tokenizer, texts: Iterable[str | bytes], special: str | Iterable[str], size: int
+) -> Iterator[bytes]:
+    pending, parts, length, wanted = b"", list[bytes](), 0, size
+    for text in texts:
+        parts.append(text if isinstance(text, bytes) else utf8(text))
+        length += len(parts[-1])
+        if length < wanted:
+            continue
+        pending, parts = b"".join([pending, *parts]), []
+        cut = core.cut(pending, special)
+        if cut is not None:
+            yield pending[:cut]
+            pending = pending[cut:]
+        length = len(pending)
+        # Looking again at a stretch without an end pays only once it has doubled.
+        wanted = max(size, 2 * length)
+    yield b"".join([pending, *parts])
+
+
 def utf8(text: str) -> bytes:
     """The UTF-8 of a text; ValueError where it holds half a character."""
+    if not isinstance(text, str):
+        raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
     try:
         return text.encode()
     except UnicodeEncodeError as error:

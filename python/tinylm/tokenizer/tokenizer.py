@@ -14,7 +14,7 @@ from tinylm.tokenizer.core import core_of
 from tinylm.tokenizer.counting import counted
 from tinylm.tokenizer.models import Bpe
 from tinylm.tokenizer.segmentations import Segmentations, Special
-from tinylm.tokenizer.stream import Stream, utf8
+from tinylm.tokenizer.stream import Stream, chunks
 from tinylm.tokenizer.training import Progress, Ties, Training
 from tinylm.tokenizer.vocabulary import Vocabulary
 
@@ -47,6 +47,8 @@ class Tokenizer(Vocabulary, Segmentations):
 
     def __init__(self, contents: Contents) -> None:
         """From the contents of a file; use `train`, `load` or the `from_` methods instead."""
+        if not isinstance(contents, Contents):
+            raise TypeError("make a Tokenizer by Tokenizer.load(path), train or a from_ method")
         self._contents = contents
         self._core = core_of(contents)
         # A published expression has become the name of its scanner.
@@ -348,21 +350,7 @@ class Tokenizer(Vocabulary, Segmentations):
         One part with the whole text for a tokenizer that normalises texts, or cuts them by several
         steps or by a regular expression of your own.
         """
-        pending, parts, length, wanted = b"", [], 0, size
-        for text in texts:
-            parts.append(text if isinstance(text, bytes) else utf8(text))
-            length += len(parts[-1])
-            if length < wanted:
-                continue
-            pending, parts = b"".join([pending, *parts]), []
-            cut = self._core.cut(pending, special)
-            if cut is not None:
-                yield pending[:cut]
-                pending = pending[cut:]
-            length = len(pending)
-            # Looking again at a stretch without an end pays only once it has doubled.
-            wanted = max(size, 2 * length)
-        yield b"".join([pending, *parts])
+        return chunks(self._core, texts, special, size)
 
     def count(self, text: str | bytes, *, special: Special = "raise") -> int:
         """The number of ids of `text`."""
@@ -388,12 +376,6 @@ class Tokenizer(Vocabulary, Segmentations):
     def stream(self) -> "Stream":
         """A decoder that takes ids one at a time and never hands out half a character."""
         return Stream(self)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tokenizer) and self.sha256 == other.sha256
-
-    def __hash__(self) -> int:
-        return hash(self.sha256)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Contents]]:
         return type(self), (self._contents,)

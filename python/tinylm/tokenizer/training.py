@@ -5,7 +5,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from tinylm import _rust, terminal
 from tinylm.corpus.kinds import HEAD, has_rows, refuse_foreign
@@ -111,6 +111,8 @@ class Training:
         batch: list[str | bytes] = []
         size = 0
         for text in texts:
+            if not isinstance(text, str | bytes):
+                raise TypeError(f"a text must be str or bytes, not {type(text).__name__}")
             batch.append(text if self.alphabet is None else marked(text, first=True))
             size += len(text)
             if size >= BATCH:
@@ -156,6 +158,8 @@ class Training:
 
     def learn(self, vocab_size: int, ties: Ties, progress: Progress) -> Contents:
         """The vocabulary of `vocab_size` tokens, or of fewer with a warning."""
+        if not isinstance(vocab_size, SupportsIndex):
+            raise TypeError(f"vocab_size must be an integer, not {vocab_size!r}")
         if self.alphabet is not None:
             return self._learn_characters(self.alphabet, vocab_size, ties, progress)
         how, size = ("bpe", vocab_size) if self.kind == "bpe" else ("whole", vocab_size)

@@ -113,3 +113,9 @@ class Vocabulary:
             other = self.eos_id != self._by_name("eos_token")
             self._sha256 = parts.digest(self._contents, {"eos": self.eos_id} if other else {})
         return self._sha256
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 use tinylm_tokenizer as core;
@@ -239,7 +239,27 @@ pub(crate) fn check_errors(errors: &str) -> PyResult<()> {
 
 /// The ids of anything that iterates over integers.
 fn each(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    ids.try_iter()?.map(|id| id_of(&id?)).collect()
+    let wrong = |found: &Bound<'_, PyAny>| {
+        let kind = found.get_type();
+        PyTypeError::new_err(format!(
+            "ids must be a list, an array or another iterable of integers, found {kind}; for many \
+             rows use decode_batch"
+        ))
+    };
+    // A string iterates too, over strings.
+    let all = ids.try_iter().map_err(|_| wrong(ids))?;
+    all.map(|id| {
+        let id = id?;
+        id_of(&id).map_err(|error| {
+            let py = ids.py();
+            if error.is_instance_of::<PyTypeError>(py) {
+                wrong(&id)
+            } else {
+                error
+            }
+        })
+    })
+    .collect()
 }
 
 /// Decodes as many of `ids` as fit at once; how many those were, at least one if there is any.

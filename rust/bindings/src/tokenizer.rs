@@ -4,7 +4,7 @@
 //! `tests/rungs/vocabulary.py`: each public method has one.
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
@@ -52,10 +52,18 @@ impl Tokenizer {
                 ))),
             };
         }
-        let tokens: Vec<String> = special
-            .try_iter()?
-            .map(|t| t?.extract())
-            .collect::<PyResult<_>>()?;
+        let wrong = |found: &Bound<'_, PyAny>| {
+            let kind = found.get_type();
+            PyTypeError::new_err(format!(
+                "special must be \"raise\", \"allow\", \"text\" or a set of special tokens, found \
+                 {kind}"
+            ))
+        };
+        let tokens = special.try_iter().map_err(|_| wrong(special))?.map(|t| {
+            let token = t?;
+            token.extract().map_err(|_| wrong(&token))
+        });
+        let tokens: Vec<String> = tokens.collect::<PyResult<_>>()?;
         self.core.only(&tokens).map_err(tokenizer_error)
     }
 
