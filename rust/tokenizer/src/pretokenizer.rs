@@ -13,6 +13,9 @@ use crate::find::{Behaviour, Find, Found, characters};
 use crate::property::{NUMBER, PUNCTUATION, Property, SPACE, WORD};
 use crate::{Error, Interrupt, script_runs};
 
+/// Bytes between two calls of the interrupt: 1 to 5 ms.
+const TICK: usize = 1 << 17;
+
 /// One step of cutting a text into pieces.
 #[derive(Debug, Clone)]
 pub enum PreTokenizer {
@@ -75,7 +78,7 @@ pub enum Prepend {
 
 /// A text, and the pieces of it in order; what lies between them is gone.
 pub(crate) struct Pieces<'a, 'b> {
-    interrupt: &'a mut Interrupt<'b>,
+    pub(crate) interrupt: &'a mut Interrupt<'b>,
     pub(crate) text: String,
     pub(crate) spans: Vec<(usize, usize)>,
     /// Where each byte of the text comes from; empty if nobody asks.
@@ -105,6 +108,20 @@ impl<'a, 'b> Pieces<'a, 'b> {
         }
     }
 
+    /// The pieces `from..to` of these by themselves.
+    pub(crate) fn block(&mut self, from: usize, to: usize) -> Pieces<'_, 'b> {
+        let spans = &self.spans[from..to];
+        let start = spans.first().map_or(0, |span| span.0);
+        let end = spans.last().map_or(start, |span| span.1);
+        Pieces {
+            text: self.text[start..end].to_owned(),
+            spans: spans.iter().map(|s| (s.0 - start, s.1 - start)).collect(),
+            origin: self.origin.get(start..end).unwrap_or_default().to_vec(),
+            begins: self.begins && from == 0,
+            interrupt: &mut *self.interrupt,
+        }
+    }
+
     /// Cuts each piece: `cut` appends the stretches that it finds in one.
     fn cut(
         &mut self,
@@ -114,7 +131,13 @@ impl<'a, 'b> Pieces<'a, 'b> {
     ) -> Result<(), Error> {
         let mut spans = Vec::with_capacity(self.spans.len());
         let mut found = Vec::new();
+        let mut tick = 0;
         for &(start, end) in &self.spans {
+            // Each piece may be too short to ask by itself.
+            if start >= tick {
+                (self.interrupt)()?;
+                tick = start + TICK;
+            }
             found.clear();
             cut(&self.text[start..end], &mut found, self.interrupt)?;
             // Nothing was found, as in most pieces.

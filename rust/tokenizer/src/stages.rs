@@ -16,6 +16,8 @@ use crate::normalizer::Normalizer;
 use crate::pretokenizer::{Pieces, PreTokenizer};
 use crate::{Error, Interrupt, Policy, alphabet};
 
+/// Pieces that are cut further together: 20 KB of English.
+const BLOCK: usize = 1 << 12;
 /// Pieces handed on between two calls of the interrupt.
 const TICK: usize = 1 << 14;
 
@@ -202,19 +204,49 @@ impl Staged {
         if steps.is_empty() && !self.lacks(text.as_bytes()) {
             return each(Part::Text(text.as_bytes(), origin), interrupt);
         }
-        let mut pieces = Pieces::whole(text.to_owned(), origin.to_vec(), interrupt);
-        for (number, step) in steps.iter().enumerate() {
-            let last = number + 1 == steps.len();
-            step.apply(
-                &mut pieces,
-                first,
-                self.written && (self.stages.chars || !last),
-            )?;
+        let pieces = Pieces::whole(text.to_owned(), origin.to_vec(), interrupt);
+        self.cut(0, pieces, first, each)
+    }
+
+    /// Cuts pieces by the steps from `number` on, and hands them on.
+    ///
+    /// No step looks at two pieces, so many are cut a block at a time, by all steps that are left:
+    /// what is between the steps stays in the processor's cache.
+    fn cut(
+        &self,
+        number: usize,
+        mut pieces: Pieces<'_, '_>,
+        first: bool,
+        each: &mut Sink<'_>,
+    ) -> Result<(), Error> {
+        let steps = &self.stages.pre_tokenizers;
+        let Some(step) = steps.get(number) else {
+            return self.give(pieces, each);
+        };
+        let last = number + 1 == steps.len();
+        step.apply(
+            &mut pieces,
+            first,
+            self.written && (self.stages.chars || !last),
+        )?;
+        let count = pieces.spans.len();
+        if last || count <= BLOCK {
+            return self.cut(number + 1, pieces, first, each);
         }
+        for from in (0..count).step_by(BLOCK) {
+            let block = pieces.block(from, count.min(from + BLOCK));
+            self.cut(number + 1, block, first, each)?;
+        }
+        Ok(())
+    }
+
+    /// Hands the pieces on, as the bytes that the model takes.
+    fn give(&self, pieces: Pieces<'_, '_>, each: &mut Sink<'_>) -> Result<(), Error> {
         let Pieces {
             text,
             mut spans,
             mut origin,
+            interrupt,
             ..
         } = pieces;
         let mut bytes = text.into_bytes();
