@@ -126,24 +126,28 @@ impl Tokenizer {
         // No more workers than jobs: each has memory of its own.
         let threads = parallel::resolve(threads).min(jobs.len());
         let mut workers: Vec<Worker> = (0..threads).map(|_| self.worker()).collect();
-        // The results are joined by copying: nobody knows where a job's ids will begin.
-        let parts = parallel::map(&jobs, &mut workers, interrupt, |job, worker, interrupt| {
-            self.encode_job(job, texts, policy, worker, interrupt)
-        });
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        let mut ids = vec_of(bytes / 4 + 1);
+        // Lengths first, one place further on; their sums are the offsets.
+        let mut offsets = vec![0i64; texts.len() + 1];
+        let done = parallel::each(
+            &jobs,
+            &mut workers,
+            interrupt,
+            |job, worker, interrupt| self.encode_job(job, texts, policy, worker, interrupt),
+            // Joined by copying, as they come: nobody knows where a job's ids will begin.
+            |job, (part, lengths)| {
+                for (offset, length) in offsets[job.first_text() + 1..].iter_mut().zip(lengths) {
+                    // Added, because several jobs may hold parts of one text.
+                    *offset += length as i64;
+                }
+                ids.extend_from_slice(&part);
+            },
+        );
         for worker in workers {
             self.give_back(worker);
         }
-        let parts = parts?;
-        let mut ids = Vec::with_capacity(parts.iter().map(|(ids, _)| ids.len()).sum());
-        // Lengths first, one place further on; their sums are the offsets.
-        let mut offsets = vec![0i64; texts.len() + 1];
-        for (job, (part, lengths)) in jobs.iter().zip(parts) {
-            for (offset, length) in offsets[job.first_text() + 1..].iter_mut().zip(lengths) {
-                // Added, because several jobs may hold parts of one text.
-                *offset += length as i64;
-            }
-            ids.extend_from_slice(&part);
-        }
+        done?;
         for at in 1..offsets.len() {
             offsets[at] += offsets[at - 1];
         }

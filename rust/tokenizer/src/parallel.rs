@@ -41,13 +41,36 @@ pub(crate) fn map<J: Sync, S: Send, R: Send>(
     interrupt: &mut Interrupt<'_>,
     work: impl Fn(&J, &mut S, &mut Interrupt<'_>) -> Result<R, Error> + Sync,
 ) -> Result<Vec<R>, Error> {
+    let mut results = Vec::with_capacity(jobs.len());
+    each(jobs, states, interrupt, work, |_, result| {
+        results.push(result);
+    })?;
+    Ok(results)
+}
+
+/// As [`map`], but `give` gets each result as soon as those before it are there: what is joined
+/// need not be kept twice. After an error it may have had some of them.
+///
+/// # Errors
+///
+/// As [`map`].
+pub(crate) fn each<J: Sync, S: Send, R: Send>(
+    jobs: &[J],
+    states: &mut [S],
+    interrupt: &mut Interrupt<'_>,
+    work: impl Fn(&J, &mut S, &mut Interrupt<'_>) -> Result<R, Error> + Sync,
+    mut give: impl FnMut(&J, R),
+) -> Result<(), Error> {
     let workers = states.len().min(jobs.len());
     // Without threads, interrupts come from the work itself.
     if workers <= 1 {
         let Some(state) = states.first_mut() else {
-            return Ok(Vec::new());
+            return Ok(());
         };
-        return jobs.iter().map(|job| work(job, state, interrupt)).collect();
+        for job in jobs {
+            give(job, work(job, state, interrupt)?);
+        }
+        return Ok(());
     }
     // Relaxed is enough for both: they carry no data, and the results go through the channel.
     let stop = AtomicBool::new(false);
@@ -80,7 +103,7 @@ pub(crate) fn map<J: Sync, S: Send, R: Send>(
         }
         // With this one left, the channel would never close and `collect` never end.
         drop(sender);
-        let outcome = collect(&receiver, jobs.len(), interrupt);
+        let outcome = collect(&receiver, jobs, interrupt, &mut give);
         // After an interrupt the others must end too, before the scope does.
         stop.store(true, Ordering::Relaxed);
         outcome
@@ -94,19 +117,27 @@ fn take<'a, J>(jobs: &'a [J], next: &AtomicUsize) -> Option<(usize, &'a J)> {
     jobs.get(index).map(|job| (index, job))
 }
 
-/// The results in the order of the jobs, as they come in; the calling thread waits here.
-fn collect<R>(
+/// Hands the results on in the order of the jobs; the calling thread waits here.
+fn collect<J, R>(
     receiver: &mpsc::Receiver<(usize, Result<R, Error>)>,
-    jobs: usize,
+    jobs: &[J],
     interrupt: &mut Interrupt<'_>,
-) -> Result<Vec<R>, Error> {
-    let mut results: Vec<Option<R>> = (0..jobs).map(|_| None).collect();
+    give: &mut impl FnMut(&J, R),
+) -> Result<(), Error> {
+    let mut results: Vec<Option<R>> = jobs.iter().map(|_| None).collect();
+    let mut given = 0;
     // Jobs are taken in order and those begun are finished, so the earliest failure is
     // always seen: which error a caller gets does not depend on the threads.
     let mut failure: Option<(usize, Error)> = None;
     loop {
         match receiver.recv_timeout(PATIENCE) {
-            Ok((index, Ok(result))) => results[index] = Some(result),
+            Ok((index, Ok(result))) => {
+                results[index] = Some(result);
+                while let Some(result) = results.get_mut(given).and_then(Option::take) {
+                    give(&jobs[given], result);
+                    given += 1;
+                }
+            }
             Ok((index, Err(error))) => {
                 if failure.as_ref().is_none_or(|(first, _)| index < *first) {
                     failure = Some((index, error));
@@ -120,9 +151,7 @@ fn collect<R>(
     }
     match failure {
         Some((_, error)) => Err(error),
-        None => results
-            .into_iter()
-            .map(|r| r.ok_or(Error::Interrupted))
-            .collect(),
+        None if given < jobs.len() => Err(Error::Interrupted),
+        None => Ok(()),
     }
 }
