@@ -150,24 +150,16 @@ def test_what_a_tokenizer_json_cannot_say_is_refused_by_name(
         tokenizer.save(tmp_path / "tokenizer.json")
 
 
-def agree(path: Path, texts: list[str], *, is_unigram: bool = False) -> None:
+def agree(path: Path, texts: list[str]) -> None:
     """AssertionError unless SentencePiece gives the same ids and texts."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="pip install sentencepiece")
     peer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     tokenizer = Tokenizer.load(path)
-    differing = 0
     for text in texts:
         ids = peer.encode(text)
-        own = tokenizer.encode(text, special="text")
-        if own != ids:
-            # Another segmentation with the same sum: float32 and the text before decide there.
-            assert is_unigram, text
-            assert sum(map(peer.get_score, own)) == pytest.approx(sum(map(peer.get_score, ids)))
-            assert len(own) == len(ids)
-            differing += 1
+        assert tokenizer.encode(text, special="text") == ids, text
         # A mark in a text is a blank that no normaliser removed.
         assert MARK in text or tokenizer.decode(ids) == peer.decode(ids), text
-    assert differing <= len(texts) / 500
 
 
 @pytest.mark.slow
@@ -194,11 +186,7 @@ def test_ids_and_texts_are_those_of_sentencepiece(tmp_path: Path, kind: str) -> 
         )
         path = tmp_path / f"{name}.model"
         path.write_bytes(out.getvalue())
-        agree(
-            path,
-            [*HARD, *text[400_000:500_000].split("\n"), "<x> def def x"],
-            is_unigram=kind == "unigram",
-        )
+        agree(path, [*HARD, *text[400_000:500_000].split("\n"), "<x> def def x"])
 
 
 @pytest.mark.slow

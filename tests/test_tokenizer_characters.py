@@ -14,7 +14,7 @@ from tinylm.tokenizer.models import CharBpe, Unigram
 
 TEXT = standard_library(2)[:60_000] + "na\xefve \u4e2d\u6587\u3002 \xe9t\xe9 \U0001f642\n" * 20
 HARD = (
-    *("", " ", "a", "  a  b ", "a\n\n b\t", "\x00\x07", "\u4e2d\u6587 \u5b57"),
+    *("", " ", "a", "  a  b ", "a\n\n b\t", "\x00\x07", "\u4e2d\u6587 \u5b57", "x" * 200),
     *("<|endoftext|> <unk> <0x41>", "\xe9\u0301", "\U0001f600\U0001f642", "3.14 == 10**9"),
 )
 KINDS = ["bpe", "unigram"]

@@ -64,7 +64,11 @@ class Model:
     ) -> Model: ...
     @staticmethod
     def unigram(
-        scores: list[float], *, unknown: int | None = None, byte_fallback: bool = False
+        scores: list[float],
+        *,
+        unknown: int | None = None,
+        byte_fallback: bool = False,
+        float32: bool = False,
     ) -> Model: ...
     @staticmethod
     def wordpiece(*, unknown: int, prefix: str = "##", longest: int = 100) -> Model: ...

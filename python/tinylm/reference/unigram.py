@@ -16,6 +16,7 @@ Kudo 2018, arXiv:1804.10959. Quadratic in the piece for `encode`.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from math import exp, inf, log
+from struct import pack, unpack
 
 # The longest token has this many characters; sentencepiece's default.
 LONGEST = 16
@@ -86,6 +87,29 @@ def viterbi(piece: bytes, scores: Scores, slack: float = 0.0) -> Path:
         path.append((start, end, known))
         end = start
     return path[::-1]
+
+
+def viterbi_float32(piece: bytes, scores: Scores) -> Path:
+    """`viterbi` with the sums of sentencepiece: each is rounded to float32.
+
+    So the rounding decides between nearly equal segmentations, and `piece` must be the whole text.
+    """
+    best: dict[int, tuple[float, int, bool]] = {0: (0.0, 0, True)}
+    for start, end, score, known in edges(piece, scores):
+        total = float32(best[start][0] + (score if known else float32(score)))
+        if end not in best or total > best[end][0]:
+            best[end] = (total, start, known)
+    path, end = [], len(piece)
+    while end > 0:
+        _, start, known = best[end]
+        path.append((start, end, known))
+        end = start
+    return path[::-1]
+
+
+def float32(x: float) -> float:
+    """The nearest number of 32 bits."""
+    return float(unpack("<f", pack("<f", x))[0])
 
 
 def ids_of(

@@ -3,7 +3,7 @@
 They are part of `contents.Contents`, which has the tokens. Ids are those of the tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from tinylm import _rust
@@ -61,16 +61,26 @@ class CharBpe:
 
 @dataclass(frozen=True)
 class Unigram:
-    """The tokens with the highest sum of `scores`, which are in the order of the tokens."""
+    """The tokens with the highest sum of `scores`, which are in the order of the tokens.
+
+    With `float32` sums are those of SentencePiece: over the whole text and rounded, which decides
+    between equal ones.
+    """
 
     scores: tuple[float, ...]
     unknown: int | None = None
     byte_fallback: bool = False
+    # A .model has it and a tokenizer.json never, so hashes of tokenizers need it not.
+    float32: bool = field(default=False, repr=False)
 
     def core(self) -> _rust.Model:
         """The model in Rust."""
-        scores = list(self.scores)
-        return _rust.Model.unigram(scores, unknown=self.unknown, byte_fallback=self.byte_fallback)
+        return _rust.Model.unigram(
+            list(self.scores),
+            unknown=self.unknown,
+            byte_fallback=self.byte_fallback,
+            float32=self.float32,
+        )
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ class Segmentations:
         """The `n` best segmentations of `text` as (ids, log probability), the best first.
 
         There are fewer if the text has no more, and 1,024 at most. The tokenizer must be a Unigram;
-        ValueError for another one. The first one is that of `encode`. Of equal ones that comes
-        first whose last token begins first. Kudo 2018, arXiv:1804.10959.
+        ValueError for another one. The first one is that of `encode` (of a `.model`, but for equal
+        ones). Of equal ones that comes first whose last token begins first. Kudo 2018,
+        arXiv:1804.10959.
         """
         return [(ids, score) for score, ids in self._core.n_best(text, n, special)]
 

@@ -21,9 +21,10 @@ applied, the rest is kept:
 Control tokens are special ones, user-defined ones always match, `<unk>` and unused ones come from
 no text, and byte ones say what no other piece can.
 
-SentencePiece sums scores over the whole text in float32, so which of several segmentations with the
-same sum it takes (`00 0` or `0 00`) depends on the text before; TinyLM takes the one that is best
-in its word. All other ids are equal.
+SentencePiece sums scores over the whole text in float32, so which of several segmentations with
+nearly the same sum it takes (`00 0` or `0 00`) depends on the text before. TinyLM takes the same
+one, by the same sums where it matters (`rust/tokenizer/src/unigram_float.rs`), for texts whose sum
+is above -16384: at least 5 kB. In longer ones a word may be cut as it is by itself.
 
 As in SentencePiece no id is added before or after a text, and special tokens in a text are text
 with `special="text"`.
@@ -207,7 +208,7 @@ def _contents(
         tokens |= {pieces[id][0].encode(): id for id in by_kind[BYTE]}
         scores += [-inf] * len(by_kind[BYTE])
     if unigram:
-        model = Unigram(tuple(scores), unknown, fallback)
+        model = Unigram(tuple(scores), unknown, fallback, float32=True)
     else:
         frozen = tuple(by_kind[USER_DEFINED])
         model = CharBpe(None, False, unknown, True, fallback, scores=tuple(scores), frozen=frozen)

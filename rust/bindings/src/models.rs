@@ -71,12 +71,15 @@ impl Model {
 
     /// Unigram: log probabilities in the order of the tokens.
     #[staticmethod]
-    #[pyo3(signature = (scores, *, unknown=None, byte_fallback=false))]
-    fn unigram(scores: Vec<f64>, unknown: Option<u32>, byte_fallback: bool) -> Self {
+    ///
+    /// With `float32` sums are those of sentencepiece, from the beginning of a text.
+    #[pyo3(signature = (scores, *, unknown=None, byte_fallback=false, float32=false))]
+    fn unigram(scores: Vec<f64>, unknown: Option<u32>, byte_fallback: bool, float32: bool) -> Self {
         let spec = ModelSpec::Unigram {
             scores,
             unknown,
             byte_fallback,
+            float32,
         };
         Self { spec }
     }

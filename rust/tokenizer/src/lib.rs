@@ -10,7 +10,8 @@
 //! Each stage is a module. `added`, `split` (with `scan`, `window`, `masks` and `unicode`; other
 //! expressions with `expression`, `automaton`, `states`, `syntax` and
 //! `symbols`) and
-//! `model` (with `bpe`, `borders`, `merge`, `long` and `pairs`) are the stages in their order; `stages` runs
+//! `model` (with `bpe`, `borders`, `merge`, `long` and `pairs`; `unigram` with `unigram_float`) are
+//! the stages in their order; `stages` runs
 //! those of a `tokenizer.json`, which are in `normalizer` (with `charsmap`), `pretokenizer` (with
 //! `find` and `alphabet`) and `property`; `offsets` says where tokens stand in a text, through
 //! stages by `align`. `build` puts a tokenizer together, `encode` and `worker`
@@ -112,6 +113,7 @@ mod train;
 mod trie;
 mod unicode;
 mod unigram;
+mod unigram_float;
 mod unigram_sample;
 mod unigram_train;
 mod units;

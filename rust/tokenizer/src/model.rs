@@ -17,6 +17,7 @@ use crate::cache::Cache;
 use crate::char_bpe::{self, CharBpe, CharBpeSpec};
 use crate::merge;
 use crate::unigram::{self, Unigram};
+use crate::unigram_float;
 use crate::wordpiece::WordPiece;
 use crate::{Error, Interrupt};
 
@@ -51,6 +52,8 @@ pub enum ModelSpec {
         unknown: Option<u32>,
         /// Whether unknown characters are the tokens of their bytes, `<0x00>` to `<0xFF>`.
         byte_fallback: bool,
+        /// Whether sums are those of sentencepiece: in float32, from the beginning of a text.
+        float32: bool,
     },
     /// The longest tokens from the left, as BERT encodes.
     WordPiece {
@@ -73,6 +76,8 @@ pub(crate) enum Model {
     Bpe(Bpe),
     CharBpe(CharBpe),
     Unigram(Unigram),
+    /// With the sums of sentencepiece.
+    Float32(Unigram),
     WordPiece(WordPiece),
     // Only in tests: it shows that the enum is the one place that a new model changes.
     #[cfg(test)]
@@ -88,6 +93,14 @@ pub(crate) struct Scratch {
     bpe: merge::Scratch,
     char_bpe: char_bpe::Scratch,
     unigram: unigram::Scratch,
+    float32: unigram_float::Scratch,
+}
+
+impl Scratch {
+    /// A text begins, at this place of its bytes.
+    pub(crate) fn begin(&mut self, at: usize) {
+        self.float32.begin(at);
+    }
 }
 
 impl Model {
@@ -117,7 +130,15 @@ impl Model {
                 scores,
                 unknown,
                 byte_fallback,
-            } => Unigram::new(tokens, &scores, unknown, byte_fallback).map(Self::Unigram),
+                float32,
+            } => {
+                let model = Unigram::new(tokens, &scores, unknown, byte_fallback)?;
+                Ok(if float32 {
+                    Self::Float32(model.rounded())
+                } else {
+                    Self::Unigram(model)
+                })
+            }
             ModelSpec::WordPiece {
                 unknown,
                 prefix,
@@ -142,20 +163,29 @@ impl Model {
         }
     }
 
-    /// Appends the tokens of `piece`, each with the bytes of it that it covers. Of [`Bpe`], whose
-    /// tokens are the bytes of the piece, nothing is appended: their lengths say it.
+    /// Appends the tokens of the piece `text[from..to]`, each with the bytes of it that it covers.
+    /// Of [`Bpe`], whose tokens are the bytes of the piece, nothing is appended: their lengths say
+    /// it.
     ///
     /// # Errors
     ///
     /// What `interrupt` returns.
     pub(crate) fn places(
         &self,
-        piece: &[u8],
+        text: &[u8],
+        (from, to): (usize, usize),
         scratch: &mut Scratch,
         out: &mut Vec<(u32, (usize, usize))>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
+        let piece = &text[from..to];
         match self {
+            Self::Float32(model) => {
+                let each = |id, place| out.push((id, place));
+                let scratch = &mut scratch.float32;
+                unigram_float::encode(model, text, (from, to), scratch, each, interrupt)?;
+                Ok(())
+            }
             Self::Bpe(_) => Ok(()),
             Self::CharBpe(bpe) => bpe.places(piece, &mut scratch.char_bpe, out, interrupt),
             Self::Unigram(model) => model.places(piece, &mut scratch.unigram, out, interrupt),
@@ -166,6 +196,36 @@ impl Model {
             #[cfg(test)]
             Self::Longest(_) => Ok(()),
         }
+    }
+
+    /// Appends the tokens of the piece `text[from..to]`; returns whether they depend on it alone.
+    ///
+    /// # Errors
+    ///
+    /// What `interrupt` returns.
+    #[inline]
+    pub(crate) fn encode_in(
+        &self,
+        text: &[u8],
+        (from, to): (usize, usize),
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+        interrupt: &mut Interrupt<'_>,
+    ) -> Result<bool, Error> {
+        if let Self::Float32(model) = self {
+            let place = (from, to);
+            let each = |id, _| out.push(id);
+            return unigram_float::encode(
+                model,
+                text,
+                place,
+                &mut scratch.float32,
+                each,
+                interrupt,
+            );
+        }
+        self.encode(&text[from..to], scratch, out, interrupt)?;
+        Ok(true)
     }
 
     /// Appends the tokens of `piece`.
@@ -184,7 +244,9 @@ impl Model {
         match self {
             Self::Bpe(bpe) => bpe.encode(piece, &mut scratch.bpe, out, interrupt),
             Self::CharBpe(bpe) => bpe.encode(piece, &mut scratch.char_bpe, out, interrupt),
-            Self::Unigram(model) => model.encode(piece, &mut scratch.unigram, out, interrupt),
+            Self::Unigram(model) | Self::Float32(model) => {
+                model.encode(piece, &mut scratch.unigram, out, interrupt)
+            }
             Self::WordPiece(model) => {
                 model.encode(piece, out);
                 Ok(())

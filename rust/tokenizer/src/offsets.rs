@@ -135,10 +135,9 @@ impl Tokenizer {
         let (mut scratch, mut found) = (Scratch::default(), Vec::new());
         for &(from, to) in pieces {
             interrupt()?;
-            let piece = &text[from..to];
             found.clear();
             self.model
-                .places(piece, &mut scratch, &mut found, interrupt)?;
+                .places(text, (from, to), &mut scratch, &mut found, interrupt)?;
             for &(id, (start, end)) in &found {
                 out.push(id, of(origin, from + start, from + end));
             }

@@ -178,7 +178,7 @@ impl Tokenizer {
     /// The model if it is a Unigram; `what` is asked of it.
     fn unigram(&self, what: &str) -> Result<&crate::unigram::Unigram, Error> {
         match &self.model {
-            Model::Unigram(model) => Ok(model),
+            Model::Unigram(model) | Model::Float32(model) => Ok(model),
             Model::WordPiece(_) => fail(format!(
                 "{what} is for Unigram; WordPiece has neither probabilities nor merges to draw with"
             )),
@@ -247,7 +247,7 @@ fn no_merges(model: &Model) -> Option<&'static str> {
         Model::WordPiece(_) => {
             Some("dropout is for BPE; WordPiece has no merges that could be passed over")
         }
-        Model::Unigram(_) => {
+        Model::Unigram(_) | Model::Float32(_) => {
             Some("dropout is for BPE; a Unigram draws among segmentations: pass alpha")
         }
         #[cfg(test)]

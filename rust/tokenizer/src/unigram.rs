@@ -125,6 +125,12 @@ impl Unigram {
         })
     }
 
+    /// The same model, in which also unknown characters have a score of float32.
+    pub(crate) fn rounded(mut self) -> Self {
+        self.unknown_score = f64::from(self.unknown_score as f32);
+        self
+    }
+
     /// Appends the tokens of `piece`.
     ///
     /// # Errors
@@ -235,14 +241,28 @@ impl Unigram {
 
     /// Appends the ids of a segmentation of `piece`; unknown neighbours are one stretch.
     pub(crate) fn ids(&self, piece: &[u8], path: &[Edge], out: &mut Vec<u32>) {
+        self.each_id(piece, path, |id, _| out.push(id));
+    }
+
+    /// As [`Unigram::ids`], with the bytes of the piece that each covers.
+    pub(crate) fn each_id(
+        &self,
+        piece: &[u8],
+        path: &[Edge],
+        mut each: impl FnMut(u32, (usize, usize)),
+    ) {
         for part in path.chunk_by(|a, b| a.token == NONE && b.token == NONE) {
             let (first, last) = (part[0], part[part.len() - 1]);
             if let Some(&(id, _)) = self.tokens.get(first.token as usize) {
-                out.push(id);
+                each(id, (first.start, first.end));
             } else {
-                let each = |id, _| out.push(id);
+                let mut at = first.start;
+                let unknown = |id, length| {
+                    each(id, (at, at + length));
+                    at += length;
+                };
                 self.fallback
-                    .tokens(&piece[first.start..last.end], false, each);
+                    .tokens(&piece[first.start..last.end], false, unknown);
             }
         }
     }

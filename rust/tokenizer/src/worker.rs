@@ -61,6 +61,7 @@ impl Worker {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
+        self.scratch.begin(start);
         let (mut at, mut tick) = (start, start + TICK);
         if !pattern.is_scanner() {
             let mut spans = Vec::with_capacity(BATCH);
@@ -140,19 +141,16 @@ impl Worker {
             out.extend_from_slice(&batch.ids[..end]);
             return Ok(());
         }
-        let piece = |at| {
-            let (from, to) = span(at);
-            &text[from..to]
-        };
-        self.others(model, piece, end, out, interrupt)
+        self.others(model, text, span, end, out, interrupt)
     }
 
     /// Appends the ids of a batch of which some pieces have no slot, or no room in one.
     #[inline(never)]
-    fn others<'a>(
+    fn others(
         &mut self,
         model: &Model,
-        piece: impl Fn(usize) -> &'a [u8],
+        text: &[u8],
+        span: impl Fn(usize) -> (usize, usize),
         end: usize,
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
@@ -168,6 +166,10 @@ impl Worker {
             others,
             merged,
         } = &mut **batch;
+        let piece = |at| {
+            let (from, to) = span(at);
+            &text[from..to]
+        };
         let mut done = 0;
         for &(at, before) in &*others {
             out.extend_from_slice(&ids[done..before]);
@@ -175,12 +177,12 @@ impl Worker {
             let (place, piece) = (&places[at], piece(at));
             if piece.len() > LIMIT {
                 // May be megabytes long: straight to the output.
-                model.encode(piece, scratch, out, interrupt)?;
+                model.encode_in(text, span(at), scratch, out, interrupt)?;
             } else if let Some(ids) = cache.ids(place, piece) {
                 out.extend_from_slice(ids);
             } else {
                 merged.clear();
-                let mut from = 0;
+                let (start, mut from, mut alone) = (span(at).0, 0, true);
                 while from < piece.len() {
                     let to = model.part(piece, from);
                     let (place, part) = (cache.place(piece, from, to), &piece[from..to]);
@@ -188,12 +190,17 @@ impl Worker {
                         merged.extend_from_slice(ids);
                     } else {
                         let before = merged.len();
-                        model.encode(part, scratch, merged, interrupt)?;
-                        cache.put(&place, part, &merged[before..]);
+                        let place_in = (start + from, start + to);
+                        // What depends on the text before must not be remembered.
+                        if model.encode_in(text, place_in, scratch, merged, interrupt)? {
+                            cache.put(&place, part, &merged[before..]);
+                        } else {
+                            alone = false;
+                        }
                     }
                     from = to;
                 }
-                if !cache.put(place, piece, merged) {
+                if alone && !cache.put(place, piece, merged) {
                     // Full: most of what is in it was needed once.
                     *cache = model.seed().cloned().unwrap_or_default();
                 }

@@ -1,0 +1,126 @@
+//! Unigram with the sums of sentencepiece, which decide between segmentations that are nearly equal.
+//!
+//! sentencepiece adds the scores of a text from its beginning in float32. So of two segmentations
+//! with equal sums, such as `x xx` and `xx x`, the one that it takes depends on the rounding, and
+//! with it on all text before. For nearly all words the best segmentation is better by far more
+//! than rounding can change: those are what they are by themselves, and caches keep them. For the
+//! others the sum of the text before is found, by the same additions, and the word begins with it.
+//!
+//! The bound: a text whose sum is below [`SUM`] rounds each addition by at most 2^-11, so two ways
+//! through a word of n characters are rounded by n * 2^-10 at most. Above that, words that are
+//! closer than their rounding may be cut as they are by themselves; 2^14 is 5 to 10 kB of text.
+//!
+//! Defined by `viterbi_float32` in `python/tinylm/reference/unigram.py`, held to it by the rung
+//! `unigram float32`, and to sentencepiece by `tests/test_sentencepiece.py`.
+
+use crate::unigram::{Edge, Unigram};
+use crate::{Error, Interrupt};
+
+/// Up to this sum the bound of the rounding holds.
+const SUM: f64 = 16384.0;
+/// What two ways through a word are rounded by for each of its bytes: half an ulp below [`SUM`],
+/// for both.
+const ROUNDING: f64 = SUM / (1 << 24) as f64;
+
+/// How far the sum of a text is known, and memory.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// The place in the text, and the sum of what is before it.
+    at: usize,
+    sum: f32,
+    /// The best way to each place: its score and last token, and the score of the second best.
+    best: Vec<(f64, Option<Edge>, f64)>,
+    /// The same in float32.
+    rounded: Vec<(f32, Option<Edge>)>,
+    path: Vec<Edge>,
+}
+
+impl Scratch {
+    /// A text begins, at this place of its bytes.
+    pub(crate) fn begin(&mut self, at: usize) {
+        (self.at, self.sum) = (at, 0.0);
+    }
+}
+
+/// Gives `each` the tokens of the piece `text[from..to]` and the bytes of it that they cover;
+/// returns whether they depend on it alone.
+///
+/// # Errors
+///
+/// [`Error::TooLong`] for a piece of 4 GiB or more, and any error that `interrupt` returns.
+pub(crate) fn encode(
+    model: &Unigram,
+    text: &[u8],
+    (from, to): (usize, usize),
+    scratch: &mut Scratch,
+    each: impl FnMut(u32, (usize, usize)),
+    interrupt: &mut Interrupt<'_>,
+) -> Result<bool, Error> {
+    let piece = &text[from..to];
+    let best = &mut scratch.best;
+    best.clear();
+    best.resize(
+        piece.len() + 1,
+        (f64::NEG_INFINITY, None, f64::NEG_INFINITY),
+    );
+    best[0].0 = 0.0;
+    model.edges(piece, interrupt, |edge| {
+        let score = best[edge.start].0 + edge.score;
+        let place = &mut best[edge.end];
+        if place.1.is_none() || score > place.0 {
+            *place = (score, Some(edge), place.0);
+        } else {
+            place.2 = place.2.max(score);
+        }
+    })?;
+    let path = &mut scratch.path;
+    path.clear();
+    let (mut end, mut margin) = (piece.len(), f64::INFINITY);
+    while let (score, Some(edge), second) = best[end] {
+        margin = margin.min(score - second);
+        path.push(edge);
+        end = edge.start;
+    }
+    if margin > piece.len() as f64 * ROUNDING {
+        path.reverse();
+        model.each_id(piece, path, each);
+        return Ok(true);
+    }
+    // Tokens end before blanks, so the text before it may be added up as one piece.
+    let before = &text[scratch.at..from];
+    let sum = forward(model, before, scratch.sum, &mut scratch.rounded, interrupt)?;
+    scratch.sum = forward(model, piece, sum, &mut scratch.rounded, interrupt)?;
+    scratch.at = to;
+    let path = &mut scratch.path;
+    path.clear();
+    let mut end = piece.len();
+    while let Some(edge) = scratch.rounded[end].1 {
+        path.push(edge);
+        end = edge.start;
+    }
+    path.reverse();
+    model.each_id(piece, path, each);
+    Ok(false)
+}
+
+/// The best ways to the places of `piece` by sums in float32 that begin with `sum`; returns that of
+/// all.
+fn forward(
+    model: &Unigram,
+    piece: &[u8],
+    sum: f32,
+    best: &mut Vec<(f32, Option<Edge>)>,
+    interrupt: &mut Interrupt<'_>,
+) -> Result<f32, Error> {
+    best.clear();
+    best.resize(piece.len() + 1, (0.0, None));
+    best[0].0 = sum;
+    model.edges(piece, interrupt, |edge| {
+        let score = (f64::from(best[edge.start].0) + edge.score) as f32;
+        let place = &mut best[edge.end];
+        if place.1.is_none() || score > place.0 {
+            *place = (score, Some(edge));
+        }
+    })?;
+    Ok(best[piece.len()].0)
+}
