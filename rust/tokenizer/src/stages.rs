@@ -211,7 +211,7 @@ impl Staged {
     /// Cuts pieces by the steps from `number` on, and hands them on.
     ///
     /// No step looks at two pieces, so many are cut a block at a time, by all steps that are left:
-    /// what is between the steps stays in the processor's cache.
+    /// what is between the steps is small, and the first ids come before the last step.
     fn cut(
         &self,
         number: usize,
