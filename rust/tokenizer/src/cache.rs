@@ -6,6 +6,10 @@
 //! one load and one store. A longer piece, or one of more ids, has them in an arena: its slot says
 //! where, and for a long piece the bytes are compared there.
 //!
+//! The two slots of a line are loaded together and chosen without a branch: of the pieces of
+//! English, 6 of 100 are not in the first place for their hash. Common tokens are: they come first
+//! in a seed.
+//!
 //! A table begins as a copy of the [seed](crate::model::Model::seed), pieces that are tokens as
 //! they stand, so a common word is never merged at all. It grows until [`MOST`] slots are three
 //! quarters full or an arena is; then it begins again from the seed. With the arenas that is at

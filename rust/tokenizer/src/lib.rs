@@ -8,10 +8,9 @@
 //! the input.
 //!
 //! Each stage is a module. `added`, `split` (with `scan`, `window`, `masks` and `unicode`; other
-//! expressions with `expression`, `automaton`, `states`, `syntax` and
-//! `symbols`) and
-//! `model` (with `bpe`, `borders`, `merge`, `long` and `pairs`; `unigram` with `unigram_float`) are
-//! the stages in their order; `stages` runs
+//! expressions with `expression`, `automaton`, `states`, `syntax` and `symbols`) and `model` (with
+//! `bpe`, `borders`, `merge`, `long` and `pairs`; `unigram` with `unigram_float`) are the stages in
+//! their order; `stages` runs
 //! those of a `tokenizer.json`, which are in `normalizer` (with `charsmap`), `pretokenizer` (with
 //! `find` and `alphabet`) and `property`; `offsets` says where tokens stand in a text, through
 //! stages by `align`. `build` puts a tokenizer together, `encode` and `worker`
