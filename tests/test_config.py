@@ -255,7 +255,15 @@ def runs(draw: st.DrawFn) -> Run:
         # Two settings that do not go together, such as heads that do not divide the width.
         for words in (
             *("must be a multiple", "divide", "passes the whole run", "must be even"),
-            *("data.stride", "name both", "n_layers=", "pass train.steps", "lora.rank="),
+            *(
+                "data.stride",
+                "data.order=random",
+                "data.mask_eos",
+                "name both",
+                "n_layers=",
+                "pass train.steps",
+                "lora.rank=",
+            ),
             *("has no effect with", "optim.cautious", "train.qat", "set sample.cache_tokens"),
             *("must be at most sample.", "one structure", "must be finite in float32"),
         ):

@@ -234,7 +234,8 @@ HEADER_BYTES: int
 BLOCK_BYTES: int
 """Bytes of tokens, or of lengths of documents, under one hash."""
 
-_Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
+_Places: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+_Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any], _Places | None]
 
 @final
 class ShardWriter:
@@ -296,14 +297,32 @@ class Rows:
         context_length: int,
         stride: int,
         mask_after: int | None,
+        mask_at: int | None = None,
     ) -> Rows: ...
+    @staticmethod
+    def packed(
+        tokens: Tokens,
+        lengths: NDArray[np.uint32],
+        *,
+        order: str,
+        seed: int,
+        context_length: int,
+        mask_at: int | None,
+        limits: tuple[int, int, int, int] | None = None,
+    ) -> Rows:
+        """Rows of whole documents of these lengths, eos included."""
+
     @property
     def n_rows(self) -> int: ...
+    @property
+    def filled(self) -> tuple[int, int]:
+        """(inputs of one epoch that are no padding, the most pieces of a row)."""
+
     def start(self, epoch: int, i: int) -> int:
         """The token at which row `i` of `epoch` begins."""
 
     def row(self, epoch: int, i: int) -> _Arrays:
-        """(tokens[T], targets[T], positions[T], documents[T]) of one row, int64."""
+        """(tokens[T], targets[T], (positions[T], documents[T], ends[P]) or None), int64."""
 
     def stream(
         self,
@@ -324,9 +343,10 @@ class Stream:
     """Batches made ahead by threads."""
 
     def next(self) -> _Arrays | None:
-        """The next (tokens, targets, positions, documents), each [B, T]; None at the end.
+        """The next (tokens, targets, places), or None at the end.
 
-        Positions and documents are None if every row is one piece.
+        Tokens and targets are [B, T]. Places are None if every row is one piece, and otherwise
+        (positions[B, T], documents[B, T], ends[B, P]).
         """
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from tinylm import device, optim
 from tinylm.config import Run
 from tinylm.data import Batch, Dataset, Loader
+from tinylm.data.loader import of_settings
 from tinylm.data.turns import answers
 from tinylm.layers import lora
 from tinylm.model import Model
@@ -181,7 +182,7 @@ class TinyData(lightning.LightningDataModule):  # type: ignore[misc]
 
     def train_dataloader(self) -> Loader:
         """The training batches, without end, from the place of the checkpoint that is loaded."""
-        loader = self._loader("train", order=self.run.data.order)
+        loader = self._loader("train")
         if self._place:
             loader.restore(self._place)
         else:
@@ -203,25 +204,24 @@ class TinyData(lightning.LightningDataModule):  # type: ignore[misc]
 
     def val_dataloader(self) -> Any:
         """Every target of the validation text once."""
-        batches = list(self._loader("val", order="sequential").epoch())
+        batches = list(self._loader("val").epoch())
         # Lightning takes a bare list for a list of loaders.
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
-    def _loader(self, split: str, order: Any) -> Loader:
+    def _loader(self, split: str) -> Loader:
         run, trainer = self.run, self.trainer
         dataset = Dataset.open(self.shards, split=split)
+        # As in `tinylm.train`, the validation text is read in windows, without a mask.
+        windows = {"order": "sequential", "mask_after_eos": run.data.mask_after_eos}
+        rows: Any = of_settings(run.data) if split == "train" else windows
         return Loader(
             dataset,
             batch_size=run.train.batch_sizes.at(0),
             context_length=run.model.context_length,
-            order=order,
-            stride=run.data.stride if split == "train" else None,
-            mask_after_eos=run.data.mask_after_eos,
+            **rows,
             seed=run.train.seed,
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
             threads=run.data.threads,
             keep=answers(run.data.loss, dataset, self.tokenizer),
-            # As in `tinylm.train`, the validation text is read without a mask.
-            documents=run.data.document_mask and split == "train",
         )

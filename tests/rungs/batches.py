@@ -76,7 +76,8 @@ def row(n_tokens, order_name, seed, context, stride, epoch, place, mask):
     _, dataset = written(n_tokens)
     mask_after = dataset.eos_id if mask else None
     rows = rows_of(dataset.tokens, order_name, seed, context, stride, mask_after)
-    return tuple(part.tolist() for part in rows.row(epoch, int(place * rows.n_rows)))
+    tokens, targets, _ = rows.row(epoch, int(place * rows.n_rows))
+    return tokens.tolist(), targets.tolist()
 
 
 @st.composite

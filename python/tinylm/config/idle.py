@@ -96,6 +96,19 @@ RULES = (
     ),
     *(
         Rule(
+            f"data.{name}",
+            ("data.pack",),
+            lambda run: run.data.pack,
+            f"has no effect with data.pack=true, {reason}: leave it out",
+        )
+        for name, reason in (
+            ("stride", "whose rows follow from the documents"),
+            ("document_mask", "which always keeps documents apart"),
+            ("mask_after_eos", "whose pieces end with their document"),
+        )
+    ),
+    *(
+        Rule(
             f"train.{name}",
             ("train.qat",),
             lambda run: run.train.qat == "none",

@@ -101,6 +101,12 @@ class DataConfig:
     mask_after_eos: bool = setting(
         False, "Compute no loss on the targets after the first end of a document in a row."
     )
+    pack: bool = setting(
+        False,
+        "Fill the training rows with whole documents, which attend only to themselves, instead of "
+        "cutting rows anywhere. A document is cut only if it is longer than a row.",
+    )
+    mask_eos: bool = setting(False, "Compute no loss on the ends of documents.")
     loss: Literal["auto", "all", "assistant"] = setting(
         "auto",
         "Targets that count: all, or the words of the assistant's turns. auto is assistant for "
@@ -118,6 +124,20 @@ class DataConfig:
         if self.separator == "False":
             object.__setattr__(self, "separator", "off")
         require(self.separator != "", "data.separator", "''", "auto, off or a text")
+        require(
+            not (self.pack and self.order == "random"),
+            "data.order",
+            self.order,
+            "draws windows of tokens, and data.pack=true fills rows with whole documents: use "
+            "shuffle or sequential",
+        )
+        require(
+            not (self.mask_eos and self.mask_after_eos),
+            "data.mask_eos",
+            self.mask_eos,
+            "leaves out the ends of documents, data.mask_after_eos what is behind the first: "
+            "choose one",
+        )
         fits = self.stride is None or self.order != "random"
         require(
             fits, "data.stride", self.stride, "has no effect with data.order=random; leave it out"

@@ -4,8 +4,9 @@
 work is done by the Rust crate `tinylm-dataloader`; `python -m tinylm.data` is the command.
 """
 
+from tinylm.data.batch import Batch
 from tinylm.data.folders import default_folder, find, fits, recorded
-from tinylm.data.loader import Batch, Loader
+from tinylm.data.loader import Loader
 from tinylm.data.manifest import Manifest
 from tinylm.data.preparation import encode_file, prepare
 from tinylm.data.shards import Dataset, ShardWriter

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinylm import commands, corpus, disk, terminal
+from tinylm import _rust, commands, corpus, disk, terminal
 from tinylm.config import DataConfig
 from tinylm.corpus import tasks
 from tinylm.data.folders import default_folder
@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=commands.path)
     command.add_argument(
         "--tokenizer", type=commands.path, metavar="FILE", help="show the first tokens as text"
+    )
+    command.add_argument(
+        "--context-length", type=int, metavar="T", help="show how the documents fill rows of T"
     )
     command.set_defaults(command=_inspect)
 
@@ -153,6 +156,8 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"\n{name}: documents by tokens")
         for line in _histogram(dataset.lengths()):
             print(line)
+        if options.context_length is not None:
+            print(_packed(dataset, options.context_length))
         first = dataset.read(0, min(dataset.n_tokens, 64))
         print(f"first tokens: {' '.join(map(str, first[:16].tolist()))}")
         if tokenizer is not None:
@@ -169,6 +174,35 @@ def _histogram(lengths: NDArray[Any]) -> Iterator[str]:
         bar = "#" * max(1, round(40 * counts[power] / counts.max()))
         reach = f"{1 << power:,}-{(2 << power) - 1:,}"
         yield f"{reach:>21} {counts[power]:>9,} {bar}"
+
+
+def _packed(dataset: Dataset, context_length: int) -> str:
+    """How `data.pack=true` would fill rows of this length, beside rows that are cut anywhere."""
+    if not 0 < context_length < 2**31:
+        raise ValueError(f"--context-length {context_length} must be between 1 and {2**31 - 1}")
+    lengths = dataset.lengths()
+    rows = _rust.Rows.packed(
+        dataset.tokens,
+        lengths,
+        order="sequential",
+        seed=0,
+        context_length=context_length,
+        mask_at=None,
+    )
+    filled, most = rows.filled
+    padding = 1 - filled / (rows.n_rows * context_length)
+    # Windows cut a document wherever a row ends inside it.
+    ends = np.cumsum(lengths, dtype=np.int64) - 1
+    starts = np.concatenate([[0], ends[:-1]])
+    fits = ends - starts <= context_length
+    cut = (starts // context_length != (ends - 1) // context_length) & (ends > starts)
+    share = int(np.count_nonzero(fits & cut)) / max(1, int(np.count_nonzero(fits)))
+    return (
+        f"packed into rows of {context_length:,}: {rows.n_rows:,} rows, {padding:.3%} padding, at "
+        f"most {most:,} documents per row; {np.count_nonzero(~fits):,} documents are longer than a "
+        f"row\ncut anywhere: {-(-filled // context_length):,} rows, {share:.1%} of the documents "
+        "that fit into a row are cut"
+    )
 
 
 def _verify(options: argparse.Namespace) -> None:

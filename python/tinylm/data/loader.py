@@ -10,77 +10,36 @@ only the rules that it cannot see.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from tinylm import _rust
+from tinylm.data.batch import Batch
 from tinylm.data.places import places
 from tinylm.data.shards import Dataset
 
 if TYPE_CHECKING:
     import torch
 
+    from tinylm.config import DataConfig
+
 STATE_VERSION = 1
 # The limit of the Rust side (MAX_ROWS): sums of a few row numbers stay below 64 bits.
 _MAX_ROWS = 2**62
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """`tokens[B, T]` and `targets[B, T]`, the token after each; -100 where it does not count.
-
-    Where a row holds pieces of several documents, `positions[B, T]` counts from 0 in each piece
-    and `documents[B, T]` numbers the documents. Both are None if every row is one
-    piece: then the positions of every row are 0 to T - 1, and every row is one document.
-    """
-
-    tokens: "torch.Tensor"
-    targets: "torch.Tensor"
-    positions: "torch.Tensor | None" = None
-    documents: "torch.Tensor | None" = None
-
-    @classmethod
-    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
-        """The rows of several batches of one length, in order."""
-        if len(batches) == 1:
-            return batches[0]
-        import torch
-
-        def all_of(name: str) -> Any:
-            parts = [getattr(batch, name) for batch in batches]
-            return None if parts[0] is None else torch.cat(parts)
-
-        return cls(*map(all_of, ("tokens", "targets", "positions", "documents")))
-
-    def cut(self, length: int, batches: int, order: "torch.Tensor") -> "Batch":
-        """The rows of several joined batches as pieces [., length], in a new order.
-
-        Piece number n of a row is counted through all batches: those of the row at this place in
-        the first batch, then in the second, and so on. `order` [batches T / length] int64 names
-        the numbers in their new order, the same for all places of a batch. Without `positions`
-        each piece begins at 0.
-        """
-
-        def pieces(x: "torch.Tensor | None") -> "torch.Tensor | None":
-            if x is None:
-                return None
-            # [batches, rows, pieces, length] to [batches pieces, rows, length].
-            apart = x.view(batches, -1, x.size(1) // length, length).transpose(1, 2)
-            return apart.flatten(0, 1)[order.to(x.device)].flatten(0, 1)
-
-        tensors = (self.tokens, self.targets, self.positions, self.documents)
-        return Batch(*map(pieces, tensors))  # type: ignore[arg-type]
-
-    def rows(self, which: slice) -> "Batch":
-        """The rows `which` of every tensor, without a copy: a micro-batch."""
-        return Batch(
-            self.tokens[which],
-            self.targets[which],
-            None if self.positions is None else self.positions[which],
-            None if self.documents is None else self.documents[which],
-        )
+def of_settings(data: "DataConfig") -> dict[str, Any]:
+    """The arguments of a `Loader` of the training text that say what its rows are."""
+    return {
+        "order": data.order,
+        "pack": data.pack,
+        "mask_eos": data.mask_eos,
+        # What packed rows have no use for may be left over from a recipe.
+        "stride": None if data.pack else data.stride,
+        "mask_after_eos": data.mask_after_eos and not data.pack,
+        "documents": data.document_mask and not data.pack,
+    }
 
 
 class Stats(TypedDict):
@@ -117,6 +76,8 @@ class Loader(AbstractContextManager["Loader"]):
         order: Literal["shuffle", "sequential", "random"] = "shuffle",
         stride: int | None = None,
         mask_after_eos: bool = False,
+        mask_eos: bool = False,
+        pack: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -144,6 +105,15 @@ class Loader(AbstractContextManager["Loader"]):
                 raise ValueError(f"{name}={value} must be between 0 and {2**64 - 1}")
         if order == "random" and stride is not None:
             raise ValueError(f"stride={stride} has no meaning for order=random: leave it out")
+        for name, given, way in (
+            ("stride", stride is not None, "leave it out"),
+            ("mask_after_eos", mask_after_eos, "leave it out, or use mask_eos"),
+            ("documents", documents, "leave it out: packed rows always say where documents are"),
+        ):
+            if pack and given:
+                raise ValueError(f"{name} has no meaning with pack=True: {way}")
+        if mask_eos and mask_after_eos:
+            raise ValueError("mask_eos and mask_after_eos: choose one")
         self._dataset = sources
         self._device = torch.device(device)
         self._keep = keep
@@ -163,6 +133,13 @@ class Loader(AbstractContextManager["Loader"]):
             "stride": context_length if stride is None else stride,
             "mask_after_eos": mask_after_eos,
         }
+        if pack:
+            # In place of what they replace, and only where they are set: a state of before they
+            # existed is the state of a loader without them.
+            del self._place["stride"], self._place["mask_after_eos"]
+            self._place["pack"] = True
+        if mask_eos:
+            self._place["mask_eos"] = True
         # Who fills which row, and how: a run may go on with others.
         self._slice: dict[str, Any] = {
             "batch_size": batch_size,
@@ -182,14 +159,17 @@ class Loader(AbstractContextManager["Loader"]):
 
     def _open_rows(self) -> _rust.Rows:
         self._process = os.getpid()
-        return _rust.Rows(
-            self._dataset.tokens,
-            order=self._place["order"],
-            seed=self._place["seed"],
-            context_length=self._place["context_length"],
-            stride=self._place["stride"],
-            mask_after=self._dataset.eos_id if self._place["mask_after_eos"] else None,
-        )
+        data, place = self._dataset, self._place
+        common: dict[str, Any] = {
+            "order": place["order"],
+            "seed": place["seed"],
+            "context_length": place["context_length"],
+            "mask_at": data.eos_id if "mask_eos" in place else None,
+        }
+        if "pack" in place:
+            return _rust.Rows.packed(data.tokens, data.lengths(), **common)
+        mask_after = data.eos_id if place["mask_after_eos"] else None
+        return _rust.Rows(data.tokens, stride=place["stride"], mask_after=mask_after, **common)
 
     def _current_rows(self) -> _rust.Rows:
         """The rows, opened again in a forked child: threads and locks stay with the parent."""
@@ -273,10 +253,18 @@ class Loader(AbstractContextManager["Loader"]):
         finally:
             stream.close()
 
-    def _batch(self, arrays: tuple[Any, Any]) -> Batch:
-        tokens, targets = (self._tensor(array) for array in arrays)
+    @property
+    def padding(self) -> float:
+        """The share of an epoch's inputs that are padding; 0 unless rows are packed."""
+        filled, _ = self._rows.filled
+        return 1 - filled / (self.n_rows * self.context_length) if "pack" in self._place else 0.0
+
+    def _batch(self, arrays: tuple[Any, Any, Any]) -> Batch:
+        tokens, targets = (self._tensor(array) for array in arrays[:2])
         if self._keep is not None:
             targets = self._keep(tokens, targets)
+        if arrays[2] is not None:
+            return Batch(tokens, targets, *map(self._tensor, arrays[2]))
         if self._eos_id is None:
             return Batch(tokens, targets)
         return Batch(tokens, targets, *places(tokens, self._eos_id))
@@ -293,7 +281,7 @@ class Loader(AbstractContextManager["Loader"]):
         """(tokens[T], targets[T]) of row `i` of `epoch`, int64 on the CPU: a pure function."""
         if not 0 <= epoch < _MAX_ROWS or not 0 <= i < self.n_rows:
             raise ValueError(f"row {i} of epoch {epoch}: an epoch has {self.n_rows} rows")
-        tokens, targets = self._current_rows().row(epoch, i)
+        tokens, targets, _ = self._current_rows().row(epoch, i)
         return self._from_numpy(tokens), self._from_numpy(targets)
 
     def state(self) -> dict[str, Any]:
@@ -322,10 +310,10 @@ class Loader(AbstractContextManager["Loader"]):
             raise ValueError(f"the state's rows={row} must be between 0 and {_MAX_ROWS - 1}")
         # All but the row itself: the rows of another order would not be the rest of this one.
         ours = self.state()
-        for name in ours.keys() - {"rows"} if not force else ():
-            if state.get(name) != ours[name]:
+        for name in sorted((ours.keys() | state.keys()) - {"rows"}) if not force else ():
+            if state.get(name) != ours.get(name):
                 raise ValueError(
-                    f"the state has {name}={state.get(name)!r}, this loader {ours[name]!r}: "
+                    f"the state has {name}={state.get(name)!r}, this loader {ours.get(name)!r}: "
                     "restore with the same, or with force=True from its row number alone"
                 )
         # Batches read ahead are those of the old place.

@@ -15,6 +15,7 @@ from tinylm.checkpoint import Training
 from tinylm.config import ConfigError, Run
 from tinylm.corpus import Corpus
 from tinylm.data import Dataset, Loader
+from tinylm.data.loader import of_settings
 from tinylm.data.turns import answers
 from tinylm.layers import copying
 from tinylm.layers.freezing import freeze
@@ -326,14 +327,11 @@ def loader(
         dataset,
         batch_size=run.train.batch_sizes.at(0),
         context_length=context_length,
-        order=run.data.order,
-        stride=run.data.stride,
-        mask_after_eos=run.data.mask_after_eos,
+        **of_settings(run.data),
         seed=run.train.seed,
         rank=session.rank,
         world_size=session.world,
         threads=run.data.threads,
         device=str(session.device),
         keep=answers(run.data.loss, dataset, tokenizer),
-        documents=run.data.document_mask,
     )

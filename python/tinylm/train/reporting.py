@@ -70,11 +70,12 @@ def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
     moved = finetuning.trainable(net)
     trained = "" if moved == counts["parameters"] else f" of which {moved:,} are trained"
     epochs = run.train.rows(run.train.steps) / rows
+    padding = f", {trainer.loader.padding:.2%} padding" if run.data.pack else ""
     return "\n".join(
         (
             f"run        {trainer.folder}",
             f"data       {shards}: {rows:,} rows of {net.config.context_length} tokens, "
-            f"{epochs:.2f} epochs",
+            f"{epochs:.2f} epochs{padding}",
             f"model      {net.config.architecture}, {counts['parameters']:,} parameters{trained}, "
             f"vocabulary {net.config.vocab_size:,}",
             f"device     {session.device}, {str(session.dtype).removeprefix('torch.')}, "

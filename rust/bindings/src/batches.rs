@@ -10,12 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use numpy::ndarray::Array2;
-use numpy::{IntoPyArray, PyArray2};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use tinylm_dataloader::batch::Filler;
+use tinylm_dataloader::pack::Limits;
+use tinylm_dataloader::plan::Span;
 use tinylm_dataloader::ring::Next;
-use tinylm_dataloader::{self as core, Batch, Element, Order, Plan, Slice, Windows};
+use tinylm_dataloader::{
+    self as core, Batch, Element, Masked, Order, Packed, Packing, Piece, Plan, Slice, Windows,
+};
 
 use crate::error::dataloader_error;
 use crate::shards::Tokens;
@@ -23,9 +27,11 @@ use crate::shards::Tokens;
 /// How long a wait without the GIL may be before Ctrl-C is looked for.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Tokens and targets: [B, T], or [T] for one row. The only plan is [`Windows`], whose batches have
-/// neither positions nor documents.
-type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
+/// Tokens and targets: [B, T], or [T] for one row; and of packed rows positions and documents of
+/// the same shape, and where their pieces end.
+type Arrays<'py> = (Array<'py>, Array<'py>, Option<Places<'py>>);
+type Places<'py> = (Array<'py>, Array<'py>, Array<'py>);
+type Array<'py> = Bound<'py, PyAny>;
 
 /// The rows of a dataset in their order.
 ///
@@ -33,18 +39,93 @@ type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
 #[pyclass(frozen, module = "tinylm._rust")]
 struct Rows {
     tokens: Arc<core::Tokens>,
-    plan: Windows,
-    mask_after: Option<u32>,
+    plan: Kind,
+    masked: Masked,
+}
+
+/// The plans that Python can ask for.
+#[derive(Clone, Debug)]
+enum Kind {
+    Windows(Windows),
+    Packed(Packed),
+}
+
+impl Plan for Kind {
+    fn n_rows(&self) -> u64 {
+        match self {
+            Self::Windows(plan) => plan.n_rows(),
+            Self::Packed(plan) => plan.n_rows(),
+        }
+    }
+
+    fn row_length(&self) -> usize {
+        match self {
+            Self::Windows(plan) => plan.row_length(),
+            Self::Packed(plan) => plan.row_length(),
+        }
+    }
+
+    fn row(&mut self, epoch: u64, i: u64, pieces: &mut Vec<Piece>) {
+        match self {
+            Self::Windows(plan) => plan.row(epoch, i, pieces),
+            Self::Packed(plan) => plan.row(epoch, i, pieces),
+        }
+    }
+
+    fn packed(&self) -> bool {
+        matches!(self, Self::Packed(_))
+    }
+
+    fn most_pieces(&self) -> usize {
+        match self {
+            Self::Windows(plan) => plan.most_pieces(),
+            Self::Packed(plan) => plan.most_pieces(),
+        }
+    }
+
+    fn scattered(&self) -> bool {
+        match self {
+            Self::Windows(plan) => plan.scattered(),
+            Self::Packed(plan) => plan.scattered(),
+        }
+    }
+
+    fn ahead(&mut self, epoch: u64, i: u64, n: u64) -> Vec<Span> {
+        match self {
+            Self::Windows(plan) => plan.ahead(epoch, i, n),
+            Self::Packed(plan) => plan.ahead(epoch, i, n),
+        }
+    }
+}
+
+/// The order of this name.
+fn order_of(name: &str) -> PyResult<Order> {
+    // The words of the setting are known here alone; the core has an enum.
+    match name {
+        "shuffle" => Ok(Order::Shuffle),
+        "sequential" => Ok(Order::Sequential),
+        "random" => Ok(Order::Random),
+        _ => Err(PyValueError::new_err(format!(
+            "order={name} must be shuffle, sequential or random"
+        ))),
+    }
+}
+
+/// What is left out; `mask_after` goes first.
+fn masked(mask_after: Option<u32>, mask_at: Option<u32>) -> Masked {
+    let at = mask_at.map_or(Masked::Nothing, Masked::At);
+    mask_after.map_or(at, Masked::After)
 }
 
 #[pymethods]
 impl Rows {
     /// Rows of `context_length` inputs, one each `stride` tokens. `order` is "shuffle",
-    /// "sequential" or "random". Targets after the first id `mask_after` of a row are left out.
+    /// "sequential" or "random". Targets after the first id `mask_after` of a row are left out, or
+    /// those that are `mask_at`.
     ///
     /// Raises `ValueError` for a number out of its range and a dataset too short for a row.
     #[new]
-    #[pyo3(signature = (tokens, *, order, seed, context_length, stride, mask_after))]
+    #[pyo3(signature = (tokens, *, order, seed, context_length, stride, mask_after, mask_at=None))]
     fn new(
         tokens: &Tokens,
         order: &str,
@@ -52,26 +133,75 @@ impl Rows {
         context_length: u64,
         stride: u64,
         mask_after: Option<u32>,
+        mask_at: Option<u32>,
     ) -> PyResult<Self> {
-        // The words of the setting are known here alone; the core has an enum.
-        let order = match order {
-            "shuffle" => Order::Shuffle,
-            "sequential" => Order::Sequential,
-            "random" => Order::Random,
-            _ => {
-                return Err(PyValueError::new_err(format!(
-                    "order={order} must be shuffle, sequential or random"
-                )));
-            }
-        };
         // Shared with `Tokens`, so that both use one cache and one set of hashed blocks.
         let tokens = Arc::clone(&tokens.0);
+        let order = order_of(order)?;
         let plan = Windows::new(order, seed, tokens.n_tokens(), context_length, stride)
             .map_err(dataloader_error)?;
         Ok(Self {
             tokens,
-            plan,
-            mask_after,
+            plan: Kind::Windows(plan),
+            masked: masked(mask_after, mask_at),
+        })
+    }
+
+    /// Rows of whole documents, whose `lengths` have eos in them. `order` is "shuffle" or
+    /// "sequential". Targets that are `mask_at` are left out. `limits` are those of tests (short
+    /// pieces, rows and inputs of a block, inputs of a window).
+    ///
+    /// Raises `ValueError` for a number out of its range, and lengths that are not those of the
+    /// dataset.
+    #[staticmethod]
+    #[pyo3(signature = (tokens, lengths, *, order, seed, context_length, mask_at, limits=None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "lifetimes")]
+    fn packed(
+        py: Python<'_>,
+        tokens: &Tokens,
+        lengths: &Bound<'_, PyArray1<u32>>,
+        order: &str,
+        seed: u64,
+        context_length: u64,
+        mask_at: Option<u32>,
+        limits: Option<(u64, u64, u64, u64)>,
+    ) -> PyResult<Self> {
+        let order = order_of(order)?;
+        let tokens = Arc::clone(&tokens.0);
+        let lengths = lengths.try_readonly()?.as_slice()?.to_vec();
+        let n: u64 = lengths.iter().copied().map(u64::from).sum();
+        if n != tokens.n_tokens() {
+            return Err(PyValueError::new_err(format!(
+                "the documents have {n} tokens together, and the dataset has {}",
+                tokens.n_tokens()
+            )));
+        }
+        let limits = limits.map_or_else(Limits::default, |(short, rows, block, window)| Limits {
+            short_pieces: short,
+            block_rows: rows,
+            block_inputs: block,
+            window_inputs: window,
+        });
+        let mut failed = None;
+        let plan = py.detach(|| {
+            // Millions of documents take seconds, and Ctrl-C must end them.
+            let mut interrupt = || {
+                Python::attach(|py| py.check_signals()).map_err(|error| {
+                    failed = Some(error);
+                    core::Error::Invalid("interrupted".to_owned())
+                })
+            };
+            let packing = Packing::new(lengths, context_length, limits, &mut interrupt)?;
+            Packed::new(Arc::new(packing), order, seed, limits)
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        Ok(Self {
+            tokens,
+            plan: Kind::Packed(plan.map_err(dataloader_error)?),
+            masked: masked(None, mask_at),
         })
     }
 
@@ -81,13 +211,24 @@ impl Rows {
         self.plan.n_rows()
     }
 
-    /// The token at which row `i` of `epoch` begins.
+    /// The token at which row `i` of `epoch` begins: where its first piece does.
     ///
     /// Raises `ValueError` if an epoch has no row `i`.
     fn start(&self, epoch: u64, i: u64) -> PyResult<u64> {
         self.plan.check_row(i).map_err(dataloader_error)?;
+        let mut pieces = Vec::new();
         // A clone, because a plan keeps the permutation it is at and `self` is frozen.
-        Ok(self.plan.clone().start(epoch, i))
+        self.plan.clone().row(epoch, i, &mut pieces);
+        Ok(pieces.first().map_or(0, |piece| piece.start))
+    }
+
+    /// Inputs of one epoch that are no padding, and the most pieces of a row.
+    #[getter]
+    fn filled(&self) -> (u64, usize) {
+        match &self.plan {
+            Kind::Windows(plan) => (plan.n_rows() * plan.row_length() as u64, 1),
+            Kind::Packed(plan) => (self.tokens.n_tokens() - 1, plan.most_pieces()),
+        }
     }
 
     /// Row `i` of `epoch`, as int64.
@@ -100,7 +241,11 @@ impl Rows {
         py.detach(|| self.filler().row(epoch, i, &mut batch))
             .map_err(dataloader_error)?;
         let array = |values: Vec<i64>| values.into_pyarray(py).into_any();
-        Ok((array(batch.tokens), array(batch.targets)))
+        let places = self.plan.packed().then(|| {
+            let (positions, documents) = (array(batch.positions), array(batch.documents));
+            (positions, documents, array(batch.ends))
+        });
+        Ok((array(batch.tokens), array(batch.targets), places))
     }
 
     /// Start the threads that make the batches from row `first_row` on.
@@ -142,17 +287,19 @@ impl Rows {
         Ok(Stream {
             running: running.map_err(dataloader_error)?,
             row_length: self.plan.row_length(),
+            // 0 for windows.
+            ends: usize::from(self.plan.packed()) * (self.plan.most_pieces() + 1),
         })
     }
 }
 
 impl Rows {
     /// What makes rows, for one thread or for many to clone.
-    fn filler(&self) -> Filler<Windows> {
+    fn filler(&self) -> Filler<Kind> {
         Filler::new(
             vec![Arc::clone(&self.tokens)],
             self.plan.clone(),
-            self.mask_after,
+            self.masked,
         )
     }
 }
@@ -168,6 +315,8 @@ enum Running {
 struct Stream {
     running: Running,
     row_length: usize,
+    /// Numbers of `ends` for each row; 0 if rows are not packed.
+    ends: usize,
 }
 
 #[pymethods]
@@ -210,7 +359,14 @@ impl Stream {
                 Next::Batch(batch) => {
                     let tokens = array(py, batch.tokens, self.row_length)?;
                     let targets = array(py, batch.targets, self.row_length)?;
-                    return Ok(Some((tokens, targets)));
+                    let places = if self.ends > 0 {
+                        let positions = array(py, batch.positions, self.row_length)?;
+                        let documents = array(py, batch.documents, self.row_length)?;
+                        Some((positions, documents, array(py, batch.ends, self.ends)?))
+                    } else {
+                        None
+                    };
+                    return Ok(Some((tokens, targets, places)));
                 }
                 Next::End => return Ok(None),
                 // Only here: a batch that is ready is handed out without a look at the signals.

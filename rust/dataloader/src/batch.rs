@@ -50,19 +50,35 @@ pub struct Batch<E> {
     pub positions: Vec<E>,
     /// Numbers of the tokens' documents, -1 for padding; empty if every row is one piece.
     pub documents: Vec<E>,
+    /// Where the pieces of each row end in it: [`Plan::most_pieces`] numbers, and the length of the
+    /// row for pieces that it does not have, and once more; empty if every row is one piece.
+    pub ends: Vec<E>,
+}
+
+/// Which targets a loss leaves out beside those that do not exist.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Masked {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those after the first of this id in a piece.
+    After(u32),
+    /// Those of this id: the ends of documents.
+    At(u32),
 }
 
 impl<E: Element> Batch<E> {
     /// An empty batch with room for `n` tokens.
-    fn with_room(n: usize, packed: bool) -> Self {
-        // An empty vector allocates nothing: windows pay for two arrays, not for four.
-        let other = if packed { n } else { 0 };
+    fn with_room(n: usize, ends: usize) -> Self {
+        // An empty vector allocates nothing: windows pay for two arrays, not for five.
+        let other = if ends > 0 { n } else { 0 };
         Self {
             // The token after a piece is read behind its inputs, and removed.
             tokens: Vec::with_capacity(n + 1),
             targets: Vec::with_capacity(n),
             positions: Vec::with_capacity(other),
             documents: Vec::with_capacity(other),
+            ends: Vec::with_capacity(ends),
         }
     }
 
@@ -136,8 +152,7 @@ impl Slice {
 pub struct Filler<P> {
     sources: Vec<(Arc<Tokens>, Reading)>,
     plan: P,
-    /// Targets after the first of these in a piece are left out.
-    mask_after: Option<u32>,
+    masked: Masked,
     /// The pieces of one row, kept so that a row needs no allocation.
     pieces: Vec<Piece>,
 }
@@ -145,9 +160,8 @@ pub struct Filler<P> {
 impl<P: Plan> Filler<P> {
     /// A filler of the rows of `plan`, whose pieces lie in `sources`.
     ///
-    /// `mask_after` is the id of eos if targets after the first eos of a piece are to be left out.
     /// Make it in the process that uses it: a forked child must not lock the cache.
-    pub fn new(sources: Vec<Arc<Tokens>>, plan: P, mask_after: Option<u32>) -> Self {
+    pub fn new(sources: Vec<Arc<Tokens>>, plan: P, masked: Masked) -> Self {
         let reading = if plan.scattered() {
             Reading::Far
         } else {
@@ -161,7 +175,7 @@ impl<P: Plan> Filler<P> {
         Self {
             sources: sources.into_iter().map(with_reading).collect(),
             plan,
-            mask_after,
+            masked,
             pieces: Vec::new(),
         }
     }
@@ -179,15 +193,21 @@ impl<P: Plan> Filler<P> {
         self.plan.row(epoch, i, &mut self.pieces);
         let length: usize = self.pieces.iter().map(|piece| piece.length).sum();
         // A longer row would shift every row after it, and nothing later would notice.
-        if length > self.plan.row_length() {
-            let problem =
-                format!("row {i} of epoch {epoch} has {length} inputs: a bug in its plan");
+        if length > self.plan.row_length() || self.pieces.len() > self.plan.most_pieces() {
+            let n = self.pieces.len();
+            let problem = format!(
+                "row {i} of epoch {epoch} has {length} inputs in {n} pieces: a bug in its plan"
+            );
             return Err(Error::Invalid(problem));
         }
         for piece in &self.pieces {
             self.piece(piece, batch)?;
         }
-        batch.pad(end, self.plan.packed());
+        let packed = self.plan.packed();
+        if packed {
+            self.ends(batch);
+        }
+        batch.pad(end, packed);
         Ok(())
     }
 
@@ -218,8 +238,12 @@ impl<P: Plan> Filler<P> {
         batch.tokens.truncate(first + length);
         // At the end of the source, the last input has no target.
         batch.targets.resize(first + length, E::from_id(IGNORED));
-        if let Some(eos) = self.mask_after {
-            leave_out_after(&mut batch.targets, first, E::from_id(i64::from(eos)));
+        match self.masked {
+            Masked::Nothing => {}
+            Masked::After(eos) => {
+                leave_out_after(&mut batch.targets, first, E::from_id(eos.into()));
+            }
+            Masked::At(eos) => leave_out(&mut batch.targets, first, E::from_id(eos.into())),
         }
         if self.plan.packed() {
             batch.positions.extend((0..length as i64).map(E::from_id));
@@ -229,6 +253,18 @@ impl<P: Plan> Filler<P> {
         Ok(())
     }
 
+    /// Appends where the pieces of the row end. A row of no pieces is all padding.
+    fn ends<E: Element>(&self, batch: &mut Batch<E>) {
+        let size = batch.ends.len() + self.plan.most_pieces() + 1;
+        let mut end = 0;
+        for piece in &self.pieces {
+            end += piece.length;
+            batch.ends.push(E::from_id(end as i64));
+        }
+        let length = E::from_id(self.plan.row_length() as i64);
+        batch.ends.resize(size, length);
+    }
+
     /// Our rows of the `number`-th batch of a stream.
     ///
     /// # Errors
@@ -236,8 +272,14 @@ impl<P: Plan> Filler<P> {
     /// What reading the tokens gives. Batches do not depend on each other, so others still succeed.
     pub fn batch<E: Element>(&mut self, slice: &Slice, number: u64) -> Result<Batch<E>> {
         let (packed, n_rows) = (self.plan.packed(), self.plan.n_rows());
-        let size = slice.rows() as usize * self.plan.row_length();
-        let mut batch = Batch::with_room(size, packed);
+        let rows = slice.rows() as usize;
+        let size = rows * self.plan.row_length();
+        let ends = if packed {
+            rows * (self.plan.most_pieces() + 1)
+        } else {
+            0
+        };
+        let mut batch = Batch::with_room(size, ends);
         // No overflow: `first_row` is below 2^62, and no run lasts for as many rows more.
         let first = slice.first_row + number * slice.batch_size;
         for k in 0..slice.rows() {
@@ -249,6 +291,9 @@ impl<P: Plan> Filler<P> {
             self.row(row / n_rows, row % n_rows, &mut batch)?;
         }
         batch.pad(size, packed);
+        // Rows past the end of the stream are one stretch of padding.
+        let length = E::from_id(self.plan.row_length() as i64);
+        batch.ends.resize(ends, length);
         // After the batch is complete: what is read ahead never delays it.
         let ahead = self
             .plan
@@ -259,6 +304,14 @@ impl<P: Plan> Filler<P> {
             }
         }
         Ok(batch)
+    }
+}
+
+/// Ignores the targets that are `eos` from `first` on.
+fn leave_out<E: Element>(targets: &mut [E], first: usize, eos: E) {
+    let ignored = E::from_id(IGNORED);
+    for target in targets.get_mut(first..).unwrap_or_default() {
+        *target = if *target == eos { ignored } else { *target };
     }
 }
 

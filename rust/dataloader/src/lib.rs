@@ -14,7 +14,9 @@
 //! | `blocks` | the blocks read last, kept in memory |
 //! | [`read`] | shards as one long array of tokens, [`Tokens`] |
 //! | [`order`] | which row comes when |
-//! | [`plan`] | what a row is made of: pieces of sources; [`Windows`] is the plan there is |
+//! | [`plan`] | what a row is made of: pieces of sources; [`Windows`] cuts them anywhere |
+//! | [`pack`] | which documents share a row |
+//! | [`packed`] | the plan of rows that hold whole documents, [`Packed`] |
 //! | [`batch`] | pieces to arrays: tokens, targets, positions, documents |
 //! | [`ring`] | batches made ahead by threads: [`Stream`] |
 //!
@@ -33,7 +35,7 @@
 //! use tinylm_dataloader::batch::Filler;
 //! use tinylm_dataloader::format::{HEADER_BYTES, Width};
 //! use tinylm_dataloader::write::Layout;
-//! use tinylm_dataloader::{Batch, Order, ShardEntry, ShardWriter, Tokens, Windows, plan};
+//! use tinylm_dataloader::{Batch, Masked, Order, ShardEntry, ShardWriter, Tokens, Windows, plan};
 //!
 //! # fn main() -> tinylm_dataloader::Result<()> {
 //! let folder = std::env::temp_dir().join(format!("tinylm-example-{}", std::process::id()));
@@ -58,7 +60,7 @@
 //! let tokens = Tokens::open(shards.collect(), Width::Two, plan::cached_blocks(Width::Two))?;
 //! let rows = Windows::new(Order::Sequential, 0, tokens.n_tokens(), 4, 4)?;
 //! let mut batch = Batch::<i64>::default();
-//! Filler::new(vec![Arc::new(tokens)], rows, None).row(0, 0, &mut batch)?;
+//! Filler::new(vec![Arc::new(tokens)], rows, Masked::Nothing).row(0, 0, &mut batch)?;
 //! assert_eq!(batch.tokens, [1, 2, 3, 99]);
 //! assert_eq!(batch.targets, [2, 3, 99, 4]);
 //! # std::fs::remove_dir_all(&folder).unwrap();
@@ -75,15 +77,19 @@ pub mod batch;
 mod blocks;
 pub mod format;
 pub mod order;
+pub mod pack;
+pub mod packed;
 pub mod plan;
 pub mod read;
 pub mod ring;
 pub mod shard;
 pub mod write;
 
-pub use batch::{Batch, Slice};
+pub use batch::{Batch, Masked, Slice};
 pub use format::Element;
 pub use order::Order;
+pub use pack::Packing;
+pub use packed::Packed;
 pub use plan::{Piece, Plan, Windows};
 pub use read::Tokens;
 pub use ring::Stream;

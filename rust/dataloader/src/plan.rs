@@ -12,8 +12,9 @@
 //! mixture     as either, with pieces of several sources
 //! ```
 //!
-//! [`Windows`] is the plan that is built; a plan of rows that hold whole documents, or of rows
-//! from several sources, is another implementation of the trait and changes nothing else.
+//! [`Windows`] cuts rows from a source without regard to documents, [`Packed`](crate::Packed) fills
+//! them with whole documents. A plan of rows from several sources is another implementation of the
+//! trait and changes nothing else.
 //!
 //! # The contract
 //!
@@ -26,9 +27,10 @@
 //! - Documents end with eos, so a piece that stops one token before its document does has eos as
 //!   its last target, and no target crosses into another document. A plan that lets a piece run
 //!   on over the end of a document, as windows do, says so with its length.
-//! - Positions count from 0 in every piece, `document` is repeated for every input of a piece. A
-//!   plan of one piece per row (not [`Plan::packed`]) has neither in its batches: there, the
-//!   positions of every row are 0 to T-1 and every row is one document.
+//! - Positions count from 0 in every piece, `document` is repeated for every input of a piece, and
+//!   the end of every piece is noted. A plan of one piece per row (not [`Plan::packed`]) has none
+//!   of them in its batches: there, the positions of every row are 0 to T-1 and every row is one
+//!   document.
 //! - Padding is token 0, target [`IGNORED`](crate::batch::IGNORED), position 0, document -1.
 //!
 //! A plan is a pure function of (epoch, row), or resuming would not give the same rows. Each
@@ -91,6 +93,11 @@ pub trait Plan: Clone + Debug + Send + 'static {
 
     /// Whether a row may have several pieces, so that batches carry positions and documents.
     fn packed(&self) -> bool;
+
+    /// The most pieces that any row has.
+    fn most_pieces(&self) -> usize {
+        1
+    }
 
     /// Whether consecutive rows are far apart, so that reading whole blocks for them is a waste.
     ///

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tinylm_dataloader::batch::{Batch, Filler, Slice};
-use tinylm_dataloader::{Order, Plan, Stream, Windows};
+use tinylm_dataloader::{Masked, Order, Plan, Stream, Windows};
 
 use crate::{EOS, Folder, dataset, from_row, next_batch};
 
@@ -14,7 +14,7 @@ fn streams_are_rows_in_order_for_any_threads_and_ranks() {
     let (tokens, _) = dataset(&folder.0, 300, 100, 2000);
     for order in [Order::Shuffle, Order::Sequential, Order::Random] {
         let rows = Windows::new(order, 3, tokens.n_tokens(), 32, 32).unwrap();
-        let mut filler = Filler::new(vec![Arc::clone(&tokens)], rows.clone(), Some(EOS));
+        let mut filler = Filler::new(vec![Arc::clone(&tokens)], rows.clone(), Masked::After(EOS));
         for (threads, prefetch, rank, world_size) in [(1, 1, 0, 1), (3, 2, 1, 3), (2, 5, 4, 5)] {
             let slice = Slice {
                 rank,
@@ -54,7 +54,7 @@ fn a_sequential_epoch_has_every_target_once_and_then_ends() {
             end_row: Some(rows.n_rows()),
             ..from_row(0, 5)
         };
-        let filler = Filler::new(vec![Arc::clone(&tokens)], rows, None);
+        let filler = Filler::new(vec![Arc::clone(&tokens)], rows, Masked::Nothing);
         let stream = Stream::start(&filler, slice, 2, 3).unwrap();
         let mut targets = Vec::new();
         while let Some(batch) = next_batch(&stream).unwrap() {
@@ -76,7 +76,7 @@ fn a_stream_dropped_while_full_or_empty_ends_its_threads() {
     let (tokens, _) = dataset(&folder.0, 300, 100, 2000);
     let rows = Windows::new(Order::Shuffle, 3, tokens.n_tokens(), 32, 32).unwrap();
     for wait in [0, 20] {
-        let filler = Filler::new(vec![Arc::clone(&tokens)], rows.clone(), None);
+        let filler = Filler::new(vec![Arc::clone(&tokens)], rows.clone(), Masked::Nothing);
         let stream: Stream<i64> = Stream::start(&filler, from_row(0, 8), 4, 2).unwrap();
         drop(filler);
         std::thread::sleep(Duration::from_millis(wait));
@@ -90,7 +90,7 @@ fn an_empty_stream_starts_no_thread_and_ends() {
     let folder = Folder::new("empty");
     let (tokens, _) = dataset(&folder.0, 30, 100, 2000);
     let rows = Windows::new(Order::Shuffle, 3, tokens.n_tokens(), 32, 32).unwrap();
-    let filler = Filler::new(vec![Arc::clone(&tokens)], rows, None);
+    let filler = Filler::new(vec![Arc::clone(&tokens)], rows, Masked::Nothing);
     let slice = Slice {
         end_row: Some(7),
         ..from_row(7, 4)

@@ -7,7 +7,7 @@ use tinylm_dataloader::format::Width;
 use tinylm_dataloader::order::{BLOCK_TOKENS, WINDOW_BLOCKS};
 use tinylm_dataloader::plan::Span;
 use tinylm_dataloader::read::Reading;
-use tinylm_dataloader::{Error, Order, Piece, Plan, ShardWriter, Stream, Tokens, Windows};
+use tinylm_dataloader::{Error, Masked, Order, Piece, Plan, ShardWriter, Stream, Tokens, Windows};
 
 use crate::{EOS, Folder, Random, dataset, entry, from_row, layout, next_batch};
 
@@ -36,28 +36,32 @@ impl Plan for Given {
     fn packed(&self) -> bool {
         true
     }
+
+    fn most_pieces(&self) -> usize {
+        2
+    }
 }
 
 /// The contract of a plan, token by token.
-fn fill(
-    sources: &[Vec<u32>],
-    pieces: &[Piece],
-    row_length: usize,
-    mask_after: Option<u32>,
-) -> Batch<i64> {
+fn fill(sources: &[Vec<u32>], pieces: &[Piece], row_length: usize, masked: Masked) -> Batch<i64> {
     let mut row = Batch::default();
     for piece in pieces {
         let source = &sources[piece.source];
         let mut ended = false;
         for position in 0..piece.length {
             let at = piece.start as usize + position;
-            let target = source.get(at + 1).copied().filter(|_| !ended);
-            ended |= target.is_some() && target == mask_after;
+            let mut target = source.get(at + 1).copied().filter(|_| !ended);
+            match masked {
+                Masked::Nothing => {}
+                Masked::After(eos) => ended |= target == Some(eos),
+                Masked::At(eos) => target = target.filter(|&id| id != eos),
+            }
             row.tokens.push(source[at].into());
             row.targets.push(target.map_or(-100, i64::from));
             row.positions.push(position as i64);
             row.documents.push(piece.document.into());
         }
+        row.ends.push(row.tokens.len() as i64);
     }
     while row.tokens.len() < row_length {
         row.tokens.push(0);
@@ -65,6 +69,8 @@ fn fill(
         row.positions.push(0);
         row.documents.push(-1);
     }
+    // Two pieces at the most, and the padding.
+    row.ends.resize(3, row_length as i64);
     row
 }
 
@@ -119,18 +125,19 @@ fn a_row_of_several_pieces_is_its_pieces_and_then_padding() {
         rows: rows.clone(),
         row_length: 61,
     };
-    for mask_after in [None, Some(EOS)] {
-        let filler = Filler::new(sources.clone(), plan.clone(), mask_after);
+    for masked in [Masked::Nothing, Masked::After(EOS), Masked::At(EOS)] {
+        let filler = Filler::new(sources.clone(), plan.clone(), masked);
         let stream: Stream<i64> = Stream::start(&filler, from_row(0, 7), 2, 3).unwrap();
         for first in (0..140).step_by(7) {
             let mut expected = Batch::default();
             for row in first..first + 7 {
                 let pieces = &rows[(row / 50 + row % 50) % 50];
-                let row = fill(&ids, pieces, 61, mask_after);
+                let row = fill(&ids, pieces, 61, masked);
                 expected.tokens.extend(row.tokens);
                 expected.targets.extend(row.targets);
                 expected.positions.extend(row.positions);
                 expected.documents.extend(row.documents);
+                expected.ends.extend(row.ends);
             }
             assert_eq!(next_batch(&stream).unwrap().unwrap(), expected);
         }
@@ -151,13 +158,14 @@ fn whole_documents_packed_into_a_row_end_with_eos_as_the_last_target() {
         row_length: 7,
     };
     let mut batch = Batch::<i64>::default();
-    let mut filler = Filler::new(vec![Arc::new(tokens)], plan, None);
+    let mut filler = Filler::new(vec![Arc::new(tokens)], plan, Masked::Nothing);
     filler.row(0, 0, &mut batch).unwrap();
     // The worked example of tests/test_loader.py.
     assert_eq!(batch.tokens, [1, 2, 3, 4, 5, 0, 0]);
     assert_eq!(batch.targets, [2, 99, 4, 5, 99, -100, -100]);
     assert_eq!(batch.positions, [0, 1, 0, 1, 2, 0, 0]);
     assert_eq!(batch.documents, [0, 0, 1, 1, 1, -1, -1]);
+    assert_eq!(batch.ends, [2, 5, 7]);
 }
 
 #[test]
@@ -208,6 +216,10 @@ fn a_filler_reads_ahead_in_the_source_that_its_plan_names() {
             self.0.packed()
         }
 
+        fn most_pieces(&self) -> usize {
+            self.0.most_pieces()
+        }
+
         fn ahead(&mut self, _epoch: u64, _i: u64, _n: u64) -> Vec<Span> {
             vec![Span {
                 source: 1,
@@ -229,7 +241,7 @@ fn a_filler_reads_ahead_in_the_source_that_its_plan_names() {
         rows: vec![vec![piece(0, 0, 8, 0)]],
         row_length: 8,
     });
-    let mut filler = Filler::new(sources.clone(), plan, None);
+    let mut filler = Filler::new(sources.clone(), plan, Masked::Nothing);
     let _: Batch<i64> = filler.batch(&from_row(0, 2), 0).unwrap();
     // The file is empty now, so what is read of it comes from memory.
     std::fs::File::create(wide.join("train-00000.bin")).unwrap();
@@ -243,11 +255,12 @@ fn windows_carry_neither_positions_nor_documents() {
     let folder = Folder::new("plain");
     let (tokens, _) = dataset(&folder.0, 30, 100, 2000);
     let rows = Windows::new(Order::Shuffle, 3, tokens.n_tokens(), 32, 32).unwrap();
-    let filler = Filler::new(vec![tokens], rows, None);
+    let filler = Filler::new(vec![tokens], rows, Masked::Nothing);
     let stream: Stream<i64> = Stream::start(&filler, from_row(0, 4), 1, 1).unwrap();
     let batch = next_batch(&stream).unwrap().unwrap();
     assert_eq!((batch.tokens.len(), batch.targets.len()), (128, 128));
     assert!(batch.positions.is_empty() && batch.documents.is_empty());
+    assert!(batch.ends.is_empty());
 }
 
 #[test]
@@ -260,12 +273,13 @@ fn pieces_that_do_not_fit_are_an_error_of_their_row() {
         vec![piece(0, n, 1, 0)],
         vec![piece(0, n - 1, 2, 0)],
         vec![piece(0, 0, 4, 0), piece(1, 0, 5, 1)],
+        vec![piece(0, 0, 1, 0), piece(1, 0, 1, 1), piece(0, 0, 1, 2)],
     ] {
         let plan = Given {
             rows: vec![wrong],
             row_length: 8,
         };
-        let mut filler = Filler::new(sources.clone(), plan, None);
+        let mut filler = Filler::new(sources.clone(), plan, Masked::Nothing);
         let row = filler.row(0, 0, &mut Batch::<i64>::default());
         assert!(matches!(row, Err(Error::Invalid(_))));
     }

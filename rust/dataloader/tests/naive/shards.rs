@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tinylm_dataloader::batch::Filler;
 use tinylm_dataloader::format::{Header, Width, hash};
 use tinylm_dataloader::read::Reading;
-use tinylm_dataloader::{Error, Order, ShardEntry, ShardWriter, Stream, Tokens, Windows};
+use tinylm_dataloader::{Error, Masked, Order, ShardEntry, ShardWriter, Stream, Tokens, Windows};
 
 use crate::{Folder, Random, dataset, entry, from_row, layout, next_batch};
 
@@ -125,7 +125,7 @@ fn a_damaged_block_is_an_error_of_the_batch_that_needs_it() {
     fs::write(&path, bytes).unwrap();
     let tokens = Tokens::open(vec![entry(&folder.0, &record)], Width::Two, 8).unwrap();
     let rows = Windows::new(Order::Sequential, 0, tokens.n_tokens(), 1000, 1000).unwrap();
-    let filler = Filler::new(vec![Arc::new(tokens)], rows, None);
+    let filler = Filler::new(vec![Arc::new(tokens)], rows, Masked::Nothing);
     let stream = Stream::start(&filler, from_row(0, 100), 2, 4).unwrap();
     for _ in 0..5 {
         assert!(next_batch(&stream).unwrap().is_some());
