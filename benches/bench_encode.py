@@ -4,12 +4,15 @@
     python benches/bench_encode.py english --to list     one text, one output
     python benches/bench_encode.py --json encode.json    the figures too
     python benches/bench_encode.py runs --sizes 1 8      hostile texts of 1 and 8 MB, ours alone
+    python benches/bench_encode.py line                  one line to a list, all peers
 
 Each measurement is a process of its own: it loads the vocabulary, encodes the first half of the
 text (cold) and then the second half, which shares no byte with it (warm). The ids of all must have
 one hash, or no speed is told. Rounds go in turn over the contenders; reported are medians, and the
 median of the ratios inside a round. The folder `TINYLM_DATA` has the texts and the vocabulary.
-Peers take part where they are installed: `pip install gigatoken fastokens tiktoken`.
+Lines are encoded in one process, thousands of times each, by one contender after the other.
+Peers take part where they are installed: `pip install gigatoken fastokens tiktoken splintr-rs
+toktok-rs`.
 """
 
 import argparse
@@ -33,6 +36,8 @@ import numpy as np
 
 TEXTS = ("english", "multilingual", "stdlib")
 PEERS = {"numpy": ("tinylm", "gigatoken"), "list": ("tinylm", "gigatoken", "fastokens", "tiktoken")}
+LINE = "The tokenizer reads a line of sixty characters, like 1 of it."
+CALLS = 20_000
 RUNS: dict[str, Callable[[random.Random, int], str]] = {
     "one letter": lambda _, n: "a" * n,
     "spaces": lambda _, n: " " * n,
@@ -78,6 +83,15 @@ def encoder(name: str, to: str, folder: Path) -> Callable[[str], Any]:
 
         fast = fastokens.Tokenizer.from_file(str(folder / "cl100k_base.json"))
         return lambda text: fast.encode(text, add_special_tokens=False).ids
+    if name == "splintr":
+        import splintr
+
+        return splintr.Tokenizer(str(ranks), splintr.CL100K_BASE_PATTERN, {}).encode
+    if name == "toktok":
+        import toktok
+
+        # Its public functions count only.
+        return toktok._encoding("cl100k_base").encode_ordinary
     import tiktoken
     from tiktoken.load import load_tiktoken_bpe
 
@@ -163,6 +177,29 @@ def hostile(sizes: list[int], folder: Path) -> dict[str, list[float]]:
     return speeds
 
 
+def line(rounds: int, folder: Path) -> dict[str, list[float]]:
+    """Microseconds for a line to a list, of each contender in each round."""
+    names = ("tinylm", "toktok", "splintr", "fastokens", "tiktoken", "gigatoken")
+    names = tuple(name for name in names if importlib.util.find_spec(name))
+    runs = {name: encoder(name, "list", folder) for name in names}
+    if len({tuple(run(LINE)) for run in runs.values()}) != 1:
+        raise SystemExit("the contenders give different ids for the line")
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.process_time()
+            for _ in range(CALLS):
+                run(LINE)
+            # The first round only warms up.
+            if number:
+                taken[name].append((time.process_time() - start) / CALLS * 1e6)
+    print(f"\na line of {len(LINE)} characters to a list, us")
+    for name, times in taken.items():
+        spread = f"{min(times):.2f} to {max(times):.2f}"
+        print(f"  {name:10} {statistics.median(times):6.2f} ({spread})")
+    return taken
+
+
 def main() -> None:
     """Run the texts named, or all."""
     if sys.argv[1:2] == ["--child"]:
@@ -170,21 +207,26 @@ def main() -> None:
         print(json.dumps(child(name, to, text_name, Path(place))))
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help=f"{', '.join(TEXTS)} or runs")
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help=f"{', '.join(TEXTS)}, runs or line"
+    )
     parser.add_argument("--to", choices=PEERS, help="default: both")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8], help="of runs, in MB")
     parser.add_argument("--json", type=Path, help="write the figures of every round")
     options = parser.parse_args()
-    unknown = [text for text in options.texts if text not in (*TEXTS, "runs")]
+    unknown = [text for text in options.texts if text not in (*TEXTS, "runs", "line")]
     if unknown:
-        parser.error(f"no text {unknown[0]!r}: {', '.join(TEXTS)} or runs")
+        parser.error(f"no text {unknown[0]!r}: {', '.join(TEXTS)}, runs or line")
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place))
         for text in options.texts or TEXTS:
             if text == "runs":
                 figures[text] = hostile(options.sizes, Path(place))
+                continue
+            if text == "line":
+                figures[text] = line(options.rounds, Path(place))
                 continue
             for to in (options.to,) if options.to else PEERS:
                 figures[f"{text} to {to}"] = race(text, to, options.rounds, Path(place))
