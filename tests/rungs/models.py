@@ -66,33 +66,6 @@ def unigram_peer(piece, scores, has_bytes):
 
 
 @st.composite
-def lines(draw):
-    """A text of words behind marks, and tokens in float32 that do not go on after a mark."""
-    tenths = st.integers(-90, -10).map(lambda tenth: unigram.float32(tenth / 10))
-    inside = st.text("ab", min_size=1, max_size=4)
-    tokens = st.dictionaries(inside | inside.map(MARK.__add__), tenths, max_size=12)
-    scores = {"<unk>": 0.0, MARK: -2.0, "a": -3.5, **draw(tokens)}
-    words = draw(st.lists(st.text("aab\xe9", min_size=1, max_size=12), min_size=1, max_size=12))
-    return "".join(MARK + word for word in words * draw(st.sampled_from([1, 1, 7]))), scores
-
-
-def lines_slow(text, scores):
-    ids = {token.encode(): i for i, token in enumerate(scores)}
-    own = {token.encode(): score for token, score in scores.items()}
-    return unigram.ids_of(text.encode(), unigram.viterbi_float32(text.encode(), own), ids, 0)
-
-
-def lines_fast(text, scores):
-    model = _rust.Model.unigram(list(scores.values()), unknown=0, float32=True)
-    tokens = {token.encode(): i for i, token in enumerate(scores)}
-    tokenizer = _rust.Tokenizer(tokens, model, "marks", [])
-    first = tokenizer.encode(text, "text")
-    # The second time most words come from the cache, and behind another text.
-    assert tokenizer.encode(text, "text") == first
-    return first
-
-
-@st.composite
 def over_bytes(draw):
     """Any bytes, and scores of all 256 of them and of some longer tokens."""
     longer = draw(st.dictionaries(st.binary(min_size=2, max_size=4), grid, max_size=8))
@@ -326,13 +299,6 @@ RUNGS = (
         lambda: (*frequent(), False),
         peer=unigram_peer,
         covers=("Model", "Model.unigram"),
-    ),
-    rust_rung(
-        "unigram float32",
-        lines_slow,
-        lines_fast,
-        lines(),
-        lambda: (MARK + frequent()[0], frequent()[1]),
     ),
     rust_rung(
         "unigram over bytes",

@@ -1,10 +1,10 @@
-"""Other segmentations than the best: drawn ones, and the n best, in Rust and in lists."""
+"""Other segmentations than the best: drawn ones, the n best, and those of rounded sums."""
 
 from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from tests.rungs.models import frequent, merges, scored, unigrams
+from tests.rungs.models import MARK, frequent, merges, scored, unigrams
 from tests.rungs.rung import rust_rung
 from tests.support.strategies import assigned_text, runs
 from tests.support.tokenizer_data import TOKENIZERS, standard_library
@@ -54,6 +54,33 @@ def sample_slow(piece, scores, has_bytes, alpha, seed):
 
 def sample_fast(piece, scores, has_bytes, alpha, seed):
     return core_of(scores, has_bytes).sample(piece, "text", seed, alpha, None, None)
+
+
+@st.composite
+def lines(draw):
+    """A text of words behind marks, and tokens in float32 that do not go on after a mark."""
+    tenths = st.integers(-90, -10).map(lambda tenth: unigram.float32(tenth / 10))
+    inside = st.text("ab", min_size=1, max_size=4)
+    tokens = st.dictionaries(inside | inside.map(MARK.__add__), tenths, max_size=12)
+    scores = {"<unk>": 0.0, MARK: -2.0, "a": -3.5, **draw(tokens)}
+    words = draw(st.lists(st.text("aab\xe9", min_size=1, max_size=12), min_size=1, max_size=12))
+    return "".join(MARK + word for word in words * draw(st.sampled_from([1, 1, 7]))), scores
+
+
+def lines_slow(text, scores):
+    ids = {token.encode(): i for i, token in enumerate(scores)}
+    own = {token.encode(): score for token, score in scores.items()}
+    return unigram.ids_of(text.encode(), unigram.viterbi_float32(text.encode(), own), ids, 0)
+
+
+def lines_fast(text, scores):
+    model = _rust.Model.unigram(list(scores.values()), unknown=0, float32=True)
+    tokens = {token.encode(): i for i, token in enumerate(scores)}
+    tokenizer = _rust.Tokenizer(tokens, model, "marks", [])
+    first = tokenizer.encode(text, "text")
+    # The second time most words come from the cache, and behind another text.
+    assert tokenizer.encode(text, "text") == first
+    return first
 
 
 # BPE
@@ -116,6 +143,13 @@ def joined(strategy, *more):
 
 
 RUNGS = (
+    rust_rung(
+        "unigram float32",
+        lines_slow,
+        lines_fast,
+        lines(),
+        lambda: (MARK + frequent()[0], frequent()[1]),
+    ),
     rust_rung(
         "unigram n best",
         n_best_slow,
