@@ -39,7 +39,7 @@ def test_no_display_ends_the_work(gone, capsys):
     _show_progress(2, 2)
     draw(3, 3)
     progress = Progress("train", 100)
-    progress.show(10, 3)
+    progress.add(10, 3)
     progress.end()
     # Nothing goes to standard output instead.
     assert capsys.readouterr().out == ""

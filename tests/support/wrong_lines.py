@@ -102,7 +102,7 @@ PYTHON = [
         "schedule",
     ),
     Mutant(
-        "python/tinylm/data/loader.py",
+        "python/tinylm/data/batch.py",
         "None if self.documents is None else self.documents[which],",
         "None if self.positions is None else self.positions[which],",
         "micro_batch",

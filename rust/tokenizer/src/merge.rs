@@ -15,7 +15,7 @@
 //! stretches above that go there. [`crate::long`] cuts a long piece into short stretches.
 //!
 //! What did not help: merging eight words side by side, so that one waits for memory while the
-//! others go on (340 ns a word: branches are what costs, not memory), and tokens found from the
+//! others go on (340 ns per word: branches are what costs, not memory), and tokens found from the
 //! left in a trie with a check of neighbours (420 ns, and 25 ms to build the trie).
 //!
 //! All are held to `python/tinylm/reference/byte_bpe.py` by the rungs of [`crate::bpe`].
