@@ -59,10 +59,20 @@ def test_a_million_characters_of_one_kind_are_encoded_as_by_tiktoken(unit: str) 
     assert tokenizer.encode(text) == tiktoken_of(tokenizer).encode_ordinary(text)
 
 
-def test_training_on_one_enormous_word_takes_linear_time() -> None:
+# In the second and the third, pairs come and go at every place of a merge.
+@pytest.mark.parametrize(
+    "word",
+    [
+        lambda size: "".join(random.Random(0).choices("abcdefgh", k=size)),
+        lambda size: "a" * size,
+        lambda size: "abcd" * (size // 4),
+    ],
+    ids=["letters", "a", "abcd"],
+)
+@pytest.mark.filterwarnings("ignore:the corpus gives a vocabulary")
+def test_training_on_one_enormous_word_takes_linear_time(word: Callable[[int], str]) -> None:
     def train(size: int) -> Tokenizer:
-        word = "".join(random.Random(0).choices("abcdefgh", k=size))
-        return Tokenizer.train([word], vocab_size=400)
+        return Tokenizer.train([word(size)], vocab_size=400)
 
     small = seconds(lambda: train(60_000))
     large = seconds(lambda: train(480_000))

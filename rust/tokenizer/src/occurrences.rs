@@ -266,14 +266,17 @@ impl Pairs {
         Ok(start as u32)
     }
 
-    /// Puts the index of a pair into the first slot never used from its home on.
+    /// Puts the index of a pair into the first slot from its home on that holds none.
+    ///
+    /// Slots of pairs that are gone are used again: in `aaaa` the pair of a merged token with the
+    /// next `a` comes and goes at every place, and would leave a slot behind each time.
     fn place_index(&mut self, pair: usize) {
         let mut at = self.home(self.all[pair].key);
-        while self.slots[at] != FREE {
+        while self.slots[at] != FREE && self.slots[at] != GONE {
             at = (at + 1) & (self.slots.len() - 1);
         }
+        self.used += usize::from(self.slots[at] == FREE);
         self.slots[at] = pair as u32 + 1;
-        self.used += 1;
     }
 
     /// Where the search for a key begins.
