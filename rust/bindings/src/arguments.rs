@@ -15,6 +15,7 @@ use tinylm_tokenizer as core;
 use tinylm_tokenizer::Interrupt;
 
 use crate::error::tokenizer_error;
+use crate::layout::Layout;
 
 /// Signals are looked at this often, and a progress callback called a fifth as often.
 ///
@@ -117,8 +118,10 @@ pub(crate) fn import_numpy(py: Python<'_>) -> PyResult<()> {
 pub(crate) enum Text {
     /// The UTF-8 that Python keeps beside a string.
     Str(PyBackedStr),
-    /// Any bytes, not only UTF-8, and the UTF-8 of a long string.
+    /// Any bytes, not only UTF-8; and, where its layout is not known, the UTF-8 of a long string.
     Bytes(PyBackedBytes),
+    /// The UTF-8 of a long string.
+    Own(Vec<u8>),
 }
 
 impl Text {
@@ -127,6 +130,7 @@ impl Text {
         match self {
             Self::Str(text) => text.as_bytes(),
             Self::Bytes(text) => text,
+            Self::Own(text) => text,
         }
     }
 }
@@ -137,6 +141,12 @@ impl<'py> FromPyObject<'_, 'py> for Text {
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         if let Ok(text) = object.cast::<PyString>() {
             let long = text.len()? >= LONG && !text.call_method0("isascii")?.is_truthy()?;
+            if long
+                && let Some(layout) = Layout::of(object.py())
+                && let Some(own) = layout.utf8(&text)?
+            {
+                return Ok(Self::Own(own));
+            }
             let taken = if long {
                 text.encode_utf8().map(|bytes| Self::Bytes(bytes.into()))
             } else {

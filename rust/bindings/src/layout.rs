@@ -12,18 +12,21 @@
 //! string without its characters, the other gives bytes another length.
 
 use std::ffi::{CStr, c_int, c_void};
+use std::slice;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyInt, PyList, PyString};
-use tinylm_tokenizer::Width;
+use tinylm_tokenizer::{Width, narrow};
 
 /// Where fields lie, in bytes from the start of an object.
 const REFERENCES: usize = 0;
 const TYPE: usize = 8;
 const SIZE: usize = 16;
 const VALUE: usize = 24;
+/// The bits that say how a string is kept.
+const STATE: usize = 32;
 /// References that an integer has at first which is never freed, where none lives for ever by
 /// itself: 2^62, of which a list takes one for each place that it has the integer at.
 const MANY: u64 = 1 << 62;
@@ -55,6 +58,9 @@ pub(crate) struct Layout {
     references: u64,
     /// Where the characters of a string begin, by its width.
     characters: [usize; 4],
+    /// How far the bytes of a character are shifted in the bits of a string; the bit above these
+    /// three says that the characters follow the object.
+    kind: u32,
     pub(crate) new_string: NewString,
     pub(crate) resize_bytes: ResizeBytes,
 }
@@ -108,6 +114,38 @@ impl Layout {
     pub(crate) fn characters(&self, width: Width) -> usize {
         self.characters[width as usize]
     }
+
+    /// The UTF-8 of a string that is not ASCII; None if it is, if its characters lie elsewhere, and
+    /// if UTF-8 cannot express it.
+    pub(crate) fn utf8(&self, text: &Bound<'_, PyString>) -> PyResult<Option<Vec<u8>>> {
+        let length = text.len()?;
+        // SAFETY: a string of this layout has these bits. They say that its characters follow it,
+        // and of how many bytes each is; the string keeps them while it lives, and never changes.
+        #[expect(unsafe_code, reason = "measured in the header of `narrow`")]
+        unsafe {
+            let state = field::<u32>(text.as_ptr(), STATE) >> self.kind;
+            // One, two or four bytes, and characters that follow the object; not ASCII.
+            let start = |width: Width| {
+                let start = text.as_ptr().cast::<u8>().add(self.characters(width));
+                start.cast::<std::ffi::c_void>()
+            };
+            Ok(match state & 0b1_1111 {
+                0b0_1001 => narrow(slice::from_raw_parts(
+                    start(Width::One).cast::<u8>(),
+                    length,
+                )),
+                0b0_1010 => narrow(slice::from_raw_parts(
+                    start(Width::Two).cast::<u16>(),
+                    length,
+                )),
+                0b0_1100 => narrow(slice::from_raw_parts(
+                    start(Width::Four).cast::<u32>(),
+                    length,
+                )),
+                _ => None,
+            })
+        }
+    }
 }
 
 /// The items of a list: they may be read while the list is as long as `PyList::len` says, which it
@@ -152,6 +190,7 @@ fn found(py: Python<'_>) -> PyResult<Option<Layout>> {
         others: [0; 2],
         references: MANY,
         characters: [0; 4],
+        kind: 0,
         // SAFETY: CPython has declared the two functions like this from 3.3 on.
         #[expect(unsafe_code, reason = "see SAFETY")]
         new_string: unsafe { std::mem::transmute::<*mut c_void, NewString>(new_string) },
@@ -205,6 +244,7 @@ impl Layout {
     /// Whether strings are as expected; notes where their characters begin.
     fn sees_strings(&mut self, py: Python<'_>) -> PyResult<bool> {
         let widths = [Width::Ascii, Width::One, Width::Two, Width::Four];
+        let mut states: Vec<(u32, u32)> = Vec::new();
         for (width, last) in widths
             .into_iter()
             .zip(['c', '\u{e9}', '\u{4e2d}', '\u{1f600}'])
@@ -233,8 +273,20 @@ impl Layout {
                 }
             }
             self.characters[width as usize] = start;
+            // SAFETY: every string is longer than these bits are far from its start.
+            #[expect(unsafe_code, reason = "see SAFETY")]
+            let state = unsafe { field::<u32>(string.as_ptr(), STATE) };
+            states.push((state, 1 << (width as u32).saturating_sub(1)));
         }
-        Ok(true)
+        // The bytes of a character, then a bit for characters that follow, and one for ASCII.
+        let shift = (0..28).find(|shift| {
+            states.iter().enumerate().all(|(number, &(state, bytes))| {
+                let ascii = if number == 0 { 0b1_0000 } else { 0 };
+                state >> shift & 0b1_1111 == (ascii | 0b1000 | bytes)
+            })
+        });
+        self.kind = shift.unwrap_or(0);
+        Ok(shift.is_some())
     }
 }
 
