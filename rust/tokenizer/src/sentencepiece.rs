@@ -98,23 +98,35 @@ impl Normalise {
         }
         let mut after_blank = spec.collapse;
         while !rest.is_empty() {
-            let run = self.run(rest.as_bytes());
+            let run = self.short_run(rest.as_bytes());
             if run > 0 {
-                out.push_str(&rest[..run]);
+                // Eight bytes at once and some of them back: one store in place of a copying loop.
+                let end = out.len() + run;
+                out.push_str(&rest[..8]);
+                out.truncate(end);
                 rest = &rest[run..];
                 after_blank = false;
+                if self.is_blank(rest.as_bytes()) {
+                    rest = &rest[1..];
+                    out.push_str(blank);
+                    after_blank = spec.collapse;
+                }
                 continue;
             }
             // The usual blank, without a search in the map.
-            if self.plain_blank
-                && rest.as_bytes()[0] == b' '
-                && rest.as_bytes().get(1).is_none_or(u8::is_ascii)
-            {
+            if self.is_blank(rest.as_bytes()) {
                 rest = &rest[1..];
                 if !after_blank {
                     out.push_str(blank);
                 }
                 after_blank = spec.collapse;
+                continue;
+            }
+            let run = self.run(rest.as_bytes());
+            if run > 0 {
+                out.push_str(&rest[..run]);
+                rest = &rest[run..];
+                after_blank = false;
                 continue;
             }
             let (length, part) = self.first(rest);
@@ -195,8 +207,30 @@ impl Normalise {
         }
     }
 
-    /// How many bytes at the beginning stay as they are.
+    /// Whether the text begins with a blank that no key of the map holds.
     #[inline]
+    fn is_blank(&self, text: &[u8]) -> bool {
+        self.plain_blank && text.first() == Some(&b' ') && text.get(1).is_none_or(u8::is_ascii)
+    }
+
+    /// How many of eight bytes of ASCII at the beginning stay as they are; 0 if there are no eight.
+    #[inline]
+    fn short_run(&self, text: &[u8]) -> usize {
+        let Some(eight) = text.first_chunk() else {
+            return 0;
+        };
+        if !self.plain_printed || !eight.is_ascii() {
+            return 0;
+        }
+        let printed = printed(u64::from_le_bytes(*eight));
+        // The last of them may begin a key with the character after it.
+        match text.get(printed) {
+            Some(0x80..) => printed.saturating_sub(1),
+            _ => printed,
+        }
+    }
+
+    /// How many bytes at the beginning stay as they are.
     fn run(&self, text: &[u8]) -> usize {
         let mut plain = 0;
         while self.plain_printed

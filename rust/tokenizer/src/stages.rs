@@ -169,7 +169,9 @@ impl Staged {
             let made = Aligned::new(text, base).normalised(steps, interrupt)?;
             (made.text.into(), made.origin)
         } else {
-            let text = String::from_utf8_lossy(text);
+            // Valid as a rule, which is checked far faster than the lossy way goes.
+            let valid = std::str::from_utf8(text).map(Cow::Borrowed);
+            let text = valid.unwrap_or_else(|_| String::from_utf8_lossy(text));
             (normalise(steps, text, interrupt)?, Vec::new())
         };
         self.late.segments(text.as_bytes(), policy, |segment| {

@@ -8,6 +8,8 @@
 
 /// No token, and the parent of a free unit.
 const NONE: u32 = u32::MAX;
+/// The parent of the root, which is no unit: no step leads to the root.
+const OUTSIDE: u32 = u32::MAX - 1;
 /// Free units that are tried for a node with several children before it gets a new block: it keeps
 /// building linear, and costs a tenth of the memory.
 const TRIES: usize = 48;
@@ -57,8 +59,7 @@ impl Trie {
         };
         builder.units.push(FREE);
         builder.grow();
-        // The root is never free; no step leads to it, since no child of it is at 0.
-        builder.units[0].parent = 0;
+        builder.units[0].parent = OUTSIDE;
         // A list and not a recursion: a key may be long.
         let mut open = vec![(0u32, 0usize, 0, builder.keys.len())];
         while let Some((node, depth, from, to)) = open.pop() {
@@ -69,33 +70,22 @@ impl Trie {
         }
     }
 
-    /// The child of `node` by `byte`; the root is node 0.
-    #[inline]
-    pub(crate) fn step(&self, node: u32, byte: u8) -> Option<u32> {
-        let at = self.units[node as usize].base ^ u32::from(byte);
-        // Of the root's children none is at 0, whose parent is 0 too.
-        (at != 0 && self.units.get(at as usize)?.parent == node).then_some(at)
-    }
-
-    /// The number of the key that ends at `node`.
-    #[inline]
-    pub(crate) fn value(&self, node: u32) -> Option<u32> {
-        let value = self.units[node as usize].value;
-        (value != NONE).then_some(value)
-    }
-
     /// Calls `each(length, number)` for every key that `text` begins with, the shortest first.
     #[inline]
     pub(crate) fn prefixes(&self, text: &[u8], mut each: impl FnMut(usize, u32)) {
-        let mut node = 0;
+        let (mut node, mut base) = (0, self.units[0].base);
         for (at, &byte) in text.iter().enumerate() {
-            let Some(child) = self.step(node, byte) else {
+            let child = base ^ u32::from(byte);
+            let Some(unit) = self.units.get(child as usize) else {
                 return;
             };
-            node = child;
-            if let Some(value) = self.value(node) {
-                each(at + 1, value);
+            if unit.parent != node {
+                return;
             }
+            if unit.value != NONE {
+                each(at + 1, unit.value);
+            }
+            (node, base) = (child, unit.base);
         }
     }
 

@@ -28,8 +28,9 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug)]
 pub(crate) struct Unigram {
     trie: Trie,
-    /// By the number in the trie: the id of a token and its score.
-    tokens: Vec<(u32, f64)>,
+    /// The ids of the tokens, by their numbers in the trie, and their scores.
+    ids: Vec<u32>,
+    scores: Vec<f64>,
     unknown_score: f64,
     fallback: Fallback,
     /// Whether all 256 bytes are tokens, so that a token may begin inside a character.
@@ -46,10 +47,11 @@ pub(crate) struct Edge {
     pub(crate) score: f64,
 }
 
-/// The best path that ends at a place: its score and its last token.
+/// The best path that ends at a place: its score and its last token, and the score of the second.
 #[derive(Debug, Clone, Copy)]
 struct Best {
     score: f64,
+    second: f64,
     start: u32,
     /// In the trie; NONE for an unknown character.
     token: u32,
@@ -57,6 +59,7 @@ struct Best {
 
 const UNREACHED: Best = Best {
     score: f64::NEG_INFINITY,
+    second: f64::NEG_INFINITY,
     start: NONE,
     token: NONE,
 };
@@ -65,8 +68,8 @@ const UNREACHED: Best = Best {
 #[derive(Default)]
 pub(crate) struct Scratch {
     best: Vec<Best>,
-    /// The tokens of the best path from the right: (start, end, token).
-    path: Vec<(usize, usize, u32)>,
+    /// The tokens of the best path; the score of each is the sum up to it.
+    pub(crate) path: Vec<Edge>,
 }
 
 impl Unigram {
@@ -114,11 +117,8 @@ impl Unigram {
         let lowest = known().fold(f64::INFINITY, |low, (_, &score)| low.min(score));
         Ok(Self {
             trie: Trie::new(known().map(|(at, _)| (tokens[at as usize].0.as_slice(), at))),
-            tokens: tokens
-                .iter()
-                .map(|t| t.1)
-                .zip(scores.iter().copied())
-                .collect(),
+            ids: tokens.iter().map(|token| token.1).collect(),
+            scores: scores.to_vec(),
             unknown_score: if lowest.is_finite() { lowest } else { 0.0 } - PENALTY,
             fallback: Fallback::new(&id_of, byte_fallback, unknown, true),
             over_bytes,
@@ -166,33 +166,8 @@ impl Unigram {
         interrupt: &mut Interrupt<'_>,
         mut each: impl FnMut(u32, (usize, usize)),
     ) -> Result<(), Error> {
-        numbered(piece)?;
-        self.forward(piece, &mut scratch.best, interrupt)?;
-        let path = &mut scratch.path;
-        path.clear();
-        let mut end = piece.len();
-        while end > 0 {
-            let best = scratch.best[end];
-            let start = best.start as usize;
-            match path.last_mut() {
-                // Unknown neighbours are one stretch.
-                Some(last) if best.token == NONE && last.2 == NONE => last.0 = start,
-                _ => path.push((start, end, best.token)),
-            }
-            end = start;
-        }
-        for &(start, end, token) in path.iter().rev() {
-            if let Some(&(id, _)) = self.tokens.get(token as usize) {
-                each(id, (start, end));
-            } else {
-                let mut at = start;
-                let unknown = |id, length| {
-                    each(id, (at, at + length));
-                    at += length;
-                };
-                self.fallback.tokens(&piece[start..end], false, unknown);
-            }
-        }
+        self.best(piece, 0.0, scratch, interrupt)?;
+        self.each_id(piece, &scratch.path, &mut each);
         Ok(())
     }
 
@@ -223,7 +198,7 @@ impl Unigram {
                     start,
                     end: start + length,
                     token,
-                    score: self.tokens[token as usize].1,
+                    score: self.scores[token as usize],
                 });
             });
             if !is_known {
@@ -253,7 +228,7 @@ impl Unigram {
     ) {
         for part in path.chunk_by(|a, b| a.token == NONE && b.token == NONE) {
             let (first, last) = (part[0], part[part.len() - 1]);
-            if let Some(&(id, _)) = self.tokens.get(first.token as usize) {
+            if let Some(&id) = self.ids.get(first.token as usize) {
                 each(id, (first.start, first.end));
             } else {
                 let mut at = first.start;
@@ -267,52 +242,75 @@ impl Unigram {
         }
     }
 
-    /// The best path to every place of `piece`.
-    fn forward(
+    /// Writes the tokens of the best path into `scratch.path`; returns whether the sum of
+    /// each is better than that of any other way to the place where it ends, by more than `rounding`
+    /// for each character before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLong`] for a piece of 4 GiB or more, and any error that `interrupt` returns.
+    #[inline]
+    pub(crate) fn best(
         &self,
         piece: &[u8],
-        best: &mut Vec<Best>,
+        rounding: f64,
+        scratch: &mut Scratch,
         interrupt: &mut Interrupt<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
+        let Scratch { best, path } = scratch;
         best.clear();
         best.resize(piece.len() + 1, UNREACHED);
         best[0].score = 0.0;
-        let (mut start, mut tick) = (0, TICK);
-        while start < piece.len() {
-            if start >= tick {
-                interrupt()?;
-                tick = start + TICK;
-            }
-            let rest = &piece[start..];
-            let character = if self.over_bytes { 1 } else { width(rest) };
-            let so_far = best[start].score;
-            let mut is_known = false;
-            self.trie.prefixes(rest, |length, token| {
-                let score = so_far + self.tokens[token as usize].1;
-                let place = &mut best[start + length];
-                // Strictly: of equal paths the one with the earlier start stays.
-                if place.start == NONE || score > place.score {
-                    *place = Best {
-                        score,
-                        start: start as u32,
-                        token,
-                    };
-                }
-                is_known |= length == character;
+        self.edges(piece, interrupt, |edge| {
+            let score = best[edge.start].score + edge.score;
+            let place = &mut best[edge.end];
+            // Strictly: of equal paths the one with the earlier start stays. Without a branch,
+            // which nobody could predict.
+            let better = place.start == NONE || score > place.score;
+            let (lower, last) = if better {
+                (place.score, (edge.start as u32, edge.token))
+            } else {
+                (score, (place.start, place.token))
+            };
+            *place = Best {
+                score: if better { score } else { place.score },
+                second: if lower > place.second {
+                    lower
+                } else {
+                    place.second
+                },
+                start: last.0,
+                token: last.1,
+            };
+        })?;
+        path.clear();
+        let (mut end, mut is_clear) = (piece.len(), true);
+        while end > 0 {
+            let Best {
+                score,
+                second,
+                start,
+                token,
+            } = best[end];
+            let margin = score - second;
+            // The bytes first, which are no fewer and need no counting.
+            is_clear = is_clear
+                && (margin > end as f64 * rounding
+                    || !self.over_bytes && margin > characters(&piece[..end]) as f64 * rounding);
+            path.push(Edge {
+                start: start as usize,
+                end,
+                token,
+                score,
             });
-            if !is_known {
-                let score = so_far + self.unknown_score;
-                let place = &mut best[start + character];
-                if place.start == NONE || score > place.score {
-                    *place = Best {
-                        score,
-                        start: start as u32,
-                        token: NONE,
-                    };
-                }
-            }
-            start += character;
+            end = start as usize;
         }
-        Ok(())
+        path.reverse();
+        Ok(is_clear)
     }
+}
+
+/// How many characters there are in text.
+fn characters(text: &[u8]) -> usize {
+    text.iter().filter(|&&byte| byte & 0xC0 != 0x80).count()
 }

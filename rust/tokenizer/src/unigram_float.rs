@@ -13,12 +13,12 @@
 //! Defined by `viterbi_float32` in `python/tinylm/reference/unigram.py`, held to it by the rung
 //! `unigram float32`, and to sentencepiece by `tests/test_sentencepiece.py`.
 
-use crate::unigram::{Edge, Unigram};
+use crate::unigram::{self, Edge, Unigram};
 use crate::{Error, Interrupt};
 
 /// Up to this sum the bound of the rounding holds.
 const SUM: f64 = 16384.0;
-/// What two ways through a word are rounded by for each of its bytes: half an ulp below [`SUM`],
+/// What two ways through a word are rounded by for each of its characters: half an ulp below [`SUM`],
 /// for both.
 const ROUNDING: f64 = SUM / (1 << 24) as f64;
 
@@ -28,9 +28,8 @@ pub(crate) struct Scratch {
     /// The place in the text, and the sum of what is before it.
     at: usize,
     sum: f32,
-    /// The best way to each place: its score and last token, and the score of the second best.
-    best: Vec<(f64, Option<Edge>, f64)>,
-    /// The same in float32.
+    best: unigram::Scratch,
+    /// The best way to each place in float32: its score and its last token.
     rounded: Vec<(f32, Option<Edge>)>,
     path: Vec<Edge>,
 }
@@ -57,33 +56,8 @@ pub(crate) fn encode(
     interrupt: &mut Interrupt<'_>,
 ) -> Result<bool, Error> {
     let piece = &text[from..to];
-    let best = &mut scratch.best;
-    best.clear();
-    best.resize(
-        piece.len() + 1,
-        (f64::NEG_INFINITY, None, f64::NEG_INFINITY),
-    );
-    best[0].0 = 0.0;
-    model.edges(piece, interrupt, |edge| {
-        let score = best[edge.start].0 + edge.score;
-        let place = &mut best[edge.end];
-        if place.1.is_none() || score > place.0 {
-            *place = (score, Some(edge), place.0);
-        } else {
-            place.2 = place.2.max(score);
-        }
-    })?;
-    let path = &mut scratch.path;
-    path.clear();
-    let (mut end, mut margin) = (piece.len(), f64::INFINITY);
-    while let (score, Some(edge), second) = best[end] {
-        margin = margin.min(score - second);
-        path.push(edge);
-        end = edge.start;
-    }
-    if margin > piece.len() as f64 * ROUNDING {
-        path.reverse();
-        model.each_id(piece, path, each);
+    if model.best(piece, ROUNDING, &mut scratch.best, interrupt)? {
+        model.each_id(piece, &scratch.best.path, each);
         return Ok(true);
     }
     // Tokens end before blanks, so the text before it may be added up as one piece.
