@@ -189,6 +189,10 @@ impl Worker {
                 let (start, mut from, mut alone) = (span(at).0, 0, true);
                 while from < piece.len() {
                     let to = model.part(piece, from);
+                    if to - from == piece.len() {
+                        alone = model.encode_in(text, span(at), scratch, merged, interrupt)?;
+                        break;
+                    }
                     let (place, part) = (cache.place(piece, from, to), &piece[from..to]);
                     if let Some(ids) = cache.ids(&place, part) {
                         merged.extend_from_slice(ids);
