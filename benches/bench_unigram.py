@@ -61,7 +61,7 @@ def likelihood(normal: list[str], tokens: list[bytes], scores: list[float]) -> t
     model = _rust.Model.unigram([*scores, min(scores)], unknown=len(tokens))
     named = {token: id for id, token in enumerate([*tokens, b"<unk>"])}
     core = _rust.Tokenizer(named, model, "marks", [])
-    ids, _ = core.encode_batch(normal, "text")
+    ids, _ = core.encode_batch(normal, "text", "uint32")
     check(bool((ids < len(tokens)).all()), "a character is unknown")
     return float(np.array(scores)[ids].sum()), len(ids)
 

@@ -244,7 +244,8 @@ def test_a_bad_pattern_is_an_error_that_says_why(pattern: str, reason: str) -> N
 
 
 def test_a_pattern_that_gives_up_is_an_error() -> None:
-    tokenizer = Tokenizer.train(["a b"], vocab_size=257, pattern=r"(a|b|ab)*(?=c)|\s|.")
+    # A look at two characters is left to the engine that backtracks; others never give up.
+    tokenizer = Tokenizer.train(["a b"], vocab_size=257, pattern=r"(a|b|ab)*(?=cd)|\s|.")
     with pytest.raises(ValueError, match="gave up"):
         tokenizer.encode("ab" * 100)
 

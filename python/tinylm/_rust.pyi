@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 __all__ = [
     "BLOCK_BYTES",
@@ -119,16 +119,18 @@ class Tokenizer:
     def pattern(self) -> str: ...
     def encode(self, text: str | bytes, special: str | Iterable[str]) -> list[int]: ...
     def encode_array(
-        self, text: str | bytes, special: str | Iterable[str]
-    ) -> NDArray[np.uint32]: ...
+        self, text: str | bytes, special: str | Iterable[str], dtype: DTypeLike
+    ) -> NDArray[np.uint32] | NDArray[np.uint16]:
+        """The ids as uint32 or uint16; ValueError if the vocabulary has greater ones."""
+
     def encode_offsets(
         self, text: str | bytes, special: str | Iterable[str]
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """The ids, and for each the stretch [n, 2] of `text` that it comes of."""
 
     def encode_batch(
-        self, texts: list[str | bytes], special: str | Iterable[str]
-    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
+        self, texts: list[str | bytes], special: str | Iterable[str], dtype: DTypeLike
+    ) -> tuple[NDArray[np.uint32] | NDArray[np.uint16], NDArray[np.int64]]: ...
     def sample(
         self,
         text: str | bytes,

@@ -107,6 +107,11 @@ def around_the_cut(name, text, more):
     return core.encode(text.encode()[:at], "allow") + core.encode(rest, "allow")
 
 
+def short(name, text):
+    ids = TOKENIZERS[name].encode_array(text, special="allow", dtype="uint16")
+    return str(ids.dtype), ids.tolist()
+
+
 def batch(name, texts):
     ids, offsets = TOKENIZERS[name].encode_batch(texts, special="allow")
     return [ids[a:b].tolist() for a, b in pairwise(offsets)]
@@ -268,6 +273,13 @@ RUNGS = (
         st.tuples(named, assigned_text()),
         example=code,
         covers=("Tokenizer.encode_array",),
+    ),
+    rust_rung(
+        "encode to uint16",
+        lambda name, text: ("uint16", encode_special(name, text)),
+        short,
+        st.tuples(named, assigned_text()),
+        example=code,
     ),
     rust_rung(
         "count",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 # All ids in a row, and where those of each text begin, with the number of all at the end.
-Rows: TypeAlias = "tuple[NDArray[np.uint32], NDArray[np.int64]]"
+Rows: TypeAlias = "tuple[NDArray[np.uint32] | NDArray[np.uint16], NDArray[np.int64]]"
 
 
 class Template(NamedTuple):
@@ -50,7 +50,7 @@ class Template(NamedTuple):
         sizes = [np.diff(texts[part][1]) if isinstance(part, str) else 1 for part in parts]
         offsets = np.zeros_like(first[1])
         np.cumsum(sum(sizes, np.zeros(len(offsets) - 1, np.int64)), out=offsets[1:])
-        out = np.empty(offsets[-1], np.uint32)
+        out = np.empty(offsets[-1], first[0].dtype)
         # The place of the next id of each row.
         place = offsets[:-1].copy()
         for part, size in zip(parts, sizes, strict=True):

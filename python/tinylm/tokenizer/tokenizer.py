@@ -20,11 +20,13 @@ from tinylm.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from tinylm.config import Kind
 
     Ids = Iterable[int] | NDArray[np.integer[Any]]
+    # Of uint32 or uint16, as asked for.
+    Array = NDArray[Any]
 
 
 class Tokenizer(Vocabulary, Segmentations):
@@ -289,12 +291,19 @@ class Tokenizer(Vocabulary, Segmentations):
         special: Special = "raise",
         template: bool = False,
         pair: str | bytes | None = None,
-    ) -> "NDArray[np.uint32]":
-        """The ids of `encode` as an array (n,) of uint32, several times faster than a list."""
+        dtype: "DTypeLike" = "uint32",
+    ) -> "Array":
+        """The ids of `encode` as an array (n,), several times faster than a list.
+
+        `dtype` is "uint32" or "uint16" (or NumPy's type of that name), which takes half the memory.
+        ValueError if the largest id of the vocabulary does not fit, whatever the text.
+        """
         if template or pair is not None:
             pairs = None if pair is None else [pair]
-            return self.encode_batch([text], special=special, template=template, pairs=pairs)[0]
-        return self._core.encode_array(text, special)
+            return self.encode_batch(
+                [text], special=special, template=template, pairs=pairs, dtype=dtype
+            )[0]
+        return self._core.encode_array(text, special, dtype)
 
     def encode_offsets(
         self, text: str | bytes, *, special: Special = "raise"
@@ -316,20 +325,22 @@ class Tokenizer(Vocabulary, Segmentations):
         special: Special = "raise",
         template: bool = False,
         pairs: Iterable[str | bytes] | None = None,
-    ) -> "tuple[NDArray[np.uint32], NDArray[np.int64]]":
-        """The ids of all `texts` in a row, uint32 (n,), and offsets, int64 (texts + 1,), over all
-        cores: those of text i are `ids[offsets[i]:offsets[i + 1]]`.
+        dtype: "DTypeLike" = "uint32",
+    ) -> "tuple[Array, NDArray[np.int64]]":
+        """The ids of all `texts` in a row, (n,), and offsets, int64 (texts + 1,), over all cores:
+        those of text i are `ids[offsets[i]:offsets[i + 1]]`.
 
-        `template` is that of `encode`; `pairs` are the second texts, one for each.
+        `template` is that of `encode`, `dtype` that of `encode_array`; `pairs` are the second
+        texts, one for each.
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be an iterable of texts; for one text use encode_array")
         texts, pairs = list(texts), None if pairs is None else list(pairs)
         parts.check_pair(pairs, template=template, texts=len(texts))
-        first = self._core.encode_batch(texts, special)
+        first = self._core.encode_batch(texts, special, dtype)
         if not template:
             return first
-        second = None if pairs is None else self._core.encode_batch(pairs, special)
+        second = None if pairs is None else self._core.encode_batch(pairs, special, dtype)
         return parts.template(self._contents).join_batch(first, second)
 
     def encode_iterable(self, texts: Iterable[str], *, special: Special = "raise") -> Iterator[int]:
@@ -353,7 +364,11 @@ class Tokenizer(Vocabulary, Segmentations):
         return chunks(self._core, texts, special, size)
 
     def count(self, text: str | bytes, *, special: Special = "raise") -> int:
-        """The number of ids of `text`."""
+        """The number of ids of `text`, in memory that does not grow with it.
+
+        Except for a tokenizer that normalises texts or cuts them by several steps: there the ids
+        between two added tokens are in memory together, as in `encode`.
+        """
         return self._core.count(text, special)
 
     def decode(self, ids: "Ids", *, errors: Literal["replace", "strict"] = "replace") -> str:

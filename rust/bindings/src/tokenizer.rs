@@ -3,13 +3,13 @@
 //! Held to `python/tinylm/reference/byte_bpe.py` by the rungs of `tests/rungs/text.py` and
 //! `tests/rungs/vocabulary.py`: each public method has one.
 
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayDescr, PyArrayDescrMethods, PyArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use tinylm_tokenizer as core;
-use tinylm_tokenizer::{AddedToken, Policy, Sampling};
+use tinylm_tokenizer::{AddedToken, Id, Policy, Sampling};
 
 use crate::arguments::{Text, detached, import_numpy};
 use crate::error::tokenizer_error;
@@ -18,8 +18,10 @@ use crate::lists::list_of;
 use crate::models::Model;
 use crate::stages;
 
+/// Ids of the type that was asked for.
+type Array<'py> = Bound<'py, PyAny>;
 /// The ids of many texts and where those of each begin.
-type Batch<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
+type Batch<'py> = (Array<'py>, Bound<'py, PyArray1<i64>>);
 /// The ids of a text, and the stretch that each comes of.
 type Placed<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray2<i64>>);
 
@@ -72,6 +74,52 @@ impl Tokenizer {
     /// Every id is below `vocab_size`, since the core made it, so the index is never out of range.
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
         list_of(py, ids, self.core.vocab_size())
+    }
+
+    /// Whether `dtype` is uint16 and not uint32; both may be a name, a type of `NumPy` or a dtype.
+    fn is_short(&self, dtype: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = dtype.py();
+        // The default, without a dtype made of it.
+        if dtype.cast::<PyString>().is_ok_and(|name| name == "uint32") {
+            return Ok(false);
+        }
+        let found = PyArrayDescr::new(py, dtype).ok();
+        let is = |wanted| {
+            found
+                .as_ref()
+                .is_some_and(|found| found.is_equiv_to(&wanted))
+        };
+        if is(numpy::dtype::<u32>(py)) {
+            return Ok(false);
+        }
+        if !is(numpy::dtype::<u16>(py)) {
+            let message = format!("dtype={dtype}: ids are handed out as uint32 or uint16");
+            return Err(PyValueError::new_err(message));
+        }
+        let largest = self.core.vocab_size().saturating_sub(1);
+        if largest > usize::from(u16::MAX) {
+            return Err(PyValueError::new_err(format!(
+                "dtype=uint16: the largest id of the vocabulary is {largest}, and uint16 ends at \
+                 {}; use uint32",
+                u16::MAX
+            )));
+        }
+        Ok(true)
+    }
+
+    /// The ids of all texts over all cores, and where those of each begin.
+    fn batch<'py, I: Id + numpy::Element>(
+        &self,
+        py: Python<'py>,
+        texts: &[Text],
+        policy: &Policy,
+    ) -> PyResult<Batch<'py>> {
+        let texts: Vec<&[u8]> = texts.iter().map(Text::bytes).collect();
+        // 0 threads: one for each core.
+        let (ids, offsets) = detached(py, |stop| {
+            self.core.encode_batch::<I>(&texts, policy, 0, stop)
+        })?;
+        Ok((ids.into_pyarray(py).into_any(), offsets.into_pyarray(py)))
     }
 }
 
@@ -145,17 +193,28 @@ impl Tokenizer {
     }
 
     /// The ids of `text` as an array: quicker than the list, as nothing is made for each id.
+    ///
+    /// Raises `ValueError` for a `dtype` but uint32 and uint16, and where that is too small.
     fn encode_array<'py>(
         &self,
         py: Python<'py>,
         text: Text,
         special: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        dtype: &Bound<'py, PyAny>,
+    ) -> PyResult<Array<'py>> {
         // Before the work, because it may fail or be interrupted.
         import_numpy(py)?;
         let policy = self.policy(special)?;
+        if self.is_short(dtype)? {
+            // In portions: all ids as u32 first would be twice as much memory again.
+            let texts = [text.bytes()];
+            let (ids, _) = detached(py, |stop| {
+                self.core.encode_batch::<u16>(&texts, &policy, 1, stop)
+            })?;
+            return Ok(ids.into_pyarray(py).into_any());
+        }
         let ids = detached(py, |stop| self.core.encode(text.bytes(), &policy, stop))?;
-        Ok(ids.into_pyarray(py))
+        Ok(ids.into_pyarray(py).into_any())
     }
 
     /// The ids of `text`, and for each the stretch of the text that it comes of: characters of a
@@ -183,18 +242,21 @@ impl Tokenizer {
     }
 
     /// The ids of all texts in one array, and where those of each begin, with the end at last.
+    ///
+    /// `dtype` is that of `encode_array`.
     fn encode_batch<'py>(
         &self,
         py: Python<'py>,
         texts: Vec<Text>,
         special: &Bound<'py, PyAny>,
+        dtype: &Bound<'py, PyAny>,
     ) -> PyResult<Batch<'py>> {
         import_numpy(py)?;
         let policy = self.policy(special)?;
-        let texts: Vec<&[u8]> = texts.iter().map(Text::bytes).collect();
-        // 0 threads: one for each core.
-        let (ids, offsets) = detached(py, |stop| self.core.encode_batch(&texts, &policy, 0, stop))?;
-        Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
+        if self.is_short(dtype)? {
+            return self.batch::<u16>(py, &texts, &policy);
+        }
+        self.batch::<u32>(py, &texts, &policy)
     }
 
     /// The ids of `text` in a segmentation drawn with `seed`: `dropout` for a BPE, else `alpha`
@@ -245,8 +307,7 @@ impl Tokenizer {
     /// How many ids `text` has.
     fn count(&self, py: Python<'_>, text: Text, special: &Bound<'_, PyAny>) -> PyResult<usize> {
         let policy = self.policy(special)?;
-        // Nothing cheaper than encoding knows the number.
-        Ok(detached(py, |stop| self.core.encode(text.bytes(), &policy, stop))?.len())
+        detached(py, |stop| self.core.count(text.bytes(), &policy, stop))
     }
 
     /// The bytes of `ids`, joined. Raises `KeyError` for an id that no token has.

@@ -132,7 +132,7 @@ pub use characters::{Characters, within};
 pub use charsmap::Charsmap;
 pub use count::WordCounts;
 pub use count_file::{Counted, join_counts, note_of};
-pub use encode::Tokenizer;
+pub use encode::{Id, Tokenizer};
 pub use error::Error;
 pub use expression::Expression;
 pub use find::{Behaviour, Find};

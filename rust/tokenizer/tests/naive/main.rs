@@ -337,7 +337,7 @@ fn batches_and_counts_do_not_depend_on_threads() {
     let tokenizer = tokenizer(&trained, "gpt4", false);
     let batch = |threads| {
         tokenizer
-            .encode_batch(&texts, &Policy::Allow, threads, &mut no_interrupt)
+            .encode_batch::<u32>(&texts, &Policy::Allow, threads, &mut no_interrupt)
             .unwrap()
     };
     let (ids, offsets) = batch(1);
@@ -359,7 +359,8 @@ fn the_first_error_of_a_batch_is_told_whatever_the_threads() {
     texts[4][200..207].copy_from_slice(b"<|end|>");
     let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
     for threads in 1..4 {
-        let result = tokenizer.encode_batch(&texts, &Policy::Raise, threads, &mut no_interrupt);
+        let result =
+            tokenizer.encode_batch::<u32>(&texts, &Policy::Raise, threads, &mut no_interrupt);
         let expected = Error::SpecialToken {
             token: "<|end|>".into(),
             position: 100,
