@@ -58,6 +58,8 @@ def report(race: Race, results: dict[str, dict[str, list[float]]]) -> None:
 
 def middle_half(values: list[float]) -> tuple[float, float]:
     """The first and the third quartile."""
+    # One round has no spread.
+    values = values * 2 if len(values) == 1 else values
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, high
 
