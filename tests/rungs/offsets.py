@@ -119,6 +119,7 @@ RUNGS = (
         lambda text: ours(ADDED, text.encode()),
         st.tuples(added_texts),
         example=lambda: ("  ".join([standard_library(1)[:10_000]] * 4),),
+        cost=2,
     ),
     rust_rung(
         "offsets of stages",

@@ -258,6 +258,7 @@ RUNGS = (
         allow,
         st.tuples(named, with_special),
         example=lambda: ("gpt4", SPECIAL[0].join([standard_library(1)[:10_000]] * 4)),
+        cost=5,
     ),
     rust_rung(
         "special tokens, some",
@@ -273,6 +274,7 @@ RUNGS = (
         st.tuples(named, assigned_text()),
         example=code,
         covers=("Tokenizer.encode_array",),
+        cost=2,
     ),
     rust_rung(
         "encode to uint16",
@@ -280,6 +282,7 @@ RUNGS = (
         short,
         st.tuples(named, assigned_text()),
         example=code,
+        cost=2,
     ),
     rust_rung(
         "count",
@@ -288,6 +291,7 @@ RUNGS = (
         st.tuples(named, assigned_text()),
         example=code,
         covers=("Tokenizer.count",),
+        cost=2,
     ),
     rust_rung(
         "encode batch",
