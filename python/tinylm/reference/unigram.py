@@ -81,7 +81,12 @@ def viterbi(piece: bytes, scores: Scores, slack: float = 0.0) -> Path:
         total = best[start][0] + score
         if end not in best or total > best[end][0] + slack:
             best[end] = (total, start, known)
-    path, end = [], len(piece)
+    return _path(best, len(piece))
+
+
+def _path(best: dict[int, tuple[float, int, bool]], end: int) -> Path:
+    """The way back from `end` through the best tokens that end at each place, the first first."""
+    path = []
     while end > 0:
         _, start, known = best[end]
         path.append((start, end, known))
@@ -99,12 +104,7 @@ def viterbi_float32(piece: bytes, scores: Scores) -> Path:
         total = float32(best[start][0] + (score if known else float32(score)))
         if end not in best or total > best[end][0]:
             best[end] = (total, start, known)
-    path, end = [], len(piece)
-    while end > 0:
-        _, start, known = best[end]
-        path.append((start, end, known))
-        end = start
-    return path[::-1]
+    return _path(best, len(piece))
 
 
 def float32(x: float) -> float:
