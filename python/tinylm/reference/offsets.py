@@ -141,13 +141,7 @@ def _replaced(chars: Aligned, pattern: Mapping[str, str], content: str) -> Align
 
 def cut(chars: Aligned, steps: Iterable[Mapping[str, Any]]) -> list[Aligned]:
     """The pieces of a text after all pre-tokenizers; none is empty."""
-    found = [chars] if chars else []
-    begins = True
-    for step in steps:
-        parts = [_cut(piece, step, first=begins and i == 0) for i, piece in enumerate(found)]
-        begins = begins and bool(parts and parts[0] and parts[0][0])
-        found = [piece for part in parts for piece in part if piece]
-    return found
+    return pieces.through(chars, steps, _cut)
 
 
 def _cut(chars: Aligned, step: Mapping[str, Any], *, first: bool) -> list[Aligned]:

@@ -6,14 +6,16 @@ of a file, with the keys and types of the file.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import regex
 
 from tinylm.reference.patterns import split
 
+# A text, or its characters with what else is known of them.
+T = TypeVar("T", bound=Sequence[Any])
 # A stretch of a piece, and whether it was looked for and found.
 Found = list[tuple[str, bool]]
 SPACE = regex.compile(r"\s")
@@ -27,11 +29,18 @@ SCRIPTS = (
 
 def cut(text: str, steps: Iterable[Mapping[str, Any]]) -> list[str]:
     """The pieces of a text after all steps; none is empty."""
+    return through(text, steps, _step)
+
+
+def through(
+    text: T, steps: Iterable[Mapping[str, Any]], cut_one: Callable[..., list[T]]
+) -> list[T]:
+    """What is left of a text after `cut_one(piece, step, first=)` of each step; none is empty."""
     pieces = [text] if text else []
     begins = True
     for step in steps:
         # Only the piece that begins the text knows that it does, until something before it goes.
-        parts = [_step(piece, step, first=begins and i == 0) for i, piece in enumerate(pieces)]
+        parts = [cut_one(piece, step, first=begins and i == 0) for i, piece in enumerate(pieces)]
         begins = begins and bool(parts and parts[0] and parts[0][0])
         pieces = [piece for part in parts for piece in part if piece]
     return pieces
