@@ -163,13 +163,13 @@ def cut_theirs(text, found):
 def cuttings(draw):
     """A text and some steps, ByteLevel at most once and anywhere."""
     found = draw(st.lists(PRE_TOKENIZERS, max_size=3))
+    if draw(FLAGS):
+        found.insert(draw(st.integers(0, len(found))), draw(BYTE_LEVEL))
     # tokenizers takes every piece whose offset is 0 for the first one: behind the blank that
     # ByteLevel puts in, and between the bytes of a first character.
     kinds = [step["type"] for step in found]
     late = [step.get("prepend_scheme") == "first" for step in found]
     assume(not any(first and "ByteLevel" in kinds[:at] for at, first in enumerate(late)))
-    if draw(FLAGS):
-        found.insert(draw(st.integers(0, len(found))), draw(BYTE_LEVEL))
     return draw(texts), found
 
 
