@@ -128,8 +128,8 @@ def char_bpe_slow(piece, tokens, pairs, more):
     return char_bpe.encode(piece, tokens, {pair: r for r, pair in enumerate(pairs)}, **more)
 
 
-def char_bpe_fast(piece, tokens, pairs, more):
-    model = _rust.Model.char_bpe(
+def char_bpe_model(tokens, pairs, more):
+    return _rust.Model.char_bpe(
         [(tokens[left], tokens[right]) for left, right in pairs],
         unknown=tokens.get(more["unknown"]),
         fuse_unknown=more["fuse"],
@@ -137,7 +137,10 @@ def char_bpe_fast(piece, tokens, pairs, more):
         prefix=more["prefix"],
         suffix=more["suffix"],
     )
-    return core(tokens, model, piece)
+
+
+def char_bpe_fast(piece, tokens, pairs, more):
+    return core(tokens, char_bpe_model(tokens, pairs, more), piece)
 
 
 def char_bpe_peer(piece, tokens, pairs, more):

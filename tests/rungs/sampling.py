@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from tests.rungs.models import MARK, frequent, merges, scored, unigrams
+from tests.rungs.models import MARK, char_bpe_model, frequent, merges, scored, unigrams
 from tests.rungs.rung import rust_rung
 from tests.support.strategies import assigned_text, runs
 from tests.support.tokenizer_data import TOKENIZERS, standard_library
@@ -111,14 +111,7 @@ def char_dropout_slow(piece, tokens, pairs, more, p, seed):
 
 
 def char_dropout_fast(piece, tokens, pairs, more, p, seed):
-    model = _rust.Model.char_bpe(
-        [(tokens[left], tokens[right]) for left, right in pairs],
-        unknown=tokens.get(more["unknown"]),
-        fuse_unknown=more["fuse"],
-        byte_fallback=more["byte_fallback"],
-        prefix=more["prefix"],
-        suffix=more["suffix"],
-    )
+    model = char_bpe_model(tokens, pairs, more)
     spelled = {token.encode(): id for token, id in tokens.items()}
     return _rust.Tokenizer(spelled, model, "whole", []).sample(piece, "text", seed, 1.0, None, p)
 
