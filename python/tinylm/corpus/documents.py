@@ -12,6 +12,20 @@ Kind = Literal["text", "chat"]
 
 
 @dataclass(frozen=True, slots=True)
+class Section:
+    """Documents that are read without those before them: as a rule those of one file.
+
+    `documents` gives those of both splits in one reading, each after whether it is validation.
+    A document comes in parts that make it together: a text of one document need not fit memory. It
+    is not read before its first part is asked for. `bytes` is the size of the source.
+    """
+
+    bytes: int
+    # A function and not an iterator: a run reads a section several times.
+    documents: Callable[[], Iterator[tuple[bool, Iterable[str]]]]
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus:
     """The documents of one source, of which `val_fraction` is validation.
 
@@ -28,11 +42,17 @@ class Corpus:
     fingerprint: str
     val_fraction: float
     separator: str
-    # The documents of a split, each in parts that make it together: a text of one document need
-    # not fit memory. A function and not an iterator: a run reads a split several times.
-    streams: Callable[[bool], Iterator[Iterable[str]]]
+    # In their order; several processes prepare different sections.
+    sections: tuple[Section, ...]
     notes: tuple[str, ...] = ()
     kind: Kind = "text"
+
+    def streams(self, validation: bool) -> Iterator[Iterable[str]]:
+        """The documents of a split, each in parts that make it together."""
+        for section in self.sections:
+            for held_out, document in section.documents():
+                if held_out == validation:
+                    yield document
 
     def train(self) -> Iterator[str]:
         """The documents to train on, one at a time."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tinylm.corpus.documents import Corpus
-from tinylm.corpus.splits import Streams, split
+from tinylm.corpus.documents import Corpus, Section
+from tinylm.corpus.splits import split
 from tinylm.corpus.texts import Text, inspect, kind_of, unused
 
 
@@ -25,15 +25,16 @@ def file(
     text = inspect(path, path.name.encode(), separator, sha256)
     notes = text.notes + unused([text], separator, source)
     if text.is_one_document:
-        streams = _cut_in_two(text, source, val_fraction)
+        sections: tuple[Section, ...] = (_cut_in_two(text, source, val_fraction),)
     else:
-        streams, note = split([text], val_fraction, source)
+        sections, note = split([text], val_fraction, source)
         notes += (note,) if note else ()
     size, kind = text.size, kind_of([text], source)
-    return Corpus(name, source, 1, size, text.digest, val_fraction, separator, streams, notes, kind)
+    digest = text.digest
+    return Corpus(name, source, 1, size, digest, val_fraction, separator, sections, notes, kind)
 
 
-def _cut_in_two(text: Text, source: str, val_fraction: float) -> Streams:
+def _cut_in_two(text: Text, source: str, val_fraction: float) -> Section:
     """The first part of a text to train on, the last to validate on."""
     begin, size, path = text.begin, text.size, text.path
     # By bytes and not by characters: the file need not be read to find the place.
@@ -45,13 +46,12 @@ def _cut_in_two(text: Text, source: str, val_fraction: float) -> Streams:
             f"data.val_fraction={val_fraction}"
         )
 
-    def streams(validation: bool) -> Iterator[Iterable[str]]:
-        # Only its own part: the two splits together read the file once.
-        part = (cut, end) if validation else (begin, cut)
-        if part[0] < part[1]:
-            yield text.parts(*part)
+    def documents() -> Iterator[tuple[bool, Iterable[str]]]:
+        for validation, (first, last) in ((False, (begin, cut)), (True, (cut, end))):
+            if first < last:
+                yield validation, text.parts(first, last)
 
-    return streams
+    return Section(size, documents)
 
 
 def _cut(path: Path, at: int) -> int:

@@ -134,7 +134,7 @@ def _of_texts(
     for text in texts:
         # A zero byte ends the name, because no name holds one: two folders cannot give equal bytes.
         digest.update(text.label + b"\0" + bytes.fromhex(text.digest))
-    streams, note = split(texts, val_fraction, source)
+    sections, note = split(texts, val_fraction, source)
     notes = [*_first_of_each(texts), *unused(texts, separator, source), *([note] if note else [])]
     size = sum(text.size for text in texts)
     return Corpus(
@@ -145,7 +145,7 @@ def _of_texts(
         digest.hexdigest(),
         val_fraction,
         separator,
-        streams,
+        sections,
         tuple(notes),
         kind_of(texts, source),
     )

@@ -1,14 +1,15 @@
 """The documents of files, split into training and validation."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
-from tinylm.corpus.documents import in_validation
+from tinylm.corpus.documents import Section, in_validation
 from tinylm.corpus.texts import Text
 
-Streams = Callable[[bool], Iterator[Iterable[str]]]
 
-
-def split(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Streams, str]:
+def split(
+    texts: Sequence[Text], val_fraction: float, source: str
+) -> tuple[tuple[Section, ...], str]:
     """The documents by split, and a word to the user if the hash could not choose.
 
     A hash of its label chooses the split of each document: of its content in rows and between
@@ -16,22 +17,24 @@ def split(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Stre
     it may with a few, the last `val_fraction` of the text is held out.
     """
 
-    # Both splits are read as streams of their own: which documents fall into them is never stored.
-    def by_hash(validation: bool) -> Iterator[Iterable[str]]:
-        def wanted(label: bytes) -> bool:
-            return in_validation(label, val_fraction) == validation
+    # Which documents fall into a split is never stored.
+    def held_out(label: bytes) -> bool:
+        return in_validation(label, val_fraction)
 
-        for text in texts:
-            yield from text.streams(wanted)
-
-    # With more than a few documents each of these reads one or a few dozen.
-    has_each = [next(by_hash(validation), None) is not None for validation in (False, True)]
-    if (val_fraction in (0, 1) and has_each[int(val_fraction)]) or all(has_each):
-        return by_hash, ""
+    sections = tuple(Section(text.size, partial(text.streams, held_out)) for text in texts)
+    wanted = {bool(val_fraction)} if val_fraction in (0, 1) else {False, True}
+    for section in sections:
+        for validation, _ in section.documents():
+            wanted.discard(validation)
+            # As a rule after a few dozen documents.
+            if not wanted:
+                return sections, ""
     return _by_place(texts, val_fraction, source)
 
 
-def _by_place(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[Streams, str]:
+def _by_place(
+    texts: Sequence[Text], val_fraction: float, source: str
+) -> tuple[tuple[Section, ...], str]:
     """The last `val_fraction` of the bytes of all documents in their order is validation."""
 
     def every() -> Iterator[bytes]:
@@ -55,23 +58,24 @@ def _by_place(texts: Sequence[Text], val_fraction: float, source: str) -> tuple[
             f"data.val_fraction={val_fraction}"
         )
 
-    def by_place(validation: bool) -> Iterator[Iterable[str]]:
+    def by_place() -> Iterator[tuple[bool, Iterable[str]]]:
         begin = 0
         for document in every():
             # Clamped to the document, so that of one that lies on one side all is taken.
             at = min(max(cut - begin, 0), len(document))
             begin += len(document)
             # The border is the start of a character, so each part is UTF-8.
-            part = document[at:] if validation else document[:at]
-            if part:
-                yield [part.decode()]
+            for validation, part in ((False, document[:at]), (True, document[at:])):
+                if part:
+                    yield validation, [part.decode()]
 
     number = "the only document falls" if n == 1 else f"all {n} documents fall"
     note = (
         f"data.source={source}: {number} to one split by hash; "
         f"the last {total - cut:,} of {total:,} bytes are held out"
     )
-    return by_place, note
+    # One section: whether a document is held out depends on those before it.
+    return (Section(sum(text.size for text in texts), by_place),), note
 
 
 def _border(documents: Iterator[bytes], at: int, total: int) -> int:

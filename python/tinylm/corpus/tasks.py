@@ -24,7 +24,7 @@ from functools import cache
 from typing import NamedTuple
 
 from tinylm.corpus.chats import document
-from tinylm.corpus.documents import Corpus, in_validation
+from tinylm.corpus.documents import Corpus, Section, in_validation
 
 SOURCE = "tasks"
 # Instances of a kind, less those that come twice: enough that a small model must learn the rule.
@@ -151,8 +151,10 @@ def corpus(val_fraction: float, separator: str, seed: int = 0) -> Corpus:
             size += len(text)
             digest.update(text.encode() + b"\n")
 
-    def streams(validation: bool) -> Iterator[Iterable[str]]:
-        return ([text] for text in conversations(validation, val_fraction, seed))
+    def documents() -> Iterator[tuple[bool, Iterable[str]]]:
+        for validation in (False, True):
+            for text in conversations(validation, val_fraction, seed):
+                yield validation, [text]
 
     return Corpus(
         SOURCE,
@@ -162,7 +164,7 @@ def corpus(val_fraction: float, separator: str, seed: int = 0) -> Corpus:
         digest.hexdigest(),
         val_fraction,
         separator,
-        streams,
+        (Section(size, documents),),
         (),
         "chat",
     )

@@ -62,23 +62,24 @@ class Text:
         Raises `ValueError` if the file was changed after it was inspected: its hash, by which
         shards are found again, would be that of another text.
         """
-        return map("".join, self.streams(wanted))
+        return ("".join(parts) for is_wanted, parts in self.streams(wanted) if is_wanted)
 
-    def streams(self, wanted: Wanted) -> Iterator[Iterable[str]]:
-        """As `documents`, each in parts; of a file that is one document none is above 1 MiB."""
+    def streams(self, wanted: Wanted) -> Iterator[tuple[bool, Iterable[str]]]:
+        """Each document in parts, after whether it is `wanted`.
+
+        Of a file that is one document no part is above 1 MiB, and it is not opened before the
+        first is asked for.
+        """
         if self.is_one_document:
-            # A file of the other split is not even opened.
-            if wanted(self.label):
-                yield self.parts(self.begin, self.begin + self.size)
+            yield wanted(self.label), self.parts(self.begin, self.begin + self.size)
             return
         with self.unchanged():
             if self.mark is None:
                 texts = conversations(self.path) if self.has_chats else rows(self.path)
-                yield from ([text] for text in texts if wanted(text.encode()))
+                yield from ((wanted(text.encode()), [text]) for text in texts)
                 return
             for data in separated(blocks(self.path, self.begin), self.mark.encode()):
-                if wanted(data):
-                    yield [decode(data, self.path)]
+                yield wanted(data), [decode(data, self.path)]
 
     def parts(self, begin: int, end: int) -> Iterator[str]:
         """The text from byte `begin` to `end`, up to 1 MiB at a time."""
