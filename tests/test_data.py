@@ -75,7 +75,7 @@ def test_text_goes_through_whatever_the_size_of_the_batches(tmp_path_factory, li
     lines = [f"{k}{line}" for k, line in enumerate(lines)]
     path.write_text("\n".join(json.dumps({"text": line}) for line in lines))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinylm.data.preparation.BATCH_BYTES", size)
+        patch.setattr("tinylm.data.encoding.BATCH_BYTES", size)
         prepare(opened(path, 0.5), Bytes(), folder / "shards")
     splits = [Dataset.open(folder / "shards", split=split) for split in ("train", "val")]
     assert sorted(decoded(splits[0]) + decoded(splits[1])) == sorted(lines)
@@ -175,7 +175,7 @@ def test_of_two_processes_that_prepare_one_waits_and_uses_what_the_other_made(te
         line = other.stderr.readline()
         assert line.startswith(f"{shards} is in use by process {owner.pid} on ")
         # The files of the owner's first split are still there.
-        assert [path.name for path in shards.glob("train*")]
+        assert [path.name for path in shards.rglob("train*")]
         assert owner.communicate("\n" * 9)[1] == ""
         # It has encoded nothing: it took what the owner had written.
         assert other.communicate() == ("prepared\n", "")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.tokenizer_data import TEXTS, TOKENIZERS
 from tinylm import Tokenizer
-from tinylm.data import Dataset, Manifest, encode_file, preparation
+from tinylm.data import Dataset, Manifest, encode_file, encoding
 
 MAIN = TOKENIZERS["gpt4"]
 LONG = "".join(TEXTS) * 40
@@ -21,7 +21,7 @@ LONG = "".join(TEXTS) * 40
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches so small that a text of a few kilobytes is a long one."""
-    monkeypatch.setattr(preparation, "BATCH_BYTES", 4096)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 4096)
     monkeypatch.setattr("tinylm.corpus.texts.BLOCK", 1000)
 
 
@@ -86,7 +86,7 @@ def test_an_error_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation.Progress, "add", fails)
+        patch.setattr(encoding.Progress, "add", fails)
         with pytest.raises(KeyboardInterrupt):
             encode_file(tmp_path / "t.txt", tmp_path / "shards", MAIN)
     left = [path.name for path in (tmp_path / "shards").iterdir()]
@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_the_file_and_ctrl_c_ends_it(tmp_path: Path) -
             file.write(unit)
     command = [sys.executable, "-c", RUN, *(str(tmp_path / n) for n in ("t.json", "big.txt", "s"))]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "s/train-00000.bin.part").exists():
+    while not any((tmp_path / "s").rglob("train-00000.bin.part")):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(10) != 0

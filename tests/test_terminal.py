@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tinylm import terminal
-from tinylm.data.preparation import Progress
+from tinylm.data.encoding import Progress
 from tinylm.evaluate.__main__ import _show_progress
 from tinylm.tokenizer.training import draw
 
@@ -38,7 +38,7 @@ def test_no_display_ends_the_work(gone, capsys):
     _show_progress(1, 2)
     _show_progress(2, 2)
     draw(3, 3)
-    progress = Progress("train", 100)
+    progress = Progress(100)
     progress.add(10, 3)
     progress.end()
     # Nothing goes to standard output instead.

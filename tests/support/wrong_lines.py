@@ -261,8 +261,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/data/preparation.py",
-        "wait=True):\n        if (folder / NAME).exists():",
-        "wait=True):\n        if False:",
+        "if (folder / NAME).exists():\n            # Again",
+        "if False:\n            # Again",
         "two_processes",
         "tests/test_data.py",
     ),

@@ -8,7 +8,7 @@ from tinylm.data.batch import Batch
 from tinylm.data.folders import default_folder, find, fits, recorded
 from tinylm.data.loader import Loader
 from tinylm.data.manifest import Manifest
-from tinylm.data.preparation import encode_file, prepare
+from tinylm.data.preparation import encode_file, prepare, prepare_share
 from tinylm.data.shards import Dataset, ShardWriter
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "find",
     "fits",
     "prepare",
+    "prepare_share",
     "recorded",
 ]

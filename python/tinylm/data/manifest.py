@@ -64,7 +64,7 @@ class Manifest:
         part = self.splits[split]
         # Without the names of the shards: a dataset is its tokens, wherever they lie.
         hashes = [[shard.tokens, shard.header, shard.blocks] for shard in part.shards]
-        return _digest([self.tokenizer_sha256, self.vocab_size, hashes])[:16]
+        return digest([self.tokenizer_sha256, self.vocab_size, hashes])[:16]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Manifest":
@@ -74,28 +74,42 @@ class Manifest:
         if not path.exists():
             problem = "not a folder of shards (no manifest.json): prepare it first"
             raise FileNotFoundError(errno.ENOENT, problem, str(folder))
+        fields = load(path)
         try:
-            fields = json.loads(path.read_bytes())
-            checksum = fields.pop("checksum")
-            version = fields.pop("version")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path}: corrupt: expected a manifest in JSON") from None
-        # Before the checksum: another version may compute it in another way.
-        if version != VERSION:
-            raise ValueError(f"{path}: version {version}; this TinyLM reads version {VERSION}")
-        if checksum != _digest(fields):
-            raise ValueError(f"{path}: corrupt: its content does not match its checksum")
-        try:
-            splits = {name: _split(split) for name, split in fields.pop("splits").items()}
-            return cls(splits=splits, **fields)
+            return cls(splits=splits(fields.pop("splits")), **fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: corrupt: {error}") from None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write it to `folder`, whole or not at all."""
-        fields = asdict(self)
-        text = json.dumps({"version": VERSION, **fields, "checksum": _digest(fields)}, indent=1)
-        disk.replace(Path(folder) / NAME, f"{text}\n".encode())
+        save(Path(folder) / NAME, asdict(self))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote to `path`; `ValueError` when it is damaged or of another version."""
+    try:
+        fields = json.loads(path.read_bytes())
+        checksum = fields.pop("checksum")
+        version = fields.pop("version")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: corrupt: expected a manifest in JSON") from None
+    # Before the checksum: another version may compute it in another way.
+    if version != VERSION:
+        raise ValueError(f"{path}: version {version}; this TinyLM reads version {VERSION}")
+    if checksum != digest(fields):
+        raise ValueError(f"{path}: corrupt: its content does not match its checksum")
+    return dict(fields)
+
+
+def save(path: Path, fields: dict[str, Any]) -> None:
+    """Write `fields` as JSON with a version and a checksum of themselves, whole or not at all."""
+    text = json.dumps({"version": VERSION, **fields, "checksum": digest(fields)}, indent=1)
+    disk.replace(path, f"{text}\n".encode())
+
+
+def splits(fields: dict[str, Any]) -> dict[str, Split]:
+    """The splits of a manifest, or those of one job, from their fields."""
+    return {name: _split(split) for name, split in fields.items()}
 
 
 def _split(fields: dict[str, Any]) -> Split:
@@ -107,7 +121,8 @@ def _split(fields: dict[str, Any]) -> Split:
     return Split(fields["tokens"], fields["documents"], fields["bytes"], shards)
 
 
-def _digest(fields: Any) -> str:
+def digest(fields: Any) -> str:
+    """The SHA-256 of `fields` as JSON, whatever the order of their names."""
     # Sorted and without blanks: the digest must not change with the order of the fields.
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
