@@ -5,20 +5,18 @@ import errno
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tinylm import _rust, commands, corpus, disk, terminal
+from tinylm import _rust, commands, disk, terminal
 from tinylm.config import DataConfig
 from tinylm.corpus import tasks
-from tinylm.data.folders import default_folder
+from tinylm.data import prepare_command, statistics
 from tinylm.data.manifest import Manifest, Split
-from tinylm.data.preparation import prepare
 from tinylm.data.shards import Dataset, SplitWriter
 
 if TYPE_CHECKING:
@@ -36,27 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tinylm.data", description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = subparsers.add_parser("prepare", help="text and a tokenizer to a folder of shards")
-    command.add_argument(
-        "source",
-        type=commands.path,
-        help="stdlib, a dataset, a text file, a .jsonl or a folder of both",
-    )
-    command.add_argument("--tokenizer", type=commands.path, required=True, metavar="FILE")
-    command.add_argument(
-        "--out", type=commands.path, metavar="FOLDER", help="default: data/processed/SOURCE-HASH"
-    )
-    command.add_argument(
-        "--val-fraction", type=float, default=DataConfig().val_fraction, help="default: %(default)s"
-    )
-    command.add_argument(
-        "--separator",
-        default=DataConfig().separator,
-        metavar="MARK",
-        help="ends a document in a text; off for none; default: auto, a <|endoftext|> that "
-        "begins or ends a line",
-    )
-    command.set_defaults(command=_prepare)
+    prepare_command.add(subparsers)
 
     command = subparsers.add_parser("tasks", help="the demo conversations, one per line of jsonl")
     command.add_argument("out", type=commands.path, metavar="OUT.jsonl")
@@ -109,24 +87,6 @@ def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
     return tokenizer
 
 
-def _prepare(options: argparse.Namespace) -> None:
-    tokenizer = _tokenizer(options.tokenizer)
-    text = corpus.open(
-        options.source,
-        val_fraction=options.val_fraction,
-        separator=options.separator,
-    )
-    for note in text.notes:
-        # Standard output is for programs: its first line is the folder.
-        commands.tell(note)
-    folder = default_folder(text, tokenizer.sha256)
-    if options.out is not None:
-        folder = Path(options.out)
-    manifest = prepare(text, tokenizer, folder)
-    print(folder)
-    _print_splits(manifest)
-
-
 def _tasks(options: argparse.Namespace) -> None:
     if not 0 < options.val_fraction < 1:
         raise ValueError(f"--val-fraction {options.val_fraction} must be above 0 and below 1")
@@ -138,23 +98,20 @@ def _tasks(options: argparse.Namespace) -> None:
     print(f"{options.out}: {count:,} conversations")
 
 
-def _print_splits(manifest: Manifest) -> None:
-    for name, split in manifest.splits.items():
-        size = "" if split.bytes is None else f", {split.bytes:,} bytes of text"
-        print(f"{name}: {split.tokens:,} tokens, {split.documents:,} documents{size}")
-
-
 def _inspect(options: argparse.Namespace) -> None:
     manifest = Manifest.load(options.folder)
     tokenizer = _tokenizer(options.tokenizer, manifest) if options.tokenizer else None
     print(f"vocab_size {manifest.vocab_size:,}, tokenizer {manifest.tokenizer_sha256}")
     if manifest.source:
         print(f"source {json.dumps(manifest.source)}")
-    _print_splits(manifest)
+    lengths = statistics.of(Path(options.folder), manifest)
+    for name, split in manifest.splits.items():
+        for line in list(statistics.lines(name, split, lengths[name]))[:2]:
+            print(line)
     for name in manifest.splits:
         dataset = Dataset(Path(options.folder), manifest, name)
         print(f"\n{name}: documents by tokens")
-        for line in _histogram(dataset.lengths()):
+        for line in statistics.bars(lengths[name]):
             print(line)
         if options.context_length is not None:
             print(_packed(dataset, options.context_length))
@@ -164,16 +121,6 @@ def _inspect(options: argparse.Namespace) -> None:
             # The 64th token may end in the middle of a character.
             text = tokenizer.decode_bytes(first.tolist()).decode(errors="replace")
             print(f"as text: {text!r}")
-
-
-def _histogram(lengths: NDArray[Any]) -> Iterator[str]:
-    """One line for each power of two that some length reaches."""
-    # An empty document has one token, its eos; the maximum is for shards of other programs.
-    counts = np.bincount(np.log2(np.maximum(lengths, 1)).astype(int))
-    for power in np.flatnonzero(counts):
-        bar = "#" * max(1, round(40 * counts[power] / counts.max()))
-        reach = f"{1 << power:,}-{(2 << power) - 1:,}"
-        yield f"{reach:>21} {counts[power]:>9,} {bar}"
 
 
 def _packed(dataset: Dataset, context_length: int) -> str:
@@ -260,7 +207,9 @@ def _subset(options: argparse.Namespace) -> None:
         source = {**manifest.source, "subset_tokens": options.tokens}
         replace(manifest, splits=splits, source=source, command=sys.argv[1:]).save(out)
     print(out)
-    _print_splits(Manifest.load(out))
+    manifest = Manifest.load(out)
+    for name, split in manifest.splits.items():
+        print(next(statistics.lines(name, split, statistics.Lengths())))
 
 
 def _copy(dataset: Dataset, out: Path, limit: int) -> Split:

@@ -244,8 +244,11 @@ class Dataset:
         """Tokens of each document, eos included -> array[n_documents], checked."""
         # Four bytes for each document: small beside the tokens, so it is read whole.
         # An empty part first, so that a split without shards gives an array of the right dtype.
-        parts = [np.frombuffer(self._doc(shard), dtype="<u4") for shard in self.shards]
-        return np.concatenate([np.empty(0, np.uint32), *parts])
+        return np.concatenate([np.empty(0, np.uint32), *self.lengths_by_shard()])
+
+    def lengths_by_shard(self) -> Iterator[NDArray[np.uint32]]:
+        """As `lengths`, those of one shard at a time."""
+        return (np.frombuffer(self._doc(shard), dtype="<u4") for shard in self.shards)
 
     def _doc(self, shard: Shard) -> bytes:
         path = (self.folder / shard.name).with_suffix(".doc")

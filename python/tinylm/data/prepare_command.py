@@ -1,0 +1,108 @@
+"""`python -m tinylm.data prepare`: a text and a tokenizer to a folder of shards."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tinylm import commands, corpus
+from tinylm.config import DataConfig
+from tinylm.data import statistics
+from tinylm.data.folders import default_folder
+from tinylm.data.jobs import JOB_BYTES
+from tinylm.data.preparation import prepare, prepare_share
+
+
+def add(subparsers: Any) -> None:
+    """Add the command to those of `python -m tinylm.data`."""
+    command = subparsers.add_parser("prepare", help="text and a tokenizer to a folder of shards")
+    command.add_argument(
+        "source",
+        type=commands.path,
+        help="stdlib, a dataset, a text file, a .jsonl or a folder of both",
+    )
+    command.add_argument("--tokenizer", type=commands.path, required=True, metavar="FILE")
+    command.add_argument(
+        "--out", type=commands.path, metavar="FOLDER", help="default: data/processed/SOURCE-HASH"
+    )
+    command.add_argument(
+        "--val-fraction", type=float, default=DataConfig().val_fraction, help="default: %(default)s"
+    )
+    command.add_argument(
+        "--separator",
+        default=DataConfig().separator,
+        metavar="MARK",
+        help="ends a document in a text; off for none; default: auto, a <|endoftext|> that "
+        "begins or ends a line",
+    )
+    command.add_argument(
+        "--rank", type=int, default=0, metavar="R", help="which of the processes this is, from 0"
+    )
+    command.add_argument(
+        "--world",
+        type=int,
+        metavar="N",
+        help="processes that share the work, each given this command with a rank of its own; the "
+        "last to finish writes the manifest",
+    )
+    command.add_argument(
+        "--job-bytes",
+        type=int,
+        default=JOB_BYTES,
+        metavar="B",
+        help="text of a job, the unit of sharing and of going on after a crash; each has shards "
+        "of its own; default: %(default)s",
+    )
+    command.add_argument(
+        "--picture",
+        type=commands.path,
+        metavar="OUT.png",
+        help="draw how long the documents are",
+    )
+    command.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prepare, and print the folder and what is in it."""
+    # Imported here: `verify` and `subset` need no tokenizer.
+    from tinylm.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(options.tokenizer)
+    if options.rank and options.world is None:
+        raise ValueError(f"--rank {options.rank} needs --world: of how many processes")
+    text = corpus.open(
+        options.source,
+        val_fraction=options.val_fraction,
+        separator=options.separator,
+    )
+    for note in text.notes:
+        # Standard output is for programs: its first line is the folder.
+        commands.tell(note)
+    folder = default_folder(text, tokenizer.sha256)
+    if options.out is not None:
+        folder = Path(options.out)
+    if options.world is None:
+        manifest = prepare(text, tokenizer, folder, job_bytes=options.job_bytes)
+    else:
+        share = prepare_share(
+            text,
+            tokenizer,
+            folder,
+            rank=options.rank,
+            world=options.world,
+            job_bytes=options.job_bytes,
+        )
+        if share is None:
+            commands.tell(
+                f"{folder}: the jobs of rank {options.rank} are done; the last of the "
+                f"{options.world} ranks to finish writes the manifest"
+            )
+            return
+        manifest = share
+    print(folder)
+    lengths = statistics.of(folder, manifest)
+    for name, split in manifest.splits.items():
+        for line in statistics.lines(name, split, lengths[name]):
+            print(line)
+    if options.picture is not None:
+        statistics.draw(options.picture, folder.name, lengths)
+        print(options.picture)
