@@ -82,6 +82,10 @@ class DataConfig:
         "Mark that ends a document in a text file, or off. auto recognises <|endoftext|> where it "
         "begins or ends a line.",
     )
+    text_field: str = setting(
+        "text",
+        "Field of a row of .jsonl or column of .parquet with the text; a.b is field b of object a.",
+    )
     val_fraction: float = setting(
         0.05, "Share of the text held out for validation.", {"gt": 0, "lt": 1}
     )
@@ -124,6 +128,7 @@ class DataConfig:
         if self.separator == "False":
             object.__setattr__(self, "separator", "off")
         require(self.separator != "", "data.separator", "''", "auto, off or a text")
+        require(self.text_field != "", "data.text_field", "''", "name a field of the rows")
         require(
             not (self.pack and self.order == "random"),
             "data.order",

@@ -3,10 +3,11 @@
 A source is `stdlib` (the Python files of this interpreter's standard library, so that training
 needs no network), `tasks` (conversations about its names), the name of a dataset in `DATASETS`, a
 file, or a folder of files. A file is read by its kind wherever it lies: `.jsonl` and its like have
-one document per line, a text in the field `text` or a conversation in `messages`; a text is one
-document, or several if a mark ends them (`data.separator`). Formats that are not read, such as
-`.gz` or `.parquet`, are refused, and in a folder left out and counted. Documents come one at a
-time, each held in memory whole, in an order that depends on nothing but the names of the files.
+one document per line and `.parquet` one per row, a text in the field `text` (`data.text_field`) or
+a conversation in `messages`; a text is one document, or several if a mark ends them
+(`data.separator`). Each may be packed as `.gz`, `.bz2`, `.xz` or `.zst`. Formats that are not read,
+such as `.pdf`, are refused, and in a folder left out and counted. Documents come one at a time,
+each held in memory whole, in an order that depends on nothing but the names of the files.
 
 The content decides which part is validation, never chance: a hash of each file's path in its
 folder, or of each document in files of many. Of a single text, and where the hashes leave a split
@@ -17,6 +18,17 @@ empty, it is the last part.
 
 from tinylm.corpus.documents import Corpus, Kind
 from tinylm.corpus.download import DATASETS, Named, fetch
+from tinylm.corpus.reading import Reading, reading
 from tinylm.corpus.sources import open, source_name
 
-__all__ = ["DATASETS", "Corpus", "Kind", "Named", "fetch", "open", "source_name"]
+__all__ = [
+    "DATASETS",
+    "Corpus",
+    "Kind",
+    "Named",
+    "Reading",
+    "fetch",
+    "open",
+    "reading",
+    "source_name",
+]

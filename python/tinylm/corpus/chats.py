@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tinylm.corpus.rows import FIELD as TEXT
-from tinylm.corpus.rows import kind_of, lines, record
+from tinylm.corpus import tables
+from tinylm.corpus.reading import TEXT
+from tinylm.corpus.rows import find, kind_of, lines, record
 
 FIELD = "messages"
 ROLES = ("system", "user", "assistant")
@@ -24,19 +25,25 @@ Message = Mapping[str, str]
 
 def conversations(path: Path) -> Iterator[str]:
     """The document of each row; `ValueError` names the file and the line of a bad one."""
+    if tables.is_table(path):
+        for where, messages in tables.values(path, FIELD):
+            yield document(messages or (), where)
+        return
     for where, line in lines(path):
         yield document(_messages(record(line, where), where), where)
 
 
-def has_chats(path: Path) -> bool:
+def has_chats(path: Path, text_field: str = TEXT) -> bool:
     """Whether the first row of a file holds a conversation and no text."""
+    if tables.is_table(path):
+        names = set(tables.shape(path, FIELD).columns)
+        return FIELD in names and text_field.partition(".")[0] not in names
     for where, line in islice(lines(path), 1):
         try:
             found = record(line, where)
         except ValueError:
             return False
-        names = {name for name, _ in found} if isinstance(found, tuple) else set()
-        return FIELD in names and TEXT not in names
+        return not find(found, FIELD)[1] and bool(find(found, text_field)[1])
     return False
 
 

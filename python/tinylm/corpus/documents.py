@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinylm.corpus.chats import messages_of
+from tinylm.corpus.reading import Reading
 
 Kind = Literal["text", "chat"]
 
@@ -27,10 +28,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The documents of one source, of which `val_fraction` is validation.
+    """The documents of one source.
 
     `fingerprint` is a hash of their content and of how it is divided into documents: equal for
-    equal text, wherever it lies. `separator` is the setting. `notes` are lines for the user: what
+    equal text, wherever it lies. `reading` are the settings. `notes` are lines for the user: what
     was left out, and how documents end. The code that opens a corpus must print them. A document
     of the kind "chat" is a conversation, as `corpus.chats` writes it.
     """
@@ -40,12 +41,16 @@ class Corpus:
     files: int
     bytes: int
     fingerprint: str
-    val_fraction: float
-    separator: str
+    reading: Reading
     # In their order; several processes prepare different sections.
     sections: tuple[Section, ...]
     notes: tuple[str, ...] = ()
     kind: Kind = "text"
+
+    @property
+    def val_fraction(self) -> float:
+        """The share of the documents that is validation."""
+        return self.reading.val_fraction
 
     def streams(self, validation: bool) -> Iterator[Iterable[str]]:
         """The documents of a split, each in parts that make it together."""
@@ -78,8 +83,7 @@ class Corpus:
             "files": self.files,
             "bytes": self.bytes,
             "fingerprint": self.fingerprint,
-            "val_fraction": self.val_fraction,
-            "separator": self.separator,
+            **self.reading.recorded(),
             # Left out for text: the manifests of before there were chats have no such key.
             **({} if self.kind == "text" else {"kind": self.kind}),
         }

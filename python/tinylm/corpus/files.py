@@ -3,35 +3,29 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tinylm.corpus.archives import opened
 from tinylm.corpus.documents import Corpus, Section
+from tinylm.corpus.reading import Reading
 from tinylm.corpus.splits import split
-from tinylm.corpus.texts import Text, inspect, kind_of, unused
+from tinylm.corpus.texts import Text, inspect, kind_of, skip, unused
 
 
-def file(
-    path: Path,
-    name: str,
-    source: str,
-    val_fraction: float,
-    separator: str,
-    sha256: str | None = None,
-) -> Corpus:
+def file(path: Path, name: str, source: str, how: Reading, sha256: str | None = None) -> Corpus:
     """The documents of one file; its SHA-256 is computed unless the caller knows it.
 
     Raises `ValueError` for a file that is no text, empty or too small to be cut.
     """
     if path.stat().st_size == 0:
         raise ValueError(f"data.source={source} is empty")
-    text = inspect(path, path.name.encode(), separator, sha256)
-    notes = text.notes + unused([text], separator, source)
+    text = inspect(path, path.name.encode(), how, sha256)
+    notes = text.notes + unused([text], how.separator, source)
     if text.is_one_document:
-        sections: tuple[Section, ...] = (_cut_in_two(text, source, val_fraction),)
+        sections: tuple[Section, ...] = (_cut_in_two(text, source, how.val_fraction),)
     else:
-        sections, note = split([text], val_fraction, source)
+        sections, note = split([text], how.val_fraction, source)
         notes += (note,) if note else ()
-    size, kind = text.size, kind_of([text], source)
-    digest = text.digest
-    return Corpus(name, source, 1, size, digest, val_fraction, separator, sections, notes, kind)
+    kind = kind_of([text], source)
+    return Corpus(name, source, 1, text.size, text.digest, how, sections, notes, kind)
 
 
 def _cut_in_two(text: Text, source: str, val_fraction: float) -> Section:
@@ -56,10 +50,10 @@ def _cut_in_two(text: Text, source: str, val_fraction: float) -> Section:
 
 def _cut(path: Path, at: int) -> int:
     """The start of the character that holds byte `at`."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         # A character has at most four bytes.
         first = max(0, at - 3)
-        file.seek(first)
+        skip(file, first)
         data = file.read(at - first + 1)
     # Bytes of the form 10xxxxxx continue a character.
     while at > first and data[at - first] & 0xC0 == 0x80:

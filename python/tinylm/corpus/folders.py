@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tinylm.corpus.documents import Corpus
 from tinylm.corpus.kinds import NoTextError
+from tinylm.corpus.reading import Reading
 from tinylm.corpus.splits import split
 from tinylm.corpus.texts import Text, inspect, kind_of, shown, unused
 
@@ -42,35 +43,35 @@ class Left:
         return f"{sum(map(len, self._found.values())):,} left out: {', '.join(parts)}"
 
 
-def folder(root: Path, val_fraction: float, separator: str) -> Corpus:
+def folder(root: Path, how: Reading) -> Corpus:
     """The visible text files below `root`; `ValueError` if there are none."""
     left = Left(root)
     paths = _walk(root, left)
-    texts = _inspect(root, paths, separator, left)
+    texts = _inspect(root, paths, how, left)
     if not texts:
         problem = f"data.source={shown(str(root))} holds no text file"
         raise ValueError(f"{problem}; {left}" if str(left) else problem)
-    corpus = _of_texts(root.resolve().name, str(root), texts, val_fraction, separator)
+    corpus = _of_texts(root.resolve().name, str(root), texts, how)
     taken = f"data.source={shown(str(root))}: {len(texts):,} files taken"
     summary = f"{taken}, {left}" if str(left) else taken
     return replace(corpus, notes=(summary, *corpus.notes))
 
 
-def standard_library(val_fraction: float, separator: str) -> Corpus:
+def standard_library(how: Reading) -> Corpus:
     """The `.py` files of the standard library, without tests, installed packages and tables."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
     # A standard library is more than its sources; only of a source is it news that it is left out.
     left = Left(root)
     paths = [path for path in _walk(root, Left(root), skipped) if path.suffix == ".py"]
-    texts = _inspect(root, paths, separator, left)
+    texts = _inspect(root, paths, how, left)
     if not texts:
         raise FileNotFoundError(
             errno.ENOENT,
             "this Python has no library sources: name a text with data.source=FILE",
             str(root),
         )
-    corpus = _of_texts("stdlib", "stdlib", texts, val_fraction, separator)
+    corpus = _of_texts("stdlib", "stdlib", texts, how)
     return replace(corpus, notes=(f"stdlib: {left}", *corpus.notes)) if str(left) else corpus
 
 
@@ -112,14 +113,14 @@ def _problem(path: Path) -> str | None:
     return None if entry.st_size else "empty"
 
 
-def _inspect(root: Path, paths: list[Path], separator: str, left: Left) -> list[Text]:
+def _inspect(root: Path, paths: list[Path], how: Reading, left: Left) -> list[Text]:
     """Those of the files that are text."""
     texts = []
     for path in paths:
         # By bytes: a name need not be UTF-8, and the hash that chooses its split needs no letters.
         label = os.fsencode(path.relative_to(root).as_posix())
         try:
-            texts.append(inspect(path, label, separator))
+            texts.append(inspect(path, label, how))
         except NoTextError as error:
             left.add(path, error.reason)
         except OSError:
@@ -127,28 +128,17 @@ def _inspect(root: Path, paths: list[Path], separator: str, left: Left) -> list[
     return texts
 
 
-def _of_texts(
-    name: str, source: str, texts: list[Text], val_fraction: float, separator: str
-) -> Corpus:
+def _of_texts(name: str, source: str, texts: list[Text], how: Reading) -> Corpus:
     digest = hashlib.sha256()
     for text in texts:
         # A zero byte ends the name, because no name holds one: two folders cannot give equal bytes.
         digest.update(text.label + b"\0" + bytes.fromhex(text.digest))
-    sections, note = split(texts, val_fraction, source)
-    notes = [*_first_of_each(texts), *unused(texts, separator, source), *([note] if note else [])]
-    size = sum(text.size for text in texts)
-    return Corpus(
-        name,
-        source,
-        len(texts),
-        size,
-        digest.hexdigest(),
-        val_fraction,
-        separator,
-        sections,
-        tuple(notes),
-        kind_of(texts, source),
-    )
+    sections, note = split(texts, how.val_fraction, source)
+    notes = [*_first_of_each(texts), *unused(texts, how.separator, source)]
+    notes += [note] if note else []
+    size, kind = sum(text.size for text in texts), kind_of(texts, source)
+    fingerprint, files = digest.hexdigest(), len(texts)
+    return Corpus(name, source, files, size, fingerprint, how, sections, tuple(notes), kind)
 
 
 def _first_of_each(texts: list[Text]) -> list[str]:

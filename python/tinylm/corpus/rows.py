@@ -1,8 +1,9 @@
-"""Rows of JSON: one object per line, its text in the field `text`.
+"""Rows: one object of JSON per line, or one row of a table, its text in the field `text`.
 
-Other fields are passed over, whatever they hold: numbers of any size, NaN, a field that comes
-twice. Blank lines and rows whose text is empty are skipped; a byte order mark before the first
-line and CR LF at the ends are allowed. Everything else is an error that names file and line.
+`data.text_field` names another field; `a.b` is the field b of the object in a. Other fields are
+passed over, whatever they hold: numbers of any size, NaN, a field that comes twice. Blank lines and
+rows whose text is empty are skipped; a byte order mark before the first line and CR LF at the ends
+are allowed. Everything else is an error that names file and line.
 """
 
 import codecs
@@ -12,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FIELD = "text"
+from tinylm.corpus import tables
+from tinylm.corpus.archives import opened
+from tinylm.corpus.reading import TEXT
+
 # Fields that an error lists when the right one is missing.
 _SHOWN = 5
 # So many first lines decide whether a file of another name holds rows.
@@ -26,26 +30,38 @@ _ONE_EACH = "write one whole object per line (jq -c . FILE; of a list, jq -c '.[
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
 
 
-def rows(path: Path) -> Iterator[str]:
+def rows(path: Path, field: str = TEXT) -> Iterator[str]:
     """The text of each row; `ValueError` names the file and the line of a bad one."""
-    for where, line in lines(path):
-        text, problem = _field(record(line, where))
-        if text is None:
+    for where, value in _values(path, field):
+        problem = _problem(value, field)
+        if problem:
             raise ValueError(f"{where} {problem}")
-        if text:
-            yield text
+        if value:
+            yield value
+
+
+def _values(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+    """What the field of each row holds, after its place for an error."""
+    if tables.is_table(path):
+        yield from tables.values(path, field)
+        return
+    for where, line in lines(path):
+        value, problem = find(record(line, where), field)
+        if problem:
+            raise ValueError(f"{where} {problem}")
+        yield where, value
 
 
 def lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """The lines of a file that are not blank, each after its place for an error."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(file, 1):
             data = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if data and not data.isspace():
                 yield f"{path}: line {number}", data
 
 
-def begins_with_rows(block: bytes) -> bool:
+def begins_with_rows(block: bytes, field: str = TEXT) -> bool:
     """Whether the first line is a row of text or of a conversation, and the next begin as objects.
 
     `block` is the beginning of a file, without its byte order mark. Of the next lines, the last
@@ -58,15 +74,16 @@ def begins_with_rows(block: bytes) -> bool:
     first, *others = [line for line in map(bytes.strip, block.splitlines()) if line][:_FIRST]
     if not others and _ROW_BEGINS.match(first):
         return True
-    return _is_row(first) and all(line.startswith(b"{") for line in others)
+    return _is_row(first, field) and all(line.startswith(b"{") for line in others)
 
 
-def _is_row(line: bytes) -> bool:
+def _is_row(line: bytes, field: str) -> bool:
     try:
         record = _DECODER.decode(line.decode())
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, tuple) and any(name in (FIELD, "messages") for name, _ in record)
+    names = {name for name, _ in record} if isinstance(record, tuple) else set()
+    return bool(names & {TEXT, "messages", field, field.partition(".")[0]})
 
 
 def record(line: bytes, where: str) -> Any:
@@ -95,27 +112,39 @@ def _advice(line: bytes, error: json.JSONDecodeError) -> str:
     return "mend or remove the line"
 
 
-def _field(record: Any) -> tuple[str | None, str]:
-    """The text of a decoded row, or None and what is wrong with it."""
-    missing = f'has no text in a field "{FIELD}"'
+def find(record: Any, field: str) -> tuple[Any, str]:
+    """What a decoded row has in `field`, and what is wrong where it is not there once."""
+    missing = f'has no text in a field "{field}"'
     if not isinstance(record, tuple):
         return None, f"{missing}: it is {kind_of(record)}, not an object: {_ONE_EACH}"
-    texts = [value for name, value in record if name == FIELD]
-    if not texts:
+    found = [value for name, value in record if name == field]
+    # A name with a dot in it comes before the field of an object.
+    head, dot, rest = field.partition(".")
+    if not found and dot:
+        inside = [value for name, value in record if name == head]
+        if len(inside) == 1 and isinstance(inside[0], tuple):
+            return find(inside[0], rest)
+    if not found:
         names = ", ".join(json.dumps(name) for name, _ in record[:_SHOWN])
         more = ", ..." if len(record) > _SHOWN else ""
-        return None, f"{missing} (its fields: {names or 'none'}{more}): rename the one that has it"
-    if len(texts) > 1:
-        return None, f'has the field "{FIELD}" {len(texts)} times: keep one'
-    (text,) = texts
-    if not isinstance(text, str):
-        return None, f"{missing}: it is {kind_of(text)} there: give a string or remove the line"
+        fix = "rename the one that has it, or name it in data.text_field"
+        return None, f"{missing} (its fields: {names or 'none'}{more}): {fix}"
+    if len(found) > 1:
+        return None, f'has the field "{field}" {len(found)} times: keep one'
+    return found[0], ""
+
+
+def _problem(value: Any, field: str) -> str:
+    """Why what a row has in its field is no text; empty if it is one."""
+    if not isinstance(value, str):
+        missing = f'has no text in a field "{field}": it is {kind_of(value)} there'
+        return f"{missing}: give a string or remove the line"
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError as error:
-        problem = f"half of a surrogate pair at character {error.start + 1} of its text"
-        return None, f"is not UTF-8 text: {problem}: mend or remove the line"
-    return text, ""
+        half = f"half of a surrogate pair at character {error.start + 1} of its text"
+        return f"is not UTF-8 text: {half}: mend or remove the line"
+    return ""
 
 
 def kind_of(value: Any) -> str:

@@ -8,36 +8,41 @@ from tinylm.corpus.documents import Corpus
 from tinylm.corpus.download import DATASETS, RAW, fetch
 from tinylm.corpus.files import file
 from tinylm.corpus.folders import folder, standard_library
+from tinylm.corpus.reading import TEXT, Reading
 from tinylm.corpus.texts import shown
 
 # The sources that need neither a file of yours nor a download.
 MADE = ("stdlib", tasks.SOURCE)
 
 
-def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path = RAW) -> Corpus:
+def open(
+    source: str,
+    *,
+    val_fraction: float,
+    separator: str = "auto",
+    text_field: str = TEXT,
+    raw: Path = RAW,
+) -> Corpus:
     """A source to its corpus; a named dataset is downloaded into `raw` the first time.
 
     Of `val_fraction=1` all is validation: such a text can be scored and not trained on. With 0
     nothing is held out.
     `separator` ends a document in text files: a string, `off`, or `auto` for `<|endoftext|>`
-    where it begins or ends a line.
+    where it begins or ends a line. `text_field` holds the text of a row, as `a.b` in an object.
 
     Raises ValueError for text that is empty, not UTF-8 or leaves a split without a document,
     and the OSError family for what cannot be read or fetched.
     """
-    if not 0 <= val_fraction <= 1:
-        raise ValueError(f"data.val_fraction={val_fraction} must be between 0 and 1")
-    if not separator:
-        raise ValueError("data.separator='': must be auto, off or a text between documents")
+    how = Reading(val_fraction=val_fraction, separator=separator, text_field=text_field)
     # Names come before paths: a folder of the same name is reached as ./stdlib.
     if source == "stdlib":
-        return standard_library(val_fraction, separator)
+        return standard_library(how)
     if source == tasks.SOURCE:
-        return tasks.corpus(val_fraction, separator)
+        return tasks.corpus(how)
     if source in DATASETS:
         path = fetch(source, raw)
         # `fetch` has read the file and found this hash.
-        return file(path, source, source, val_fraction, separator, DATASETS[source].sha256)
+        return file(path, source, source, how, DATASETS[source].sha256)
     path = Path(source)
     try:
         source.encode()
@@ -45,7 +50,7 @@ def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path
         # The settings of a run, which name it, are saved in UTF-8.
         raise ValueError(f"data.source={shown(source)}: its name is not UTF-8: rename it") from None
     if path.is_dir():
-        return folder(path, val_fraction, separator)
+        return folder(path, how)
     if not path.exists():
         names = ", ".join([*MADE, *sorted(DATASETS)])
         problem = f"data.source is neither a file, a folder nor a dataset ({names})"
@@ -53,7 +58,7 @@ def open(source: str, *, val_fraction: float, separator: str = "auto", raw: Path
     if not path.is_file():
         # Text is read several times: to hash it, to train a tokenizer, to make shards.
         raise ValueError(f"data.source={source}: is a pipe or a device: save its text to a file")
-    return file(path, path.stem, source, val_fraction, separator)
+    return file(path, path.stem, source, how)
 
 
 def source_name(source: str) -> str:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from tinylm.corpus.chats import document
 from tinylm.corpus.documents import Corpus, Section, in_validation
+from tinylm.corpus.reading import Reading
 
 SOURCE = "tasks"
 # Instances of a kind, less those that come twice: enough that a small model must learn the rule.
@@ -143,31 +144,21 @@ def conversations(validation: bool, val_fraction: float, seed: int = 0) -> Itera
         yield document(turns)
 
 
-def corpus(val_fraction: float, separator: str, seed: int = 0) -> Corpus:
+def corpus(how: Reading, seed: int = 0) -> Corpus:
     """The set as a corpus; it differs between versions of Python whose libraries differ."""
     digest, size = hashlib.sha256(), 0
     for validation in (False, True):
-        for text in conversations(validation, val_fraction, seed):
+        for text in conversations(validation, how.val_fraction, seed):
             size += len(text)
             digest.update(text.encode() + b"\n")
 
     def documents() -> Iterator[tuple[bool, Iterable[str]]]:
         for validation in (False, True):
-            for text in conversations(validation, val_fraction, seed):
+            for text in conversations(validation, how.val_fraction, seed):
                 yield validation, [text]
 
-    return Corpus(
-        SOURCE,
-        SOURCE,
-        0,
-        size,
-        digest.hexdigest(),
-        val_fraction,
-        separator,
-        (Section(size, documents),),
-        (),
-        "chat",
-    )
+    sections = (Section(size, documents),)
+    return Corpus(SOURCE, SOURCE, 0, size, digest.hexdigest(), how, sections, kind="chat")
 
 
 def rows(validation: bool, val_fraction: float, seed: int = 0) -> Iterator[str]:

@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from tinylm.corpus import tables
+from tinylm.corpus.archives import is_archive, opened
+from tinylm.corpus.chats import FIELD as MESSAGES
 from tinylm.corpus.chats import conversations, has_chats
 from tinylm.corpus.documents import Kind, decode
 from tinylm.corpus.kinds import HEAD, NoTextError, has_rows, refuse_foreign, refuse_zeros
+from tinylm.corpus.reading import TEXT, Reading
 from tinylm.corpus.rows import begins_with_rows, rows
 from tinylm.corpus.separators import USUAL, Marks, separated
 
@@ -26,8 +31,9 @@ class Text:
     """A file that `inspect` has read to its end and found to be text.
 
     `label` is its name in the corpus. `mark` is what divides it into documents, None if it is one
-    document or has rows. `begin` is the place of the first byte: after a byte order mark, which
-    neither `size` nor the hash takes in. `stamp` tells whether it was changed since.
+    document or has rows, whose texts are in `field`. `begin` is the place of the first byte: after
+    a byte order mark, which neither `size` nor the hash takes in. Places and sizes are those of
+    what an archive unpacks to. `stamp` tells whether it was changed since.
     """
 
     path: Path
@@ -41,6 +47,7 @@ class Text:
     stamp: tuple[int, ...]
     # Its rows are conversations.
     has_chats: bool = False
+    field: str = TEXT
 
     @property
     def is_one_document(self) -> bool:
@@ -52,7 +59,8 @@ class Text:
         """A hash of the text and of how it is divided."""
         if self.is_one_document:
             return self.sha256
-        kind = "chats" if self.has_chats else "rows"
+        kind = "rows" if self.field == TEXT else f"rows of {self.field}"
+        kind = "chats" if self.has_chats else kind
         how = kind if self.has_rows else f"mark {self.mark}"
         return hashlib.sha256(f"{self.sha256} {how}".encode()).hexdigest()
 
@@ -75,7 +83,9 @@ class Text:
             return
         with self.unchanged():
             if self.mark is None:
-                texts = conversations(self.path) if self.has_chats else rows(self.path)
+                texts = rows(self.path, self.field)
+                if self.has_chats:
+                    texts = conversations(self.path)
                 yield from ((wanted(text.encode()), [text]) for text in texts)
                 return
             for data in separated(blocks(self.path, self.begin), self.mark.encode()):
@@ -85,8 +95,8 @@ class Text:
         """The text from byte `begin` to `end`, up to 1 MiB at a time."""
         # Incremental: a character may lie on the border of two blocks.
         utf8 = codecs.getincrementaldecoder("utf-8")()
-        with self.unchanged(), self.path.open("rb") as file:
-            file.seek(begin)
+        with self.unchanged(), opened(self.path) as file:
+            skip(file, begin)
             for at in range(begin, end, BLOCK):
                 yield _check_utf8(utf8, file.read(min(BLOCK, end - at)), self.path, at)
             _check_utf8(utf8, b"", self.path, end)
@@ -112,21 +122,36 @@ class Text:
 
 def blocks(path: Path, begin: int = 0) -> Iterator[bytes]:
     """The bytes of a file from `begin` on, 1 MiB at a time."""
-    with path.open("rb") as file:
-        file.seek(begin)
+    with opened(path) as file:
+        skip(file, begin)
         while block := file.read(BLOCK):
             yield block
 
 
-def inspect(path: Path, label: bytes, separator: str, sha256: str | None = None) -> Text:
+def skip(file: BinaryIO, count: int) -> None:
+    """Go on to byte `count` of a file that was just opened."""
+    if file.seekable():
+        file.seek(count)
+        return
+    while count > 0:
+        count -= len(file.read(min(count, BLOCK))) or count
+
+
+def inspect(path: Path, label: bytes, how: Reading, sha256: str | None = None) -> Text:
     """Read a file through once: hash it, see that it is text, look for marks between documents.
 
-    `sha256` is its hash where the caller knows it. Raises `NoTextError` for what is no text, and
-    `OSError`. Rows are checked when they are read, because that takes longer.
+    `sha256` is its hash where the caller knows it. Raises `NoTextError` for what is no text,
+    `ValueError` for a damaged archive, and `OSError`. Rows are checked when they are read, because
+    that takes longer.
     """
     # Before the first byte is read: a change while it is hashed counts as one after it.
     stamp = _stamp(path)
-    is_rows = has_rows(path)
+    if tables.is_table(path):
+        return _table(path, label, how, stamp)
+    if is_archive(path):
+        # The hash is of the text: packed or not, equal texts are equal corpora.
+        sha256 = None
+    is_rows, separator = has_rows(path), how.separator
     mark = None if separator == "off" or is_rows else USUAL if separator == "auto" else separator
     digest = hashlib.sha256()
     # Incremental: a character may lie on the border of two blocks.
@@ -145,7 +170,7 @@ def inspect(path: Path, label: bytes, separator: str, sha256: str | None = None)
             refuse_zeros(path, block, at)
             _check_utf8(utf8, block, path, at)
             if at == begin:
-                refuse_rows(path, block)
+                refuse_rows(path, block, how.text_field)
         if marks is not None:
             marks.add(block)
         at += len(block)
@@ -155,13 +180,33 @@ def inspect(path: Path, label: bytes, separator: str, sha256: str | None = None)
         _check_utf8(utf8, b"", path, at)
     found, notes = _mark(marks, mark, separator, path)
     size, sha256 = at - begin, sha256 or digest.hexdigest()
-    chats = is_rows and has_chats(path)
-    return Text(path, label, begin, size, sha256, is_rows, found, notes, stamp, chats)
+    chats = is_rows and has_chats(path, how.text_field)
+    field = how.text_field
+    return Text(path, label, begin, size, sha256, is_rows, found, notes, stamp, chats, field)
 
 
-def refuse_rows(path: Path, block: bytes) -> None:
+def _table(path: Path, label: bytes, how: Reading, stamp: tuple[int, ...]) -> Text:
+    """A parquet file, hashed as it is: its values are decoded when they are read."""
+    field = how.text_field
+    chats = has_chats(path, field)
+    found = tables.shape(path, MESSAGES if chats else field)
+    if not chats and field not in found.columns and field.partition(".")[0] not in found.columns:
+        raise ValueError(
+            f'{path}: has no column "{field}" (its columns: {", ".join(found.columns)}): name the '
+            f"one with the text in data.text_field"
+        )
+    if found.rows == 0:
+        raise NoTextError(f"{path}: is empty", "empty")
+    digest = hashlib.sha256()
+    for block in blocks(path):
+        digest.update(block)
+    sha256 = digest.hexdigest()
+    return Text(path, label, 0, found.bytes, sha256, True, None, (), stamp, chats, field)
+
+
+def refuse_rows(path: Path, block: bytes, field: str = TEXT) -> None:
     """Raise `NoTextError` if a file that is not named so begins with rows of JSON."""
-    if begins_with_rows(block):
+    if begins_with_rows(block, field):
         raise NoTextError(
             f'{path}: its lines are JSON objects with a field "text" or "messages", which are read '
             f"as rows only in a file named so: rename it to end in .jsonl",
@@ -171,7 +216,7 @@ def refuse_rows(path: Path, block: bytes) -> None:
 
 def _begin(path: Path) -> int:
     """The place of the first byte of text: a UTF-8 byte order mark is none."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
 
 

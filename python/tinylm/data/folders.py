@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from tinylm.corpus import Corpus, source_name
+from tinylm.corpus import Corpus, Reading, source_name
 from tinylm.data.manifest import NAME, Manifest
 
 PROCESSED = Path("data/processed")
@@ -39,17 +40,13 @@ def _holds(folder: Path, corpus: Corpus, tokenizer_sha256: str) -> bool:
 
 
 def find(
-    source: str,
-    *,
-    val_fraction: float,
-    separator: str,
-    tokenizer_sha256: str,
-    fingerprint: str | None = None,
+    source: str, *, tokenizer_sha256: str, fingerprint: str | None = None, **reading: Any
 ) -> Path | None:
     """The newest default folder of shards that were made of `source` with these settings.
 
-    Looks at manifests alone: the text may have changed since, or be gone. A run that goes on
-    passes the `fingerprint` of the shards that it was trained on, and gets those or None.
+    `reading` are those of `corpus.Reading`. Looks at manifests alone: the text may have changed
+    since, or be gone. A run that goes on passes the `fingerprint` of the shards that it was trained
+    on, and gets those or None.
     """
     found = []
     for folder in _folders(source):
@@ -57,7 +54,7 @@ def find(
         # A folder made for scoring alone may have no such split.
         if manifest is None or "train" not in manifest.splits:
             continue
-        fits = _fits(manifest, source, val_fraction, separator, tokenizer_sha256)
+        fits = _fits(manifest, source, Reading(**reading), tokenizer_sha256)
         if fits if fingerprint is None else manifest.fingerprint("train") == fingerprint:
             found.append(((folder / NAME).stat().st_mtime_ns, folder))
     # The name breaks ties of time, so that the answer does not depend on the disk's order.
@@ -80,29 +77,20 @@ def _manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def fits(
-    folder: Path, *, source: str, val_fraction: float, separator: str, tokenizer_sha256: str
-) -> bool:
+def fits(folder: Path, *, source: str, tokenizer_sha256: str, **reading: Any) -> bool:
     """Whether `folder` holds finished shards that were made of `source` with these settings.
 
-    Reads the manifest alone: the text of that source may have changed since, or be gone. Raises
-    `ValueError` for a manifest that is damaged.
+    `reading` as of `find`. Reads the manifest alone: the text of that source may have changed
+    since, or be gone. Raises `ValueError` for a manifest that is damaged.
     """
     if not (folder / NAME).exists():
         return False
-    manifest = Manifest.load(folder)
-    return _fits(manifest, source, val_fraction, separator, tokenizer_sha256)
+    return _fits(Manifest.load(folder), source, Reading(**reading), tokenizer_sha256)
 
 
-def _fits(
-    manifest: Manifest, source: str, val_fraction: float, separator: str, tokenizer_sha256: str
-) -> bool:
-    made_of = (manifest.source.get("source"), manifest.source.get("val_fraction"))
-    # Before there was such a setting, text was read as `off` reads it; most text has no mark, and
-    # then `auto` reads it so too.
-    how = manifest.source.get("separator", "auto")
-    given = (source, val_fraction, separator, tokenizer_sha256)
-    return (*made_of, how, manifest.tokenizer_sha256) == given
+def _fits(manifest: Manifest, source: str, reading: Reading, tokenizer_sha256: str) -> bool:
+    made_of = (manifest.source.get("source"), manifest.tokenizer_sha256)
+    return made_of == (source, tokenizer_sha256) and reading.agrees_with(manifest.source)
 
 
 def recorded(run: Path) -> Path | None:

@@ -18,7 +18,7 @@ def add(subparsers: Any) -> None:
     command.add_argument(
         "source",
         type=commands.path,
-        help="stdlib, a dataset, a text file, a .jsonl or a folder of both",
+        help="stdlib, a dataset, a text, .jsonl or .parquet, also packed, or a folder of them",
     )
     command.add_argument("--tokenizer", type=commands.path, required=True, metavar="FILE")
     command.add_argument(
@@ -33,6 +33,12 @@ def add(subparsers: Any) -> None:
         metavar="MARK",
         help="ends a document in a text; off for none; default: auto, a <|endoftext|> that "
         "begins or ends a line",
+    )
+    command.add_argument(
+        "--text-field",
+        default=DataConfig().text_field,
+        metavar="NAME",
+        help="field of a row with its text, a.b in an object; default: %(default)s",
     )
     command.add_argument(
         "--rank", type=int, default=0, metavar="R", help="which of the processes this is, from 0"
@@ -69,11 +75,7 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(options.tokenizer)
     if options.rank and options.world is None:
         raise ValueError(f"--rank {options.rank} needs --world: of how many processes")
-    text = corpus.open(
-        options.source,
-        val_fraction=options.val_fraction,
-        separator=options.separator,
-    )
+    text = corpus.open(options.source, **corpus.reading(options))
     for note in text.notes:
         # Standard output is for programs: its first line is the folder.
         commands.tell(note)

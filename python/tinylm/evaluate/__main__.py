@@ -35,6 +35,7 @@ KEYS = (
     "data.source",
     "data.folder",
     "data.separator",
+    "data.text_field",
     "data.val_fraction",
     "data.loss",
     "train.batch_size",
@@ -180,20 +181,21 @@ def _validation(
     """The validation split: of the run's shards, or of another text, made in `scratch`."""
     from tinylm import corpus, data
 
-    other = keys & {"data.source", "data.separator", "data.val_fraction"}
+    # A whole text is scored with 1, which no run may have.
+    reading = {**corpus.reading(settings), "val_fraction": fraction}
+    other = keys & {"data.source", *(f"data.{name}" for name in reading)}
     folder = None if settings.folder is None else Path(settings.folder)
     if other and "data.folder" not in keys:
         folder = scratch
     elif folder is None:
         folder = data.recorded(home) or data.find(
             settings.source,
-            val_fraction=fraction,
-            separator=settings.separator,
+            **reading,
             tokenizer_sha256=tokenizer.sha256,
         )
     # The run's shards are taken as they are: its source may have changed or gone since.
     if other or folder is None or not (folder / "manifest.json").is_file():
-        text = corpus.open(settings.source, val_fraction=fraction, separator=settings.separator)
+        text = corpus.open(settings.source, **reading)
         for note in text.notes:
             commands.tell(note)
         folder = folder or data.default_folder(text, tokenizer.sha256)

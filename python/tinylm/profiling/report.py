@@ -96,8 +96,7 @@ def vocabulary(run: Run) -> int:
                 f"tokenizer.kind={settings.kind}: its tokens are those of the text, and "
                 f"data.source={source} is a download: add model.vocab_size=N or name a file"
             )
-        held_out, ends = run.data.val_fraction, run.data.separator
-        texts = corpus.open(source, val_fraction=held_out, separator=ends).training_texts()
+        texts = corpus.open(source, **corpus.reading(run.data)).training_texts()
     made = Tokenizer.train(
         texts,
         vocab_size=settings.vocab_size,

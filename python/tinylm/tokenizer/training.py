@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from tinylm import _rust, terminal
+from tinylm.corpus.archives import opened
 from tinylm.corpus.kinds import HEAD, has_rows, refuse_foreign
 from tinylm.corpus.rows import rows
 from tinylm.corpus.texts import refuse_rows
@@ -127,8 +128,8 @@ class Training:
     def add_file(self, path: str | PathLike[str]) -> None:
         """Counts a file as one document, and a file of rows as its texts.
 
-        ValueError for a row that has no text, for rows in a file that is not named so, and for a
-        file of another format, such as a .gz.
+        An archive (.gz, .bz2, .xz, .zst) is unpacked on the way. ValueError for a row that has no
+        text, for rows in a file that is not named so, and for a file of another format.
         """
         if has_rows(Path(path)):
             self.add_texts(rows(Path(path)))
@@ -139,7 +140,7 @@ class Training:
     def _blocks(self, path: str | PathLike[str]) -> Iterator[bytes]:
         """The bytes of a file in blocks, cut where no piece crosses."""
         pending, is_first = b"", True
-        with open(path, "rb") as file:
+        with opened(Path(path)) as file:
             # Looking again at a stretch without a place to cut pays only once it has doubled.
             while block := file.read(max(BATCH, len(pending))):
                 if is_first:

@@ -120,9 +120,7 @@ def is_finished(run: Run, folder: Path, resumed: Resumed, say: Say) -> bool:
 def open_text(run: Run, say: Say) -> Corpus:
     """The text of the run; says what is left out of it, and how its documents end."""
     settings = run.data
-    text = corpus.open(
-        settings.source, val_fraction=settings.val_fraction, separator=settings.separator
-    )
+    text = corpus.open(settings.source, **corpus.reading(settings))
     for note in text.notes:
         say(note)
     return text
@@ -296,8 +294,7 @@ def _made_before(run: Run, resumed: Resumed | None, tokenizer: Tokenizer) -> Pat
     """The folder of shards that an earlier start made of the run's source, as far as is known."""
     made_of: dict[str, Any] = {
         "source": run.data.source,
-        "val_fraction": run.data.val_fraction,
-        "separator": run.data.separator,
+        **corpus.reading(run.data),
         "tokenizer_sha256": tokenizer.sha256,
     }
     if run.data.folder is not None:
