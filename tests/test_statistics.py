@@ -17,7 +17,7 @@ SHARDS = st.lists(st.lists(st.integers(1, 300), max_size=40), max_size=5)
 @given(SHARDS, st.sampled_from([1, 10, 50, 90, 99, 100]))
 def test_counts_and_percentiles_are_those_of_all_lengths_together(shards, percent):
     lengths = Lengths(np.array(shard, np.uint32) for shard in shards)
-    every = sorted(sum(shards, []))
+    every = sorted(n for shard in shards for n in shard)
     assert dict(zip(lengths.values.tolist(), lengths.counts.tolist(), strict=True)) == {
         length: every.count(length) for length in every
     }

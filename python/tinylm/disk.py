@@ -62,11 +62,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         return
     part = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
-        with part.open("xb") as file:
+        file = part.open("xb")
+        try:
             yield file
             with naming(part):
                 file.flush()
                 os.fsync(file.fileno())
+        finally:
+            # After a flush that failed, closing fails too, in an error without a name.
+            with suppress(OSError):
+                file.close()
         part.replace(path)
     except BaseException:
         with suppress(OSError):

@@ -7,30 +7,32 @@ forks a child for each kill. It prints what it counted, and fails at the first b
 """
 
 import collections
-import ctypes
 import errno
 import os
 import shutil
-import signal
 import sys
 import warnings
 from dataclasses import replace as replaced
 from pathlib import Path
 
 from tests.support.crashes import CONFIG, holds_step, make_model, make_training, steps_in
+from tests.support.shim import (
+    FAIL,
+    KILL_AFTER,
+    KILL_BEFORE,
+    KILL_WITHIN,
+    SHORTEN,
+    arm,
+    dies,
+    disarm,
+    names,
+)
 from tinylm import checkpoint
 from tinylm.tokenizer import Tokenizer
 
-COUNT, KILL_BEFORE, KILL_AFTER, KILL_WITHIN, FAIL, SHORTEN = range(1, 7)
-SHIM = ctypes.CDLL(os.environ["LD_PRELOAD"])
-SHIM.faults_names.restype = ctypes.c_char_p
 # Room for the 257 tokens of the tokenizer.
 WIDE = replaced(CONFIG, vocab_size=257)
 WORDS = Tokenizer.train(["abab"], vocab_size=257)
-
-
-def arm(mode, at=-1, error=0, sticky=False):
-    SHIM.faults_arm(mode, ctypes.c_long(at), error, int(sticky))
 
 
 def taken(step):
@@ -103,11 +105,7 @@ def fresh(folder):
 
 
 def count(action, folder):
-    run = fresh(folder)
-    arm(COUNT)
-    action(run)
-    SHIM.faults_disarm()
-    return SHIM.faults_names().decode().split()
+    return names(action, fresh(folder))
 
 
 def kills(action, folder):
@@ -118,13 +116,7 @@ def kills(action, folder):
             if mode == KILL_WITHIN and name != "write":
                 continue
             run = fresh(folder)
-            process = os.fork()
-            if not process:
-                arm(mode, number)
-                action(run)
-                os._exit(0)
-            _, status = os.waitpid(process, 0)
-            assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, name
+            assert dies(lambda run=run: action(run), mode, number), name
             seen[check(run, (mode, number, name))] += 1
     return calls, seen
 
@@ -143,7 +135,7 @@ def faults(action, folder):
                 action(run)
             except OSError as caught:
                 raised = caught
-            SHIM.faults_disarm()
+            disarm()
             words = (mode, error, sticky, number, name)
             if mode == SHORTEN:
                 assert raised is None, words

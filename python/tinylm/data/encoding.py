@@ -63,19 +63,25 @@ def write(
     writers = {held_out: SplitWriter(folder, manifest, name) for held_out, name in SPLITS.items()}
     sizes = dict.fromkeys(SPLITS, 0)
     batches = ahead(_batches(sections, tokenizer))
-    with closing(ahead(_encoded(batches, kind, tokenizer))) as encoded:
-        for tokens in encoded:
-            writer = writers[tokens.validation]
-            if tokens.ids is None:
-                writer.end_document()
-                continue
-            if tokens.offsets is None:
-                writer.add_part(tokens.ids)
-            else:
-                writer.add(tokens.ids, tokens.offsets)
-            sizes[tokens.validation] += tokens.bytes
-            progress.add(tokens.bytes, len(tokens.ids))
-    return {name: writers[held_out].finish(sizes[held_out]) for held_out, name in SPLITS.items()}
+    try:
+        with closing(ahead(_encoded(batches, kind, tokenizer))) as encoded:
+            for tokens in encoded:
+                _append(writers[tokens.validation], tokens)
+                sizes[tokens.validation] += tokens.bytes
+                progress.add(tokens.bytes, 0 if tokens.ids is None else len(tokens.ids))
+        return {name: writers[key].finish(sizes[key]) for key, name in SPLITS.items()}
+    finally:
+        # Now, and not when the error is forgotten that holds this frame: they hold open files.
+        writers.clear()
+
+
+def _append(writer: SplitWriter, tokens: Tokens) -> None:
+    if tokens.ids is None:
+        writer.end_document()
+    elif tokens.offsets is None:
+        writer.add_part(tokens.ids)
+    else:
+        writer.add(tokens.ids, tokens.offsets)
 
 
 def _encoded(

@@ -116,8 +116,23 @@ class Jobs:
                 row = {"job": job.number, "splits": {n: asdict(s) for n, s in splits.items()}}
                 manifest.save(self._row_path(job), row)
             except BaseException:
+                # A row that could not be brought to the disk must not outlive its shards.
+                self._row_path(job).unlink(missing_ok=True)
                 remove_leftovers(folder)
                 raise
+
+    def needs(self, left: Sequence[Job], progress: encoding.Progress) -> str:
+        """What the disk must have room for, in words: the shards of the jobs that are left.
+
+        By the tokens per byte so far, or one token per byte, more than which no text has.
+        """
+        ratio = progress.tokens / progress.bytes if progress.bytes else 1
+        wanted = int(sum(job.bytes for job in left) * ratio * self._empty.itemsize)
+        free = shutil.disk_usage(self._folder).free
+        return (
+            f"{len(left):,} of {len(self.jobs):,} jobs are left and need about {wanted:,} bytes, "
+            f"{free:,} are free: make room and give the command again; it goes on from there"
+        )
 
     def finish(self) -> dict[str, Split]:
         """The shards of all jobs to `folder`, in their order; needs its lock.

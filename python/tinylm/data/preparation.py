@@ -129,8 +129,14 @@ def _clean(folder: Path) -> None:
 
 def _run(work: Jobs, todo: list[Job]) -> None:
     progress = Progress(sum(job.bytes for job in todo))
-    for job in todo:
-        work.run(job, progress)
+    for number, job in enumerate(todo):
+        try:
+            work.run(job, progress)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            text = f"{error.strerror}: {work.needs(todo[number:], progress)}"
+            raise OSError(error.errno, text, error.filename) from None
     progress.end()
 
 
