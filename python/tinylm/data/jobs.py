@@ -68,12 +68,13 @@ class Jobs:
         self, folder: Path, corpus: Corpus, tokenizer: "Tokenizer", empty: Manifest, job_bytes: int
     ) -> None:
         self.jobs = plan(corpus.sections, job_bytes)
-        self._folder = folder
+        self.folder = folder
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._empty = empty
         sizes = [job.bytes for job in self.jobs]
-        content = [corpus.fingerprint, corpus.val_fraction, corpus.kind, tokenizer.sha256, sizes]
+        settings = corpus.reading.recorded()
+        content = [corpus.fingerprint, settings, corpus.kind, tokenizer.sha256, sizes]
         self.home = folder / NAME / manifest.digest(content)[:16]
 
     def begin(self) -> None:
@@ -81,14 +82,14 @@ class Jobs:
 
         Raises `BlockingIOError` while another process works at one of those.
         """
-        for other in sorted((self._folder / NAME).glob("*")):
+        for other in sorted((self.folder / NAME).glob("*")):
             if other != self.home:
                 _remove(other)
         self.home.mkdir(parents=True, exist_ok=True)
         disk.remove_parts(self.home)
         if self.open_jobs():
             # What a process that was killed left there; no shard of these jobs has moved yet.
-            remove_leftovers(self._folder)
+            remove_leftovers(self.folder)
 
     def open_jobs(self) -> list[Job]:
         """The jobs that have no row or whose files are not those of their row."""
@@ -128,7 +129,7 @@ class Jobs:
         """
         ratio = progress.tokens / progress.bytes if progress.bytes else 1
         wanted = int(sum(job.bytes for job in left) * ratio * self._empty.itemsize)
-        free = shutil.disk_usage(self._folder).free
+        free = shutil.disk_usage(self.folder).free
         return (
             f"{len(left):,} of {len(self.jobs):,} jobs are left and need about {wanted:,} bytes, "
             f"{free:,} are free: make room and give the command again; it goes on from there"
@@ -164,13 +165,13 @@ class Jobs:
             # The lengths first: a `.bin` always has them beside it.
             for suffix in (".doc", ".bin"):
                 with suppress(FileNotFoundError):
-                    source.with_suffix(suffix).rename((self._folder / name).with_suffix(suffix))
+                    source.with_suffix(suffix).rename((self.folder / name).with_suffix(suffix))
         # Before the manifest: after a loss of power, it must not name what has not moved.
-        disk.sync(self._folder)
+        disk.sync(self.folder)
         done = replace(self._empty, splits=splits)
         for name in splits:
             # Opening checks that every file is there, its size and its header.
-            Dataset(self._folder, done, name)
+            Dataset(self.folder, done, name)
         return splits
 
     def _check(self, splits: dict[str, Split]) -> None:
@@ -188,7 +189,7 @@ class Jobs:
         """Remove the rows and the folders of the jobs; needs the folder's lock."""
         _remove(self.home)
         with suppress(OSError):
-            (self._folder / NAME).rmdir()
+            (self.folder / NAME).rmdir()
 
     def end_if_empty(self) -> None:
         """Remove the folder of the jobs if none is done; needs the folder's lock."""

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -30,8 +31,30 @@ _OURS = re.compile(
 _WORKERS = ("--rank", "--world", "--engine")
 
 
+def run_here(work: Jobs, todo: list[Job]) -> None:
+    """Do some jobs, one after another, in this process.
+
+    An `OSError` of a full disk says how much room the rest needs.
+    """
+    progress = Progress(sum(job.bytes for job in todo))
+    for number, job in enumerate(todo):
+        try:
+            work.run(job, progress)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            text = f"{error.strerror}: {work.needs(todo[number:], progress)}"
+            raise OSError(error.errno, text, error.filename) from None
+    progress.end()
+
+
 def prepare(
-    corpus: Corpus, tokenizer: "Tokenizer", folder: str | Path, *, job_bytes: int = JOB_BYTES
+    corpus: Corpus,
+    tokenizer: "Tokenizer",
+    folder: str | Path,
+    *,
+    job_bytes: int = JOB_BYTES,
+    run: Callable[[Jobs, list[Job]], None] = run_here,
 ) -> Manifest:
     """Text to the splits `train` and `val` in `folder`.
 
@@ -42,8 +65,8 @@ def prepare(
 
     The files of the corpus are done in jobs of about `job_bytes` of text (`data.jobs`), each with
     shards of its own. If the run fails, is interrupted or killed, the jobs that were done are
-    done: the next call goes on after them, to the same shards. `prepare_share` does the jobs of
-    one of several processes.
+    done: the next call goes on after them, to the same shards. `run` does jobs, here or elsewhere
+    (`data.cluster`); `prepare_share` does those of one of several processes.
 
     Memory is a few dozen megabytes beside the tokenizer, also for a text of one document: it is
     encoded in parts, by all cores, with the same ids as in the whole. A document between marks or
@@ -65,7 +88,8 @@ def prepare(
         _clean(folder)
         work.begin()
         try:
-            _run(work, work.open_jobs())
+            if todo := work.open_jobs():
+                run(work, todo)
             return _finish(work, corpus, tokenizer, folder)
         finally:
             # Nothing is left of an error at the first job.
@@ -101,7 +125,7 @@ def prepare_share(
         mine = [job for job in work.open_jobs() if job.number % world == rank]
     # Without the lock: the other processes work at the same time, each at its own jobs.
     try:
-        _run(work, mine)
+        run_here(work, mine)
     except FileNotFoundError:
         # Somebody did the jobs of this rank too, and the folders of the jobs are gone.
         if not (folder / NAME).exists():
@@ -125,19 +149,6 @@ def _clean(folder: Path) -> None:
     """Remove what processes that were killed left, but for the jobs that they did."""
     disk.remove_parts(folder)
     (folder / _OLD_PART).unlink(missing_ok=True)
-
-
-def _run(work: Jobs, todo: list[Job]) -> None:
-    progress = Progress(sum(job.bytes for job in todo))
-    for number, job in enumerate(todo):
-        try:
-            work.run(job, progress)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            text = f"{error.strerror}: {work.needs(todo[number:], progress)}"
-            raise OSError(error.errno, text, error.filename) from None
-    progress.end()
 
 
 def _finish(work: Jobs, corpus: Corpus, tokenizer: "Tokenizer", folder: Path) -> Manifest:

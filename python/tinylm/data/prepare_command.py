@@ -1,15 +1,17 @@
 """`python -m tinylm.data prepare`: a text and a tokenizer to a folder of shards."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tinylm import commands, corpus
 from tinylm.config import DataConfig
 from tinylm.data import statistics
+from tinylm.data.cluster import on_ray
 from tinylm.data.folders import default_folder
-from tinylm.data.jobs import JOB_BYTES
-from tinylm.data.preparation import prepare, prepare_share
+from tinylm.data.jobs import JOB_BYTES, Job, Jobs
+from tinylm.data.preparation import prepare, prepare_share, run_here
 
 
 def add(subparsers: Any) -> None:
@@ -51,6 +53,12 @@ def add(subparsers: Any) -> None:
         "last to finish writes the manifest",
     )
     command.add_argument(
+        "--engine",
+        choices=("here", "ray"),
+        default="here",
+        help="ray: on the machines of a Ray cluster, --world jobs at a time; default: %(default)s",
+    )
+    command.add_argument(
         "--job-bytes",
         type=int,
         default=JOB_BYTES,
@@ -64,17 +72,21 @@ def add(subparsers: Any) -> None:
         metavar="OUT.png",
         help="draw how long the documents are",
     )
-    command.set_defaults(command=run)
+    command.set_defaults(command=_prepare)
 
 
-def run(options: argparse.Namespace) -> None:
+def _prepare(options: argparse.Namespace) -> None:
     """Prepare, and print the folder and what is in it."""
     # Imported here: `verify` and `subset` need no tokenizer.
     from tinylm.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(options.tokenizer)
-    if options.rank and options.world is None:
-        raise ValueError(f"--rank {options.rank} needs --world: of how many processes")
+    if options.rank and (options.world is None or options.engine == "ray"):
+        raise ValueError(
+            f"--rank {options.rank} needs --world, of how many processes, and no --engine"
+        )
+    # Before the text is read: an engine that is not installed is told at once.
+    run = _on_ray(options) if options.engine == "ray" else run_here
     text = corpus.open(options.source, **corpus.reading(options))
     for note in text.notes:
         # Standard output is for programs: its first line is the folder.
@@ -82,8 +94,8 @@ def run(options: argparse.Namespace) -> None:
     folder = default_folder(text, tokenizer.sha256)
     if options.out is not None:
         folder = Path(options.out)
-    if options.world is None:
-        manifest = prepare(text, tokenizer, folder, job_bytes=options.job_bytes)
+    if options.world is None or options.engine == "ray":
+        manifest = prepare(text, tokenizer, folder, job_bytes=options.job_bytes, run=run)
     else:
         share = prepare_share(
             text,
@@ -108,3 +120,13 @@ def run(options: argparse.Namespace) -> None:
     if options.picture is not None:
         statistics.draw(options.picture, folder.name, lengths)
         print(options.picture)
+
+
+def _on_ray(options: argparse.Namespace) -> Callable[[Jobs, list[Job]], None]:
+    return on_ray(
+        options.source,
+        options.tokenizer,
+        world=options.world,
+        job_bytes=options.job_bytes,
+        **corpus.reading(options),
+    )
