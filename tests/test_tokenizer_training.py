@@ -213,7 +213,7 @@ def test_of_a_file_of_rows_the_texts_are_learned(tmp_path: Path, ending: str) ->
     [
         # The name of the case is the same in every process: the time would be a part of it.
         ("a.txt", gzip.compress(b"a text", mtime=0)),
-        ("a.parquet", b"PAR1"),
+        ("a.arrow", b"ARROW1\0\0"),
         ("a.txt", "a text".encode("utf-16")),
     ],
 )

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 # README.md shows this map, and a test compares the two.
 MAP = (
     Row("settings", "config"),
-    Row("text", "corpus"),
+    Row("text", "corpus", (), ("duplicates",)),
     Row(
         "tokens",
         "tokenizer",

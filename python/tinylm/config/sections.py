@@ -86,6 +86,12 @@ class DataConfig:
         "text",
         "Field of a row of .jsonl or column of .parquet with the text; a.b is field b of object a.",
     )
+    filters: tuple[str, ...] = setting(
+        (),
+        "Which documents stay, in this order: rules with their limits (min_chars:200), bundles "
+        "(gopher_quality, gopher_repetition, fineweb), exact_duplicates, near_duplicates. "
+        "python -m tinylm.data filters lists them.",
+    )
     val_fraction: float = setting(
         0.05, "Share of the text held out for validation.", {"gt": 0, "lt": 1}
     )

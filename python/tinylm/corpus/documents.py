@@ -1,8 +1,8 @@
 """A corpus: the documents of a source, and how a document falls to one of its two splits."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ class Corpus:
     sections: tuple[Section, ...]
     notes: tuple[str, ...] = ()
     kind: Kind = "text"
+    # What filters dropped, where there are some; the first call filters all documents.
+    counts: Callable[[], Sequence[Any]] | None = None
 
     @property
     def val_fraction(self) -> float:
@@ -76,7 +78,11 @@ class Corpus:
                 yield document
 
     def provenance(self) -> dict[str, Any]:
-        """Where the text came from and how it is cut, as a manifest records it."""
+        """Where the text came from and how it is cut, as a manifest records it.
+
+        Reads all documents if there are filters that were not yet asked for: their counts are part
+        of it. The fingerprint and the fraction are attributes.
+        """
         return {
             "name": self.name,
             "source": self.source,
@@ -86,6 +92,7 @@ class Corpus:
             **self.reading.recorded(),
             # Left out for text: the manifests of before there were chats have no such key.
             **({} if self.kind == "text" else {"kind": self.kind}),
+            **({} if self.counts is None else {"filtered": [*map(asdict, self.counts())]}),
         }
 
 

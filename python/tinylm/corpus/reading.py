@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tinylm.corpus.specs import canonical
+
 # The field of a row that holds its text, unless `data.text_field` names another.
 TEXT = "text"
 
@@ -17,8 +19,11 @@ class Reading:
     val_fraction: float
     separator: str = "auto"
     text_field: str = TEXT
+    filters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # Spelled out, so that a bundle and its rules are the same settings.
+        object.__setattr__(self, "filters", canonical(self.filters))
         if not 0 <= self.val_fraction <= 1:
             raise ValueError(f"data.val_fraction={self.val_fraction} must be between 0 and 1")
         if not self.separator:
@@ -28,9 +33,11 @@ class Reading:
 
     def recorded(self) -> dict[str, Any]:
         """As a manifest records them: what has a default only where it differs from it."""
-        found = {"val_fraction": self.val_fraction, "separator": self.separator}
+        found: dict[str, Any] = {"val_fraction": self.val_fraction, "separator": self.separator}
         if self.text_field != TEXT:
             found["text_field"] = self.text_field
+        if self.filters:
+            found["filters"] = [*self.filters]
         return found
 
     def agrees_with(self, record: dict[str, Any]) -> bool:

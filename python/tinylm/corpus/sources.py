@@ -1,12 +1,14 @@
 """A source string to its corpus: `open`."""
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
 
 from tinylm.corpus import tasks
 from tinylm.corpus.documents import Corpus
 from tinylm.corpus.download import DATASETS, RAW, fetch
 from tinylm.corpus.files import file
+from tinylm.corpus.filters import filtered
 from tinylm.corpus.folders import folder, standard_library
 from tinylm.corpus.reading import TEXT, Reading
 from tinylm.corpus.texts import shown
@@ -21,6 +23,7 @@ def open(
     val_fraction: float,
     separator: str = "auto",
     text_field: str = TEXT,
+    filters: Iterable[str] = (),
     raw: Path = RAW,
 ) -> Corpus:
     """A source to its corpus; a named dataset is downloaded into `raw` the first time.
@@ -29,11 +32,22 @@ def open(
     nothing is held out.
     `separator` ends a document in text files: a string, `off`, or `auto` for `<|endoftext|>`
     where it begins or ends a line. `text_field` holds the text of a row, as `a.b` in an object.
+    `filters` are names and limits of `corpus.specs`, in their order.
 
     Raises ValueError for text that is empty, not UTF-8 or leaves a split without a document,
     and the OSError family for what cannot be read or fetched.
     """
-    how = Reading(val_fraction=val_fraction, separator=separator, text_field=text_field)
+    how = Reading(
+        val_fraction=val_fraction,
+        separator=separator,
+        text_field=text_field,
+        filters=tuple(filters),
+    )
+    return filtered(_whole(source, how, raw))
+
+
+def _whole(source: str, how: Reading, raw: Path) -> Corpus:
+    """The corpus of a source with all its documents."""
     # Names come before paths: a folder of the same name is reached as ./stdlib.
     if source == "stdlib":
         return standard_library(how)

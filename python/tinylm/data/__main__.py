@@ -1,4 +1,4 @@
-"""`python -m tinylm.data`: prepare, tasks, inspect, verify, export, subset. Needs no torch."""
+"""`python -m tinylm.data`: prepare, filters, tasks, inspect, verify, export, subset; no torch."""
 
 import argparse
 import errno
@@ -14,7 +14,7 @@ import numpy as np
 
 from tinylm import _rust, commands, disk, terminal
 from tinylm.config import DataConfig
-from tinylm.corpus import tasks
+from tinylm.corpus import specs, tasks
 from tinylm.data import prepare_command, statistics
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter
@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         "--split", choices=("train", "val"), default="train", help="default: %(default)s"
     )
     command.set_defaults(command=_tasks)
+
+    command = subparsers.add_parser("filters", help="the filters of documents, with their limits")
+    command.set_defaults(command=_filters)
 
     command = subparsers.add_parser("inspect", help="counts and lengths of a folder of shards")
     command.add_argument("folder", type=commands.path)
@@ -85,6 +88,11 @@ def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
     if manifest is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
         raise ValueError(f"{path} is not the tokenizer that made these shards")
     return tokenizer
+
+
+def _filters(_: argparse.Namespace) -> None:
+    for line in specs.listed():
+        print(line)
 
 
 def _tasks(options: argparse.Namespace) -> None:

@@ -34,9 +34,8 @@ def _holds(folder: Path, corpus: Corpus, tokenizer_sha256: str) -> bool:
     manifest = _manifest(folder)
     if manifest is None or manifest.tokenizer_sha256 != tokenizer_sha256:
         return False
-    provenance = corpus.provenance()
     names = ("fingerprint", "val_fraction")
-    return all(manifest.source.get(name) == provenance[name] for name in names)
+    return all(manifest.source.get(name) == getattr(corpus, name) for name in names)
 
 
 def find(

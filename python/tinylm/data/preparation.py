@@ -193,11 +193,10 @@ def encode_file(
 
 def _reuse(folder: Path, corpus: Corpus, tokenizer: "Tokenizer") -> Manifest:
     manifest = Manifest.load(folder)
-    source = corpus.provenance()
     # The source may be another path: equal text gives equal shards.
     for name in ("fingerprint", "val_fraction"):
-        if manifest.source.get(name) != source[name]:
-            found, wanted = manifest.source.get(name), source[name]
+        found, wanted = manifest.source.get(name), getattr(corpus, name)
+        if found != wanted:
             raise _occupied(folder, f"shards of another text ({name} {found}, not {wanted})")
     if manifest.tokenizer_sha256 != tokenizer.sha256:
         raise _occupied(folder, "shards of another tokenizer")

@@ -7,6 +7,7 @@ from typing import Any
 
 from tinylm import commands, corpus
 from tinylm.config import DataConfig
+from tinylm.corpus import filters
 from tinylm.data import statistics
 from tinylm.data.cluster import on_ray
 from tinylm.data.folders import default_folder
@@ -41,6 +42,13 @@ def add(subparsers: Any) -> None:
         default=DataConfig().text_field,
         metavar="NAME",
         help="field of a row with its text, a.b in an object; default: %(default)s",
+    )
+    command.add_argument(
+        "--filters",
+        type=lambda names: tuple(filter(None, names.split(","))),
+        default=DataConfig().filters,
+        metavar="A,B:LIMIT",
+        help="which documents stay; python -m tinylm.data filters lists them",
     )
     command.add_argument(
         "--rank", type=int, default=0, metavar="R", help="which of the processes this is, from 0"
@@ -117,6 +125,8 @@ def _prepare(options: argparse.Namespace) -> None:
     for name, split in manifest.splits.items():
         for line in statistics.lines(name, split, lengths[name]):
             print(line)
+    for line in filters.table(manifest.source.get("filtered", ())):
+        print(line)
     if options.picture is not None:
         statistics.draw(options.picture, folder.name, lengths)
         print(options.picture)

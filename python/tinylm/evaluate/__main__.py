@@ -36,6 +36,7 @@ KEYS = (
     "data.folder",
     "data.separator",
     "data.text_field",
+    "data.filters",
     "data.val_fraction",
     "data.loss",
     "train.batch_size",
@@ -183,6 +184,9 @@ def _validation(
 
     # A whole text is scored with 1, which no run may have.
     reading = {**corpus.reading(settings), "val_fraction": fraction}
+    if "data.source" in keys and "data.filters" not in keys:
+        # Those of the run chose what to learn from; another text is scored as it is.
+        reading["filters"] = ()
     other = keys & {"data.source", *(f"data.{name}" for name in reading)}
     folder = None if settings.folder is None else Path(settings.folder)
     if other and "data.folder" not in keys:
