@@ -39,7 +39,7 @@ def replace(run):
     save_step(run, 20)
 
 
-@pytest.mark.parametrize("action", [cycle, replace])
+@pytest.mark.parametrize("action", [cycle, pytest.param(replace, marks=pytest.mark.slow)])
 def test_a_crash_before_any_call_leaves_a_checkpoint_and_a_later_save_works(action, tmp_path):
     prepare(tmp_path / "template")
     shutil.copytree(tmp_path / "template", tmp_path / "count")
@@ -89,8 +89,18 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_rename_before_the_d
     assert all(call in ("unlink", "rmdir") for call, _ in calls[rename + 2 :])
 
 
-@pytest.mark.parametrize("sticky", [True, False])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize(
+    ("error", "sticky"),
+    [
+        (errno.ENOSPC, True),
+        (errno.EIO, False),
+        *(
+            pytest.param(*of, marks=pytest.mark.slow)
+            for of in ((errno.ENOSPC, False), (errno.EIO, True))
+        ),
+        *(pytest.param(errno.EDQUOT, sticky, marks=pytest.mark.slow) for sticky in (True, False)),
+    ],
+)
 def test_a_disk_that_fails_raises_with_the_file_and_keeps_the_old_checkpoint(
     error, sticky, tmp_path
 ):

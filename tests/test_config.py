@@ -260,7 +260,7 @@ def runs(draw: st.DrawFn) -> Run:
 
 
 # Drawing a whole run takes a tenth of a second.
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(runs())
 def test_a_saved_run_reads_back_equal(tmp_path_factory, run):
     file = tmp_path_factory.getbasetemp() / "config.yaml"

@@ -45,8 +45,8 @@ def test_every_slip_is_refused_by_its_name(slip):
 
 def test_the_key_that_was_meant_is_suggested_for_nearly_every_slip():
     right = total = 0
-    # Every third key: all of them take 8 s.
-    for key in [*KEYS][::3]:
+    # Every ninth key: all of them take 8 s.
+    for key in [*KEYS][::9]:
         for at in range(len(key)):
             for slip in (
                 key[:at] + key[at + 1 :],
@@ -57,7 +57,7 @@ def test_the_key_that_was_meant_is_suggested_for_nearly_every_slip():
                 if slip not in KEYS:
                     total += 1
                     right += nearest(slip) == key
-    assert total > 2000
+    assert total > 700
     assert right >= 0.95 * total
 
 

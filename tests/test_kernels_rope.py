@@ -166,7 +166,7 @@ def test_the_model_rotates_by_the_kernel_at_the_positions_of_all_rows_or_of_each
     ("dtype", "layout", "weighted"),
     [
         (torch.float32, "padded rows", True),
-        (torch.bfloat16, "expanded", False),
+        pytest.param(torch.bfloat16, "expanded", False, marks=pytest.mark.slow),
     ],
 )
 def test_they_are_well_formed_torch_operations(dtype, layout, weighted):

@@ -224,13 +224,18 @@ STEPS_OF_THE_LADDER = [
 ]
 PROBLEMS = [("llama3", True), ("llama3", False), ("gpt2", True), ("gpt2", False)]
 # Scalars are slow, and the arrays' optimizers move them: all three on the smaller problems alone.
+# Quick are all optimizers on two problems, and one on the others.
+QUICK = [("llama3", True), ("gpt2", False)]
 TRAININGS = [
     pytest.param(
         *step.values,
         *given,
         optimizer,
         id="-".join(map(str, (step.id, *given, optimizer))),
-        marks=step.marks,
+        marks=[
+            *step.marks,
+            *([] if given in QUICK or optimizer == "adamw" else [pytest.mark.slow]),
+        ],
     )
     for step in STEPS_OF_THE_LADDER
     for given in PROBLEMS

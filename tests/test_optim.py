@@ -335,6 +335,7 @@ class OnGPU:
         return ~self.flag
 
 
+@pytest.mark.slow
 def test_a_step_does_not_import_the_compiler():
     program = (
         "import sys, torch\n"

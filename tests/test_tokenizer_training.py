@@ -39,7 +39,7 @@ def test_training_on_real_code_equals_the_reference(ties: str) -> None:
     check_against_reference(standard_library(3), 500, "gpt4", ties)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(unit=assigned_text())
 def test_a_large_text_is_counted_in_portions_without_a_trace(unit: str) -> None:
     check_against_reference(over_a_mebibyte(unit), 290, "gpt4", "ids")

@@ -137,8 +137,12 @@ def test_the_same_settings_give_the_same_weights():
     assert_same_weights(train(settings()), train(settings()))
 
 
-@pytest.mark.parametrize("steps", [1, 4, 5, 11])
-@pytest.mark.parametrize("extra", [[], ["model.dropout=0.1", "train.micro_batch_size=2"]])
+# Random numbers and micro-batches go on too.
+NOISY = ["model.dropout=0.1", "train.micro_batch_size=2"]
+LONGER = [pytest.param(n, e, marks=pytest.mark.slow) for n in (1, 11) for e in ([], NOISY)]
+
+
+@pytest.mark.parametrize(("steps", "extra"), [(4, []), (5, NOISY), *LONGER])
 def test_a_run_stopped_at_a_step_goes_on_to_the_same_weights(monkeypatch, steps, extra):
     whole = train(settings("out=whole", *extra))
     with monkeypatch.context() as patched:

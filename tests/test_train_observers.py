@@ -173,7 +173,13 @@ def place(tmp_path, monkeypatch, whole):
     Path("data").symlink_to(whole.parent / "data")
 
 
-@pytest.mark.parametrize("name", CASES)
+# The others take the same ways through the trainer.
+QUICK = ("tracker log any", "console absent", "plot killed", "jsonl log", "best.json", "peak")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES]
+)
 def test_an_observer_that_fails_is_warned_of_once_and_the_run_goes_on(name, whole, monkeypatch):
     observer, disturb = CASES[name]
     names = ",".join(dict.fromkeys(["console", observer, "jsonl"]))
@@ -266,7 +272,12 @@ def test_scoring_that_fails_is_passed_over_or_saves_and_ends_a_run_with_patience
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGHUP, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_and_says_so_by_its_exit_code_also_without_a_console(
     number, code, whole, monkeypatch
@@ -292,6 +303,7 @@ def test_a_signal_saves_and_says_so_by_its_exit_code_also_without_a_console(
     assert_same_weights(whole, train(settings(*TINY, NAMES, "out=run", "train.resume=run")))
 
 
+@pytest.mark.slow
 def test_a_hang_up_that_nohup_ignores_is_ignored(whole, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     original = Trainer.step
@@ -325,12 +337,10 @@ STREAMS = {
     "ascii": ("PYTHONIOENCODING=ascii LC_ALL=C $TRAIN out=run", 0, ""),
     "warnings are errors": ("PYTHONWARNINGS=error $TRAIN out=run > /dev/full", 0, "No space left"),
 }
-QUICK = ("reader leaves",)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in STREAMS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_that_is_closed_or_fails_ends_no_run(name, whole):
     line, code, words = STREAMS[name]
     done = shell(line)

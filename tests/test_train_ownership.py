@@ -64,6 +64,7 @@ def interrupted(monkeypatch, *overrides):
             train(settings(*overrides))
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_who_trains_and_the_first_ends_well(monkeypatch, capsys):
     interrupted(monkeypatch, "out=run")
     again = [*SMALL, "out=run", "train.resume=auto"]
