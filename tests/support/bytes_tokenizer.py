@@ -19,9 +19,9 @@ class Bytes:
         self.special_tokens: dict[str, int] = {}
         self.sha256 = hashlib.sha256(f"bytes {vocab_size}".encode()).hexdigest()
 
-    def encode_batch(self, texts: list[str], *, special: Any = "raise"):
+    def encode_batch(self, texts: list[bytes], *, special: Any = "raise"):
         assert special == "text"
-        pieces = [np.frombuffer(text.encode(), np.uint8) for text in texts]
+        pieces = [np.frombuffer(text, np.uint8) for text in texts]
         offsets = np.cumsum([0, *(piece.size for piece in pieces)], dtype=np.int64)
         return np.concatenate(pieces).astype(np.uint32), offsets
 

@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from tinylm.corpus.chats import messages_of
 from tinylm.corpus.reading import Reading
 
 Kind = Literal["text", "chat"]
+# A document in parts of UTF-8 that make it together.
+Parts = Iterable[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +18,14 @@ class Section:
     """Documents that are read without those before them: as a rule those of one file.
 
     `documents` gives those of both splits in one reading, each after whether it is validation.
-    A document comes in parts that make it together: a text of one document need not fit memory. It
-    is not read before its first part is asked for. `bytes` is the size of the source.
+    A document comes in parts of UTF-8 that make it together, where a character may lie on the
+    border of two: a text of one document need not fit memory. It is not read before its first part
+    is asked for. `bytes` is the size of the source.
     """
 
     bytes: int
     # A function and not an iterator: a run reads a section several times.
-    documents: Callable[[], Iterator[tuple[bool, Iterable[str]]]]
+    documents: Callable[[], Iterator[tuple[bool, Parts]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ class Corpus:
         """The share of the documents that is validation."""
         return self.reading.val_fraction
 
-    def streams(self, validation: bool) -> Iterator[Iterable[str]]:
-        """The documents of a split, each in parts that make it together."""
+    def streams(self, validation: bool) -> Iterator[Parts]:
+        """The documents of a split, each in parts of UTF-8 that make it together."""
         for section in self.sections:
             for held_out, document in section.documents():
                 if held_out == validation:
@@ -63,11 +65,11 @@ class Corpus:
 
     def train(self) -> Iterator[str]:
         """The documents to train on, one at a time."""
-        return map("".join, self.streams(False))
+        return map(joined, self.streams(False))
 
     def validation(self) -> Iterator[str]:
         """The documents held out, one at a time."""
-        return map("".join, self.streams(True))
+        return map(joined, self.streams(True))
 
     def training_texts(self) -> Iterator[str]:
         """What a tokenizer learns from: the documents to train on, of chats the turns' texts."""
@@ -96,6 +98,13 @@ class Corpus:
         }
 
 
+def joined(parts: Parts) -> str:
+    """The parts of a document as one text."""
+    # What was read through once is UTF-8. If it is no more, the file was changed, and that is the
+    # error of whoever reads it to its end.
+    return b"".join(parts).decode(errors="replace")
+
+
 def in_validation(label: bytes, val_fraction: float) -> bool:
     """Whether the hash of `label`, its low 64 bits as a fraction, is below `val_fraction`.
 
@@ -106,14 +115,3 @@ def in_validation(label: bytes, val_fraction: float) -> bool:
     number = int.from_bytes(hashlib.sha256(label).digest()[-8:], "big")
     # The fraction 1 becomes 2**64 exactly, which is above every number: all is validation.
     return number < val_fraction * 2**64
-
-
-def decode(data: bytes, path: Path, offset: int = 0) -> str:
-    """UTF-8 to text; `ValueError` names `path` and the first bad byte, counted from `offset`."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        at = offset + error.start
-        raise ValueError(
-            f"{path}: byte {at} is not UTF-8: convert the file (iconv -t UTF-8) or leave it out"
-        ) from None

@@ -1,10 +1,10 @@
 """Single files: a text, whose last part is validation, or one that holds many documents."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tinylm.corpus.archives import opened
-from tinylm.corpus.documents import Corpus, Section
+from tinylm.corpus.documents import Corpus, Parts, Section
 from tinylm.corpus.reading import Reading
 from tinylm.corpus.splits import split
 from tinylm.corpus.texts import Text, inspect, kind_of, skip, unused
@@ -40,7 +40,7 @@ def _cut_in_two(text: Text, source: str, val_fraction: float) -> Section:
             f"data.val_fraction={val_fraction}"
         )
 
-    def documents() -> Iterator[tuple[bool, Iterable[str]]]:
+    def documents() -> Iterator[tuple[bool, Parts]]:
         for validation, (first, last) in ((False, (begin, cut)), (True, (cut, end))):
             if first < last:
                 yield validation, text.parts(first, last)

@@ -17,7 +17,7 @@ from typing import Any
 
 from tinylm import terminal
 from tinylm.corpus.chats import messages_of
-from tinylm.corpus.documents import Corpus, Section
+from tinylm.corpus.documents import Corpus, Parts, Section, joined
 from tinylm.corpus.duplicates import Exact, Near
 from tinylm.corpus.quality import RULES, Facts
 from tinylm.corpus.specs import EXACT, NEAR, bands_and_rows
@@ -77,7 +77,7 @@ class Filtered:
         self._filter(range(len(self._sections)))
         return self._counts
 
-    def _documents(self, number: int) -> Iterator[tuple[bool, Iterable[str]]]:
+    def _documents(self, number: int) -> Iterator[tuple[bool, Parts]]:
         self._filter(range(len(self._sections)) if self._is_global else [number])
         documents = self._sections[number].documents()
         for stays, document in zip(self._kept[number], documents, strict=True):
@@ -108,7 +108,7 @@ class Filtered:
         """For each document of a section whether it passes, counted."""
         live, drawn = terminal.watched(), 0
         for _, parts in section.documents():
-            text = "".join(parts)
+            text = joined(parts)
             if self._kind == "chat":
                 text = "\n".join(turn["content"] for turn in messages_of(text))
             facts, size = Facts(text), len(text) if text.isascii() else len(text.encode())

@@ -1,9 +1,9 @@
 """The documents of files, split into training and validation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
-from tinylm.corpus.documents import Section, in_validation
+from tinylm.corpus.documents import Parts, Section, in_validation
 from tinylm.corpus.texts import Text
 
 
@@ -39,7 +39,7 @@ def _by_place(
 
     def every() -> Iterator[bytes]:
         for text in texts:
-            yield from (document.encode() for document in text.documents(lambda _: True))
+            yield from (b"".join(parts) for _, parts in text.streams(lambda _: True))
 
     n = total = 0
     for document in every():
@@ -58,7 +58,7 @@ def _by_place(
             f"data.val_fraction={val_fraction}"
         )
 
-    def by_place() -> Iterator[tuple[bool, Iterable[str]]]:
+    def by_place() -> Iterator[tuple[bool, Parts]]:
         begin = 0
         for document in every():
             # Clamped to the document, so that of one that lies on one side all is taken.
@@ -67,7 +67,7 @@ def _by_place(
             # The border is the start of a character, so each part is UTF-8.
             for validation, part in ((False, document[:at]), (True, document[at:])):
                 if part:
-                    yield validation, [part.decode()]
+                    yield validation, [part]
 
     number = "the only document falls" if n == 1 else f"all {n} documents fall"
     note = (

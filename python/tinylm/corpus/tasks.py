@@ -19,12 +19,12 @@ import os
 import random
 import string
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
 from tinylm.corpus.chats import document
-from tinylm.corpus.documents import Corpus, Section, in_validation
+from tinylm.corpus.documents import Corpus, Parts, Section, in_validation
 from tinylm.corpus.reading import Reading
 
 SOURCE = "tasks"
@@ -152,10 +152,10 @@ def corpus(how: Reading, seed: int = 0) -> Corpus:
             size += len(text)
             digest.update(text.encode() + b"\n")
 
-    def documents() -> Iterator[tuple[bool, Iterable[str]]]:
+    def documents() -> Iterator[tuple[bool, Parts]]:
         for validation in (False, True):
             for text in conversations(validation, how.val_fraction, seed):
-                yield validation, [text]
+                yield validation, [text.encode()]
 
     sections = (Section(size, documents),)
     return Corpus(SOURCE, SOURCE, 0, size, digest.hexdigest(), how, sections, kind="chat")

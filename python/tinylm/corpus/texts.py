@@ -3,7 +3,7 @@
 import codecs
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from tinylm.corpus import tables
 from tinylm.corpus.archives import is_archive, opened
 from tinylm.corpus.chats import FIELD as MESSAGES
 from tinylm.corpus.chats import conversations, has_chats
-from tinylm.corpus.documents import Kind, decode
+from tinylm.corpus.documents import Kind, Parts
 from tinylm.corpus.kinds import HEAD, NoTextError, has_rows, refuse_foreign, refuse_zeros
 from tinylm.corpus.reading import TEXT, Reading
 from tinylm.corpus.rows import begins_with_rows, rows
@@ -64,19 +64,12 @@ class Text:
         how = kind if self.has_rows else f"mark {self.mark}"
         return hashlib.sha256(f"{self.sha256} {how}".encode()).hexdigest()
 
-    def documents(self, wanted: Wanted) -> Iterator[str]:
-        """The documents whose label or content is `wanted`, one at a time.
-
-        Raises `ValueError` if the file was changed after it was inspected: its hash, by which
-        shards are found again, would be that of another text.
-        """
-        return ("".join(parts) for is_wanted, parts in self.streams(wanted) if is_wanted)
-
-    def streams(self, wanted: Wanted) -> Iterator[tuple[bool, Iterable[str]]]:
-        """Each document in parts, after whether it is `wanted`.
+    def streams(self, wanted: Wanted) -> Iterator[tuple[bool, Parts]]:
+        """Each document in parts, after whether its label or content is `wanted`.
 
         Of a file that is one document no part is above 1 MiB, and it is not opened before the
-        first is asked for.
+        first is asked for. Raises `ValueError` if the file was changed after it was inspected: its
+        hash, by which shards are found again, would be that of another text.
         """
         if self.is_one_document:
             yield wanted(self.label), self.parts(self.begin, self.begin + self.size)
@@ -86,20 +79,18 @@ class Text:
                 texts = rows(self.path, self.field)
                 if self.has_chats:
                     texts = conversations(self.path)
-                yield from ((wanted(text.encode()), [text]) for text in texts)
-                return
-            for data in separated(blocks(self.path, self.begin), self.mark.encode()):
-                yield wanted(data), [decode(data, self.path)]
+                documents: Iterator[bytes] = (text.encode() for text in texts)
+            else:
+                documents = separated(blocks(self.path, self.begin), self.mark.encode())
+            for data in documents:
+                yield wanted(data), [data]
 
-    def parts(self, begin: int, end: int) -> Iterator[str]:
+    def parts(self, begin: int, end: int) -> Iterator[bytes]:
         """The text from byte `begin` to `end`, up to 1 MiB at a time."""
-        # Incremental: a character may lie on the border of two blocks.
-        utf8 = codecs.getincrementaldecoder("utf-8")()
         with self.unchanged(), opened(self.path) as file:
             skip(file, begin)
             for at in range(begin, end, BLOCK):
-                yield _check_utf8(utf8, file.read(min(BLOCK, end - at)), self.path, at)
-            _check_utf8(utf8, b"", self.path, end)
+                yield file.read(min(BLOCK, end - at))
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

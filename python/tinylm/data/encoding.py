@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Texts(NamedTuple):
     """Whole documents of one split or, where `part` is set, a part of one or its end."""
 
     validation: bool
-    texts: list[Any]
+    texts: list[bytes]
     part: bool = False
 
 
@@ -94,16 +94,17 @@ def _encoded(
                 yield Tokens(validation, None, None, 0)
             elif kind == "chat" and not part:
                 # The marks are no text, and neither is the JSON around a turn's words.
-                yield Tokens(validation, *chat.encode_documents(tokenizer, texts))
+                documents = (text.decode() for text in texts)
+                yield Tokens(validation, *chat.encode_documents(tokenizer, documents))
             else:
                 ids, offsets = tokenizer.encode_batch(texts, special="text")
-                size = sum(map(_size, texts))
+                size = sum(map(len, texts))
                 yield Tokens(validation, ids, None if part else offsets, size)
 
 
 def _batches(sections: Iterable[Section], tokenizer: "Tokenizer") -> Iterator[Texts]:
     """Some texts of a few MiB together, or the parts of one that is longer."""
-    waiting: dict[bool, list[str]] = {held_out: [] for held_out in SPLITS}
+    waiting: dict[bool, list[bytes]] = {held_out: [] for held_out in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     for section in sections:
         for held_out, document in section.documents():
@@ -111,13 +112,13 @@ def _batches(sections: Iterable[Section], tokenizer: "Tokenizer") -> Iterator[Te
             first, length = [], 0
             for part in parts:
                 first.append(part)
-                length += _size(part)
+                length += len(part)
                 if length >= BATCH_BYTES:
                     break
             rest = next(parts, None)
             texts = waiting[held_out]
             if rest is None:
-                texts.append(first[0] if len(first) == 1 else "".join(first))
+                texts.append(b"".join(first))
                 sizes[held_out] += length
                 if sizes[held_out] < BATCH_BYTES and len(texts) < BATCH_DOCUMENTS:
                     continue
@@ -133,12 +134,6 @@ def _batches(sections: Iterable[Section], tokenizer: "Tokenizer") -> Iterator[Te
     for held_out, texts in waiting.items():
         if texts:
             yield Texts(held_out, texts)
-
-
-def _size(text: str | bytes) -> int:
-    """The bytes of a text in UTF-8."""
-    # `isascii` is a flag of the string; encoding only to count would copy every text.
-    return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode())
 
 
 class Progress:
