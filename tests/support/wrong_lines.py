@@ -268,8 +268,8 @@ PYTHON = [
     ),
     Mutant(
         "python/tinylm/data/folders.py",
-        'manifest.source.get("source"), manifest.source.get("val_fraction")',
-        'manifest.source.get("source"), val_fraction',
+        " and reading.agrees_with(manifest.source)",
+        "",
         "shards_fit",
         "tests/test_data_folders.py",
     ),
