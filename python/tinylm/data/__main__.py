@@ -1,4 +1,4 @@
-"""`python -m tinylm.data`: prepare, filters, tasks, inspect, verify, export, subset; no torch."""
+"""`python -m tinylm.data`: prepare, import, inspect, verify, export and more. Needs no torch."""
 
 import argparse
 import errno
@@ -8,19 +8,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinylm import _rust, commands, disk, terminal
 from tinylm.config import DataConfig
 from tinylm.corpus import specs, tasks
-from tinylm.data import prepare_command, statistics
+from tinylm.data import exchange, prepare_command, statistics
+from tinylm.data.folders import load_tokenizer
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter
-
-if TYPE_CHECKING:
-    from tinylm.tokenizer import Tokenizer
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,12 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=commands.path)
     command.set_defaults(command=_verify)
 
-    command = subparsers.add_parser("export", help="shards to documents, one per line of jsonl")
-    command.add_argument("folder", type=commands.path)
-    command.add_argument("out", type=commands.path, metavar="OUT.jsonl")
-    command.add_argument("--tokenizer", type=commands.path, required=True, metavar="FILE")
-    command.add_argument("--split", default="train", help="default: %(default)s")
-    command.set_defaults(command=_export)
+    exchange.add(subparsers)
 
     command = subparsers.add_parser("subset", help="the first documents of train; all the others")
     command.add_argument("folder", type=commands.path)
@@ -77,17 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tokens", type=int, required=True, help="about how many to keep")
     command.set_defaults(command=_subset)
     return parser
-
-
-def _tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
-    """The tokenizer of a file, which must be the one that made the shards."""
-    # Imported here: `verify` and `subset` need no tokenizer.
-    from tinylm.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(path)
-    if manifest is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
-        raise ValueError(f"{path} is not the tokenizer that made these shards")
-    return tokenizer
 
 
 def _filters(_: argparse.Namespace) -> None:
@@ -108,7 +89,7 @@ def _tasks(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     manifest = Manifest.load(options.folder)
-    tokenizer = _tokenizer(options.tokenizer, manifest) if options.tokenizer else None
+    tokenizer = load_tokenizer(options.tokenizer, manifest) if options.tokenizer else None
     print(f"vocab_size {manifest.vocab_size:,}, tokenizer {manifest.tokenizer_sha256}")
     if manifest.source:
         print(f"source {json.dumps(manifest.source)}")
@@ -179,22 +160,6 @@ def _verify(options: argparse.Namespace) -> None:
             f"{', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}",
             stacklevel=2,
         )
-
-
-def _export(options: argparse.Namespace) -> None:
-    dataset = Dataset.open(options.folder, split=options.split)
-    tokenizer = _tokenizer(options.tokenizer, dataset.manifest)
-    with disk.replacing(options.out) as file:
-        for ids in dataset.documents():
-            if dataset.kind == "chat":
-                from tinylm.tokenizer import chat
-
-                row = {"messages": chat.decode(tokenizer, ids.tolist())}
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                continue
-            text = tokenizer.decode_bytes(ids.tolist()).decode(errors="replace")
-            file.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
-    print(f"{options.out}: {dataset.n_documents:,} documents")
 
 
 def _subset(options: argparse.Namespace) -> None:

@@ -4,10 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinylm.corpus import Corpus, Reading, source_name
 from tinylm.data.manifest import NAME, Manifest
+
+if TYPE_CHECKING:
+    from tinylm.tokenizer import Tokenizer
 
 PROCESSED = Path("data/processed")
 
@@ -28,6 +31,17 @@ def default_folder(corpus: Corpus, tokenizer_sha256: str) -> Path:
     # Eight digits keep the name short. Two contents with the same digits share no shards: `prepare`
     # compares the full hashes.
     return PROCESSED / f"{name}-{digest[:8]}"
+
+
+def load_tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
+    """The tokenizer of a file, which must be the one that made the shards of `manifest`."""
+    # Imported here: most that is done with a folder of shards needs no tokenizer.
+    from tinylm.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(path)
+    if manifest is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
+        raise ValueError(f"{path} is not the tokenizer that made these shards")
+    return tokenizer
 
 
 def _holds(folder: Path, corpus: Corpus, tokenizer_sha256: str) -> bool:

@@ -117,11 +117,18 @@ class Loader(AbstractContextManager["Loader"]):
         self._dataset = sources
         self._device = torch.device(device)
         self._keep = keep
-        if documents and sources.eos_id is None:
-            raise ValueError(
-                "documents=True (data.document_mask): nothing marks where the documents of this "
-                "text end: name an end-of-text token with tokenizer.eos, or set it to false"
-            )
+        needs = {
+            "documents (data.document_mask)": documents,
+            "pack (data.pack)": pack,
+            "mask_eos (data.mask_eos)": mask_eos,
+            "mask_after_eos (data.mask_after_eos)": mask_after_eos,
+        }
+        for name, given in needs.items():
+            if given and sources.eos_id is None:
+                raise ValueError(
+                    f"{name}: nothing marks where the documents of this text end: name an "
+                    "end-of-text token with tokenizer.eos, or set it to false"
+                )
         self._eos_id = sources.eos_id if documents else None
         # Kept, so that the hot path imports nothing: torch is not imported with this module.
         self._from_numpy = torch.from_numpy

@@ -13,24 +13,32 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinylm import disk
+from tinylm import _rust, disk
 
 NAME = "manifest.json"
-# Raised when a reader of the old format would misread the new one.
-VERSION = 1
+HEADER_BYTES = _rust.HEADER_BYTES
+# Raised when a reader of the old format would misread the new one: 2 has tokens in files of others,
+# and is written only where there are some.
+VERSIONS = (1, 2)
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d{5}\.bin")
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One `.bin` file and the `.doc` beside it; hashes are xxh3 in 16 hexadecimal digits."""
+    """One `.bin` file and the `.doc` beside it; hashes are xxh3 in 16 hexadecimal digits.
+
+    `file` is the path of tokens that another program wrote, from byte `payload` of it on; the
+    `.doc` is in the folder all the same. Its header is hashed only if it is llm.c's.
+    """
 
     name: str
     tokens: int
     documents: int
-    header: str
+    header: str | None
     blocks: list[str]
     lengths: list[str]
+    file: str | None = None
+    payload: int = HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +53,24 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A whole folder: its vocabulary, its splits, and where they came from."""
+    """A whole folder: its vocabulary, its splits, and where they came from.
+
+    `eos_id` is None, and `width` (bytes of a token) says more than the vocabulary, only for files
+    that another program wrote. `tokenizer_sha256` is all zeros if the tokenizer is not known.
+    """
 
     tokenizer_sha256: str
     vocab_size: int
-    eos_id: int
+    eos_id: int | None
     splits: dict[str, Split]
     source: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
+    width: int | None = None
 
     @property
     def itemsize(self) -> int:
         """Bytes of a token on disk."""
-        return 2 if self.vocab_size <= 1 << 16 else 4
+        return self.width or (2 if self.vocab_size <= 1 << 16 else 4)
 
     def fingerprint(self, split: str) -> str:
         """16 digits that change with any token of the split or with its tokenizer."""
@@ -82,7 +95,15 @@ class Manifest:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write it to `folder`, whole or not at all."""
-        save(Path(folder) / NAME, asdict(self))
+        fields = asdict(self)
+        shards = [shard for split in fields["splits"].values() for shard in split["shards"]]
+        foreign = any(shard["file"] is not None for shard in shards)
+        if not foreign:
+            # As they were before there were files of others, so that an older TinyLM reads them.
+            del fields["width"]
+            for shard in shards:
+                del shard["file"], shard["payload"]
+        save(Path(folder) / NAME, fields, VERSIONS[foreign])
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -94,16 +115,17 @@ def load(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: corrupt: expected a manifest in JSON") from None
     # Before the checksum: another version may compute it in another way.
-    if version != VERSION:
-        raise ValueError(f"{path}: version {version}; this TinyLM reads version {VERSION}")
+    if version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise ValueError(f"{path}: version {version}; this TinyLM reads version {known}")
     if checksum != digest(fields):
         raise ValueError(f"{path}: corrupt: its content does not match its checksum")
     return dict(fields)
 
 
-def save(path: Path, fields: dict[str, Any]) -> None:
+def save(path: Path, fields: dict[str, Any], version: int = VERSIONS[0]) -> None:
     """Write `fields` as JSON with a version and a checksum of themselves, whole or not at all."""
-    text = json.dumps({"version": VERSION, **fields, "checksum": digest(fields)}, indent=1)
+    text = json.dumps({"version": version, **fields, "checksum": digest(fields)}, indent=1)
     disk.replace(path, f"{text}\n".encode())
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # As llm.c and the data sets made for it cut theirs: 200 MB of uint16.
 SHARD_TOKENS = 100_000_000
-HEADER_BYTES = _rust.HEADER_BYTES
 BLOCK_BYTES = _rust.BLOCK_BYTES
 Ids = Sequence[int] | NDArray[Any]
 
@@ -38,6 +37,8 @@ class SplitWriter:
         # It becomes part of file names, which a manifest checks when it is read.
         if not re.fullmatch(r"[A-Za-z0-9_]+", split):
             raise ValueError(f"split {split!r} must consist of letters, digits and _")
+        if manifest.eos_id is None:
+            raise ValueError(f"{folder}: documents end with an eos, and this vocabulary has none")
         # Of this split alone: another may be finished, and the manifest names its files.
         remove_leftovers(folder, split)
         self._rust = _rust.ShardWriter(
@@ -214,10 +215,10 @@ class Dataset:
             )
         entries = [
             (
-                folder / shard.name,
+                folder / (shard.file or shard.name),
                 shard.tokens,
-                HEADER_BYTES,
-                _number(shard.header),
+                shard.payload,
+                None if shard.header is None else _number(shard.header),
                 [*map(_number, shard.blocks)],
             )
             for shard in part.shards
@@ -273,8 +274,9 @@ class Dataset:
         """Each document's ids, without eos."""
         start = 0
         for length in self.lengths().tolist():
-            # Every document ends with eos, so its last token is left out.
-            yield self.read(start, length - 1)
+            ids = self.read(start, length)
+            # Only in files of others may the last document have no eos.
+            yield ids[:-1] if int(ids[-1]) == self.eos_id else ids
             start += length
 
     def verify(self) -> Iterator[int]:
