@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tinylm.config.checks import check
 from tinylm.config.distributed import DistributedConfig
 from tinylm.config.fields import Kind, Order, Tracker, expand_home, setting
-from tinylm.config.limits import COUNT, COUNT_OR_ZERO, THREADS, require
+from tinylm.config.limits import COUNT, COUNT_OR_ZERO, SEED, THREADS, require
 from tinylm.config.lora import LoraConfig
 from tinylm.config.model import ModelConfig
 from tinylm.config.optim import OptimConfig
@@ -91,6 +91,12 @@ class DataConfig:
         "Which documents stay, in this order: rules with their limits (min_chars:200), bundles "
         "(gopher_quality, gopher_repetition, fineweb), exact_duplicates, near_duplicates. "
         "python -m tinylm.data filters lists them.",
+    )
+    shuffle_documents: int | None = setting(
+        None,
+        "Seed of another order of the documents before they are cut into rows; default the order "
+        "of the files. data.order says how rows are drawn.",
+        SEED,
     )
     val_fraction: float = setting(
         0.05, "Share of the text held out for validation.", {"gt": 0, "lt": 1}

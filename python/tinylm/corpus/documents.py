@@ -14,6 +14,16 @@ Parts = Iterable[bytes]
 
 
 @dataclass(frozen=True, slots=True)
+class Reread:
+    """The parts of a document, read anew by each loop over them and not before."""
+
+    read: Callable[[], Iterator[bytes]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.read()
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """Documents that are read without those before them: as a rule those of one file.
 

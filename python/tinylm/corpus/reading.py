@@ -20,6 +20,7 @@ class Reading:
     separator: str = "auto"
     text_field: str = TEXT
     filters: tuple[str, ...] = ()
+    shuffle_documents: int | None = None
 
     def __post_init__(self) -> None:
         # Spelled out, so that a bundle and its rules are the same settings.
@@ -38,6 +39,8 @@ class Reading:
             found["text_field"] = self.text_field
         if self.filters:
             found["filters"] = [*self.filters]
+        if self.shuffle_documents is not None:
+            found["shuffle_documents"] = self.shuffle_documents
         return found
 
     def agrees_with(self, record: dict[str, Any]) -> bool:

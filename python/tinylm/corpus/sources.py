@@ -11,6 +11,7 @@ from tinylm.corpus.files import file
 from tinylm.corpus.filters import filtered
 from tinylm.corpus.folders import folder, standard_library
 from tinylm.corpus.reading import TEXT, Reading
+from tinylm.corpus.shuffling import shuffled
 from tinylm.corpus.texts import shown
 
 # The sources that need neither a file of yours nor a download.
@@ -24,6 +25,7 @@ def open(
     separator: str = "auto",
     text_field: str = TEXT,
     filters: Iterable[str] = (),
+    shuffle_documents: int | None = None,
     raw: Path = RAW,
 ) -> Corpus:
     """A source to its corpus; a named dataset is downloaded into `raw` the first time.
@@ -32,7 +34,8 @@ def open(
     nothing is held out.
     `separator` ends a document in text files: a string, `off`, or `auto` for `<|endoftext|>`
     where it begins or ends a line. `text_field` holds the text of a row, as `a.b` in an object.
-    `filters` are names and limits of `corpus.specs`, in their order.
+    `filters` are names and limits of `corpus.specs`, in their order. `shuffle_documents` is the
+    seed of another order of the documents.
 
     Raises ValueError for text that is empty, not UTF-8 or leaves a split without a document,
     and the OSError family for what cannot be read or fetched.
@@ -42,8 +45,9 @@ def open(
         separator=separator,
         text_field=text_field,
         filters=tuple(filters),
+        shuffle_documents=shuffle_documents,
     )
-    return filtered(_whole(source, how, raw))
+    return shuffled(filtered(_whole(source, how, raw)))
 
 
 def _whole(source: str, how: Reading, raw: Path) -> Corpus:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +14,7 @@ from tinylm.corpus import tables
 from tinylm.corpus.archives import is_archive, opened
 from tinylm.corpus.chats import FIELD as MESSAGES
 from tinylm.corpus.chats import conversations, has_chats
-from tinylm.corpus.documents import Kind, Parts
+from tinylm.corpus.documents import Kind, Parts, Reread
 from tinylm.corpus.kinds import HEAD, NoTextError, has_rows, refuse_foreign, refuse_zeros
 from tinylm.corpus.reading import TEXT, Reading
 from tinylm.corpus.rows import begins_with_rows, rows
@@ -85,8 +86,11 @@ class Text:
             for data in documents:
                 yield wanted(data), [data]
 
-    def parts(self, begin: int, end: int) -> Iterator[bytes]:
+    def parts(self, begin: int, end: int) -> Parts:
         """The text from byte `begin` to `end`, up to 1 MiB at a time."""
+        return Reread(partial(self._parts, begin, end))
+
+    def _parts(self, begin: int, end: int) -> Iterator[bytes]:
         with self.unchanged(), opened(self.path) as file:
             skip(file, begin)
             for at in range(begin, end, BLOCK):

@@ -51,6 +51,13 @@ def add(subparsers: Any) -> None:
         help="which documents stay; python -m tinylm.data filters lists them",
     )
     command.add_argument(
+        "--shuffle-seed",
+        dest="shuffle_documents",
+        type=int,
+        metavar="SEED",
+        help="put the documents into another order; default: the order of the files",
+    )
+    command.add_argument(
         "--rank", type=int, default=0, metavar="R", help="which of the processes this is, from 0"
     )
     command.add_argument(

@@ -184,9 +184,11 @@ def _validation(
 
     # A whole text is scored with 1, which no run may have.
     reading = {**corpus.reading(settings), "val_fraction": fraction}
-    if "data.source" in keys and "data.filters" not in keys:
-        # Those of the run chose what to learn from; another text is scored as it is.
-        reading["filters"] = ()
+    if "data.source" in keys:
+        # The order changes no score. The run's filters chose what to learn from, and another text
+        # is scored as it is.
+        reading["shuffle_documents"] = None
+        reading["filters"] = settings.filters if "data.filters" in keys else ()
     other = keys & {"data.source", *(f"data.{name}" for name in reading)}
     folder = None if settings.folder is None else Path(settings.folder)
     if other and "data.folder" not in keys:
