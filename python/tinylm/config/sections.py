@@ -72,7 +72,7 @@ class DataConfig:
         "stdlib",
         "The text: stdlib (the Python standard library of this machine), tasks (small tasks with "
         "answers, to learn to chat), a text file, a folder, a .jsonl file of texts or "
-        "conversations, or a named dataset (tinyshakespeare).",
+        "conversations, a named dataset (tinyshakespeare), or a folder of token shards.",
     )
     folder: str | None = setting(
         None, "Folder of the token shards; default data/processed/<source>-<hash of the content>."

@@ -5,7 +5,7 @@ work is done by the Rust crate `tinylm-dataloader`; `python -m tinylm.data` is t
 """
 
 from tinylm.data.batch import Batch
-from tinylm.data.folders import default_folder, find, fits, recorded
+from tinylm.data.folders import default_folder, find, fits, given, is_shards, recorded
 from tinylm.data.loader import Loader
 from tinylm.data.manifest import Manifest
 from tinylm.data.preparation import encode_file, prepare, prepare_share
@@ -21,6 +21,8 @@ __all__ = [
     "encode_file",
     "find",
     "fits",
+    "given",
+    "is_shards",
     "prepare",
     "prepare_share",
     "recorded",

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinylm.corpus import Corpus, Reading, source_name
-from tinylm.data.manifest import NAME, Manifest
+from tinylm.corpus.download import DATASETS
+from tinylm.corpus.sources import MADE
+from tinylm.data.manifest import BEGIN, NAME, Manifest
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
@@ -42,6 +44,39 @@ def load_tokenizer(path: str, manifest: Manifest | None = None) -> "Tokenizer":
     if manifest is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
         raise ValueError(f"{path} is not the tokenizer that made these shards")
     return tokenizer
+
+
+def is_shards(source: str) -> bool:
+    """Whether a source is a folder of shards, which has no text."""
+    path = Path(source) / NAME
+    if source in MADE or source in DATASETS or not path.is_file():
+        return False
+    # A folder of texts may have a manifest.json that means something else.
+    with path.open("rb") as file:
+        return file.read(len(BEGIN)) == BEGIN
+
+
+def given(source: str, tokenizer: "Tokenizer") -> Path | None:
+    """The folder of shards that `source` is, None if it is a text.
+
+    Raises `ValueError` if the shards are of another tokenizer, or have no train or no val.
+    """
+    if not is_shards(source):
+        return None
+    manifest = Manifest.load(source)
+    if manifest.tokenizer_sha256 != tokenizer.sha256:
+        raise ValueError(
+            f"data.source={source}: its tokens are those of another tokenizer "
+            f"({manifest.tokenizer_sha256[:8]}, not {tokenizer.sha256[:8]}): name the one that "
+            "made them with tokenizer.path, or when they are imported"
+        )
+    for split in ("train", "val"):
+        if split not in manifest.splits:
+            raise ValueError(
+                f"data.source={source}: has no split {split}: import it with a file of that name, "
+                "or with --val-fraction"
+            )
+    return Path(source)
 
 
 def _holds(folder: Path, corpus: Corpus, tokenizer_sha256: str) -> bool:

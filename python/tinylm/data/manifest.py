@@ -16,6 +16,8 @@ from typing import Any
 from tinylm import _rust, disk
 
 NAME = "manifest.json"
+# What `save` writes first.
+BEGIN = b'{\n "version": '
 HEADER_BYTES = _rust.HEADER_BYTES
 # Raised when a reader of the old format would misread the new one: 2 has tokens in files of others,
 # and is written only where there are some.

@@ -182,6 +182,10 @@ def _validation(
     """The validation split: of the run's shards, or of another text, made in `scratch`."""
     from tinylm import corpus, data
 
+    if "data.source" in keys:
+        shards = data.given(settings.source, tokenizer)
+        if shards is not None:
+            return data.Dataset.open(shards, split="val")
     # A whole text is scored with 1, which no run may have.
     reading = {**corpus.reading(settings), "val_fraction": fraction}
     if "data.source" in keys:

@@ -1,5 +1,6 @@
 """What a run begins with: its earlier state, its text, tokenizer, weights, shards and batches."""
 
+import errno
 import json
 import math
 import tempfile
@@ -120,6 +121,8 @@ def is_finished(run: Run, folder: Path, resumed: Resumed, say: Say) -> bool:
 def open_text(run: Run, say: Say) -> Corpus:
     """The text of the run; says what is left out of it, and how its documents end."""
     settings = run.data
+    if data.is_shards(settings.source):
+        raise FileNotFoundError(errno.ENOENT, "a folder of shards has no text", settings.source)
     text = corpus.open(settings.source, **corpus.reading(settings))
     for note in text.notes:
         say(note)
@@ -233,6 +236,13 @@ def _make_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer
     if settings.path is not None:
         # A run keeps a tokenizer.json, so one that comes from a .model begins as that.
         tokenizer = Tokenizer.load(settings.path).converted()
+    elif data.is_shards(run.data.source):
+        beside = Path(run.data.source) / "tokenizer.json"
+        if not beside.is_file():
+            raise ConfigError(
+                f"tokenizer.path: name the tokenizer that made the shards of {run.data.source}"
+            )
+        tokenizer = Tokenizer.load(beside)
     else:
         source = text()
         say(f"training a {settings.kind} tokenizer on {source.name}")
@@ -270,6 +280,13 @@ def shards(
     A run that goes on does not look at its text, which may have changed or gone since. A new one
     checks that its shards are those of the text, if the text is there.
     """
+    if (given := data.given(run.data.source, tokenizer)) is not None:
+        if run.data.folder is not None:
+            raise ConfigError(
+                f"data.folder={run.data.folder}: has no meaning where data.source is a folder of "
+                "shards: leave it out"
+            )
+        return given
     there = _made_before(run, resumed, tokenizer)
     if there is not None and resumed is not None:
         return there
