@@ -90,6 +90,21 @@ GOLDEN_SHUFFLE = [2384, 1752, 8488, 3320, 3016, 8368, 352, 320]
 GOLDEN_RANDOM = [4124, 7148, 2040, 1069, 5863, 7502, 1476, 5218]
 
 
+def test_16_bits_hold_the_same_tokens_where_the_vocabulary_fits(dataset, tmp_path):
+    arguments = {"batch_size": 8, "context_length": 64, "mask_after_eos": True}
+    wide = take(Loader(dataset, **arguments), 3)
+    narrow = take(Loader(dataset, **arguments, dtype="uint16"), 3)
+    assert {batch.tokens.dtype for batch in narrow} == {torch.uint16}
+    assert flat(batch.long() for batch in narrow) == flat(wide) == flat(b.long() for b in wide)
+    for setting in ("pack", "documents"):
+        with pytest.raises(ValueError, match=f"uint16 has no room for what {setting}"):
+            Loader(dataset, batch_size=1, context_length=8, dtype="uint16", **{setting: True})
+    with ShardWriter(tmp_path, tokenizer=Bytes(2**16 - 99)) as writer:
+        writer.add([1, 2, 3], n_bytes=3)
+    with pytest.raises(ValueError, match="up to 65,436 ids, and this one has 65,437: use int32"):
+        Loader(Dataset.open(tmp_path), batch_size=1, context_length=2, dtype="uint16")
+
+
 def test_resuming_at_every_step_gives_the_rest_bit_by_bit(dataset):
     arguments = {"batch_size": 16, "context_length": 64, "seed": 3, "prefetch": 4}
     straight = flat(take(Loader(dataset, **arguments), 30))

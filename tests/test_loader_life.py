@@ -28,6 +28,31 @@ def test_batches_stay_as_they_were_handed_out(dataset):
         assert all(b.tokens.equal(copy) for b, copy in zip(batches, copies, strict=True))
 
 
+def test_a_batch_is_one_block_that_is_filled_again_once_nobody_has_it(dataset):
+    with Loader(dataset, batch_size=8, context_length=64, prefetch=2) as loader:
+        places = set()
+        for _ in range(100):
+            batch = next(loader)
+            places.add(batch.tokens.data_ptr())
+            assert batch.targets.data_ptr() == batch.tokens.data_ptr() + 8 * 64 * 8
+        # Two that wait, one in work and one in hand, by the thread and by the consumer.
+        assert len(places) <= 8
+        row, first = batch.tokens[3], batch.tokens[3].tolist()
+        del batch
+        # A view of a part holds the whole.
+        assert all(row.data_ptr() != next(loader).tokens[3].data_ptr() for _ in range(20))
+        assert row.tolist() == first
+
+
+def test_a_batch_outlives_its_loader(dataset):
+    loader = Loader(dataset, batch_size=8, context_length=64)
+    batch = next(loader)
+    copy = batch.tokens.clone()
+    loader.close()
+    del loader
+    assert batch.tokens.equal(copy)
+
+
 def test_a_closed_loader_goes_on_where_it_was(dataset):
     arguments = {"batch_size": 8, "context_length": 64}
     straight = flat(take(Loader(dataset, **arguments), 6))

@@ -337,18 +337,27 @@ class Rows:
         threads: int,
         prefetch: int,
         dtype: str,
+        every: int = 1,
+        memory: Sequence[NDArray[Any]] = (),
     ) -> Stream:
-        """Start the threads that make the batches from `first_row` on."""
+        """Start the threads that make the batches from `first_row` on, each `every`-th.
+
+        Arrays of `memory` [n] are given away: batches are made in them.
+        """
 
 @final
 class Stream:
     """Batches made ahead by threads."""
 
-    def next(self) -> _Arrays | None:
-        """The next (tokens, targets, places), or None at the end.
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(rows B, row length T, ends per row P), the last 0 if every row is one piece."""
 
-        Tokens and targets are [B, T]. Places are None if every row is one piece, and otherwise
-        (positions[B, T], documents[B, T], ends[B, P]).
+    def next(self) -> NDArray[Any] | None:
+        """The memory of the next batch [n], or None at the end.
+
+        Tokens [B, T], targets and, of packed rows, positions, documents and ends [B, P] lie in it
+        one after the other. It is filled again when no array of it is left.
         """
 
     def close(self) -> None:

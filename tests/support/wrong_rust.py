@@ -133,14 +133,14 @@ RUST = [
     ),
     Mutant(
         "rust/dataloader/src/batch.rs",
-        "let after = usize::from(left > length as u64);",
-        "let after = usize::from(left > length as u64 + 1);",
+        "let after = usize::from(left > piece.length as u64);",
+        "let after = usize::from(left > piece.length as u64 + 1);",
         "row or batches or epoch",
     ),
     Mutant(
         "rust/dataloader/src/batch.rs",
-        "skip = 0;",
-        "skip = width.bytes();",
+        "let skipped = if done == 0 { width.bytes() } else { 0 };",
+        "let skipped = width.bytes();",
         "row or batches or epoch",
     ),
     Mutant(
@@ -151,9 +151,15 @@ RUST = [
     ),
     Mutant(
         "rust/dataloader/src/batch.rs",
-        "is_some_and(|end| row >= end)",
-        "is_some_and(|end| row > end)",
+        "is_none_or(|end| row < end)",
+        "is_none_or(|end| row <= end)",
         "epoch",
+    ),
+    Mutant(
+        "rust/dataloader/src/arrays.rs",
+        "array.get_mut(k * size..(k + 1) * size)",
+        "array.get_mut(..size)",
+        "batches",
     ),
     Mutant(
         "rust/dataloader/src/order.rs",

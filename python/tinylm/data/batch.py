@@ -26,6 +26,31 @@ class Batch:
     documents: "torch.Tensor | None" = None
     ends: "torch.Tensor | None" = None
 
+    @classmethod
+    def of_block(cls, block: "torch.Tensor", rows: int, length: int, ends: int) -> "Batch":
+        """The arrays that lie one after the other in `block` [n], as views.
+
+        They are tokens, targets and, if there are `ends` per row, positions, documents and ends.
+        """
+        if not ends:
+            tokens, targets = block.view(2, rows, length)
+            return cls(tokens, targets)
+        size = 4 * rows * length
+        tokens, targets, positions, documents = block[:size].view(4, rows, length)
+        return cls(tokens, targets, positions, documents, block[size:].view(rows, ends))
+
+    def long(self) -> "Batch":
+        """Tokens and targets as int64 with -100 where a target does not count.
+
+        For batches of uint16, in which 65,436 stands for it: the same 16 bits.
+        """
+        import torch
+
+        targets = self.targets.long()
+        if self.targets.dtype == torch.uint16:
+            targets = torch.where(targets == 2**16 - 100, -100, targets)
+        return Batch(self.tokens.long(), targets, self.positions, self.documents, self.ends)
+
     @property
     def cu_seqlens(self) -> "torch.Tensor":
         """The ends of all pieces in the flattened tokens -> int32 [B P + 1], ascending from 0.

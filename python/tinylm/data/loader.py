@@ -12,12 +12,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from tinylm import _rust
 from tinylm.data.batch import Batch
 from tinylm.data.places import places
 from tinylm.data.shards import Dataset
+from tinylm.data.stream import Stream
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 STATE_VERSION = 1
 # The limit of the Rust side (MAX_ROWS): sums of a few row numbers stay below 64 bits.
 _MAX_ROWS = 2**62
+# 65,436 is -100 in 16 bits, the target that does not count, and so no id.
+_MAX_UINT16 = 2**16 - 100
 
 
 def of_settings(data: "DataConfig") -> dict[str, Any]:
@@ -64,6 +68,11 @@ class Loader(AbstractContextManager["Loader"]):
     to targets) may leave out more, such as `turns.Answers` for conversations. With `documents`,
     batches say where the documents of a row are.
 
+    A batch lies in one block of memory, which is filled again once nobody holds a tensor of it: a
+    batch that is kept never changes, and one that is dropped costs no new memory. With
+    `dtype="uint16"`, batches are as small as they can be and `Batch.long` widens them, for
+    instance on the device.
+
     `next` raises ValueError when a shard is damaged, and again when it is called again.
     """
 
@@ -83,7 +92,7 @@ class Loader(AbstractContextManager["Loader"]):
         world_size: int = 1,
         threads: int = 1,
         prefetch: int = 3,
-        dtype: Literal["int64", "int32"] = "int64",
+        dtype: Literal["int64", "int32", "uint16"] = "int64",
         device: "str | torch.device" = "cpu",
         keep: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None" = None,
         documents: bool = False,
@@ -114,6 +123,15 @@ class Loader(AbstractContextManager["Loader"]):
                 raise ValueError(f"{name} has no meaning with pack=True: {way}")
         if mask_eos and mask_after_eos:
             raise ValueError("mask_eos and mask_after_eos: choose one")
+        if dtype == "uint16":
+            if sources.vocab_size > _MAX_UINT16:
+                raise ValueError(
+                    f"dtype=uint16 holds vocabularies of up to {_MAX_UINT16:,} ids, and this one "
+                    f"has {sources.vocab_size:,}: use int32"
+                )
+            for name, wide in (("pack", pack), ("documents", documents), ("keep", bool(keep))):
+                if wide:
+                    raise ValueError(f"dtype=uint16 has no room for what {name} needs: use int32")
         self._dataset = sources
         self._device = torch.device(device)
         self._keep = keep
@@ -130,8 +148,6 @@ class Loader(AbstractContextManager["Loader"]):
                     "end-of-text token with tokenizer.eos, or set it to false"
                 )
         self._eos_id = sources.eos_id if documents else None
-        # Kept, so that the hot path imports nothing: torch is not imported with this module.
-        self._from_numpy = torch.from_numpy
         # What decides which rows come, and so belongs to the state of a run.
         self._place: dict[str, Any] = {
             "seed": seed,
@@ -159,7 +175,7 @@ class Loader(AbstractContextManager["Loader"]):
         self._row = 0
         self._batches = 0
         self._stall = 0.0
-        self._stream: _rust.Stream | None = None
+        self._stream: Stream | None = None
         self._rows = self._open_rows()
         # A stream without rows starts no thread: wrong arguments fail here, not at the first batch.
         self._rows.stream(first_row=0, end_row=0, **self._slice)
@@ -226,20 +242,20 @@ class Loader(AbstractContextManager["Loader"]):
         rows = self._current_rows()
         begin = time.perf_counter()
         if self._stream is None:
-            self._stream = rows.stream(first_row=self._row, end_row=None, **self._slice)
+            self._stream = Stream(rows, self._device, self._slice, self._row, None)
         try:
-            arrays = self._stream.next()
+            array = self._stream.next()
         except ValueError:
             # What was read ahead is gone; the next call begins with the same batch.
             self.close()
             raise
         # Waiting alone is counted, not the making of the tensors.
         self._stall += time.perf_counter() - begin
-        if arrays is None:
+        if array is None:
             raise ValueError("the loader was closed while it was being read")
         self._row += self._slice["batch_size"]
         self._batches += 1
-        return self._batch(arrays)
+        return self._batch(self._stream.batch(array))
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
         """Every row of one epoch exactly once, whatever `next` is doing.
@@ -253,10 +269,10 @@ class Loader(AbstractContextManager["Loader"]):
         rows = self._current_rows()
         first = number * n_rows
         # A stream of its own: evaluating in the middle of training moves no row of the training.
-        stream = rows.stream(first_row=first, end_row=first + n_rows, **self._slice)
+        stream = Stream(rows, self._device, self._slice, first, first + n_rows)
         try:
-            while (arrays := stream.next()) is not None:
-                yield self._batch(arrays)
+            while (array := stream.next()) is not None:
+                yield self._batch(stream.batch(array))
         finally:
             stream.close()
 
@@ -266,30 +282,24 @@ class Loader(AbstractContextManager["Loader"]):
         filled, _ = self._rows.filled
         return 1 - filled / (self.n_rows * self.context_length) if "pack" in self._place else 0.0
 
-    def _batch(self, arrays: tuple[Any, Any, Any]) -> Batch:
-        tokens, targets = (self._tensor(array) for array in arrays[:2])
+    def _batch(self, batch: Batch) -> Batch:
+        """The batch with what was asked for beside it."""
+        if self._keep is None and self._eos_id is None:
+            return batch
         if self._keep is not None:
-            targets = self._keep(tokens, targets)
-        if arrays[2] is not None:
-            return Batch(tokens, targets, *map(self._tensor, arrays[2]))
+            batch = replace(batch, targets=self._keep(batch.tokens, batch.targets))
         if self._eos_id is None:
-            return Batch(tokens, targets)
-        return Batch(tokens, targets, *places(tokens, self._eos_id))
-
-    def _tensor(self, array: Any) -> "torch.Tensor":
-        """The array's memory as a tensor, or a copy of it on the device."""
-        tensor = self._from_numpy(array)
-        if self._device.type == "cuda":
-            # The copy runs beside the model; torch keeps the pinned pages until it is done.
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor if self._device.type == "cpu" else tensor.to(self._device)
+            return batch
+        return Batch(batch.tokens, batch.targets, *places(batch.tokens, self._eos_id))
 
     def row(self, epoch: int, i: int) -> "tuple[torch.Tensor, torch.Tensor]":
         """(tokens[T], targets[T]) of row `i` of `epoch`, int64 on the CPU: a pure function."""
         if not 0 <= epoch < _MAX_ROWS or not 0 <= i < self.n_rows:
             raise ValueError(f"row {i} of epoch {epoch}: an epoch has {self.n_rows} rows")
+        import torch
+
         tokens, targets, _ = self._current_rows().row(epoch, i)
-        return self._from_numpy(tokens), self._from_numpy(targets)
+        return torch.from_numpy(tokens), torch.from_numpy(targets)
 
     def state(self) -> dict[str, Any]:
         """The position of the run, for `restore`: JSON of less than 256 bytes.

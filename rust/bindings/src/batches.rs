@@ -1,7 +1,7 @@
 //! Rows and batches as Python sees them.
 //!
-//! The classes hold a core object and convert at the border. The arrays that Python gets are the
-//! memory that the core filled, so a batch is not copied.
+//! The classes hold a core object and convert at the border. The array that Python gets of a batch
+//! is the memory that the core filled: see [`crate::slots`].
 //!
 //! Held to `python/tinylm/reference/order.py` by the rungs `row`, `batches`, `batches resumed` and
 //! `epoch`.
@@ -9,11 +9,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use numpy::ndarray::Array2;
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use tinylm_dataloader::batch::Filler;
+use tinylm_dataloader::batch::{Filler, Shape};
 use tinylm_dataloader::pack::Limits;
 use tinylm_dataloader::plan::Span;
 use tinylm_dataloader::ring::Next;
@@ -23,12 +22,13 @@ use tinylm_dataloader::{
 
 use crate::error::dataloader_error;
 use crate::shards::Tokens;
+use crate::slots;
 
 /// How long a wait without the GIL may be before Ctrl-C is looked for.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Tokens and targets: [B, T], or [T] for one row; and of packed rows positions and documents of
-/// the same shape, and where their pieces end.
+/// Tokens and targets of one row [T]; and of packed rows positions and documents of the same shape,
+/// and where their pieces end.
 type Arrays<'py> = (Array<'py>, Array<'py>, Option<Places<'py>>);
 type Places<'py> = (Array<'py>, Array<'py>, Array<'py>);
 type Array<'py> = Bound<'py, PyAny>;
@@ -237,22 +237,23 @@ impl Rows {
     fn row<'py>(&self, py: Python<'py>, epoch: u64, i: u64) -> PyResult<Arrays<'py>> {
         self.plan.check_row(i).map_err(dataloader_error)?;
         // int64, because that is what torch's losses take without a cast.
-        let mut batch = Batch::<i64>::default();
-        py.detach(|| self.filler().row(epoch, i, &mut batch))
+        let batch: Batch<i64> = py
+            .detach(|| self.filler().row(epoch, i))
             .map_err(dataloader_error)?;
-        let array = |values: Vec<i64>| values.into_pyarray(py).into_any();
+        let array = |values: &[i64]| values.to_vec().into_pyarray(py).into_any();
         let places = self.plan.packed().then(|| {
-            let (positions, documents) = (array(batch.positions), array(batch.documents));
-            (positions, documents, array(batch.ends))
+            let (positions, documents) = (array(batch.positions()), array(batch.documents()));
+            (positions, documents, array(batch.ends()))
         });
-        Ok((array(batch.tokens), array(batch.targets), places))
+        Ok((array(batch.tokens()), array(batch.targets()), places))
     }
 
     /// Start the threads that make the batches from row `first_row` on.
     ///
-    /// Batch k has rows `first_row + k * batch_size` and so on; this rank gets each `world_size`-th
-    /// of them from `rank` on. `dtype` is "int64" or "int32".
-    #[pyo3(signature = (*, batch_size, rank, world_size, first_row, end_row, threads, prefetch, dtype))]
+    /// Batch k has rows `first_row + k * every * batch_size` and so on; this rank gets each
+    /// `world_size`-th of them from `rank` on. `dtype` is "int64", "int32" or "uint16". `memory` are
+    /// arrays [n] of the size of a batch to make batches in, which the caller gives away.
+    #[pyo3(signature = (*, batch_size, rank, world_size, first_row, end_row, threads, prefetch, dtype, every=1, memory=Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn stream(
         &self,
@@ -264,6 +265,8 @@ impl Rows {
         threads: usize,
         prefetch: usize,
         dtype: &str,
+        every: u64,
+        memory: Vec<Bound<'_, PyAny>>,
     ) -> PyResult<Stream> {
         // Checked by the core: the limits and their messages are the same for every caller.
         let slice = Slice {
@@ -272,25 +275,35 @@ impl Rows {
             world_size,
             first_row,
             end_row,
+            every,
         };
         let filler = self.filler();
+        let shape = filler.shape(slice.check().map_or(0, |()| slice.rows()));
         // The type is chosen once, so that no loop asks for it.
         let running = match dtype {
-            "int64" => core::Stream::start(&filler, slice, threads, prefetch).map(Running::Int64),
-            "int32" => core::Stream::start(&filler, slice, threads, prefetch).map(Running::Int32),
+            "int64" => Running::Int64(start(&filler, slice, threads, prefetch, memory)?),
+            "int32" => Running::Int32(start(&filler, slice, threads, prefetch, memory)?),
+            "uint16" => Running::UInt16(start(&filler, slice, threads, prefetch, memory)?),
             _ => {
                 return Err(PyValueError::new_err(format!(
-                    "dtype={dtype} must be int64 or int32"
+                    "dtype={dtype} must be int64, int32 or uint16"
                 )));
             }
         };
-        Ok(Stream {
-            running: running.map_err(dataloader_error)?,
-            row_length: self.plan.row_length(),
-            // 0 for windows.
-            ends: usize::from(self.plan.packed()) * (self.plan.most_pieces() + 1),
-        })
+        Ok(Stream { running, shape })
     }
+}
+
+/// Starts a stream of batches of `E` in memory that Python lends.
+fn start<E: Element + numpy::Element>(
+    filler: &Filler<Kind>,
+    slice: Slice,
+    threads: usize,
+    prefetch: usize,
+    memory: Vec<Bound<'_, PyAny>>,
+) -> PyResult<core::Stream<E>> {
+    let memory = slots::lent(memory)?;
+    core::Stream::start_in(filler, slice, threads, prefetch, memory).map_err(dataloader_error)
 }
 
 impl Rows {
@@ -304,31 +317,37 @@ impl Rows {
     }
 }
 
-/// A stream of one of the two types that torch takes as indices.
+/// A stream of one of the types that a batch may have.
 enum Running {
     Int64(core::Stream<i64>),
     Int32(core::Stream<i32>),
+    UInt16(core::Stream<u16>),
 }
 
 /// Batches made ahead by threads.
 #[pyclass(frozen, module = "tinylm._rust")]
 struct Stream {
     running: Running,
-    row_length: usize,
-    /// Numbers of `ends` for each row; 0 if rows are not packed.
-    ends: usize,
+    shape: Shape,
 }
 
 #[pymethods]
 impl Stream {
-    /// The next batch, or None at the end.
+    /// (rows, row length, numbers of `ends` per row), the last 0 if rows are not packed.
+    #[getter]
+    fn shape(&self) -> (usize, usize, usize) {
+        (self.shape.rows, self.shape.length, self.shape.ends)
+    }
+
+    /// The next batch, or None at the end: its arrays one after the other.
     ///
     /// Raises the error of the batch that would be next, and what a signal handler raises.
-    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Arrays<'py>>> {
+    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Array<'py>>> {
         // A branch for each batch, not for each token.
         match &self.running {
-            Running::Int64(stream) => self.wait(py, stream),
-            Running::Int32(stream) => self.wait(py, stream),
+            Running::Int64(stream) => wait(py, stream),
+            Running::Int32(stream) => wait(py, stream),
+            Running::UInt16(stream) => wait(py, stream),
         }
     }
 
@@ -340,53 +359,27 @@ impl Stream {
         py.detach(|| match &self.running {
             Running::Int64(stream) => stream.close(),
             Running::Int32(stream) => stream.close(),
+            Running::UInt16(stream) => stream.close(),
         });
     }
 }
 
-impl Stream {
-    /// Waits for the next batch in short turns, with a look at the signals between them.
-    fn wait<'py, E: Element + numpy::Element>(
-        &self,
-        py: Python<'py>,
-        stream: &core::Stream<E>,
-    ) -> PyResult<Option<Arrays<'py>>> {
-        loop {
-            match py
-                .detach(|| stream.next(PATIENCE))
-                .map_err(dataloader_error)?
-            {
-                Next::Batch(batch) => {
-                    let tokens = array(py, batch.tokens, self.row_length)?;
-                    let targets = array(py, batch.targets, self.row_length)?;
-                    let places = if self.ends > 0 {
-                        let positions = array(py, batch.positions, self.row_length)?;
-                        let documents = array(py, batch.documents, self.row_length)?;
-                        Some((positions, documents, array(py, batch.ends, self.ends)?))
-                    } else {
-                        None
-                    };
-                    return Ok(Some((tokens, targets, places)));
-                }
-                Next::End => return Ok(None),
-                // Only here: a batch that is ready is handed out without a look at the signals.
-                Next::Pending => py.check_signals()?,
-            }
+/// Waits for the next batch in short turns, with a look at the signals between them.
+fn wait<'py, E: Element + numpy::Element>(
+    py: Python<'py>,
+    stream: &core::Stream<E>,
+) -> PyResult<Option<Array<'py>>> {
+    loop {
+        match py
+            .detach(|| stream.next(PATIENCE))
+            .map_err(dataloader_error)?
+        {
+            Next::Batch(batch) => return slots::array(py, batch.into_block()).map(Some),
+            Next::End => return Ok(None),
+            // Only here: a batch that is ready is handed out without a look at the signals.
+            Next::Pending => py.check_signals()?,
         }
     }
-}
-
-/// The vector's own memory as a `NumPy` array: nothing is copied.
-fn array<E: numpy::Element>(
-    py: Python<'_>,
-    values: Vec<E>,
-    row_length: usize,
-) -> PyResult<Bound<'_, PyAny>> {
-    let shape = (values.len() / row_length, row_length);
-    // Fails only if a batch is no whole number of rows, which the core rules out.
-    let values = Array2::from_shape_vec(shape, values)
-        .map_err(|error| PyValueError::new_err(error.to_string()))?;
-    Ok(PyArray2::from_owned_array(py, values).into_any())
 }
 
 /// Adds the classes of this file to `tinylm._rust`.

@@ -16,6 +16,7 @@ mod lists;
 mod models;
 mod objects;
 mod shards;
+mod slots;
 mod stages;
 mod stream;
 mod tokenizer;

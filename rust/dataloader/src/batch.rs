@@ -16,44 +16,26 @@
 
 use std::sync::Arc;
 
-use crate::format::Element;
+pub use crate::arrays::{Batch, IGNORED, PADDING, Shape};
+use crate::arrays::{Row, from};
+use crate::format::{Element, Width};
+use crate::memory::ask_for;
 use crate::plan::{Piece, Plan};
-use crate::read::{Reading, Tokens};
+use crate::read::{Reading, Run, Tokens};
+use crate::slots::Block;
 use crate::{Error, Result, within};
 
-/// The target that a loss leaves out.
-///
-/// torch's `cross_entropy` has this number as its default, so no caller has to pass it on.
-pub const IGNORED: i64 = -100;
-/// The document of padding.
-///
-/// Real documents count from 0, so a mask of equal documents joins no token with padding.
-pub const PADDING: i64 = -1;
 /// Rows of a global batch.
 ///
 /// Even 2^31 batches of this size have no more rows than [`MAX_ROWS`].
 pub const MAX_BATCH_SIZE: u64 = 1 << 31;
+/// Processes that may share the batches of a rank.
+pub const MAX_EVERY: u64 = 1 << 10;
 /// Numbers of rows stay below this, far from any overflow.
 pub const MAX_ROWS: u64 = 1 << 62;
 
 /// Targets compared at once in the search for eos: a few vector instructions without a branch.
 const CHUNK: usize = 64;
-
-/// Arrays of `rows` x `row_length`, row by row.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Batch<E> {
-    /// What the model reads.
-    pub tokens: Vec<E>,
-    /// What it should say, -100 where it does not matter.
-    pub targets: Vec<E>,
-    /// Places of the tokens in their pieces; empty if every row is one piece.
-    pub positions: Vec<E>,
-    /// Numbers of the tokens' documents, -1 for padding; empty if every row is one piece.
-    pub documents: Vec<E>,
-    /// Where the pieces of each row end in it: [`Plan::most_pieces`] numbers, and the length of the
-    /// row for pieces that it does not have, and once more; empty if every row is one piece.
-    pub ends: Vec<E>,
-}
 
 /// Which targets a loss leaves out beside those that do not exist.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,40 +49,13 @@ pub enum Masked {
     At(u32),
 }
 
-impl<E: Element> Batch<E> {
-    /// An empty batch with room for `n` tokens.
-    fn with_room(n: usize, ends: usize) -> Self {
-        // An empty vector allocates nothing: windows pay for two arrays, not for five.
-        let other = if ends > 0 { n } else { 0 };
-        Self {
-            // The token after a piece is read behind its inputs, and removed.
-            tokens: Vec::with_capacity(n + 1),
-            targets: Vec::with_capacity(n),
-            positions: Vec::with_capacity(other),
-            documents: Vec::with_capacity(other),
-            ends: Vec::with_capacity(ends),
-        }
-    }
-
-    /// Appends padding up to `n` tokens.
-    fn pad(&mut self, n: usize, packed: bool) {
-        // Any id would do: no target is behind it. 0 is in every vocabulary.
-        self.tokens.resize(n, E::from_id(0));
-        self.targets.resize(n, E::from_id(IGNORED));
-        if packed {
-            self.positions.resize(n, E::from_id(0));
-            self.documents.resize(n, E::from_id(PADDING));
-        }
-    }
-}
-
 /// Which rows of each global batch are ours, and how far the stream goes.
 ///
 /// ```
 /// use tinylm_dataloader::Slice;
 ///
 /// // Rank 1 of 2 gets rows 1 and 3 of each five; 12 rows make three batches.
-/// let slice = Slice { batch_size: 5, rank: 1, world_size: 2, first_row: 0, end_row: Some(12) };
+/// let slice = Slice { batch_size: 5, rank: 1, world_size: 2, first_row: 0, end_row: Some(12), every: 1 };
 /// slice.check()?;
 /// assert_eq!((slice.rows(), slice.n_batches()), (2, Some(3)));
 /// # Ok::<(), tinylm_dataloader::Error>(())
@@ -117,6 +72,9 @@ pub struct Slice {
     pub first_row: u64,
     /// The row before which the stream ends; the last batch is padded.
     pub end_row: Option<u64>,
+    /// Of how many batches one is ours: 1 for all. The others are those of other processes that
+    /// share the work of a rank; their `first_row` is further on.
+    pub every: u64,
 }
 
 impl Slice {
@@ -130,6 +88,7 @@ impl Slice {
         // Every rank has a row of every batch.
         within("world_size", self.world_size, 1, self.batch_size)?;
         within("rank", self.rank, 0, self.world_size - 1)?;
+        within("every", self.every, 1, MAX_EVERY)?;
         within("first_row", self.first_row, 0, MAX_ROWS - 1)
     }
 
@@ -142,19 +101,41 @@ impl Slice {
 
     /// Batches until the end, if there is one.
     pub fn n_batches(&self) -> Option<u64> {
+        let apart = self.batch_size * self.every;
         self.end_row
-            .map(|end| end.saturating_sub(self.first_row).div_ceil(self.batch_size))
+            .map(|end| end.saturating_sub(self.first_row).div_ceil(apart))
     }
 }
 
+/// A row whose bytes are at hand.
+#[derive(Debug, Default)]
+struct Found {
+    pieces: Vec<Piece>,
+    /// Its tokens and the one after each piece, piece by piece.
+    runs: Vec<Run>,
+    /// For each piece, where its runs end.
+    until: Vec<usize>,
+}
+
 /// Makes batches of the rows of a plan; each thread has its own.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Filler<P> {
     sources: Vec<(Arc<Tokens>, Reading)>,
     plan: P,
     masked: Masked,
-    /// The pieces of one row, kept so that a row needs no allocation.
-    pieces: Vec<Piece>,
+    /// The row that is filled, and the one after it. Kept so that rows need no allocation.
+    rows: [Found; 2],
+}
+
+impl<P: Clone> Clone for Filler<P> {
+    fn clone(&self) -> Self {
+        Self {
+            sources: self.sources.clone(),
+            plan: self.plan.clone(),
+            masked: self.masked,
+            rows: Default::default(),
+        }
+    }
 }
 
 impl<P: Plan> Filler<P> {
@@ -176,124 +157,157 @@ impl<P: Plan> Filler<P> {
             sources: sources.into_iter().map(with_reading).collect(),
             plan,
             masked,
-            pieces: Vec::new(),
+            rows: Default::default(),
         }
     }
 
-    /// Appends row `i` of `epoch`.
+    /// Where the arrays of `rows` rows lie.
+    pub fn shape(&self, rows: u64) -> Shape {
+        let ends = self.plan.most_pieces() + 1;
+        Shape {
+            rows: rows as usize,
+            length: self.plan.row_length(),
+            ends: if self.plan.packed() { ends } else { 0 },
+        }
+    }
+
+    /// Row `i` of `epoch` as a batch of one.
     ///
     /// # Errors
     ///
-    /// What reading the tokens gives, or [`Error::Invalid`] for a wrong plan. The batch then ends
-    /// inside a row and is of no use.
-    pub fn row<E: Element>(&mut self, epoch: u64, i: u64, batch: &mut Batch<E>) -> Result<()> {
-        // By the targets: while a piece is read, the tokens are one longer.
-        let end = batch.targets.len() + self.plan.row_length();
-        self.pieces.clear();
-        self.plan.row(epoch, i, &mut self.pieces);
-        let length: usize = self.pieces.iter().map(|piece| piece.length).sum();
-        // A longer row would shift every row after it, and nothing later would notice.
-        if length > self.plan.row_length() || self.pieces.len() > self.plan.most_pieces() {
-            let n = self.pieces.len();
+    /// What reading the tokens gives, or [`Error::Invalid`] for a wrong plan.
+    pub fn row<E: Element>(&mut self, epoch: u64, i: u64) -> Result<Batch<E>> {
+        let shape = self.shape(1);
+        let block = Block::alone(shape.size());
+        let mut batch = Batch { shape, block };
+        let mut found = Found::default();
+        self.find(epoch, i, &mut found)?;
+        self.fill(&found, &mut batch.row(0));
+        Ok(batch)
+    }
+
+    /// Reads what row `i` of `epoch` needs, to be filled next.
+    fn find(&mut self, epoch: u64, i: u64, next: &mut Found) -> Result<()> {
+        next.pieces.clear();
+        next.runs.clear();
+        next.until.clear();
+        self.plan.row(epoch, i, &mut next.pieces);
+        let length: usize = next.pieces.iter().map(|piece| piece.length).sum();
+        // More would be cut off, and nothing later would notice.
+        if length > self.plan.row_length() || next.pieces.len() > self.plan.most_pieces() {
+            let n = next.pieces.len();
             let problem = format!(
                 "row {i} of epoch {epoch} has {length} inputs in {n} pieces: a bug in its plan"
             );
             return Err(Error::Invalid(problem));
         }
-        for piece in &self.pieces {
-            self.piece(piece, batch)?;
+        for piece in &next.pieces {
+            let Some((tokens, reading)) = self.sources.get(piece.source) else {
+                let problem = format!("there is no source {}: a bug in a plan", piece.source);
+                return Err(Error::Invalid(problem));
+            };
+            // A token more, for the last target, unless the source ends here.
+            let left = tokens.n_tokens().saturating_sub(piece.start);
+            let after = usize::from(left > piece.length as u64);
+            tokens.visit(piece.start, piece.length + after, *reading, |run| {
+                // It is used when the row before it is filled.
+                ask_for(run.bytes());
+                next.runs.push(run);
+            })?;
+            next.until.push(next.runs.len());
         }
-        let packed = self.plan.packed();
-        if packed {
-            self.ends(batch);
-        }
-        batch.pad(end, packed);
         Ok(())
     }
 
-    /// Appends the inputs of a piece, the token after each, and what a packed plan says of them.
-    #[inline]
-    fn piece<E: Element>(&self, piece: &Piece, batch: &mut Batch<E>) -> Result<()> {
-        let Some((tokens, reading)) = self.sources.get(piece.source) else {
-            let problem = format!("there is no source {}: a bug in a plan", piece.source);
-            return Err(Error::Invalid(problem));
-        };
-        // Places in the batch, because it has other rows before.
-        let (first, length) = (batch.tokens.len(), piece.length);
-        let left = tokens.n_tokens().saturating_sub(piece.start);
-        let after = usize::from(left > length as u64);
-        // A token more, for the last target, unless the source ends here.
-        let width = tokens.width();
-        // The first token read is no target.
-        let mut skip = width.bytes();
-        // Both arrays are converted from the bytes. Copying the targets from the tokens took three
-        // times as long on an AMD EPYC, 29 us instead of 8 per row of 2,048 in a loop of its own;
-        // the two arrays lie eight bytes apart modulo a page, which may be why.
-        tokens.visit(piece.start, length + after, *reading, |bytes| {
-            E::extend(&mut batch.tokens, bytes, width);
-            let after_first = bytes.get(skip..).unwrap_or_default();
-            E::extend(&mut batch.targets, after_first, width);
-            skip = 0;
-        })?;
-        batch.tokens.truncate(first + length);
-        // At the end of the source, the last input has no target.
-        batch.targets.resize(first + length, E::from_id(IGNORED));
-        match self.masked {
-            Masked::Nothing => {}
-            Masked::After(eos) => {
-                leave_out_after(&mut batch.targets, first, E::from_id(eos.into()));
+    /// Fills a row with what was found for it.
+    fn fill<E: Element>(&self, found: &Found, row: &mut Row<'_, E>) {
+        let (mut at, mut first) = (0, 0);
+        for (number, (piece, &until)) in found.pieces.iter().zip(&found.until).enumerate() {
+            let end = at + piece.length;
+            let tokens = row.tokens.get_mut(at..end).unwrap_or_default();
+            let targets = row.targets.get_mut(at..end).unwrap_or_default();
+            // `find` has looked for the source.
+            let source = self.sources.get(piece.source);
+            let width = source.map_or(Width::Two, |(tokens, _)| tokens.width());
+            // Both arrays are converted from the bytes. Copying the targets from the tokens took
+            // three times as long on an AMD EPYC: the two arrays lie eight bytes apart modulo a
+            // page, which may be why.
+            let mut done = 0;
+            for run in found.runs.get(first..until).unwrap_or_default() {
+                let bytes = run.bytes();
+                E::convert(from(tokens, done), bytes, width);
+                // A target is the token after: the first token of the piece is none.
+                let skipped = if done == 0 { width.bytes() } else { 0 };
+                let after_first = bytes.get(skipped..).unwrap_or_default();
+                E::convert(from(targets, done.saturating_sub(1)), after_first, width);
+                done += bytes.len() / width.bytes();
             }
-            Masked::At(eos) => leave_out(&mut batch.targets, first, E::from_id(eos.into())),
+            // At the end of the source, the last input has no target.
+            from(targets, done.saturating_sub(1)).fill(E::from_id(IGNORED));
+            match self.masked {
+                Masked::Nothing => {}
+                Masked::After(eos) => leave_out_after(targets, E::from_id(eos.into())),
+                Masked::At(eos) => leave_out(targets, E::from_id(eos.into())),
+            }
+            // Both empty if every row is one piece.
+            let positions = row.positions.get_mut(at..end).unwrap_or_default();
+            for (place, position) in positions.iter_mut().enumerate() {
+                *position = E::from_id(place as i64);
+            }
+            let documents = row.documents.get_mut(at..end).unwrap_or_default();
+            documents.fill(E::from_id(i64::from(piece.document)));
+            if let Some(place) = row.ends.get_mut(number) {
+                *place = E::from_id(end as i64);
+            }
+            (at, first) = (end, until);
         }
-        if self.plan.packed() {
-            batch.positions.extend((0..length as i64).map(E::from_id));
-            let document = E::from_id(i64::from(piece.document));
-            batch.documents.resize(first + length, document);
-        }
-        Ok(())
+        row.pad(at, found.pieces.len());
     }
 
-    /// Appends where the pieces of the row end. A row of no pieces is all padding.
-    fn ends<E: Element>(&self, batch: &mut Batch<E>) {
-        let size = batch.ends.len() + self.plan.most_pieces() + 1;
-        let mut end = 0;
-        for piece in &self.pieces {
-            end += piece.length;
-            batch.ends.push(E::from_id(end as i64));
-        }
-        let length = E::from_id(self.plan.row_length() as i64);
-        batch.ends.resize(size, length);
-    }
-
-    /// Our rows of the `number`-th batch of a stream.
+    /// Our rows of the `number`-th batch of a stream, in memory for their [`Shape`].
     ///
     /// # Errors
     ///
     /// What reading the tokens gives. Batches do not depend on each other, so others still succeed.
-    pub fn batch<E: Element>(&mut self, slice: &Slice, number: u64) -> Result<Batch<E>> {
-        let (packed, n_rows) = (self.plan.packed(), self.plan.n_rows());
-        let rows = slice.rows() as usize;
-        let size = rows * self.plan.row_length();
-        let ends = if packed {
-            rows * (self.plan.most_pieces() + 1)
-        } else {
-            0
-        };
-        let mut batch = Batch::with_room(size, ends);
+    pub fn batch<E: Element>(
+        &mut self,
+        slice: &Slice,
+        number: u64,
+        block: Block<E>,
+    ) -> Result<Batch<E>> {
+        let n_rows = self.plan.n_rows();
+        let shape = self.shape(slice.rows());
+        let mut batch = Batch { shape, block };
         // No overflow: `first_row` is below 2^62, and no run lasts for as many rows more.
-        let first = slice.first_row + number * slice.batch_size;
-        for k in 0..slice.rows() {
+        let first = slice.first_row + number * slice.every * slice.batch_size;
+        let row_of = |k: u64| {
             let row = first + slice.rank + k * slice.world_size;
-            // Rows ascend, so every later row of this rank is past the end too.
-            if slice.end_row.is_some_and(|end| row >= end) {
-                break;
-            }
-            self.row(row / n_rows, row % n_rows, &mut batch)?;
+            let inside = k < slice.rows() && slice.end_row.is_none_or(|end| row < end);
+            inside.then_some((row / n_rows, row % n_rows))
+        };
+        let [mut this, mut next] = std::mem::take(&mut self.rows);
+        let mut at = row_of(0);
+        if let Some((epoch, i)) = at {
+            self.find(epoch, i, &mut this)?;
         }
-        batch.pad(size, packed);
-        // Rows past the end of the stream are one stretch of padding.
-        let length = E::from_id(self.plan.row_length() as i64);
-        batch.ends.resize(ends, length);
+        for k in 0..slice.rows() {
+            let after = row_of(k + 1);
+            // Before this row is filled, so that the memory has the next one on the way.
+            if let Some((epoch, i)) = after {
+                self.find(epoch, i, &mut next)?;
+            }
+            let mut row = batch.row(k as usize);
+            match at {
+                Some(_) => self.fill(&this, &mut row),
+                None => row.pad(0, 0),
+            }
+            std::mem::swap(&mut this, &mut next);
+            at = after;
+        }
+        // No block is kept from one batch to the next.
+        this.runs.clear();
+        next.runs.clear();
+        self.rows = [this, next];
         // After the batch is complete: what is read ahead never delays it.
         let ahead = self
             .plan
@@ -307,21 +321,20 @@ impl<P: Plan> Filler<P> {
     }
 }
 
-/// Ignores the targets that are `eos` from `first` on.
-fn leave_out<E: Element>(targets: &mut [E], first: usize, eos: E) {
+/// Ignores the targets that are `eos`.
+fn leave_out<E: Element>(targets: &mut [E], eos: E) {
     let ignored = E::from_id(IGNORED);
-    for target in targets.get_mut(first..).unwrap_or_default() {
+    for target in targets {
         *target = if *target == eos { ignored } else { *target };
     }
 }
 
-/// Ignores the targets after the first `eos` from `first` on.
+/// Ignores the targets after the first `eos`.
 ///
 /// With these chunks, batches of 32 x 256 took 0.88 of the processor time of a plain search (median
 /// of 21 rounds).
 #[expect(clippy::needless_bitwise_bool, reason = "no branch per target")]
-fn leave_out_after<E: Element>(targets: &mut [E], first: usize, eos: E) {
-    let piece = targets.get_mut(first..).unwrap_or_default();
+fn leave_out_after<E: Element>(piece: &mut [E], eos: E) {
     // Whole chunks are compared at once; most rows have no eos, so this is all that most need.
     let has = |chunk: &[E]| chunk.iter().fold(false, |has, &id| has | (id == eos));
     let before = CHUNK * piece.chunks(CHUNK).take_while(|chunk| !has(chunk)).count();

@@ -7,11 +7,21 @@
 //! A cache of the system would not do: it keeps pages, and not the knowledge that a block was
 //! hashed; and each row would cost a system call.
 //!
+//! The memory of a block that was dropped is used for the next one once nobody reads it any more,
+//! and lies on large pages, which [`crate::memory`] gives the figures for.
+//!
 //! The lock is held for a lookup in a hash map, never while a file is read. Two threads may
 //! therefore read the same block at the same time; they find the same bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::format::BLOCK_BYTES;
+use crate::memory::parts;
+use crate::slots::{Block, Pool};
+
+/// Blocks whose memory is set aside at once: 16 MiB, of which what is not used takes no room.
+const TOGETHER: usize = 16;
 
 /// (shard, block in the shard)
 pub(crate) type BlockId = (usize, usize);
@@ -21,6 +31,7 @@ pub(crate) type BlockId = (usize, usize);
 pub(crate) struct Blocks {
     latest: Mutex<Latest>,
     capacity: usize,
+    pool: Arc<Pool<u8>>,
 }
 
 /// What the lock guards.
@@ -28,7 +39,7 @@ pub(crate) struct Blocks {
 struct Latest {
     // A map and not a list: lookups are frequent, and evictions come once per block read.
     /// With each block, the time of its last use.
-    blocks: HashMap<BlockId, (u64, Arc<Vec<u8>>)>,
+    blocks: HashMap<BlockId, (u64, Arc<Block<u8>>)>,
     // Counts uses. At a billion uses per second it would overflow after 500 years.
     clock: u64,
 }
@@ -39,11 +50,18 @@ impl Blocks {
         Self {
             latest: Mutex::default(),
             capacity,
+            // A few more are being read into, or out of while they are no longer kept.
+            pool: Pool::with(
+                BLOCK_BYTES,
+                capacity + TOGETHER,
+                Vec::new(),
+                Box::new(move || parts(capacity.clamp(1, TOGETHER), BLOCK_BYTES)),
+            ),
         }
     }
 
     /// The block, if it is here. Counts as a use.
-    pub(crate) fn get(&self, id: BlockId) -> Option<Arc<Vec<u8>>> {
+    pub(crate) fn get(&self, id: BlockId) -> Option<Arc<Block<u8>>> {
         let mut latest = self.lock();
         latest.clock += 1;
         let now = latest.clock;
@@ -54,7 +72,7 @@ impl Blocks {
     }
 
     /// Keeps a block, and drops the one used longest ago if there are too many.
-    pub(crate) fn put(&self, id: BlockId, bytes: Arc<Vec<u8>>) {
+    pub(crate) fn put(&self, id: BlockId, bytes: Arc<Block<u8>>) {
         let mut latest = self.lock();
         latest.clock += 1;
         let now = latest.clock;
@@ -68,6 +86,11 @@ impl Blocks {
                 latest.blocks.remove(&id);
             }
         }
+    }
+
+    /// Memory for a block that is about to be read, with anything in it.
+    pub(crate) fn memory(&self) -> Block<u8> {
+        self.pool.take()
     }
 
     /// The lock, also after a panic elsewhere: between statements the map is always whole.

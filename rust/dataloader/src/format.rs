@@ -15,8 +15,10 @@
 //! Defined by `python/tinylm/reference/shards.py`, held to it by the rungs `shards written` and
 //! `shards read`.
 
+use std::fmt::Debug;
 use std::path::Path;
 
+use crate::memory::with_wide_registers;
 use crate::{Error, Result};
 
 /// Bytes of the header.
@@ -178,38 +180,43 @@ pub fn hash(bytes: &[u8]) -> u64 {
 
 /// An integer that a batch may be made of.
 ///
-/// Batches are made of `i32` or `i64`, which also hold [`IGNORED`](crate::batch::IGNORED). `u16`
-/// and `u32` serve to read tokens as they lie on disk.
-pub trait Element: Copy + PartialEq + Send + 'static {
+/// Batches are made of `i32` or `i64`, or of `u16`, in which [`IGNORED`](crate::batch::IGNORED) is
+/// 65,436: that is for vocabularies without such an id. `u32` serves to read tokens as they lie on
+/// disk.
+pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
     /// The value in this type of an id, or of the target that a loss leaves out.
     fn from_id(id: i64) -> Self;
-    /// Appends tokens as they lie on disk.
-    fn extend(out: &mut Vec<Self>, bytes: &[u8], width: Width);
+    /// Fills `out` with tokens as they lie on disk, as far as both go.
+    fn convert(out: &mut [Self], bytes: &[u8], width: Width);
 }
 
 // A macro, because the standard library has no trait for lossy casts between integers.
 macro_rules! element {
     ($type:ty) => {
         impl Element for $type {
+            #[inline]
             fn from_id(id: i64) -> Self {
                 id as Self
             }
 
             #[inline]
             #[allow(clippy::cast_lossless, reason = "one macro for narrow and wide types")]
-            fn extend(out: &mut Vec<Self>, bytes: &[u8], width: Width) {
-                match width {
-                    Width::Two => out.extend(
-                        bytes
-                            .chunks_exact(2)
-                            .map(|b| u16::from_le_bytes([b[0], b[1]]) as Self),
-                    ),
-                    Width::Four => out.extend(
-                        bytes
-                            .chunks_exact(4)
-                            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as Self),
-                    ),
-                }
+            fn convert(out: &mut [Self], bytes: &[u8], width: Width) {
+                with_wide_registers(
+                    #[inline(always)]
+                    || match width {
+                        Width::Two => {
+                            for (to, from) in out.iter_mut().zip(bytes.as_chunks().0) {
+                                *to = u16::from_le_bytes(*from) as Self;
+                            }
+                        }
+                        Width::Four => {
+                            for (to, from) in out.iter_mut().zip(bytes.as_chunks().0) {
+                                *to = u32::from_le_bytes(*from) as Self;
+                            }
+                        }
+                    },
+                );
             }
         }
     };

@@ -8,6 +8,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `memory` | instructions that the compiler does not use by itself |
 //! | [`mod@format`] | the bytes of a shard, and from bytes to the integers of a batch |
 //! | [`mod@write`] | documents of token ids into shards that llm.c can read |
 //! | [`shard`] | one file: its size, header and blocks, checked |
@@ -17,6 +18,8 @@
 //! | [`plan`] | what a row is made of: pieces of sources; [`Windows`] cuts them anywhere |
 //! | [`pack`] | which documents share a row |
 //! | [`packed`] | the plan of rows that hold whole documents, [`Packed`] |
+//! | [`slots`] | the memory of batches, used again |
+//! | [`arrays`] | how a batch lies in a block |
 //! | [`batch`] | pieces to arrays: tokens, targets, positions, documents |
 //! | [`ring`] | batches made ahead by threads: [`Stream`] |
 //!
@@ -59,23 +62,25 @@
 //! });
 //! let tokens = Tokens::open(shards.collect(), Width::Two, plan::cached_blocks(Width::Two))?;
 //! let rows = Windows::new(Order::Sequential, 0, tokens.n_tokens(), 4, 4)?;
-//! let mut batch = Batch::<i64>::default();
-//! Filler::new(vec![Arc::new(tokens)], rows, Masked::Nothing).row(0, 0, &mut batch)?;
-//! assert_eq!(batch.tokens, [1, 2, 3, 99]);
-//! assert_eq!(batch.targets, [2, 3, 99, 4]);
+//! let mut filler = Filler::new(vec![Arc::new(tokens)], rows, Masked::Nothing);
+//! let batch: Batch<i64> = filler.row(0, 0)?;
+//! assert_eq!(batch.tokens(), [1, 2, 3, 99]);
+//! assert_eq!(batch.targets(), [2, 3, 99, 4]);
 //! # std::fs::remove_dir_all(&folder).unwrap();
 //! # Ok(())
 //! # }
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub mod arrays;
 pub mod batch;
 mod blocks;
 pub mod format;
+mod memory;
 pub mod order;
 pub mod pack;
 pub mod packed;
@@ -83,6 +88,7 @@ pub mod plan;
 pub mod read;
 pub mod ring;
 pub mod shard;
+pub mod slots;
 pub mod write;
 
 pub use batch::{Batch, Masked, Slice};

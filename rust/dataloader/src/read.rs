@@ -9,11 +9,13 @@
 //! costs a bisection of the shards. Held to `python/tinylm/reference/shards.py` by the rungs
 //! `tokens`, `tokens of other files` and `damage`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::blocks::Blocks;
 use crate::format::{BLOCK_BYTES, Element, Width};
 use crate::shard::{Shard, ShardEntry};
+use crate::slots::Block;
 use crate::{Error, Result};
 
 /// At most so many bytes are read alone, though their neighbours may be wanted soon. The last
@@ -45,6 +47,28 @@ pub enum Reading {
     Far,
     /// As `Far`, without a look at the cache.
     Uncached,
+}
+
+/// Tokens that follow each other in a block, as they lie on disk.
+///
+/// A value and not a slice, so that a reader may have the next run before it is through with one.
+#[derive(Debug)]
+pub enum Run {
+    /// A part of a block that the cache has, or had.
+    Kept(Arc<Block<u8>>, Range<usize>),
+    /// A part of what was read for this caller alone.
+    Alone(Vec<u8>, Range<usize>),
+}
+
+impl Run {
+    /// Its bytes: whole tokens.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Kept(block, part) => block.get(part.clone()).unwrap_or_default(),
+            Self::Alone(bytes, part) => bytes.get(part.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 impl Tokens {
@@ -114,7 +138,7 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// As [`Tokens::visit`]. `out` may then hold a part of the tokens.
+    /// As [`Tokens::visit`]. `out` may then hold anything behind what it held.
     pub fn read<E: Element>(
         &self,
         start: u64,
@@ -122,12 +146,18 @@ impl Tokens {
         reading: Reading,
         out: &mut Vec<E>,
     ) -> Result<()> {
-        self.visit(start, n, reading, |bytes| {
-            E::extend(out, bytes, self.width);
+        // Before memory is set aside for them.
+        self.end(start, n)?;
+        let mut at = out.len();
+        out.resize(at + n, E::from_id(0));
+        self.visit(start, n, reading, |run| {
+            let bytes = run.bytes();
+            E::convert(out.get_mut(at..).unwrap_or_default(), bytes, self.width);
+            at += bytes.len() / self.width.bytes();
         })
     }
 
-    /// Calls `use_bytes` with tokens `start..start + n` as they lie on disk, one run of bytes for
+    /// Calls `use_run` with tokens `start..start + n` as they lie on disk, one run of bytes for
     /// each block that they are in.
     ///
     /// # Errors
@@ -139,11 +169,11 @@ impl Tokens {
         start: u64,
         n: usize,
         reading: Reading,
-        mut use_bytes: impl FnMut(&[u8]),
+        mut use_run: impl FnMut(Run),
     ) -> Result<()> {
         let end = self.end(start, n)?;
         self.runs(start, end, |shard, block, from, to| {
-            self.with_run(shard, block, from, to, reading, &mut use_bytes)
+            self.with_run(shard, block, from, to, reading, &mut use_run)
         })
     }
 
@@ -172,7 +202,7 @@ impl Tokens {
         let (_, shard) = found.ok_or_else(missing)?;
         // The header has no block of its own, and the size may have changed since it was opened.
         shard.check()?;
-        shard.load(block).map(|_| ())
+        shard.load(block, &mut vec![0; shard.size(block)])
     }
 
     /// Calls `visit(shard, block, from, to)` for each run of bytes in one block.
@@ -216,7 +246,7 @@ impl Tokens {
         Ok(())
     }
 
-    /// Calls `use_bytes` with bytes `from..to` of a block: from the cache, from the file if the
+    /// Calls `use_run` with bytes `from..to` of a block: from the cache, from the file if the
     /// block was hashed before, or from the block read whole and hashed.
     fn with_run(
         &self,
@@ -225,14 +255,14 @@ impl Tokens {
         from: usize,
         to: usize,
         reading: Reading,
-        use_bytes: impl FnOnce(&[u8]),
+        use_run: impl FnOnce(Run),
     ) -> Result<()> {
         let cached = match reading {
             Reading::Uncached => None,
             Reading::Near | Reading::Far => self.blocks.get((number, block)),
         };
         if let Some(bytes) = cached {
-            use_bytes(bytes.get(from..to).unwrap_or_default());
+            use_run(Run::Kept(bytes, from..to));
             return Ok(());
         }
         let Some((_, shard)) = self.shards.get(number) else {
@@ -244,15 +274,24 @@ impl Tokens {
             // Hashed before, and not kept: these tokens are seldom asked for twice.
             let mut bytes = vec![0; to - from];
             shard.read(block, from, &mut bytes)?;
-            use_bytes(&bytes);
+            use_run(Run::Alone(bytes, 0..to - from));
+            return Ok(());
+        }
+        if reading == Reading::Uncached {
+            let mut bytes = vec![0; shard.size(block)];
+            shard.load(block, &mut bytes)?;
+            use_run(Run::Alone(bytes, from..to));
             return Ok(());
         }
         // Without a lock: two threads may both load it, which costs a read and changes nothing.
-        let bytes = Arc::new(shard.load(block)?);
-        use_bytes(bytes.get(from..to).unwrap_or_default());
-        if reading != Reading::Uncached {
-            self.blocks.put((number, block), bytes);
-        }
+        let mut bytes = self.blocks.memory();
+        shard.load(
+            block,
+            bytes.get_mut(..shard.size(block)).unwrap_or_default(),
+        )?;
+        let bytes = Arc::new(bytes);
+        self.blocks.put((number, block), Arc::clone(&bytes));
+        use_run(Run::Kept(bytes, from..to));
         Ok(())
     }
 }

@@ -170,23 +170,26 @@ impl Shard {
         self.pread(self.offset(block) + from as u64, bytes)
     }
 
-    /// Reads a whole block and checks its hash, if it has one.
+    /// Bytes of a block: the last may be short.
+    pub(crate) fn size(&self, block: usize) -> usize {
+        // It ends with the tokens, and not with the file.
+        let left = self.end.saturating_sub(self.offset(block));
+        left.min(BLOCK_BYTES as u64) as usize
+    }
+
+    /// Reads a whole block into `bytes`, of its size, and checks its hash, if it has one.
     ///
-    /// The last block may be short. The hash is checked every time, because the file may have
-    /// changed since the last.
-    pub(crate) fn load(&self, block: usize) -> Result<Vec<u8>> {
+    /// The hash is checked every time, because the file may have changed since the last.
+    pub(crate) fn load(&self, block: usize, bytes: &mut [u8]) -> Result<()> {
         let offset = self.offset(block);
-        // The last block ends with the tokens, and not with the file.
-        let size = self.end.saturating_sub(offset).min(BLOCK_BYTES as u64);
-        let mut bytes = vec![0; size as usize];
-        self.pread(offset, &mut bytes)?;
+        self.pread(offset, bytes)?;
         let hash = self
             .entry
             .blocks
             .as_ref()
             .and_then(|hashes| hashes.get(block));
         if let Some(&expected) = hash {
-            let found = format::hash(&bytes);
+            let found = format::hash(bytes);
             if found != expected {
                 let problem =
                     format!("block {block}: expected xxh3 {expected:016x}, found {found:016x}");
@@ -196,7 +199,7 @@ impl Shard {
         if let Some(flag) = self.checked.get(block) {
             flag.store(true, Ordering::Relaxed);
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// Whether there is a block of this number.

@@ -4,6 +4,7 @@ mod batches;
 mod order;
 mod plan;
 mod shards;
+mod slots;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -106,7 +107,44 @@ fn from_row(first_row: u64, batch_size: u64) -> Slice {
         world_size: 1,
         first_row,
         end_row: None,
+        every: 1,
     }
+}
+
+/// The arrays of a batch, or of several one after the other.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Arrays {
+    tokens: Vec<i64>,
+    targets: Vec<i64>,
+    positions: Vec<i64>,
+    documents: Vec<i64>,
+    ends: Vec<i64>,
+}
+
+impl Arrays {
+    fn extend(&mut self, other: &Self) {
+        self.tokens.extend(&other.tokens);
+        self.targets.extend(&other.targets);
+        self.positions.extend(&other.positions);
+        self.documents.extend(&other.documents);
+        self.ends.extend(&other.ends);
+    }
+}
+
+impl From<&Batch<i64>> for Arrays {
+    fn from(batch: &Batch<i64>) -> Self {
+        Self {
+            tokens: batch.tokens().to_vec(),
+            targets: batch.targets().to_vec(),
+            positions: batch.positions().to_vec(),
+            documents: batch.documents().to_vec(),
+            ends: batch.ends().to_vec(),
+        }
+    }
+}
+
+fn next_arrays(stream: &Stream<i64>) -> Arrays {
+    (&next_batch(stream).unwrap().unwrap()).into()
 }
 
 fn next_batch(stream: &Stream<i64>) -> Result<Option<Batch<i64>>> {

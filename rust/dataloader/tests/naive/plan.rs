@@ -7,9 +7,12 @@ use tinylm_dataloader::format::Width;
 use tinylm_dataloader::order::{BLOCK_TOKENS, WINDOW_BLOCKS};
 use tinylm_dataloader::plan::Span;
 use tinylm_dataloader::read::Reading;
+use tinylm_dataloader::slots::Block;
 use tinylm_dataloader::{Error, Masked, Order, Piece, Plan, ShardWriter, Stream, Tokens, Windows};
 
-use crate::{EOS, Folder, Random, dataset, entry, from_row, layout, next_batch};
+use crate::{
+    Arrays, EOS, Folder, Random, dataset, entry, from_row, layout, next_arrays, next_batch,
+};
 
 /// A plan of the pieces that it is given, row by row; what a packed plan or a mixture may be.
 #[derive(Clone, Debug)]
@@ -43,8 +46,8 @@ impl Plan for Given {
 }
 
 /// The contract of a plan, token by token.
-fn fill(sources: &[Vec<u32>], pieces: &[Piece], row_length: usize, masked: Masked) -> Batch<i64> {
-    let mut row = Batch::default();
+fn fill(sources: &[Vec<u32>], pieces: &[Piece], row_length: usize, masked: Masked) -> Arrays {
+    let mut row = Arrays::default();
     for piece in pieces {
         let source = &sources[piece.source];
         let mut ended = false;
@@ -129,17 +132,12 @@ fn a_row_of_several_pieces_is_its_pieces_and_then_padding() {
         let filler = Filler::new(sources.clone(), plan.clone(), masked);
         let stream: Stream<i64> = Stream::start(&filler, from_row(0, 7), 2, 3).unwrap();
         for first in (0..140).step_by(7) {
-            let mut expected = Batch::default();
+            let mut expected = Arrays::default();
             for row in first..first + 7 {
                 let pieces = &rows[(row / 50 + row % 50) % 50];
-                let row = fill(&ids, pieces, 61, masked);
-                expected.tokens.extend(row.tokens);
-                expected.targets.extend(row.targets);
-                expected.positions.extend(row.positions);
-                expected.documents.extend(row.documents);
-                expected.ends.extend(row.ends);
+                expected.extend(&fill(&ids, pieces, 61, masked));
             }
-            assert_eq!(next_batch(&stream).unwrap().unwrap(), expected);
+            assert_eq!(next_arrays(&stream), expected);
         }
     }
 }
@@ -157,15 +155,14 @@ fn whole_documents_packed_into_a_row_end_with_eos_as_the_last_target() {
         rows: vec![vec![piece(0, 0, 2, 0), piece(0, 3, 3, 1)]],
         row_length: 7,
     };
-    let mut batch = Batch::<i64>::default();
     let mut filler = Filler::new(vec![Arc::new(tokens)], plan, Masked::Nothing);
-    filler.row(0, 0, &mut batch).unwrap();
+    let batch: Batch<i64> = filler.row(0, 0).unwrap();
     // The worked example of tests/test_loader.py.
-    assert_eq!(batch.tokens, [1, 2, 3, 4, 5, 0, 0]);
-    assert_eq!(batch.targets, [2, 99, 4, 5, 99, -100, -100]);
-    assert_eq!(batch.positions, [0, 1, 0, 1, 2, 0, 0]);
-    assert_eq!(batch.documents, [0, 0, 1, 1, 1, -1, -1]);
-    assert_eq!(batch.ends, [2, 5, 7]);
+    assert_eq!(batch.tokens(), [1, 2, 3, 4, 5, 0, 0]);
+    assert_eq!(batch.targets(), [2, 99, 4, 5, 99, -100, -100]);
+    assert_eq!(batch.positions(), [0, 1, 0, 1, 2, 0, 0]);
+    assert_eq!(batch.documents(), [0, 0, 1, 1, 1, -1, -1]);
+    assert_eq!(batch.ends(), [2, 5, 7]);
 }
 
 #[test]
@@ -242,7 +239,8 @@ fn a_filler_reads_ahead_in_the_source_that_its_plan_names() {
         row_length: 8,
     });
     let mut filler = Filler::new(sources.clone(), plan, Masked::Nothing);
-    let _: Batch<i64> = filler.batch(&from_row(0, 2), 0).unwrap();
+    let block = Block::<i64>::alone(filler.shape(2).size());
+    filler.batch(&from_row(0, 2), 0, block).unwrap();
     // The file is empty now, so what is read of it comes from memory.
     std::fs::File::create(wide.join("train-00000.bin")).unwrap();
     let mut found: Vec<u32> = Vec::new();
@@ -258,9 +256,10 @@ fn windows_carry_neither_positions_nor_documents() {
     let filler = Filler::new(vec![tokens], rows, Masked::Nothing);
     let stream: Stream<i64> = Stream::start(&filler, from_row(0, 4), 1, 1).unwrap();
     let batch = next_batch(&stream).unwrap().unwrap();
-    assert_eq!((batch.tokens.len(), batch.targets.len()), (128, 128));
-    assert!(batch.positions.is_empty() && batch.documents.is_empty());
-    assert!(batch.ends.is_empty());
+    assert_eq!((batch.tokens().len(), batch.targets().len()), (128, 128));
+    assert!(batch.positions().is_empty() && batch.documents().is_empty());
+    assert!(batch.ends().is_empty());
+    assert_eq!(batch.into_block().len(), 256);
 }
 
 #[test]
@@ -280,7 +279,7 @@ fn pieces_that_do_not_fit_are_an_error_of_their_row() {
             row_length: 8,
         };
         let mut filler = Filler::new(sources.clone(), plan, Masked::Nothing);
-        let row = filler.row(0, 0, &mut Batch::<i64>::default());
+        let row: Result<Batch<i64>, _> = filler.row(0, 0);
         assert!(matches!(row, Err(Error::Invalid(_))));
     }
 }
