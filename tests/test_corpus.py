@@ -156,7 +156,11 @@ def test_bytes_that_are_not_utf_8_are_named_at_once_by_file_and_offset(tmp_path,
 def test_bad_sources_are_refused_in_one_line(tmp_path):
     folder_of(tmp_path, {"empty.txt": "", "none/.hidden": "a", "one/a.txt": "a", "b.txt": "b"})
     cases = [
-        ("nowhere.txt", FileNotFoundError, "neither a file, a folder nor a dataset .*stdlib"),
+        (
+            "nowhere.txt",
+            FileNotFoundError,
+            "neither a file, a folder, hf:// nor a dataset .*stdlib",
+        ),
         (tmp_path / "empty.txt", ValueError, "is empty"),
         (tmp_path / "none", ValueError, "holds no text file"),
         (tmp_path / "one", ValueError, "of 1 bytes is too small"),

@@ -93,7 +93,9 @@ def test_sections_that_threads_read_at_once_are_written_once(tmp_path, monkeypat
     text, found = opened(path), {}
 
     def read(number):
-        found[number] = [(b"".join(d).decode(), held) for held, d in text.sections[number].documents()]
+        found[number] = [
+            (b"".join(d).decode(), held) for held, d in text.sections[number].documents()
+        ]
 
     threads = [threading.Thread(target=read, args=(n,)) for n in range(len(text.sections))]
     for thread in threads:

@@ -71,8 +71,10 @@ class DataConfig:
     source: str = setting(
         "stdlib",
         "The text: stdlib (the Python standard library of this machine), tasks (small tasks with "
-        "answers, to learn to chat), a text file, a folder, a .jsonl file of texts or "
-        "conversations, a named dataset (tinyshakespeare), or a folder of token shards.",
+        "answers, to learn to chat), a text file, a .jsonl or .parquet file of texts or "
+        "conversations, a folder of them, hf://OWNER/NAME@REVISION/PATH of the Hugging Face hub, "
+        "a named dataset (tinyshakespeare, tinystories, openwebtext-sample, fineweb-edu-sample, "
+        "swallow-code), or a folder of token shards.",
     )
     folder: str | None = setting(
         None, "Folder of the token shards; default data/processed/<source>-<hash of the content>."

@@ -1,8 +1,8 @@
 """A corpus: the documents of a source, and how a document falls to one of its two splits."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tinylm.corpus.chats import messages_of
@@ -58,6 +58,8 @@ class Corpus:
     sections: tuple[Section, ...]
     notes: tuple[str, ...] = ()
     kind: Kind = "text"
+    # What a manifest records of a download beside the settings.
+    origin: Mapping[str, Any] = field(default_factory=dict)
     # What filters dropped, where there are some; the first call filters all documents.
     counts: Callable[[], Sequence[Any]] | None = None
 
@@ -104,6 +106,7 @@ class Corpus:
             **self.reading.recorded(),
             # Left out for text: the manifests of before there were chats have no such key.
             **({} if self.kind == "text" else {"kind": self.kind}),
+            **self.origin,
             **({} if self.counts is None else {"filtered": [*map(asdict, self.counts())]}),
         }
 

@@ -57,6 +57,16 @@ def folder(root: Path, how: Reading) -> Corpus:
     return replace(corpus, notes=(summary, *corpus.notes))
 
 
+def files(root: Path, paths: list[Path], name: str, source: str, how: Reading) -> Corpus:
+    """These files below `root`; `ValueError` if none is text."""
+    left = Left(root)
+    texts = _inspect(root, paths, how, left)
+    if not texts:
+        raise ValueError(f"data.source={source} holds no text file; {left}")
+    corpus = _of_texts(name, source, texts, how)
+    return replace(corpus, notes=(f"{source}: {left}", *corpus.notes)) if str(left) else corpus
+
+
 def standard_library(how: Reading) -> Corpus:
     """The `.py` files of the standard library, without tests, installed packages and tables."""
     root = Path(sysconfig.get_path("stdlib"))

@@ -2,14 +2,15 @@
 
 import errno
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from tinylm.corpus import tasks
+from tinylm.corpus import hub, tasks
 from tinylm.corpus.documents import Corpus
-from tinylm.corpus.download import DATASETS, RAW, fetch
+from tinylm.corpus.download import DATASETS, RAW, Named, fetch
 from tinylm.corpus.files import file
 from tinylm.corpus.filters import filtered
-from tinylm.corpus.folders import folder, standard_library
+from tinylm.corpus.folders import files, folder, standard_library
 from tinylm.corpus.reading import TEXT, Reading
 from tinylm.corpus.shuffling import shuffled
 from tinylm.corpus.texts import shown
@@ -57,10 +58,14 @@ def _whole(source: str, how: Reading, raw: Path) -> Corpus:
         return standard_library(how)
     if source == tasks.SOURCE:
         return tasks.corpus(how)
-    if source in DATASETS:
-        path = fetch(source, raw)
+    row = DATASETS.get(source)
+    if isinstance(row, Named):
         # `fetch` has read the file and found this hash.
-        return file(path, source, source, how, DATASETS[source].sha256)
+        return file(fetch(source, raw), source, source, how, row.sha256)
+    if row is not None or source.startswith(hub.SCHEME):
+        found = hub.fetch(row.source if row else source, raw)
+        text = files(found.folder, found.paths, source_name(source), source, how)
+        return replace(text, notes=(*found.notes, *text.notes), origin={"hub": found.record})
     path = Path(source)
     try:
         source.encode()
@@ -71,7 +76,7 @@ def _whole(source: str, how: Reading, raw: Path) -> Corpus:
         return folder(path, how)
     if not path.exists():
         names = ", ".join([*MADE, *sorted(DATASETS)])
-        problem = f"data.source is neither a file, a folder nor a dataset ({names})"
+        problem = f"data.source is neither a file, a folder, hf:// nor a dataset ({names})"
         raise FileNotFoundError(errno.ENOENT, problem, source)
     if not path.is_file():
         # Text is read several times: to hash it, to train a tokenizer, to make shards.
@@ -79,7 +84,14 @@ def _whole(source: str, how: Reading, raw: Path) -> Corpus:
     return file(path, path.stem, source, how)
 
 
+def is_download(source: str) -> bool:
+    """Whether a source may have to be downloaded."""
+    return source in DATASETS or source.startswith(hub.SCHEME)
+
+
 def source_name(source: str) -> str:
     """The short name of a source: what its folder of shards is called after."""
+    if source.startswith(hub.SCHEME):
+        return hub.parse(source).name.rpartition("/")[2]
     named = source in MADE or source in DATASETS
     return source if named else Path(source).resolve().stem or "text"

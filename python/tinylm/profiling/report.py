@@ -91,7 +91,7 @@ def vocabulary(run: Run) -> int:
         return settings.vocab_size
     texts: Iterable[str] = ("any",)
     if settings.kind != "byte":
-        if source in corpus.DATASETS:
+        if corpus.is_download(source):
             raise ConfigError(
                 f"tokenizer.kind={settings.kind}: its tokens are those of the text, and "
                 f"data.source={source} is a download: add model.vocab_size=N or name a file"
