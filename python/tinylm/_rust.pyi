@@ -288,7 +288,7 @@ class Tokens:
 
 @final
 class Rows:
-    """The rows of a dataset in their order."""
+    """The rows of a dataset, or of several, in their order."""
 
     def __new__(
         cls,
@@ -314,11 +314,23 @@ class Rows:
     ) -> Rows:
         """Rows of whole documents of these lengths, eos included."""
 
+    @staticmethod
+    def mixed(
+        sources: Sequence[Rows], stages: Sequence[tuple[int, Sequence[int]]], *, seed: int
+    ) -> Rows:
+        """Rows of several sources; a stage is its first row and the shares, 2^32 together."""
+
+    def counts(self, i: int) -> list[int]:
+        """The rows that each source gives before row `i`, epochs counted through."""
+
     @property
     def n_rows(self) -> int: ...
     @property
     def filled(self) -> tuple[int, int]:
-        """(inputs of one epoch that are no padding, the most pieces of a row)."""
+        """(inputs of one epoch that are no padding, the most pieces of a row).
+
+        Of a mixture those of one epoch of each source together.
+        """
 
     def start(self, epoch: int, i: int) -> int:
         """The token at which row `i` of `epoch` begins."""
@@ -362,6 +374,9 @@ class Stream:
 
     def close(self) -> None:
         """End the threads."""
+
+def source_seed(seed: int, source: int) -> int:
+    """The seed of the order of one source of a mixture."""
 
 def xxh3_64(data: bytes | NDArray[np.uint8]) -> int:
     """The hash of one block, as the manifest holds it. An array is [N] and contiguous."""

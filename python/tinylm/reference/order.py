@@ -16,6 +16,7 @@ run of tokens of one document. `window` is the plan of rows that are cut from th
 regard to documents, one piece per row; `fill` says what any pieces become.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 MASK = (1 << 64) - 1
@@ -64,6 +65,7 @@ def below(word: int, n: int) -> int:
     return word * n >> 64
 
 
+@lru_cache(maxsize=4)
 def fisher_yates(n: int, key: int) -> list[int]:
     """0..n shuffled: each place, from the last, swaps with a random one up to itself."""
     table = list(range(n))

@@ -14,13 +14,14 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use tinylm_dataloader::batch::{Filler, Shape};
 use tinylm_dataloader::pack::Limits;
-use tinylm_dataloader::plan::Span;
 use tinylm_dataloader::ring::Next;
 use tinylm_dataloader::{
-    self as core, Batch, Element, Masked, Order, Packed, Packing, Piece, Plan, Slice, Windows,
+    self as core, Batch, Element, Masked, Mixture, Order, Packed, Packing, Plan, Slice, Stage,
+    Windows, mix,
 };
 
 use crate::error::dataloader_error;
+use crate::plans::Kind;
 use crate::shards::Tokens;
 use crate::slots;
 
@@ -33,69 +34,17 @@ type Arrays<'py> = (Array<'py>, Array<'py>, Option<Places<'py>>);
 type Places<'py> = (Array<'py>, Array<'py>, Array<'py>);
 type Array<'py> = Bound<'py, PyAny>;
 
-/// The rows of a dataset in their order.
+/// The rows of a dataset, or of several, in their order.
 ///
 /// Frozen: it never changes, so threads of Python may share it without a lock.
 #[pyclass(frozen, module = "tinylm._rust")]
 struct Rows {
-    tokens: Arc<core::Tokens>,
+    /// Those of each source.
+    tokens: Vec<Arc<core::Tokens>>,
     plan: Kind,
+    /// Inputs of one epoch that are no padding.
+    filled: u64,
     masked: Masked,
-}
-
-/// The plans that Python can ask for.
-#[derive(Clone, Debug)]
-enum Kind {
-    Windows(Windows),
-    Packed(Packed),
-}
-
-impl Plan for Kind {
-    fn n_rows(&self) -> u64 {
-        match self {
-            Self::Windows(plan) => plan.n_rows(),
-            Self::Packed(plan) => plan.n_rows(),
-        }
-    }
-
-    fn row_length(&self) -> usize {
-        match self {
-            Self::Windows(plan) => plan.row_length(),
-            Self::Packed(plan) => plan.row_length(),
-        }
-    }
-
-    fn row(&mut self, epoch: u64, i: u64, pieces: &mut Vec<Piece>) {
-        match self {
-            Self::Windows(plan) => plan.row(epoch, i, pieces),
-            Self::Packed(plan) => plan.row(epoch, i, pieces),
-        }
-    }
-
-    fn packed(&self) -> bool {
-        matches!(self, Self::Packed(_))
-    }
-
-    fn most_pieces(&self) -> usize {
-        match self {
-            Self::Windows(plan) => plan.most_pieces(),
-            Self::Packed(plan) => plan.most_pieces(),
-        }
-    }
-
-    fn scattered(&self) -> bool {
-        match self {
-            Self::Windows(plan) => plan.scattered(),
-            Self::Packed(plan) => plan.scattered(),
-        }
-    }
-
-    fn ahead(&mut self, epoch: u64, i: u64, n: u64) -> Vec<Span> {
-        match self {
-            Self::Windows(plan) => plan.ahead(epoch, i, n),
-            Self::Packed(plan) => plan.ahead(epoch, i, n),
-        }
-    }
 }
 
 /// The order of this name.
@@ -141,7 +90,8 @@ impl Rows {
         let plan = Windows::new(order, seed, tokens.n_tokens(), context_length, stride)
             .map_err(dataloader_error)?;
         Ok(Self {
-            tokens,
+            tokens: vec![tokens],
+            filled: plan.n_rows() * plan.row_length() as u64,
             plan: Kind::Windows(plan),
             masked: masked(mask_after, mask_at),
         })
@@ -199,10 +149,57 @@ impl Rows {
             return Err(error);
         }
         Ok(Self {
-            tokens,
+            filled: n - 1,
+            tokens: vec![tokens],
             plan: Kind::Packed(plan.map_err(dataloader_error)?),
             masked: masked(None, mask_at),
         })
+    }
+
+    /// Rows of several sources, each of which has its own in `sources`. A stage is the row that it
+    /// begins with and the share of each source, 2^32 together.
+    ///
+    /// Raises `ValueError` for shares that are too small or do not add up, and for rows of several
+    /// lengths.
+    #[staticmethod]
+    #[pyo3(signature = (sources, stages, *, seed))]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "PyO3 makes the vectors for this call"
+    )]
+    fn mixed(
+        sources: Vec<PyRef<'_, Self>>,
+        stages: Vec<(u64, Vec<u64>)>,
+        seed: u64,
+    ) -> PyResult<Self> {
+        let stages: Vec<Stage> = stages
+            .into_iter()
+            .map(|(first_row, shares)| Stage { first_row, shares })
+            .collect();
+        if sources.iter().any(|rows| rows.tokens.len() > 1) {
+            let problem = "a source of a mixture is a mixture: name its sources";
+            return Err(PyValueError::new_err(problem));
+        }
+        let plans = sources.iter().map(|rows| rows.plan.clone()).collect();
+        let plan = Mixture::new(plans, &stages, seed).map_err(dataloader_error)?;
+        Ok(Self {
+            // A mixture has one source at least, and all leave out the same targets.
+            masked: sources.first().map_or(Masked::Nothing, |rows| rows.masked),
+            tokens: sources
+                .iter()
+                .flat_map(|rows| rows.tokens.clone())
+                .collect(),
+            filled: sources.iter().map(|rows| rows.filled).sum(),
+            plan: Kind::Mixed(plan),
+        })
+    }
+
+    /// The rows that each source gives before row `i` of the run, epochs counted through.
+    fn counts(&self, i: u64) -> Vec<u64> {
+        match &self.plan {
+            Kind::Mixed(plan) => plan.clone().counts(i),
+            _ => vec![i],
+        }
     }
 
     /// Rows of one epoch.
@@ -222,13 +219,11 @@ impl Rows {
         Ok(pieces.first().map_or(0, |piece| piece.start))
     }
 
-    /// Inputs of one epoch that are no padding, and the most pieces of a row.
+    /// Inputs of one epoch that are no padding, and the most pieces of a row; of a mixture those of
+    /// one epoch of each source together.
     #[getter]
     fn filled(&self) -> (u64, usize) {
-        match &self.plan {
-            Kind::Windows(plan) => (plan.n_rows() * plan.row_length() as u64, 1),
-            Kind::Packed(plan) => (self.tokens.n_tokens() - 1, plan.most_pieces()),
-        }
+        (self.filled, self.plan.most_pieces())
     }
 
     /// Row `i` of `epoch`, as int64.
@@ -309,11 +304,7 @@ fn start<E: Element + numpy::Element>(
 impl Rows {
     /// What makes rows, for one thread or for many to clone.
     fn filler(&self) -> Filler<Kind> {
-        Filler::new(
-            vec![Arc::clone(&self.tokens)],
-            self.plan.clone(),
-            self.masked,
-        )
+        Filler::new(self.tokens.clone(), self.plan.clone(), self.masked)
     }
 }
 
@@ -382,8 +373,15 @@ fn wait<'py, E: Element + numpy::Element>(
     }
 }
 
-/// Adds the classes of this file to `tinylm._rust`.
+/// The seed of the order of one source of a mixture.
+#[pyfunction]
+fn source_seed(seed: u64, source: usize) -> u64 {
+    mix::seed_of(seed, source)
+}
+
+/// Adds the classes and the function of this file to `tinylm._rust`.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(source_seed, module)?)?;
     module.add_class::<Rows>()?;
     module.add_class::<Stream>()
 }

@@ -15,6 +15,7 @@ mod layout;
 mod lists;
 mod models;
 mod objects;
+mod plans;
 mod shards;
 mod slots;
 mod stages;

@@ -3,7 +3,7 @@
 //! ```text
 //! documents -> write -> shards -> read --\
 //!                                        batch -> ring -> the training loop
-//!                       order -> plan --/
+//!                       order -> plan --/      (a plan per source, and a mixture of them)
 //! ```
 //!
 //! | module | what it does |
@@ -18,6 +18,7 @@
 //! | [`plan`] | what a row is made of: pieces of sources; [`Windows`] cuts them anywhere |
 //! | [`pack`] | which documents share a row |
 //! | [`packed`] | the plan of rows that hold whole documents, [`Packed`] |
+//! | [`mix`] | the plan of rows from several sources in exact shares, [`Mixture`] |
 //! | [`slots`] | the memory of batches, used again |
 //! | [`arrays`] | how a batch lies in a block |
 //! | [`batch`] | pieces to arrays: tokens, targets, positions, documents |
@@ -81,6 +82,7 @@ pub mod batch;
 mod blocks;
 pub mod format;
 mod memory;
+pub mod mix;
 pub mod order;
 pub mod pack;
 pub mod packed;
@@ -93,6 +95,7 @@ pub mod write;
 
 pub use batch::{Batch, Masked, Slice};
 pub use format::Element;
+pub use mix::{Mixture, Stage};
 pub use order::Order;
 pub use pack::Packing;
 pub use packed::Packed;

@@ -9,12 +9,11 @@
 //!
 //! windows     |------------- one piece of T inputs -------------|
 //! packing     |-- document 0 --|------- document 1 -------|-- 2 --| padding |
-//! mixture     as either, with pieces of several sources
+//! mixture     as either, each row of one of several sources
 //! ```
 //!
 //! [`Windows`] cuts rows from a source without regard to documents, [`Packed`](crate::Packed) fills
-//! them with whole documents. A plan of rows from several sources is another implementation of the
-//! trait and changes nothing else.
+//! them with whole documents, [`Mixture`](crate::Mixture) takes the rows of several sources.
 //!
 //! # The contract
 //!
