@@ -43,7 +43,7 @@ MAP = (
             "offsets",
         ),
     ),
-    Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order", "packing")),
+    Row("shards, batches", "data", ("rust/dataloader",), ("shards", "order", "packing", "mixture")),
     Row("operations", "mask", (), ("masks",)),
     Row("operations", "ops", ("kernels/fused",), ("arrays", "tensors", "quant", "fake")),
     Row("model", "context"),

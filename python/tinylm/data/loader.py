@@ -10,15 +10,17 @@ only the rules that it cannot see.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinylm import _rust
+from tinylm.data import mixture
 from tinylm.data.batch import Batch
 from tinylm.data.places import places
 from tinylm.data.shards import Dataset
+from tinylm.data.stats import Stats, given
 from tinylm.data.stream import Stream
 
 if TYPE_CHECKING:
@@ -46,16 +48,6 @@ def of_settings(data: "DataConfig") -> dict[str, Any]:
     }
 
 
-class Stats(TypedDict):
-    """The position of a loader, and how long its consumer waited."""
-
-    epoch: int
-    rows: int
-    tokens: int
-    batches: int
-    stall_seconds: float
-
-
 class Loader(AbstractContextManager["Loader"]):
     """An endless iterator of batches; one epoch runs into the next inside a batch.
 
@@ -68,6 +60,10 @@ class Loader(AbstractContextManager["Loader"]):
     to targets) may leave out more, such as `turns.Answers` for conversations. With `documents`,
     batches say where the documents of a row are.
 
+    Of several datasets, `weights` are the shares of the tokens, or {row of the run: weights from
+    there on}. Every 256 rows (more if a share is below 1/256) have each source within one row of
+    its share, and the rows of a source are those that it has alone, epoch after epoch.
+
     A batch lies in one block of memory, which is filled again once nobody holds a tensor of it: a
     batch that is kept never changes, and one that is dropped costs no new memory. With
     `dtype="uint16"`, batches are as small as they can be and `Batch.long` widens them, for
@@ -78,7 +74,7 @@ class Loader(AbstractContextManager["Loader"]):
 
     def __init__(
         self,
-        sources: Dataset,
+        sources: Dataset | Sequence[Dataset],
         *,
         batch_size: int,
         context_length: int,
@@ -96,6 +92,7 @@ class Loader(AbstractContextManager["Loader"]):
         device: "str | torch.device" = "cpu",
         keep: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None" = None,
         documents: bool = False,
+        weights: "mixture.Weights | None" = None,
     ) -> None:
         import torch
 
@@ -114,25 +111,32 @@ class Loader(AbstractContextManager["Loader"]):
                 raise ValueError(f"{name}={value} must be between 0 and {2**64 - 1}")
         if order == "random" and stride is not None:
             raise ValueError(f"stride={stride} has no meaning for order=random: leave it out")
-        for name, given, way in (
+        for name, set_too, way in (
             ("stride", stride is not None, "leave it out"),
             ("mask_after_eos", mask_after_eos, "leave it out, or use mask_eos"),
             ("documents", documents, "leave it out: packed rows always say where documents are"),
         ):
-            if pack and given:
+            if pack and set_too:
                 raise ValueError(f"{name} has no meaning with pack=True: {way}")
         if mask_eos and mask_after_eos:
             raise ValueError("mask_eos and mask_after_eos: choose one")
+        self._sources = [sources] if isinstance(sources, Dataset) else [*sources]
+        self._stages: mixture.Stages | None = None
+        if not isinstance(sources, Dataset):
+            mixture.check(self._sources)
+            self._stages = mixture.stages(weights, len(self._sources))
+        elif weights is not None:
+            raise ValueError("weights are for several sources: give a list of datasets")
+        dataset = self._sources[0]
         if dtype == "uint16":
-            if sources.vocab_size > _MAX_UINT16:
+            if dataset.vocab_size > _MAX_UINT16:
                 raise ValueError(
                     f"dtype=uint16 holds vocabularies of up to {_MAX_UINT16:,} ids, and this one "
-                    f"has {sources.vocab_size:,}: use int32"
+                    f"has {dataset.vocab_size:,}: use int32"
                 )
             for name, wide in (("pack", pack), ("documents", documents), ("keep", bool(keep))):
                 if wide:
                     raise ValueError(f"dtype=uint16 has no room for what {name} needs: use int32")
-        self._dataset = sources
         self._device = torch.device(device)
         self._keep = keep
         needs = {
@@ -141,13 +145,13 @@ class Loader(AbstractContextManager["Loader"]):
             "mask_eos (data.mask_eos)": mask_eos,
             "mask_after_eos (data.mask_after_eos)": mask_after_eos,
         }
-        for name, given in needs.items():
-            if given and sources.eos_id is None:
+        for name, wanted in needs.items():
+            if wanted and dataset.eos_id is None:
                 raise ValueError(
                     f"{name}: nothing marks where the documents of this text end: name an "
                     "end-of-text token with tokenizer.eos, or set it to false"
                 )
-        self._eos_id = sources.eos_id if documents else None
+        self._eos_id = dataset.eos_id if documents else None
         # What decides which rows come, and so belongs to the state of a run.
         self._place: dict[str, Any] = {
             "seed": seed,
@@ -163,6 +167,8 @@ class Loader(AbstractContextManager["Loader"]):
             self._place["pack"] = True
         if mask_eos:
             self._place["mask_eos"] = True
+        if self._stages is not None:
+            self._place["mixture"] = mixture.name_of(self._stages)
         # Who fills which row, and how: a run may go on with others.
         self._slice: dict[str, Any] = {
             "batch_size": batch_size,
@@ -182,10 +188,21 @@ class Loader(AbstractContextManager["Loader"]):
 
     def _open_rows(self) -> _rust.Rows:
         self._process = os.getpid()
-        data, place = self._dataset, self._place
+        seed = self._place["seed"]
+        # Each has its own rows, also those of a mixture.
+        self._alone = [
+            self._rows_of(data, _rust.source_seed(seed, number))
+            for number, data in enumerate(self._sources)
+        ]
+        if self._stages is None:
+            return self._alone[0]
+        return _rust.Rows.mixed(self._alone, self._stages, seed=seed)
+
+    def _rows_of(self, data: Dataset, seed: int) -> _rust.Rows:
+        place = self._place
         common: dict[str, Any] = {
             "order": place["order"],
-            "seed": place["seed"],
+            "seed": seed,
             "context_length": place["context_length"],
             "mask_at": data.eos_id if "mask_eos" in place else None,
         }
@@ -197,8 +214,7 @@ class Loader(AbstractContextManager["Loader"]):
     def _current_rows(self) -> _rust.Rows:
         """The rows, opened again in a forked child: threads and locks stay with the parent."""
         if self._process != os.getpid():
-            dataset = self._dataset
-            self._dataset = Dataset(dataset.folder, dataset.manifest, dataset.split)
+            self._sources = [Dataset(d.folder, d.manifest, d.split) for d in self._sources]
             self._stream = None
             self._rows = self._open_rows()
         return self._rows
@@ -231,8 +247,8 @@ class Loader(AbstractContextManager["Loader"]):
 
     @property
     def n_rows(self) -> int:
-        """Rows of one epoch, over all ranks."""
-        return self._rows.n_rows
+        """Rows of one epoch, over all ranks; of a mixture those of one epoch of each source."""
+        return sum(rows.n_rows for rows in self._alone)
 
     def __iter__(self) -> "Loader":
         return self
@@ -263,6 +279,8 @@ class Loader(AbstractContextManager["Loader"]):
         The last batch is filled up with rows of target -100. With order="sequential" and the
         default stride, every target of the dataset is scored exactly once: use it to evaluate.
         """
+        if self._stages is not None:
+            raise ValueError("a mixture has no epochs: its sources have, each its own")
         n_rows = self.n_rows
         if not 0 <= number < _MAX_ROWS // n_rows - 1:
             raise ValueError(f"epoch {number} must be between 0 and {_MAX_ROWS // n_rows - 2}")
@@ -278,7 +296,10 @@ class Loader(AbstractContextManager["Loader"]):
 
     @property
     def padding(self) -> float:
-        """The share of an epoch's inputs that are padding; 0 unless rows are packed."""
+        """The share of an epoch's inputs that are padding; 0 unless rows are packed.
+
+        Of a mixture that of one epoch of each source.
+        """
         filled, _ = self._rows.filled
         return 1 - filled / (self.n_rows * self.context_length) if "pack" in self._place else 0.0
 
@@ -293,9 +314,14 @@ class Loader(AbstractContextManager["Loader"]):
         return Batch(batch.tokens, batch.targets, *places(batch.tokens, self._eos_id))
 
     def row(self, epoch: int, i: int) -> "tuple[torch.Tensor, torch.Tensor]":
-        """(tokens[T], targets[T]) of row `i` of `epoch`, int64 on the CPU: a pure function."""
-        if not 0 <= epoch < _MAX_ROWS or not 0 <= i < self.n_rows:
-            raise ValueError(f"row {i} of epoch {epoch}: an epoch has {self.n_rows} rows")
+        """(tokens[T], targets[T]) of row `i` of `epoch`, int64 on the CPU: a pure function.
+
+        A mixture has the epoch 0 alone, without an end.
+        """
+        n_rows = self._rows.n_rows
+        epochs = _MAX_ROWS if self._stages is None else 1
+        if not 0 <= epoch < epochs or not 0 <= i < n_rows:
+            raise ValueError(f"row {i} of epoch {epoch}: an epoch has {n_rows} rows")
         import torch
 
         tokens, targets, _ = self._current_rows().row(epoch, i)
@@ -309,7 +335,9 @@ class Loader(AbstractContextManager["Loader"]):
         """
         return {
             "version": STATE_VERSION,
-            "fingerprint": self._dataset.fingerprint,
+            "fingerprint": self._sources[0].fingerprint
+            if self._stages is None
+            else mixture.fingerprint(self._sources),
             "rows": self._row,
             **self._place,
         }
@@ -339,10 +367,13 @@ class Loader(AbstractContextManager["Loader"]):
 
     def stats(self) -> Stats:
         """Position (epoch, rows and tokens over all ranks), and what this object did."""
+        length, rows = self.context_length, self._rows.counts(self._row)
+        each = list(zip(self._sources, self._alone, rows, strict=True))
         return {
-            "epoch": self._row // self.n_rows,
+            "sources": [given(data, alone, n, length) for data, alone, n in each],
+            "epoch": min(n // alone.n_rows for _, alone, n in each),
             "rows": self._row,
-            "tokens": self._row * self._place["context_length"],
+            "tokens": self._row * length,
             "batches": self._batches,
             "stall_seconds": self._stall,
         }

@@ -81,7 +81,7 @@ def sources(stages: list[Stage], seed: int, block: int) -> list[int]:
 
 
 def row(stages: list[Stage], n_rows: list[int], seed: int, i: int) -> tuple[int, int, int]:
-    """(source, its epoch, row in that epoch) of row `i`; `n_rows` are those of one epoch of each."""
+    """(source, its epoch, row in that epoch) of row `i`; `n_rows` of each are those of an epoch."""
     block, place = divmod(i, block_rows(stages))
     mixed = sources(stages, seed, block)
     source = mixed[place]
