@@ -18,6 +18,7 @@ from tinylm.corpus.quality import RULES, Facts
 from tinylm.corpus.specs import canonical, listed
 from tinylm.data import Manifest, prepare
 from tinylm.data.__main__ import main
+from tinylm.data.preparation import prepare_share
 from tinylm.reference import duplicates as slow
 from tinylm.tokenizer import Tokenizer
 
@@ -283,3 +284,18 @@ def test_shards_are_found_by_their_filters(tmp_path):
     assert not made.agrees_with({"source": "x", "val_fraction": 0.05, "separator": "auto"})
     # What TinyLM 0.1 recorded.
     assert corpus.Reading(val_fraction=0.05).agrees_with({"val_fraction": 0.05})
+
+
+def test_processes_that_share_the_work_filter_their_own_files(tmp_path):
+    folder_of(tmp_path / "x", {f"{k}.jsonl": rows(*TEXTS[k::4]) for k in range(4)})
+    tokenizer = Tokenizer.train(["a"], vocab_size=257, kind="byte")
+    texts = [
+        corpus.open(str(tmp_path / "x"), filters=["min_chars:20"], val_fraction=0.2)
+        for _ in range(3)
+    ]
+    share = {"world": 2, "job_bytes": 1}
+    assert prepare_share(texts[0], tokenizer, tmp_path / "out", rank=0, **share) is None
+    manifest = prepare_share(texts[1], tokenizer, tmp_path / "out", rank=1, **share)
+    assert manifest.source == texts[2].provenance()
+    for text, mine in ((texts[0], {0, 2}), (texts[1], {1, 3})):
+        assert text.sections[0].documents.func.__self__._kept.keys() == mine

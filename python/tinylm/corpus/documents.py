@@ -36,6 +36,8 @@ class Section:
     bytes: int
     # A function and not an iterator: a run reads a section several times.
     documents: Callable[[], Iterator[tuple[bool, Parts]]]
+    # What filters dropped of it, where that is known of a section by itself.
+    counts: Callable[[], Sequence[Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,14 @@ class Corpus:
             else:
                 yield document
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, filtered: Sequence[Any] | None = None) -> dict[str, Any]:
         """Where the text came from and how it is cut, as a manifest records it.
 
-        Reads all documents if there are filters that were not yet asked for: their counts are part
-        of it. The fingerprint and the fraction are attributes.
+        What filters dropped is part of it: pass `filtered`, or all documents are filtered that were
+        not yet. The fingerprint and the fraction are attributes.
         """
+        if filtered is None and self.counts is not None:
+            filtered = [*map(asdict, self.counts())]
         return {
             "name": self.name,
             "source": self.source,
@@ -107,7 +111,7 @@ class Corpus:
             # Left out for text: the manifests of before there were chats have no such key.
             **({} if self.kind == "text" else {"kind": self.kind}),
             **self.origin,
-            **({} if self.counts is None else {"filtered": [*map(asdict, self.counts())]}),
+            **({} if filtered is None else {"filtered": filtered}),
         }
 
 

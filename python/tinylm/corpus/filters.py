@@ -52,6 +52,18 @@ class Count:
     dropped_bytes: int = 0
 
 
+def total(filters: Sequence[str], parts: Iterable[Sequence[Count]]) -> list[Count]:
+    """The counts of several parts of a corpus together."""
+    found = [Count(name) for name in filters]
+    for counts in parts:
+        for whole, count in zip(found, counts, strict=True):
+            whole.seen_documents += count.seen_documents
+            whole.seen_bytes += count.seen_bytes
+            whole.dropped_documents += count.dropped_documents
+            whole.dropped_bytes += count.dropped_bytes
+    return found
+
+
 class Filtered:
     """The documents of sections that pass filters, which are `canonical`."""
 
@@ -59,7 +71,7 @@ class Filtered:
         self._sections, self._filters, self._kind = sections, filters, kind
         # For each section, whether each of its documents stays.
         self._kept: dict[int, bytearray] = {}
-        self._counts = [Count(name) for name in filters]
+        self._counts: dict[int, list[Count]] = {}
         # Rules look at one document; whether it is a duplicate depends on all before it.
         self._is_global = any(name.partition(":")[0] in (EXACT, NEAR) for name in filters)
         self._lock = threading.Lock()
@@ -68,14 +80,20 @@ class Filtered:
     def sections(self) -> tuple[Section, ...]:
         """The same sections with what stays."""
         return tuple(
-            Section(section.bytes, partial(self._documents, number))
+            Section(section.bytes, partial(self._documents, number), partial(self._of, number))
             for number, section in enumerate(self._sections)
         )
 
     def counts(self) -> list[Count]:
         """What each filter dropped of the whole corpus, which is filtered for it if need be."""
-        self._filter(range(len(self._sections)))
-        return self._counts
+        every = range(len(self._sections))
+        self._filter(every)
+        return total(self._filters, (self._counts[number] for number in every))
+
+    def _of(self, number: int) -> list[Count]:
+        """What each filter dropped of one section."""
+        self._filter(range(len(self._sections)) if self._is_global else [number])
+        return self._counts[number]
 
     def _documents(self, number: int) -> Iterator[tuple[bool, Parts]]:
         self._filter(range(len(self._sections)) if self._is_global else [number])
@@ -91,16 +109,12 @@ class Filtered:
                 return
             # Of duplicates all sections are filtered at once, or none of them.
             chain = [drops(name) for name in self._filters]
-            counts = [Count(name) for name in self._filters]
-            found = {n: bytearray(self._stay(self._sections[n], chain, counts)) for n in todo}
+            counts = {n: [Count(name) for name in self._filters] for n in todo}
+            found = {n: bytearray(self._stay(self._sections[n], chain, counts[n])) for n in todo}
             if terminal.watched():
                 terminal.draw("\n")
             self._kept |= found
-            for total, count in zip(self._counts, counts, strict=True):
-                total.seen_documents += count.seen_documents
-                total.seen_bytes += count.seen_bytes
-                total.dropped_documents += count.dropped_documents
-                total.dropped_bytes += count.dropped_bytes
+            self._counts |= counts
 
     def _stay(
         self, section: Section, chain: Sequence[Callable[[Facts], bool]], counts: Sequence[Count]
@@ -125,11 +139,7 @@ class Filtered:
             self._done_bytes += size
             if live and self._done_bytes - drawn > 1 << 20:
                 drawn = self._done_bytes
-                terminal.draw(f"\r\x1b[Kfilter: {drawn / 1e6:.1f} MB, {self._left(counts)}")
-
-    def _left(self, counts: Sequence[Count]) -> str:
-        gone = sum(count.dropped_documents for count in counts)
-        return f"{counts[0].seen_documents:,} documents, {gone:,} dropped"
+                terminal.draw(f"\r\x1b[Kfilter: {drawn / 1e6:.1f} MB read")
 
 
 def filtered(corpus: Corpus) -> Corpus:

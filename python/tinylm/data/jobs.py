@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinylm import disk
+from tinylm.corpus import filters
 from tinylm.corpus.documents import Corpus, Section
 from tinylm.data import encoding, manifest
 from tinylm.data.manifest import Manifest, Shard, Split
@@ -75,6 +76,10 @@ class Jobs:
         sizes = [job.bytes for job in self.jobs]
         settings = corpus.reading.recorded()
         content = [corpus.fingerprint, settings, corpus.kind, tokenizer.sha256, sizes]
+        # Of documents in another order, what was dropped is known of all together.
+        self._counts_apart = corpus.counts is not None and all(
+            section.counts is not None for section in corpus.sections
+        )
         self.home = folder / NAME / manifest.digest(content)[:16]
 
     def begin(self) -> None:
@@ -115,6 +120,8 @@ class Jobs:
                     job.sections, self._corpus.kind, self._tokenizer, folder, self._empty, progress
                 )
                 row = {"job": job.number, "splits": {n: asdict(s) for n, s in splits.items()}}
+                if self._counts_apart:
+                    row["filtered"] = [asdict(count) for count in self._counted(job)]
                 manifest.save(self._row_path(job), row)
             except BaseException:
                 # A row that could not be brought to the disk must not outlive its shards.
@@ -173,6 +180,23 @@ class Jobs:
             # Opening checks that every file is there, its size and its header.
             Dataset(self.folder, done, name)
         return splits
+
+    def filtered(self) -> list[dict[str, Any]] | None:
+        """What filters dropped of all jobs, as their rows say; None where they do not.
+
+        So a process that did not read a text need not filter it to write the manifest.
+        """
+        if not self._counts_apart:
+            return None
+        parts = []
+        for job in self.jobs:
+            row = manifest.load(self._row_path(job))
+            parts.append([filters.Count(**count) for count in row["filtered"]])
+        return [asdict(count) for count in filters.total(self._corpus.reading.filters, parts)]
+
+    def _counted(self, job: Job) -> list[filters.Count]:
+        parts = [section.counts() for section in job.sections if section.counts is not None]
+        return filters.total(self._corpus.reading.filters, parts)
 
     def _check(self, splits: dict[str, Split]) -> None:
         corpus = self._corpus

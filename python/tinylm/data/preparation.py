@@ -156,7 +156,7 @@ def _finish(work: Jobs, corpus: Corpus, tokenizer: "Tokenizer", folder: Path) ->
     manifest = replace(
         empty_manifest(tokenizer),
         splits=work.finish(),
-        source=corpus.provenance(),
+        source=corpus.provenance(work.filtered()),
         command=_command(sys.argv),
     )
     manifest.save(folder)
