@@ -61,15 +61,35 @@ def test_a_rule_measures_what_it_says(rule, text, value):
 def test_every_rule_has_a_number_for_every_text(text):
     facts = Facts(text)
     for name, rule in RULES.items():
-        # The shortcut of the runs must not depend on which rule was asked first.
+        # What rules share must not depend on which was asked first.
         assert rule.measure(facts) == rule.measure(Facts(text)), name
         assert 0 <= rule.measure(facts) <= 60
 
 
-def test_runs_of_no_duplicate_are_not_looked_for_again():
-    facts = Facts("a b c d e f g h")
-    assert quality.duplicate_runs(5, facts) == 0
-    assert facts.unique_from == 5
+def repetition_slowly(text, n):
+    """The two measures of n words in a row, by the words of their definitions."""
+    words = text.split()
+    runs = [tuple(words[k : k + n]) for k in range(len(words) - n + 1)]
+    letters, most = sum(map(len, words)), max(map(runs.count, runs), default=0)
+    longest = max((len("".join(run)) for run in runs if runs.count(run) == most), default=0)
+    seen, at, repeated = set(), 0, 0
+    while at < len(runs):
+        if runs[at] in seen:
+            repeated += len("".join(runs[at]))
+            at += n
+        else:
+            seen.add(runs[at])
+            at += 1
+    top = longest * most if most > 1 else 0
+    return top / max(1, letters), repeated / max(1, letters)
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), max_size=40), st.integers(2, 7))
+def test_repeated_runs_are_those_of_the_definition(words, n):
+    text = " ".join(words)
+    facts = Facts(text)
+    found = quality.top_run(n, facts), quality.duplicate_runs(n, facts)
+    assert found == pytest.approx(repetition_slowly(text, n))
 
 
 def test_names_are_spelled_out_and_the_last_value_holds():

@@ -10,11 +10,11 @@ Sources of the rules and of their limits:
 - FineWeb: Penedo et al. 2024, arXiv 2406.17557, section 3.6.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 _ELLIPSES = ("...", "\u2026")
@@ -32,8 +32,7 @@ class Facts:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        # So many words in a row, and so any more, come nowhere twice.
-        self.unique_from: float = math.inf
+        self._repeats: list[list[list[int]]] = []
 
     @cached_property
     def words(self) -> list[str]:
@@ -57,12 +56,6 @@ class Facts:
         return [part for part in parts if part]
 
     @cached_property
-    def numbers(self) -> list[int]:
-        """For each word the number of the first word that is equal to it."""
-        known: dict[str, int] = {}
-        return [known.setdefault(word, place) for place, word in enumerate(self.words)]
-
-    @cached_property
     def ends(self) -> list[int]:
         """Characters of the words before each word, and of all."""
         found = [0]
@@ -70,9 +63,31 @@ class Facts:
             found.append(found[-1] + len(word))
         return found
 
-    def runs(self, n: int) -> list[tuple[int, ...]]:
-        """Every n words that follow each other, as their numbers."""
-        return list(zip(*(self.numbers[k:] for k in range(n)), strict=False))
+    def repeats(self, n: int) -> list[list[int]]:
+        """The places of every n >= 2 words in a row that come more than once, a list for each.
+
+        Only where n - 1 words are repeated can n be, so beyond two words little is looked at.
+        """
+        words = self.words
+        if not self._repeats:
+            pairs = list(pairwise(words))
+            often: dict[tuple[str, str], list[int]] = {
+                pair: [] for pair, count in Counter(pairs).items() if count > 1
+            }
+            for place, pair in enumerate(pairs):
+                if pair in often:
+                    often[pair].append(place)
+            self._repeats.append(list(often.values()))
+        while len(self._repeats) < n - 1:
+            last = len(self._repeats) + 1
+            self._repeats.append([])
+            for group in self._repeats[-2]:
+                by_word: dict[str, list[int]] = {}
+                # The last of a group may end the text.
+                for place in group if group[-1] + last < len(words) else group[:-1]:
+                    by_word.setdefault(words[place + last], []).append(place)
+                self._repeats[-1] += [places for places in by_word.values() if len(places) > 1]
+        return self._repeats[n - 2]
 
 
 def _share(part: float, whole: float) -> float:
@@ -94,7 +109,9 @@ def symbols(facts: Facts) -> float:
 
 def alphabetic(facts: Facts) -> float:
     """Share of the words with a letter."""
-    return _share(sum(map(bool, map(_LETTER.search, facts.words))), len(facts.words))
+    # As a rule a word is letters alone, which is seen faster.
+    found = sum(1 for word in facts.words if word.isalpha() or _LETTER.search(word))
+    return _share(found, len(facts.words))
 
 
 def bullets(facts: Facts) -> float:
@@ -135,16 +152,10 @@ def top_run(n: int, facts: Facts) -> float:
 
     The longest of those that are equally frequent; of runs that come once, 0.
     """
-    if n >= facts.unique_from:
-        return 0.0
-    counts = Counter(facts.runs(n))
-    most = max(counts.values(), default=1)
-    if most == 1:
-        facts.unique_from = n
-        return 0.0
-    words = facts.words
+    groups = facts.repeats(n)
+    most = max(map(len, groups), default=0)
     longest = max(
-        sum(len(words[number]) for number in run) for run, count in counts.items() if count == most
+        (_length(facts, group[0], n) for group in groups if len(group) == most), default=0
     )
     return _share(longest * most, facts.letters)
 
@@ -154,23 +165,22 @@ def duplicate_runs(n: int, facts: Facts) -> float:
 
     Characters in several such runs count once: after one, the search goes on behind it.
     """
-    if n >= facts.unique_from:
-        return 0.0
-    runs = facts.runs(n)
-    # As a rule there is none, and then the walk below need not be made.
-    if len(set(runs)) == len(runs):
-        facts.unique_from = n
-        return 0.0
-    seen: set[tuple[int, ...]] = set()
-    at = repeated = 0
-    while at < len(runs):
-        if runs[at] in seen:
-            repeated += facts.ends[at + n] - facts.ends[at]
-            at += n
-        else:
-            seen.add(runs[at])
-            at += 1
+    runs = {place: run for run, group in enumerate(facts.repeats(n)) for place in group}
+    seen: set[int] = set()
+    behind = repeated = 0
+    for place in sorted(runs):
+        if place < behind:
+            continue
+        if runs[place] in seen:
+            repeated += _length(facts, place, n)
+            behind = place + n
+        seen.add(runs[place])
     return _share(repeated, facts.letters)
+
+
+def _length(facts: Facts, place: int, n: int) -> int:
+    """Characters of the n words from `place` on."""
+    return facts.ends[place + n] - facts.ends[place]
 
 
 class Rule(NamedTuple):
