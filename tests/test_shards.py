@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.bytes_tokenizer import Bytes
 from tinylm.data import Dataset, Manifest, ShardWriter
+from tinylm.data.shards import BLOCK_BYTES
 
 
 def write(folder, documents, vocab_size=257, shard_tokens=1000, split="train"):
@@ -199,3 +200,14 @@ def test_the_fingerprint_changes_with_tokens_and_not_with_the_folder(tmp_path):
     assert write(tmp_path / "c", [[1, 3]]).fingerprint != first
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["splits"]["train"]["tokens"] == 3
+
+
+def test_a_shard_that_is_synced_while_it_is_written_is_whole(tmp_path):
+    # Two blocks more than are written before a thread begins.
+    n = 18 * BLOCK_BYTES // 2
+    ids = np.arange(n, dtype=np.uint32) % 50_000
+    with ShardWriter(tmp_path, tokenizer=Bytes(60_000)) as writer:
+        writer.add(ids, n_bytes=n)
+    dataset = Dataset.open(tmp_path)
+    list(dataset.verify())
+    assert np.array_equal(dataset.read(0, n), ids)

@@ -81,6 +81,7 @@ pub mod arrays;
 pub mod batch;
 mod blocks;
 pub mod format;
+mod hashed;
 mod memory;
 pub mod mix;
 pub mod order;

@@ -11,11 +11,11 @@
 //! Defined by `cut` in `python/tinylm/reference/shards.py`, held to it by the rung
 //! `shards written`.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::format::{self, BLOCK_BYTES, HEADER_BYTES, Header, MAX_SHARD_TOKENS, Width};
+use crate::format::{self, HEADER_BYTES, Header, MAX_SHARD_TOKENS, Width};
+use crate::hashed::Hashed;
 use crate::{Error, Result, within};
 
 /// One finished shard: a line of the manifest.
@@ -66,76 +66,6 @@ pub struct ShardWriter {
     begun: Option<u64>,
     /// The full shard in which that document began, with its number.
     waiting: Option<(usize, Open)>,
-}
-
-/// A file that hashes each of its blocks on the way to the disk.
-#[derive(Debug)]
-struct Hashed {
-    /// The temporary name, ending in `.part`.
-    path: PathBuf,
-    file: BufWriter<File>,
-    /// The bytes of the block that is not full yet.
-    block: Vec<u8>,
-    /// xxh3 of each finished block.
-    hashes: Vec<u64>,
-}
-
-impl Hashed {
-    /// Creates the file, or empties the one that is there.
-    fn create(path: PathBuf) -> Result<Self> {
-        let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
-        Ok(Self {
-            path,
-            file: BufWriter::new(file),
-            block: Vec::new(),
-            hashes: Vec::new(),
-        })
-    }
-
-    /// Appends bytes.
-    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            // Blocks are counted from the first token of the file, whatever the sizes of writes.
-            let (now, later) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block.len()));
-            self.block.extend_from_slice(now);
-            if self.block.len() == BLOCK_BYTES {
-                self.flush_block()?;
-            }
-            bytes = later;
-        }
-        Ok(())
-    }
-
-    /// Hashes and writes the bytes that wait, a whole block or the last one.
-    fn flush_block(&mut self) -> Result<()> {
-        if !self.block.is_empty() {
-            self.hashes.push(format::hash(&self.block));
-            self.file
-                .write_all(&self.block)
-                .map_err(|error| Error::io(&self.path, error))?;
-            self.block.clear();
-        }
-        Ok(())
-    }
-
-    /// Writes `header` over the first bytes, syncs, and gives the file its real name.
-    ///
-    /// The header is not part of a block: it has a hash of its own.
-    fn finish(mut self, header: Option<&[u8]>, name: &Path) -> Result<Vec<u64>> {
-        self.flush_block()?;
-        let mut end = || {
-            if let Some(header) = header {
-                self.file.seek(SeekFrom::Start(0))?;
-                self.file.write_all(header)?;
-            }
-            self.file.flush()?;
-            // Before the rename: after a loss of power, the name must not stand for half a file.
-            self.file.get_ref().sync_all()?;
-            fs::rename(&self.path, name)
-        };
-        end().map_err(|error| Error::io(&self.path, error))?;
-        Ok(self.hashes)
-    }
 }
 
 /// The shard that is being written: its two files, and what its header will say.
@@ -301,9 +231,7 @@ impl ShardWriter {
             let mut bin = Hashed::create(self.path(number, "bin.part"))?;
             let doc = Hashed::create(self.path(number, "doc.part"))?;
             // The real header comes last; blocks are counted from the first token.
-            bin.file
-                .write_all(&[0; HEADER_BYTES])
-                .map_err(|error| Error::io(&bin.path, error))?;
+            bin.leave_room(HEADER_BYTES)?;
             self.shard = Some(Open {
                 bin,
                 doc,
