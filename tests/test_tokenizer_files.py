@@ -289,7 +289,7 @@ def test_a_mark_of_the_byte_order_and_blank_lines_are_no_content(tmp_path: Path)
     [
         (b" 256\n", "line 257: expected a token"),
         (b"= 256\n", "line 257: expected a token|the token is empty"),
-        (b"YQ== 256\n", "line 257: the token b'a' is listed twice"),
+        (b"YQ== 256\n", "tokens 97 and 256 have the same bytes"),
         (b"YWI= -1\n", "line 257: the rank -1 is not an id"),
         (b"YWI= 4294967296\n", "the rank 4294967296 is not an id"),
         (b"YWI= 97\n", "two tokens have the id 97"),
@@ -333,5 +333,6 @@ def test_a_damaged_file_of_ranks_is_never_read_quickly_as_another(draw: st.DataO
     put = draw.draw(st.binary(max_size=3) | st.sampled_from([b"=", b" ", b"\n", b"\r\n", b"A"]))
     damaged = whole[:at] + put + whole[at + drop :]
     quick = _rust.read_ranks(damaged)
-    if quick is not None:
-        assert quick == ranks_in(damaged, Path("ranks"))
+    # Two equal tokens are refused by the tokenizer that is made of them.
+    if quick is not None and len(quick) == len(quick.dict()):
+        assert quick.dict() == ranks_in(damaged, Path("ranks"))

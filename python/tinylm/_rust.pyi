@@ -18,6 +18,7 @@ __all__ = [
     "Rows",
     "ShardWriter",
     "Stream",
+    "TokenIds",
     "Tokenizer",
     "Tokens",
     "WordCounts",
@@ -98,7 +99,7 @@ class Tokenizer:
 
     def __new__(
         cls,
-        tokens: dict[bytes, int],
+        tokens: dict[bytes, int] | TokenIds,
         model: Model,
         pattern: str,
         added_tokens: list[tuple[str, int, bool, bool]],
@@ -166,13 +167,24 @@ def byte_tokens(vocab: dict[str, int]) -> dict[bytes, int] | None:
 def merge_ids(merges: list[Any], vocab: dict[str, int]) -> list[tuple[int, int]] | None:
     """The ids of the two tokens of each merge; None if one is no merge of two tokens of `vocab`."""
 
-def every_split(tokens: dict[bytes, int]) -> list[tuple[int, int]]:
+def every_split(tokens: dict[bytes, int] | TokenIds) -> list[tuple[int, int]]:
     """All pairs of tokens that make a token, by its id, then theirs: ranks written as merges."""
 
-def is_every_split(merges: list[Any], vocab: dict[str, int], tokens: dict[bytes, int]) -> bool:
+def is_every_split(
+    merges: list[Any], vocab: dict[str, int], tokens: dict[bytes, int] | TokenIds
+) -> bool:
     """Whether `merge_ids(merges, vocab) == every_split(tokens)`."""
 
-def read_ranks(data: bytes) -> dict[bytes, int] | None:
+@final
+class TokenIds:
+    """Tokens and their ids as a file has them, without an object for each."""
+
+    def dict(self) -> dict[bytes, int]:
+        """The ids by the bytes of their tokens; of two equal tokens the last."""
+
+    def __len__(self) -> int: ...
+
+def read_ranks(data: bytes) -> TokenIds | None:
     """The tokens and ranks in a file of tiktoken, or None if it is not as tiktoken writes them."""
 
 @final

@@ -183,12 +183,12 @@ RUNGS = (
     rust_rung(
         "read ranks",
         lambda data: ranks_in(data, Path("ranks")),
-        lambda data: _rust.read_ranks(data),
+        lambda data: None if (found := _rust.read_ranks(data)) is None else found.dict(),
         st.dictionaries(st.binary(min_size=1, max_size=40), st.integers(0, 2**32 - 1)).map(
             lambda ranks: (ranks_file(ranks),)
         ),
         example=lambda: (ranks_file({bytes([b, 7]): b for b in range(256)}),),
-        covers=("read_ranks",),
+        covers=("read_ranks", "TokenIds.dict"),
     ),
     rust_rung(
         "byte tokens",

@@ -69,7 +69,7 @@ class Contents:
     `proto` is the `.model` that it was read from.
     """
 
-    tokens: dict[bytes, int]
+    tokens: Mapping[bytes, int]
     model: Model
     pattern: str
     added_tokens: tuple[AddedToken, ...]
@@ -235,7 +235,9 @@ def to_bytes(token: str) -> bytes:
     return token.translate(_TO_BYTES).encode("latin-1")
 
 
-def pairs_of(merges: list[tuple[bytes, bytes]], tokens: dict[bytes, int]) -> list[tuple[int, int]]:
+def pairs_of(
+    merges: list[tuple[bytes, bytes]], tokens: Mapping[bytes, int]
+) -> list[tuple[int, int]]:
     """Merges as pairs of ids; ValueError for one of a token that there is not."""
     try:
         return [(tokens[left], tokens[right]) for left, right in merges]
@@ -265,7 +267,7 @@ def merges_of(contents: Contents) -> list[tuple[bytes, bytes]]:
     return merges
 
 
-def _merged_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
+def _merged_below(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
     """The parts of `token` after all merges of a rank below `limit`."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:

@@ -2,6 +2,7 @@
 
 from tinylm import _rust
 from tinylm.tokenizer.contents import Contents, late_tokens
+from tinylm.tokenizer.token_map import given
 
 
 def core_of(contents: Contents) -> _rust.Tokenizer:
@@ -12,7 +13,7 @@ def core_of(contents: Contents) -> _rust.Tokenizer:
         # They are looked for in another text than the rest.
         late = frozenset(token.content for token in added if token.normalized)
     return _rust.Tokenizer(
-        contents.tokens,
+        given(contents.tokens),
         contents.model.core(),
         contents.pattern,
         [(token.content, token.id, token.special, token.content in late) for token in added],

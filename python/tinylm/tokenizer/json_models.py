@@ -28,6 +28,7 @@ from tinylm.tokenizer.models import (
     WordLevel,
     WordPiece,
 )
+from tinylm.tokenizer.token_map import given
 
 UNIGRAM = {"type", "unk_id", "vocab", "byte_fallback"}
 WORDPIECE = {
@@ -232,7 +233,7 @@ def written(contents: Contents, model: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(made, WordPiece | WordLevel):
         return {**model, "vocab": vocab}
     chars_of = {id: token for token, id in vocab.items()}
-    merges = _rust.every_split(contents.tokens) if made.merges is None else made.merges
+    merges = _rust.every_split(given(contents.tokens)) if made.merges is None else made.merges
     pairs = [[chars_of[left], chars_of[right]] for left, right in merges]
     joined = model["merges"] == JOINED
     options = {} if contents.kept else {"ignore_merges": made.whole_pieces}

@@ -12,6 +12,7 @@ from tinylm import _rust, disk
 from tinylm.tokenizer.contents import Contents, refuse_plain, refuse_stages, special
 from tinylm.tokenizer.errors import LoadError
 from tinylm.tokenizer.models import Bpe
+from tinylm.tokenizer.token_map import TokenMap
 
 
 class Known(NamedTuple):
@@ -61,22 +62,22 @@ def read(path: Path, pattern: str | None, special_tokens: dict[str, int] | None)
             data = gzip.decompress(data)
         except (OSError, EOFError) as error:
             raise ValueError(f"{path}: the compressed file is damaged: {error}") from None
-    known = KNOWN_RANKS.get(hashlib.sha256(data).hexdigest())
-    if known is None and (pattern is None or special_tokens is None):
-        raise LoadError(
-            f"{path}: ranks name neither their pattern nor their special tokens, and these are not "
-            "cl100k_base, o200k_base or qwen",
-            remedy="pattern",
-            advice="pass pattern= and special_tokens=",
-        )
+    if pattern is None or special_tokens is None:
+        known = KNOWN_RANKS.get(hashlib.sha256(data).hexdigest())
+        if known is None:
+            raise LoadError(
+                f"{path}: ranks name neither their pattern nor their special tokens, and these are "
+                "not cl100k_base, o200k_base or qwen",
+                remedy="pattern",
+                advice="pass pattern= and special_tokens=",
+            )
+        pattern = known.pattern if pattern is None else pattern
+        special_tokens = known.special_tokens if special_tokens is None else special_tokens
     # What tiktoken wrote is read in Rust; anything else slowly, to say what is wrong.
-    ranks = _rust.read_ranks(data) or ranks_in(data, path)
-    if pattern is None and known:
-        pattern = known.pattern
-    if special_tokens is None and known:
-        special_tokens = known.special_tokens
+    read = _rust.read_ranks(data)
+    ranks = ranks_in(data, path) if read is None else TokenMap(read)
     model = Bpe(merges=None, whole_pieces=True)
-    return Contents(ranks, model, pattern or "", special(special_tokens or {}))
+    return Contents(ranks, model, pattern, special(special_tokens))
 
 
 def ranks_in(data: bytes, path: Path) -> dict[bytes, int]:

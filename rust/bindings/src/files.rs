@@ -12,6 +12,7 @@ use tinylm_tokenizer as core;
 
 /// Adds the functions of this file to `tinylm._rust`.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<TokenIds>()?;
     module.add_function(wrap_pyfunction!(read_ranks, module)?)?;
     module.add_function(wrap_pyfunction!(byte_tokens, module)?)?;
     module.add_function(wrap_pyfunction!(merge_ids, module)?)?;
@@ -19,22 +20,56 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(is_every_split, module)?)
 }
 
-/// The tokens and ranks in a file of tiktoken, or None if it is not quite as tiktoken writes them
-/// or lists a token twice.
-#[pyfunction]
-fn read_ranks<'py>(py: Python<'py>, data: &[u8]) -> PyResult<Option<Bound<'py, PyDict>>> {
-    let ranks = PyDict::new(py);
-    let (mut lines, mut failed) = (0, None);
-    let read = core::read_ranks(data, &mut |token, rank| {
-        lines += 1;
-        if let Err(error) = ranks.set_item(PyBytes::new(py, token), rank) {
-            failed = Some(error);
+/// Tokens and their ids as a file has them: a tokenizer is made of them without an object for each.
+///
+/// 100,000 objects and a dict of them take 15 ms, and hardly anybody asks for them.
+#[pyclass(frozen, module = "tinylm._rust")]
+pub(crate) struct TokenIds {
+    tokens: core::Tokens,
+}
+
+#[pymethods]
+impl TokenIds {
+    /// The ids by the bytes of their tokens; of two equal tokens the last.
+    fn dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let made = PyDict::new(py);
+        for (token, id) in self.tokens.iter() {
+            made.set_item(PyBytes::new(py, token), id)?;
         }
-    });
-    if let Some(error) = failed {
-        return Err(error);
+        Ok(made)
     }
-    Ok((read.is_some() && ranks.len() == lines).then_some(ranks))
+
+    fn __len__(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// Tokens and their ids, as Python hands them over.
+#[derive(FromPyObject)]
+pub(crate) enum Given<'py> {
+    Read(Bound<'py, TokenIds>),
+    Dict(Bound<'py, PyDict>),
+}
+
+impl Given<'_> {
+    /// As the core takes them, which keeps no objects of Python.
+    pub(crate) fn copied(&self) -> PyResult<core::Tokens> {
+        let dict = match self {
+            Self::Read(read) => return Ok(read.get().tokens.clone()),
+            Self::Dict(dict) => dict,
+        };
+        let mut tokens = core::Tokens::default();
+        for (token, id) in dict {
+            tokens.push(&token.extract::<PyBackedBytes>()?, id.extract()?);
+        }
+        Ok(tokens)
+    }
+}
+
+/// The tokens and ranks in a file of tiktoken, or None if it is not quite as tiktoken writes them.
+#[pyfunction]
+fn read_ranks(data: &[u8]) -> Option<TokenIds> {
+    core::read_ranks(data).map(|tokens| TokenIds { tokens })
 }
 
 /// The bytes of tokens that are written in GPT-2's alphabet, with their ids; None if one is not, or
@@ -107,12 +142,12 @@ fn merge_ids(
 ///
 /// Raises `ValueError` for an empty token.
 #[pyfunction]
-fn every_split(tokens: &Bound<'_, PyDict>) -> PyResult<Vec<(u32, u32)>> {
-    let mut pairs = Vec::with_capacity(tokens.len());
-    for (token, id) in tokens {
-        pairs.push((token.extract::<PyBackedBytes>()?.to_vec(), id.extract()?));
-    }
-    core::every_split(&pairs).ok_or_else(|| PyValueError::new_err("a token is empty"))
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+fn every_split(tokens: Given<'_>) -> PyResult<Vec<(u32, u32)>> {
+    core::every_split(&tokens.copied()?).ok_or_else(|| PyValueError::new_err("a token is empty"))
 }
 
 /// Whether `merge_ids(merges, vocab) == every_split(tokens)`, without the objects of either.
@@ -120,7 +155,7 @@ fn every_split(tokens: &Bound<'_, PyDict>) -> PyResult<Vec<(u32, u32)>> {
 fn is_every_split(
     merges: &Bound<'_, PyList>,
     vocab: &Bound<'_, PyDict>,
-    tokens: &Bound<'_, PyDict>,
+    tokens: Given<'_>,
 ) -> PyResult<bool> {
     let splits = every_split(tokens)?;
     if splits.len() != merges.len() {

@@ -6,13 +6,13 @@
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayDescr, PyArrayDescrMethods, PyArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+use pyo3::types::{PyBytes, PyList, PyString};
 use tinylm_tokenizer as core;
 use tinylm_tokenizer::{AddedToken, Id, Policy, Sampling};
 
 use crate::arguments::{Text, detached, import_numpy};
 use crate::error::tokenizer_error;
+use crate::files::Given;
 use crate::ids::{Ids, check_errors};
 use crate::lists::list_of;
 use crate::models::Model;
@@ -129,26 +129,21 @@ impl Tokenizer {
     reason = "pyo3 hands arguments over by value"
 )]
 impl Tokenizer {
-    /// From ordinary tokens and their ids, a model, and added tokens as (content, id, special,
-    /// late).
+    /// From ordinary tokens and their ids (a dict or `TokenIds`), a model, and added tokens as
+    /// (content, id, special, late).
     ///
     /// `stages` are what a tokenizer.json asks for beside the pattern, `surfaces` how its tokens
     /// look in a text; see `stages.rs`. Raises `ValueError` if the parts contradict each other.
     #[new]
     #[pyo3(signature = (tokens, model, pattern, added_tokens, stages=None, surfaces=None))]
     fn new(
-        tokens: &Bound<'_, PyDict>,
+        tokens: Given<'_>,
         model: &Model,
         pattern: String,
         added_tokens: Vec<(String, u32, bool, bool)>,
         stages: Option<stages::Given<'_>>,
         surfaces: Option<stages::GivenSurfaces>,
     ) -> PyResult<Self> {
-        // Copied: the core keeps no objects of Python.
-        let mut ordinary = Vec::with_capacity(tokens.len());
-        for (token, id) in tokens {
-            ordinary.push((token.extract::<PyBackedBytes>()?.to_vec(), id.extract()?));
-        }
         let added = |(content, id, special, late)| AddedToken {
             content,
             id,
@@ -156,7 +151,7 @@ impl Tokenizer {
             late,
         };
         let spec = core::Spec {
-            tokens: ordinary,
+            tokens: tokens.copied()?,
             model: model.spec(),
             pattern,
             added: added_tokens.into_iter().map(added).collect(),

@@ -15,7 +15,7 @@
 use aho_corasick::{AhoCorasick, Input, MatchKind};
 
 use crate::property::WORD;
-use crate::{Error, Pattern, alphabet};
+use crate::{Error, Pattern, Tokens, alphabet};
 
 /// A string that becomes one id wherever it stands in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,17 +195,17 @@ impl AddedTokens {
     }
 
     /// The ids of those that are ordinary tokens too: the same bytes, or these in GPT-2's alphabet.
-    pub(crate) fn among(&self, tokens: &[(Vec<u8>, u32)]) -> Vec<u32> {
+    pub(crate) fn among(&self, tokens: &Tokens) -> Vec<u32> {
         let same = |content: &str, bytes: &[u8]| {
             let mut spelled = String::new();
             alphabet::write(bytes, &mut spelled);
             content.as_bytes() == bytes || content == spelled
         };
-        let is_same = |(bytes, id): &&(Vec<u8>, u32)| {
+        let is_same = |(bytes, id): &(&[u8], u32)| {
             let at = self.tokens.binary_search_by_key(id, |token| token.id);
             at.is_ok_and(|at| same(&self.tokens[at].content, bytes))
         };
-        tokens.iter().filter(is_same).map(|token| token.1).collect()
+        tokens.iter().filter(is_same).map(|(_, id)| id).collect()
     }
 
     /// The id of a special token.

@@ -18,11 +18,13 @@ use crate::error::numbered;
 use crate::long::merge_windows;
 use crate::merge::{RANKS, Scratch};
 use crate::pairs::{Merges, NEVER, Pairs};
-use crate::splits::{Cuts, Known};
-use crate::{Error, Interrupt};
+use crate::splits::{Cut, Cuts, Known};
+use crate::{Error, Interrupt, Tokens};
 
 /// Pieces up to this length are merged at once.
 const SHORT: usize = 96;
+/// A token is loaded this many before it goes into the seed.
+const AHEAD: usize = 16;
 
 /// The merges of a vocabulary.
 #[derive(Debug)]
@@ -32,9 +34,10 @@ pub(crate) struct Bpe {
     /// what it is as a piece.
     borders: Option<Borders>,
     /// The pieces that stay whole, if the vocabulary has that rule: all its tokens.
-    seed: Cache,
-    /// Those of them that the cache does not take.
-    whole: FxHashMap<Box<[u8]>, u32>,
+    whole: Tokens,
+    /// Those of them that a seed does not always take, and the length of the shortest.
+    unplanted: FxHashMap<Box<[u8]>, u32>,
+    shortest: usize,
 }
 
 impl Bpe {
@@ -46,7 +49,7 @@ impl Bpe {
     /// [`Error::Vocabulary`] if a token is empty or repeated, if a byte has no token, or if a merge
     /// is repeated, or names or makes a token that does not exist.
     pub(crate) fn new(
-        tokens: &[(Vec<u8>, u32)],
+        tokens: &Tokens,
         merges: Option<&[(u32, u32)]>,
         whole_pieces: bool,
         missing: &[u8],
@@ -58,16 +61,16 @@ impl Bpe {
         let known = match Known::new(tokens) {
             Ok(known) => known,
             Err((one, other)) => {
-                let [one, other] = [one, other].map(|number| tokens[number].1);
+                let [one, other] = [one, other].map(|number| tokens.ids()[number]);
                 return refused(format!("tokens {one} and {other} have the same bytes"));
             }
         };
         let mut lengths = Vec::with_capacity(tokens.len());
-        for (token, id) in tokens {
+        for (token, id) in tokens.iter() {
             if token.is_empty() {
                 return refused(format!("token {id} is empty"));
             }
-            let at = *id as usize;
+            let at = id as usize;
             // Larger ids are refused with the vocabulary.
             if at < RANKS {
                 lengths.resize(lengths.len().max(at + 1), 0);
@@ -75,7 +78,7 @@ impl Bpe {
             }
         }
         // Ids that no token has, for bytes that no piece has.
-        let mut unused = tokens.iter().map(|(_, id)| id + 1).max().unwrap_or(0)..;
+        let mut unused = tokens.ids().iter().map(|id| id + 1).max().unwrap_or(0)..;
         let mut byte_ids = [0; 256];
         for (byte, slot) in (0..=255u8).zip(&mut byte_ids) {
             let id = known.id(&[byte]);
@@ -95,18 +98,21 @@ impl Bpe {
                 lengths,
             },
             borders: None,
-            seed: Cache::for_pieces(if whole_pieces { tokens.len() } else { 0 }),
-            whole: FxHashMap::default(),
+            whole: Tokens::default(),
+            unplanted: FxHashMap::default(),
+            shortest: usize::MAX,
         };
         if whole_pieces {
-            for (number, (token, id)) in tokens.iter().enumerate() {
-                // Only to have its slot loaded by then.
-                if let Some((token, _)) = tokens.get(number + Cuts::GROUP) {
-                    let _ = bpe.seed.place(token, 0, token.len());
-                }
-                if !bpe.seed.plant(token, *id) {
-                    bpe.whole.insert(token.as_slice().into(), *id);
-                }
+            bpe.whole = tokens.clone();
+            for (token, id) in tokens
+                .iter()
+                .enumerate()
+                .filter_map(|(number, (token, id))| {
+                    (!Cache::takes(number, token)).then_some((token, id))
+                })
+            {
+                bpe.shortest = bpe.shortest.min(token.len());
+                bpe.unplanted.insert(token.into(), id);
             }
         }
         let all_merged = match merges {
@@ -123,10 +129,10 @@ impl Bpe {
     }
 
     /// The borders that its merges cross.
-    fn borders_of(&self, tokens: &[(Vec<u8>, u32)]) -> Borders {
+    fn borders_of(&self, tokens: &Tokens) -> Borders {
         let mut bytes_of = vec![[].as_slice(); self.merges.lengths.len()];
-        for (token, id) in tokens {
-            if let Some(bytes) = bytes_of.get_mut(*id as usize) {
+        for (token, id) in tokens.iter() {
+            if let Some(bytes) = bytes_of.get_mut(id as usize) {
                 *bytes = token;
             }
         }
@@ -142,7 +148,7 @@ impl Bpe {
     /// Adds the listed merges.
     fn listed(
         &mut self,
-        tokens: &[(Vec<u8>, u32)],
+        tokens: &Tokens,
         merges: &[(u32, u32)],
         known: &Known<'_>,
     ) -> Result<(), Error> {
@@ -150,10 +156,8 @@ impl Bpe {
             let message = format!("{} merges are above the limit {RANKS}", merges.len());
             return Err(Error::Vocabulary(message));
         }
-        let bytes_of: FxHashMap<u32, &[u8]> = tokens
-            .iter()
-            .map(|(token, id)| (*id, token.as_slice()))
-            .collect();
+        let bytes_of: FxHashMap<u32, &[u8]> =
+            tokens.iter().map(|(token, id)| (id, token)).collect();
         // One buffer for all: a vocabulary has hundreds of thousands of merges.
         let mut joined = Vec::new();
         for (rank, &(left, right)) in (0u32..).zip(merges) {
@@ -184,39 +188,53 @@ impl Bpe {
     /// Token by token in the order of their ids: of the cuts that make two former tokens, the one
     /// whose halves nothing merges across. If there is none, merges of a higher rank come before
     /// it, as no published vocabulary has it, and the rule itself is asked; the result is then false.
-    fn ranked(&mut self, tokens: &[(Vec<u8>, u32)], known: &Known<'_>) -> bool {
-        let mut order: Vec<&(Vec<u8>, u32)> = tokens.iter().filter(|t| t.0.len() > 1).collect();
-        order.sort_unstable_by_key(|(_, id)| *id);
+    fn ranked(&mut self, tokens: &Tokens, known: &Known<'_>) -> bool {
+        let id = |number: u32| tokens.ids()[number as usize];
+        let mut order: Vec<u32> = (0..tokens.len() as u32)
+            .filter(|&number| tokens.bytes(number as usize).len() > 1)
+            .collect();
+        order.sort_unstable_by_key(|&number| id(number));
         // What each token is made of; a byte of itself.
         let mut halves: Vec<(u32, u32)> = (0..self.merges.lengths.len() as u32)
             .map(|id| (id, id))
             .collect();
         let (mut cuts, mut late) = (Cuts::default(), false);
         for group in order.chunks(Cuts::GROUP) {
-            cuts.hash(known, group.iter().map(|(token, _)| token.as_slice()));
-            for &&(ref token, id) in group {
-                let merges = &self.merges;
-                let both = cuts.next(known, token, |left, right| {
-                    left < id && right < id && stay_apart(left, right, &merges.pairs, &halves)
+            let mut found = cuts.of(known, group);
+            for (place, &number) in (0u32..).zip(group) {
+                let (token, made) = tokens.get(number as usize);
+                let own = found.iter().take_while(|cut| cut.place == place).count();
+                let (own, others) = found.split_at_mut(own);
+                found = others;
+                // Nine of ten times it is the cut whose larger id is the lowest.
+                let largest = |cut: &Cut| id(cut.left).max(id(cut.right));
+                if let Some(best) = (0..own.len()).min_by_key(|&at| largest(&own[at])) {
+                    own.swap(0, best);
+                }
+                let taken = own.iter().find(|cut| {
+                    let pairs = &self.merges.pairs;
+                    largest(cut) < made && stay_apart(id(cut.left), id(cut.right), pairs, &halves)
                 });
+                let taken = taken.filter(|cut| known.is_cut(token, cut));
                 // Larger ids are refused with the vocabulary.
-                let (Some((left, right)), Some(place)) = (both, halves.get_mut(id as usize)) else {
+                let (Some(cut), Some(place)) = (taken, halves.get_mut(made as usize)) else {
                     late = true;
                     continue;
                 };
-                *place = (left, right);
-                if let &[left, right] = token.as_slice() {
+                *place = (id(cut.left), id(cut.right));
+                if let &[left, right] = token {
                     let rank = self.merges.pairs.len();
                     self.merges.set_rank_of_bytes(left, right, rank);
                 }
-                self.merges.pairs.push(left, right, id);
+                self.merges.pairs.push_new(place.0, place.1, made);
             }
         }
         if late {
             self.merges.pairs = Pairs::new(order.len());
-            for (token, id) in order {
+            for number in order {
+                let (token, id) = tokens.get(number as usize);
                 if let Some((left, right)) = last_merge(token, known) {
-                    self.merges.pairs.push(left, right, *id);
+                    self.merges.pairs.push(left, right, id);
                 }
             }
             self.fill_byte_pairs();
@@ -237,9 +255,19 @@ impl Bpe {
         }
     }
 
-    /// The pieces that [`Bpe::encode`] need not know, because every cache begins with them.
-    pub(crate) fn seed(&self) -> &Cache {
-        &self.seed
+    /// A cache that begins with the pieces that [`Bpe::encode`] need not know.
+    pub(crate) fn seed(&self) -> Cache {
+        let tokens = &self.whole;
+        let mut seed = Cache::for_pieces(tokens.len());
+        for (number, (token, id)) in tokens.iter().enumerate() {
+            // Only to have its slot loaded by then.
+            if number + AHEAD < tokens.len() {
+                let token = tokens.bytes(number + AHEAD);
+                let _ = seed.place(token, 0, token.len());
+            }
+            seed.plant(token, id);
+        }
+        seed
     }
 
     /// Appends the tokens of `piece`, which must not be one of the seed's.
@@ -254,8 +282,8 @@ impl Bpe {
         out: &mut Vec<u32>,
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
-        if !self.whole.is_empty()
-            && let Some(&id) = self.whole.get(piece)
+        if piece.len() >= self.shortest
+            && let Some(&id) = self.unplanted.get(piece)
         {
             out.push(id);
             return Ok(());
@@ -303,27 +331,26 @@ impl Bpe {
 
 /// Whether two tokens stay as they are side by side, with these merges of former tokens.
 ///
-/// The last merge that made either is undone until nothing is left: what was beside each other then
-/// must not have merged before it. The idea is that of `is_valid_token_pair` in
+/// They are no pair of these themselves. The last merge that made either is undone until nothing is
+/// left: what was beside each other then must not have merged before it. The idea is that of `is_valid_token_pair` in
 /// <https://github.com/github/rust-gems> (crates/bpe).
 fn stay_apart(mut left: u32, mut right: u32, pairs: &Pairs, halves: &[(u32, u32)]) -> bool {
     let half = |id: u32| halves.get(id as usize).copied().unwrap_or((id, id));
-    let mut limit = u32::MAX;
     loop {
-        let rank = pairs.rank(left, right);
-        if rank != NEVER && pairs.made(rank) < limit {
-            return false;
-        }
         let (last, first) = (half(left).1, half(right).0);
+        let limit;
         // Of equal ranks the left one merges first. A byte is its own half: nothing to undo.
-        let undo_left = first == right || left > right && last != left;
-        if undo_left {
+        if first == right || left > right && last != left {
             if last == left {
                 return true;
             }
             (limit, left) = (left, last);
         } else {
             (limit, right) = (right + 1, first);
+        }
+        let rank = pairs.rank(left, right);
+        if rank != NEVER && pairs.made(rank) < limit {
+            return false;
         }
     }
 }

@@ -9,13 +9,13 @@ use crate::stages::{Staged, Stages};
 use crate::surfaces::Surfaces;
 use crate::vocab::Vocab;
 use crate::worker::Worker;
-use crate::{Error, Pattern};
+use crate::{Error, Pattern, Tokens};
 
 /// What makes a tokenizer.
 #[derive(Debug, Clone)]
 pub struct Spec {
     /// The ordinary tokens and their ids.
-    pub tokens: Vec<(Vec<u8>, u32)>,
+    pub tokens: Tokens,
     /// How a piece of text becomes ordinary tokens.
     pub model: ModelSpec,
     /// The name of a pattern or a regular expression.
@@ -59,21 +59,20 @@ impl Tokenizer {
 
     /// From parts with a model made before: the tests bring a model of their own.
     pub(crate) fn with_model(
-        tokens: &[(Vec<u8>, u32)],
+        tokens: &Tokens,
         model: Model,
         pattern: &str,
         added: Vec<AddedToken>,
     ) -> Result<Self, Error> {
         let added = AddedTokens::new(added)?;
-        let ordinary = tokens.iter().map(|(token, id)| (token.as_slice(), *id));
         let twice = added.among(tokens);
         let entries = added.entries().filter(|(_, id)| !twice.contains(id));
-        // The first text finds the seed copied, which costs 4 ms of 8 MB.
+        // The first text finds the seed made, which takes 3 ms for 100,000 tokens.
         let workers = Mutex::new(vec![Worker::new(&model)]);
         Ok(Self {
             pattern: Pattern::new(pattern)?,
             model,
-            vocab: Vocab::new(ordinary.chain(entries))?,
+            vocab: Vocab::new(tokens.iter().chain(entries))?,
             added,
             staged: None,
             surfaces: None,

@@ -10,8 +10,7 @@
 //! English, 6 of 100 are not in the first place for their hash. Common tokens are: they come first
 //! in a seed.
 //!
-//! A table begins as a copy of the [seed](crate::model::Model::seed), pieces that are tokens as
-//! they stand, so a common word is never merged at all. It grows until [`MOST`] slots are three
+//! A table begins with a [seed](crate::model::Model::seed), the pieces that are tokens as they stand, so a common word is never merged at all. It grows until [`MOST`] slots are three
 //! quarters full or an arena is; then it begins again from the seed. With the arenas that is at
 //! most 48 MiB for each thread, beside the seed.
 //!
@@ -143,19 +142,6 @@ fn free(number: usize) -> Vec<Line> {
     lines
 }
 
-impl Clone for Cache {
-    fn clone(&self) -> Self {
-        let mut lines = vec_of(self.lines.len());
-        lines.extend_from_slice(&self.lines);
-        Self {
-            lines,
-            used: self.used,
-            ids: self.ids.clone(),
-            bytes: self.bytes.clone(),
-        }
-    }
-}
-
 impl Default for Cache {
     fn default() -> Self {
         Self::for_pieces(0)
@@ -276,15 +262,18 @@ impl Cache {
         true
     }
 
-    /// Remembers a token that stays whole, in a seed; false if it is not taken.
-    pub(crate) fn plant(&mut self, token: &[u8], id: u32) -> bool {
+    /// Whether a seed always takes the token of this number. Two longer tokens may have one key.
+    pub(crate) fn takes(number: usize, token: &[u8]) -> bool {
         // At least half of the slots are for what a text brings.
-        if self.used >= MOST / 2 || token.len() > LIMIT {
-            return false;
-        }
+        number < MOST / 2 && token.len() <= LONGEST
+    }
+
+    /// Remembers a token that stays whole, in a seed that has room.
+    pub(crate) fn plant(&mut self, token: &[u8], id: u32) {
         let place = self.place(token, 0, token.len());
-        // Two long tokens may have one key.
-        self.find(&place).is_none() && self.put(&place, token, &[id])
+        if self.used < MOST / 2 && self.find(&place).is_none() {
+            self.put(&place, token, &[id]);
+        }
     }
 
     /// Puts a slot in the first free place for its hash.

@@ -19,7 +19,7 @@ use crate::char_merges::{Merge, NEVER, NO_MERGE, by_score, in_order, pair};
 use crate::error::numbered;
 use crate::fallback::{Fallback, ids_of, width};
 use crate::trie::Trie;
-use crate::{Error, Interrupt};
+use crate::{Error, Interrupt, Tokens};
 
 /// Merges between two calls of the interrupt: about 5 ms.
 const TICK: usize = 1 << 15;
@@ -91,7 +91,7 @@ impl CharBpe {
     ///
     /// [`Error::Vocabulary`] for a token that is empty or listed twice, for a merge that is listed
     /// twice or makes no token, and for another number of scores.
-    pub(crate) fn new(tokens: &[(Vec<u8>, u32)], spec: CharBpeSpec) -> Result<Self, Error> {
+    pub(crate) fn new(tokens: &Tokens, spec: CharBpeSpec) -> Result<Self, Error> {
         let id_of = ids_of(tokens)?;
         let mut pairs = match &spec.merges {
             Some(merges) => in_order(tokens, merges, &id_of, &spec.prefix)?,
@@ -101,8 +101,7 @@ impl CharBpe {
         if !spec.frozen.is_empty() {
             pairs.retain(|&pair, _| !is_frozen(pair >> 32) && !is_frozen(pair));
         }
-        let frozen = tokens.iter().filter(|(_, id)| is_frozen(u64::from(*id)));
-        let frozen = Trie::new(frozen.map(|(token, id)| (token.as_slice(), *id)));
+        let frozen = Trie::new(tokens.iter().filter(|(_, id)| is_frozen(u64::from(*id))));
         let most = spec.prefix.len() + spec.suffix.len() + 4;
         let owned = |(token, id): (&&[u8], &u32)| ((*token).into(), *id);
         let characters = id_of

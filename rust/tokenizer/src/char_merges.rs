@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::Error;
+use crate::{Error, Tokens};
 
 /// The rank of a pair that does not merge.
 pub(crate) const NEVER: u32 = u32::MAX;
@@ -23,12 +23,12 @@ pub(crate) fn pair(left: u32, right: u32) -> u64 {
 
 /// The listed merges; the right token loses its prefix where two are joined.
 pub(crate) fn in_order(
-    tokens: &[(Vec<u8>, u32)],
+    tokens: &Tokens,
     merges: &[(u32, u32)],
     id_of: &FxHashMap<&[u8], u32>,
     prefix: &[u8],
 ) -> Result<FxHashMap<u64, Merge>, Error> {
-    let bytes_of: FxHashMap<u32, &[u8]> = tokens.iter().map(|(t, id)| (*id, &t[..])).collect();
+    let bytes_of: FxHashMap<u32, &[u8]> = tokens.iter().map(|(t, id)| (id, t)).collect();
     let mut pairs = FxHashMap::default();
     for (rank, &(left, right)) in (0u32..).zip(merges) {
         let fail = |what: String| {
@@ -56,7 +56,7 @@ pub(crate) fn in_order(
 
 /// Any two tokens whose text is a token; the rank is the place of its score, the highest first.
 pub(crate) fn by_score(
-    tokens: &[(Vec<u8>, u32)],
+    tokens: &Tokens,
     scores: &[f32],
     id_of: &FxHashMap<&[u8], u32>,
 ) -> Result<FxHashMap<u64, Merge>, Error> {
@@ -77,7 +77,7 @@ pub(crate) fn by_score(
         .filter(|(_, score)| score.is_finite())
         .map(|((_, id), score)| {
             let place = order.partition_point(|other| other.total_cmp(score).is_gt());
-            (*id, place as u32)
+            (id, place as u32)
         })
         .collect();
     let splits = every_split(tokens, id_of).into_iter();
@@ -91,17 +91,14 @@ pub(crate) fn by_score(
 /// All ways to make a token from two others, as (rank, left, right, id); the rank is the id.
 ///
 /// A token of n bytes has n - 1 ways to be cut in two; each half is looked up by its bytes.
-fn every_split(
-    tokens: &[(Vec<u8>, u32)],
-    id_of: &FxHashMap<&[u8], u32>,
-) -> Vec<(u32, u32, u32, u32)> {
+fn every_split(tokens: &Tokens, id_of: &FxHashMap<&[u8], u32>) -> Vec<(u32, u32, u32, u32)> {
     let mut splits = Vec::new();
-    for (token, id) in tokens {
+    for (token, id) in tokens.iter() {
         for middle in 1..token.len() {
             if let (Some(&left), Some(&right)) =
                 (id_of.get(&token[..middle]), id_of.get(&token[middle..]))
             {
-                splits.push((*id, left, right, *id));
+                splits.push((id, left, right, id));
             }
         }
     }

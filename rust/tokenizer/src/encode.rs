@@ -339,7 +339,7 @@ mod tests {
     use super::*;
     use crate::AddedToken;
     use crate::model::tests::Longest;
-    use crate::no_interrupt;
+    use crate::{Tokens, no_interrupt};
 
     fn added(content: &str, id: u32, special: bool, late: bool) -> AddedToken {
         let content = content.into();
@@ -354,10 +354,9 @@ mod tests {
     #[test]
     fn another_model_goes_the_whole_way() {
         let words = ["?", "low", "lower", "e", "st", " ", " low"];
-        let tokens: Vec<(Vec<u8>, u32)> =
-            words.iter().map(|w| w.as_bytes().into()).zip(0..).collect();
+        let tokens: Tokens = words.iter().zip(0..).collect();
         let longest = Longest {
-            ids: tokens.iter().cloned().collect(),
+            ids: tokens.iter().map(|(t, id)| (t.into(), id)).collect(),
             unknown: 0,
         };
         let special = vec![added("<|end|>", 7, true, false)];

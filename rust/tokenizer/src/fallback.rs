@@ -5,7 +5,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::Error;
+use crate::{Error, Tokens};
 
 /// The tokens of bytes and the unknown token of a vocabulary, where it has them.
 #[derive(Debug)]
@@ -83,13 +83,13 @@ pub(crate) fn width(text: &[u8]) -> usize {
 /// # Errors
 ///
 /// [`Error::Vocabulary`] for a token that is empty or listed twice.
-pub(crate) fn ids_of(tokens: &[(Vec<u8>, u32)]) -> Result<FxHashMap<&[u8], u32>, Error> {
+pub(crate) fn ids_of(tokens: &Tokens) -> Result<FxHashMap<&[u8], u32>, Error> {
     let mut ids = FxHashMap::default();
-    for (token, id) in tokens {
+    for (token, id) in tokens.iter() {
         if token.is_empty() {
             return Err(Error::Vocabulary(format!("token {id} is empty")));
         }
-        if let Some(other) = ids.insert(token.as_slice(), *id) {
+        if let Some(other) = ids.insert(token, id) {
             let message = format!("tokens {other} and {id} have the same bytes");
             return Err(Error::Vocabulary(message));
         }

@@ -19,7 +19,7 @@ use crate::merge;
 use crate::unigram::{self, Unigram};
 use crate::unigram_float;
 use crate::wordpiece::WordPiece;
-use crate::{Error, Interrupt};
+use crate::{Error, Interrupt, Tokens};
 
 /// How pieces become tokens.
 ///
@@ -111,11 +111,7 @@ impl Model {
     /// # Errors
     ///
     /// [`Error::Vocabulary`], which names the token or merge.
-    pub(crate) fn new(
-        tokens: &[(Vec<u8>, u32)],
-        spec: ModelSpec,
-        missing: &[u8],
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(tokens: &Tokens, spec: ModelSpec, missing: &[u8]) -> Result<Self, Error> {
         match spec {
             ModelSpec::Bpe {
                 merges,
@@ -147,11 +143,11 @@ impl Model {
         }
     }
 
-    /// Pieces and tokens that each cache begins with; [`Model::encode`] is never asked for them.
-    pub(crate) fn seed(&self) -> Option<&Cache> {
+    /// What each cache begins with; [`Model::encode`] is never asked for these pieces.
+    pub(crate) fn seed(&self) -> Cache {
         match self {
-            Self::Bpe(bpe) => Some(bpe.seed()),
-            _ => None,
+            Self::Bpe(bpe) => bpe.seed(),
+            _ => Cache::default(),
         }
     }
 

@@ -106,6 +106,12 @@ impl Pairs {
         if self.rank(left, right) != NEVER {
             return false;
         }
+        self.push_new(left, right, id);
+        true
+    }
+
+    /// Adds the merge of the highest rank so far, of a pair that has none.
+    pub(crate) fn push_new(&mut self, left: u32, right: u32, id: u32) {
         self.list.push((pair_of(left, right), id));
         if self.list.len() * 2 >= self.table.len() {
             let list = std::mem::take(&mut self.list);
@@ -117,7 +123,6 @@ impl Pairs {
         } else {
             self.enter(self.list.len() as u32 - 1, pair_of(left, right));
         }
-        true
     }
 
     /// Notes where in the list a pair is.

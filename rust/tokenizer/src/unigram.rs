@@ -15,7 +15,7 @@
 use crate::error::numbered;
 use crate::fallback::{Fallback, ids_of, width};
 use crate::trie::Trie;
-use crate::{Error, Interrupt};
+use crate::{Error, Interrupt, Tokens};
 
 /// How far the score of an unknown character lies below the lowest score; sentencepiece's number.
 const PENALTY: f64 = 10.0;
@@ -81,7 +81,7 @@ impl Unigram {
     /// scores, for one that is no number, and for a vocabulary without an unknown token that
     /// cannot say every text.
     pub(crate) fn new(
-        tokens: &[(Vec<u8>, u32)],
+        tokens: &Tokens,
         scores: &[f64],
         unknown: Option<u32>,
         byte_fallback: bool,
@@ -99,7 +99,7 @@ impl Unigram {
             .iter()
             .position(|s| s.is_nan() || *s == f64::INFINITY)
         {
-            let (score, id) = (scores[at], tokens[at].1);
+            let (score, id) = (scores[at], tokens.ids()[at]);
             return fail(format!(
                 "the score {score} of token {id} is no logarithm of a probability"
             ));
@@ -116,8 +116,8 @@ impl Unigram {
         let known = || (0u32..).zip(scores).filter(|(_, score)| score.is_finite());
         let lowest = known().fold(f64::INFINITY, |low, (_, &score)| low.min(score));
         Ok(Self {
-            trie: Trie::new(known().map(|(at, _)| (tokens[at as usize].0.as_slice(), at))),
-            ids: tokens.iter().map(|token| token.1).collect(),
+            trie: Trie::new(known().map(|(at, _)| (tokens.bytes(at as usize), at))),
+            ids: tokens.ids().to_vec(),
             scores: scores.to_vec(),
             unknown_score: if lowest.is_finite() { lowest } else { 0.0 } - PENALTY,
             fallback: Fallback::new(&id_of, byte_fallback, unknown, true),

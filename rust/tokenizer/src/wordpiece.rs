@@ -7,9 +7,9 @@
 //!
 //! Defined by `encode` in `python/tinylm/reference/wordpiece.py`, held to it by the rung `wordpiece`.
 
-use crate::Error;
 use crate::fallback::{ids_of, width};
 use crate::trie::Trie;
+use crate::{Error, Tokens};
 
 /// The tokens of a vocabulary by where they may stand.
 #[derive(Debug)]
@@ -30,20 +30,19 @@ impl WordPiece {
     ///
     /// [`Error::Vocabulary`] for a token that is empty or listed twice.
     pub(crate) fn new(
-        tokens: &[(Vec<u8>, u32)],
+        tokens: &Tokens,
         unknown: u32,
         prefix: &[u8],
         longest: usize,
     ) -> Result<Self, Error> {
         ids_of(tokens)?;
-        let all = tokens.iter().map(|(token, id)| (token.as_slice(), *id));
-        let inner = all.clone().filter_map(|(token, id)| {
+        let inner = tokens.iter().filter_map(|(token, id)| {
             let rest = token.strip_prefix(prefix)?;
             (!rest.is_empty()).then_some((rest, id))
         });
         Ok(Self {
             inner: Trie::new(inner),
-            first: Trie::new(all),
+            first: Trie::new(tokens.iter()),
             unknown,
             longest,
         })

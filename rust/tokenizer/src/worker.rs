@@ -44,7 +44,7 @@ impl Worker {
     /// A thread that knows the pieces that `model` begins with.
     pub(crate) fn new(model: &Model) -> Self {
         Self {
-            cache: model.seed().cloned().unwrap_or_default(),
+            cache: model.seed(),
             scratch: Scratch::default(),
             batch: Box::new(Batch {
                 places: [Place::default(); BATCH],
@@ -210,7 +210,7 @@ impl Worker {
                 }
                 if alone && !cache.put(place, piece, merged) {
                     // Full: most of what is in it was needed once.
-                    *cache = model.seed().cloned().unwrap_or_default();
+                    *cache = model.seed();
                 }
                 out.extend_from_slice(merged);
             }
