@@ -50,6 +50,8 @@ GIVEN = [
     ),
     (["sample.length_penalty=2"], "sample.length_penalty=2: compares beams and has no effect with"),
     (["sample.heal=true", "sample.regex=a"], "where tokens are restricted by sample.regex: leave"),
+    (["data.sources=[a:1]", "data.source=b"], "data.source=b: has no effect with data.sources"),
+    (["data.sources=[a:1]", "data.folder=b"], "whose texts have a folder of shards each: leave"),
     (["data.pack=true", "data.stride=9"], "data.stride=9: has no effect with data.pack=true"),
     (["data.pack=true", "data.document_mask=true"], "which always keeps documents apart: leave"),
     (["data.pack=true", "data.mask_after_eos=true"], "whose pieces end with their document: leave"),

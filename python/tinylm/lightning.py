@@ -162,6 +162,7 @@ def _elsewhere(model: Model, run: Run) -> list[tuple[str, bool, str]]:
             run.lora.rank is not None and not lora.adapters(model),
             "put the adapters on the model with tinylm.layers.lora.adapt",
         ),
+        ("data.sources", bool(run.data.sources), "train on one text, or with tinylm.train"),
         ("distributed.mode", run.distributed.mode != "none", f"{lightnings} devices and strategy"),
     ]
 

@@ -109,6 +109,18 @@ RULES = (
     ),
     *(
         Rule(
+            f"data.{name}",
+            ("data.sources",),
+            lambda run: bool(run.data.sources),
+            f"has no effect with data.sources, {reason}: leave one of them out",
+        )
+        for name, reason in (
+            ("source", "which name the texts"),
+            ("folder", "whose texts have a folder of shards each"),
+        )
+    ),
+    *(
+        Rule(
             f"train.{name}",
             ("train.qat",),
             lambda run: run.train.qat == "none",

@@ -145,7 +145,12 @@ def _name(path: Path | None, run: Run) -> str:
     """Return the default name of a run: that of its recipe, or of its source without a recipe."""
     # The recipe of a command without one, which serves any text.
     general = path is None or path == CONFIGS / f"{GENERAL}.yaml"
-    stem = (Path(run.data.source) if general or path is None else path).stem.strip(".")
+    if general or path is None:
+        stem = "-".join(Path(text).stem.strip(".") for text in run.data.texts)
+        # A folder's name has its limits, and a list of many texts says little.
+        stem = stem if len(stem) <= 60 else "mixture"
+    else:
+        stem = path.stem.strip(".")
     return stem if is_folder_name(stem) else "run"
 
 

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from tinylm.config.checks import check
+from tinylm.config.courses import Course
 from tinylm.config.distributed import DistributedConfig
 from tinylm.config.fields import Kind, Order, Tracker, expand_home, setting
 from tinylm.config.limits import COUNT, COUNT_OR_ZERO, SEED, THREADS, require
@@ -17,6 +18,7 @@ from tinylm.config.model import ModelConfig
 from tinylm.config.optim import OptimConfig
 from tinylm.config.profile import ProfileConfig
 from tinylm.config.sample import SampleConfig
+from tinylm.config.sources import checked_sources, parts
 from tinylm.config.train import TrainConfig
 
 
@@ -75,6 +77,12 @@ class DataConfig:
         "conversations, a folder of them, hf://OWNER/NAME@REVISION/PATH of the Hugging Face hub, "
         "a named dataset (tinyshakespeare, tinystories, openwebtext-sample, fineweb-edu-sample, "
         "swallow-code), or a folder of token shards.",
+    )
+    sources: tuple[str, ...] = setting(
+        (),
+        "Several texts in place of data.source, each with its weight in the training tokens: "
+        "[novel.txt:0.7,poems.txt:0.3]. A weight may be a course over the run: "
+        "[novel.txt:0.7@0 0.2@0.5,poems.txt:0.3].",
     )
     folder: str | None = setting(
         None, "Folder of the token shards; default data/processed/<source>-<hash of the content>."
@@ -137,6 +145,7 @@ class DataConfig:
         expand_home(self, "source", "folder")
         # As a path, "" would mean the current folder.
         require(self.source != "", "data.source", "''", "name a text, a folder or a dataset")
+        object.__setattr__(self, "sources", checked_sources(self.sources))
         require(self.folder != "", "data.folder", "''", "name a folder or leave it out")
         # YAML reads a bare `off` as false.
         if self.separator == "False":
@@ -161,6 +170,16 @@ class DataConfig:
         require(
             fits, "data.stride", self.stride, "has no effect with data.order=random; leave it out"
         )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The sources of the run: data.source, or those of data.sources."""
+        return tuple(text for text, _ in parts(self.sources)) or (self.source,)
+
+    @property
+    def weights(self) -> tuple[Course, ...] | None:
+        """The weight of each of several sources over the run; None with data.source."""
+        return tuple(weight for _, weight in parts(self.sources)) or None
 
 
 @dataclass(frozen=True, kw_only=True)

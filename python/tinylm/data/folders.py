@@ -141,8 +141,10 @@ def _fits(manifest: Manifest, source: str, reading: Reading, tokenizer_sha256: s
     return made_of == (source, tokenizer_sha256) and reading.agrees_with(manifest.source)
 
 
-def recorded(run: Path) -> Path | None:
-    """The shards that a run was trained on, as its run.json says, if they are still there.
+def recorded(run: Path) -> tuple[Path, ...]:
+    """The shards that a run was trained on, a folder per text, as its run.json says.
+
+    Empty if any of them is not there any more.
 
     `run` may also be one of its checkpoints. Of a text that was edited there may be several
     folders, and only these held out what this run did.
@@ -150,6 +152,7 @@ def recorded(run: Path) -> Path | None:
     for home in (run, run.resolve().parent.parent):
         if (home / "run.json").is_file():
             content = json.loads((home / "run.json").read_text(encoding="utf-8"))
-            shards = Path(content.get("shards", ""))
-            return shards if (shards / NAME).is_file() else None
-    return None
+            named = content.get("shards", "")
+            shards = tuple(map(Path, [named] if isinstance(named, str) else named))
+            return shards if all((folder / NAME).is_file() for folder in shards) else ()
+    return ()

@@ -20,7 +20,7 @@ from tinylm.data import mixture
 from tinylm.data.batch import Batch
 from tinylm.data.places import places
 from tinylm.data.shards import Dataset
-from tinylm.data.stats import Stats, given
+from tinylm.data.stats import Given, Stats, given
 from tinylm.data.stream import Stream
 
 if TYPE_CHECKING:
@@ -367,16 +367,21 @@ class Loader(AbstractContextManager["Loader"]):
 
     def stats(self) -> Stats:
         """Position (epoch, rows and tokens over all ranks), and what this object did."""
-        length, rows = self.context_length, self._rows.counts(self._row)
-        each = list(zip(self._sources, self._alone, rows, strict=True))
+        rows = zip(self._rows.counts(self._row), self._alone, strict=True)
         return {
-            "sources": [given(data, alone, n, length) for data, alone, n in each],
-            "epoch": min(n // alone.n_rows for _, alone, n in each),
+            "sources": self.given(self._row),
+            "epoch": min(n // alone.n_rows for n, alone in rows),
             "rows": self._row,
-            "tokens": self._row * length,
+            "tokens": self._row * self.context_length,
             "batches": self._batches,
             "stall_seconds": self._stall,
         }
+
+    def given(self, rows: int) -> list[Given]:
+        """What each source gives in the first `rows` rows of the run."""
+        counts = self._rows.counts(rows)
+        each = zip(self._sources, self._alone, counts, strict=True)
+        return [given(data, alone, n, self.context_length) for data, alone, n in each]
 
     def close(self) -> None:
         """End the threads; the next batch starts them again where they were."""

@@ -2,12 +2,13 @@
 
     scores = evaluate(model, Dataset.open(folder, split="val"), tokenizer=tokenizer)
 
-`scoring` runs the model over a split, `exact` asks tasks, `python` parses samples, `__main__` is
-the command.
+`scoring` runs the model over a split, `parts` over those of several texts, `exact` asks tasks,
+`python` parses samples, `__main__` is the command.
 """
 
 from tinylm.evaluate.exact import Exact, exact_match
+from tinylm.evaluate.parts import score_each
 from tinylm.evaluate.python import parse_share
 from tinylm.evaluate.scoring import Scores, evaluate
 
-__all__ = ["Exact", "Scores", "evaluate", "exact_match", "parse_share"]
+__all__ = ["Exact", "Scores", "evaluate", "exact_match", "parse_share", "score_each"]

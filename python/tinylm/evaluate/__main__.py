@@ -2,13 +2,14 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinylm import commands, config, terminal, threads
 from tinylm.config import ConfigError, Run
+from tinylm.evaluate.parts import score_each
 from tinylm.evaluate.scoring import evaluate
 
 if TYPE_CHECKING:
@@ -84,20 +85,56 @@ def main(arguments: Sequence[str]) -> int:
             _print_exact(model, tokenizer, asked, fraction)
         return 0
     with tempfile.TemporaryDirectory() as scratch, watched:
-        dataset = _validation(folder, run.data, fraction, tokenizer, keys, Path(scratch))
-        print(f"{'part':15}{_part(dataset, other='data.source' in keys)}", flush=True)
-        scores = evaluate(
-            model,
-            dataset,
-            tokenizer=tokenizer,
-            batch_size=max(run.train.batch_sizes.values),
-            dtype=None if narrow == "auto" else device.DTYPES[narrow],
-            loss=run.data.loss,
-            progress=_show_progress if terminal.watched() else None,
+        datasets = _held_out(folder, run.data, fraction, tokenizer, keys, Path(scratch))
+        for dataset in datasets:
+            print(f"{'part':15}{_part(dataset, other='data.source' in keys)}", flush=True)
+        scores, each = score_each(
+            {_name(dataset, number): dataset for number, dataset in enumerate(datasets)},
+            lambda dataset, most: evaluate(
+                model,
+                dataset,
+                tokenizer=tokenizer,
+                batch_size=max(run.train.batch_sizes.values),
+                max_tokens=most,
+                dtype=None if narrow == "auto" else device.DTYPES[narrow],
+                loss=run.data.loss,
+                progress=_show_progress if terminal.watched() else None,
+            ),
         )
+    for name, part in each.items():
+        print(f"{'bits per byte':15}{part.bits_per_byte:.4f} of {name}")
     for name, value in asdict(scores).items():
         print(f"{name.replace('_', ' '):15}{value if isinstance(value, int) else f'{value:.4f}'}")
     return 0
+
+
+def _name(dataset: "Dataset", number: int) -> str:
+    """What a text is called in the scores: its source, or its number if that is not known."""
+    return str(dataset.manifest.source.get("source", f"text {number + 1}"))
+
+
+def _held_out(
+    home: Path,
+    settings: config.DataConfig,
+    fraction: float,
+    tokenizer: "Tokenizer",
+    keys: set[str],
+    scratch: Path,
+) -> "list[Dataset]":
+    """The validation splits of the run's texts, or that of another text."""
+    from tinylm import corpus, data
+
+    if not settings.sources:
+        return [_validation(home, settings, fraction, tokenizer, keys, scratch)]
+    known = data.recorded(home)
+    if known and not keys & {f"data.{name}" for name in corpus.reading(settings)}:
+        return [data.Dataset.open(folder, split="val") for folder in known]
+    found = []
+    for number, text in enumerate(settings.texts):
+        alone = replace(settings, source=text, sources=())
+        place = scratch / str(number)
+        found.append(_validation(home, alone, fraction, tokenizer, keys, place))
+    return found
 
 
 def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, float]:
@@ -113,7 +150,9 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, set[str], Run, float]:
     file = config.find(folder)
     # Nothing would be left to train on, so the settings of a run refuse a fraction of 1.
     whole = [word for word in overrides if word in ("data.val_fraction=1", "data.val_fraction=1.0")]
-    run = config.load(file, [word for word in overrides if word not in whole])
+    # Another text takes the place of all that a run of several has.
+    alone = ["data.sources=[]"] if keys & {"data.source", "data.folder"} else []
+    run = config.load(file, [*alone, *(word for word in overrides if word not in whole)])
     fraction = 1.0 if whole else run.data.val_fraction
     return folder, keys, run, fraction
 
@@ -164,8 +203,7 @@ def _check_text(folder: Path, keys: set[str]) -> None:
         return
     from tinylm import data
 
-    known = data.recorded(folder) is not None
-    if not known and (
+    if not data.recorded(folder) and (
         commands.what_it_holds(folder, "evaluate") is None or not any(folder.iterdir())
     ):
         raise ConfigError(f"{folder} has no config.yaml: say what to score, data.source=FILE")
@@ -198,7 +236,8 @@ def _validation(
     if other and "data.folder" not in keys:
         folder = scratch
     elif folder is None:
-        folder = data.recorded(home) or data.find(
+        known = data.recorded(home)
+        folder = (known[0] if len(known) == 1 else None) or data.find(
             settings.source,
             **reading,
             tokenizer_sha256=tokenizer.sha256,

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,21 @@ def vocabulary(run: Run) -> int:
 
     That of characters and words is read off the text. `ConfigError` if the text is a download.
     """
-    settings, source = run.tokenizer, run.data.source
+    settings = run.tokenizer
     if settings.path is not None:
         return Tokenizer.load(settings.path).vocab_size
     if settings.kind == "bpe":
         return settings.vocab_size
     texts: Iterable[str] = ("any",)
     if settings.kind != "byte":
-        if corpus.is_download(source):
+        for source in filter(corpus.is_download, run.data.texts):
             raise ConfigError(
                 f"tokenizer.kind={settings.kind}: its tokens are those of the text, and "
                 f"data.source={source} is a download: add model.vocab_size=N or name a file"
             )
-        texts = corpus.open(source, **corpus.reading(run.data)).training_texts()
+        reading = corpus.reading(run.data)
+        opened = [corpus.open(source, **reading) for source in run.data.texts]
+        texts = chain.from_iterable(text.training_texts() for text in opened)
     made = Tokenizer.train(
         texts,
         vocab_size=settings.vocab_size,

@@ -76,8 +76,9 @@ def main(arguments: Sequence[str]) -> int:
     with threads.sharing(torch.get_num_threads()):
         quantise(model, settings, calibration)
     seconds = time.perf_counter() - began
-    shards = data.recorded(folder)
-    note = None if shards is None else json.dumps({"shards": str(shards)}, indent=1).encode()
+    shards = [str(folder) for folder in data.recorded(folder)]
+    named = shards[0] if len(shards) == 1 else shards
+    note = json.dumps({"shards": named}, indent=1).encode() if shards else None
     checkpoint.write(
         out,
         checkpoint.content(model, tokenizer),
@@ -103,20 +104,21 @@ def _calibration(
     from tinylm import data
     from tinylm.quant import calibration
 
-    home = given.get("shards") or data.recorded(folder)
-    if home is None:
+    homes = [given["shards"]] if given.get("shards") else [*map(str, data.recorded(folder))]
+    if not homes:
         raise ConfigError(
             f"{folder}: which shards it was trained on is not known: name some, shards=FOLDER; "
             "method=int4 keep=0 needs none"
         )
-    dataset = data.Dataset.open(commands.path(str(home)))
-    if tokenizer is None or tokenizer.sha256 != dataset.tokenizer_sha256:
-        raise ValueError(
-            f"{dataset.folder}: made by another tokenizer than the model's: prepare a text with "
-            f"the tokenizer of {folder}"
-        )
+    datasets = [data.Dataset.open(commands.path(home)) for home in homes]
+    for dataset in datasets:
+        if tokenizer is None or tokenizer.sha256 != dataset.tokenizer_sha256:
+            raise ValueError(
+                f"{dataset.folder}: made by another tokenizer than the model's: prepare a text "
+                f"with the tokenizer of {folder}"
+            )
     length = min(calibration.LENGTH, model.context_length)
-    return calibration.rows(dataset, settings.rows, length, settings.seed)
+    return calibration.rows_of(datasets, settings.rows, length, settings.seed)
 
 
 def _size(model: "Model") -> int:

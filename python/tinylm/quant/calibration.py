@@ -1,6 +1,6 @@
 """Text for the methods that look at it, and the second moments of what the matrices get."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,18 @@ def rows(dataset: Dataset, count: int, length: int, seed: int) -> Tensor:
     # In order, so that the disk is read forward.
     read = [dataset.read(at * length, length).astype("int64") for at in sorted(drawn.tolist())]
     return torch.stack([torch.from_numpy(row) for row in read])
+
+
+def rows_of(datasets: Sequence[Dataset], count: int, length: int, seed: int) -> Tensor:
+    """As `rows`, of several splits in equal numbers, as far as `count` divides."""
+    n = len(datasets)
+    return torch.cat(
+        [
+            rows(dataset, len(range(number, count, n)), length, seed)
+            for number, dataset in enumerate(datasets)
+            if number < count
+        ]
+    )
 
 
 def check_enough(model: Model, calibration: Tensor) -> None:

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tinylm import checkpoint, corpus, data, model, optim
 from tinylm.checkpoint import Training
 from tinylm.config import ConfigError, Run
 from tinylm.corpus import Corpus
-from tinylm.data import Dataset, Loader
+from tinylm.data import Dataset, Loader, mixture
 from tinylm.data.loader import of_settings
 from tinylm.data.turns import answers
 from tinylm.layers import copying
@@ -27,6 +28,7 @@ from tinylm.train.distributed import First
 from tinylm.train.folder import Home, read_json
 from tinylm.train.session import Session
 from tinylm.train.state import load_state
+from tinylm.train.texts import Texts
 
 Say = Callable[[str], None]
 # Tokens of the training text, the first ones, whose pairs are counted for model.start=bigram. The
@@ -132,8 +134,8 @@ def open_text(run: Run, say: Say) -> Corpus:
 def start(
     run: Run,
     resumed: Resumed | None,
-    text: Callable[[], Corpus],
-    sharded: Callable[[Tokenizer], Path],
+    text: Callable[[], Texts],
+    sharded: Callable[[Tokenizer], tuple[Path, ...]],
     first: First,
 ) -> tuple[Model, Tokenizer]:
     """The model with its first weights, and its tokenizer; each is loaded, or new if there is none.
@@ -156,8 +158,8 @@ def start(
 def _weights(
     run: Run,
     resumed: Resumed | None,
-    text: Callable[[], Corpus],
-    sharded: Callable[[Tokenizer], Path],
+    text: Callable[[], Texts],
+    sharded: Callable[[Tokenizer], tuple[Path, ...]],
     first: First,
 ) -> tuple[Model, Tokenizer]:
     session = first.session
@@ -174,9 +176,7 @@ def _weights(
         config = replace(run.model, vocab_size=size)
         counted = None
         if chosen == "bigram":
-            dataset = Dataset.open(sharded(tokenizer), split="train")
-            read = dataset.read(0, min(dataset.n_tokens, COUNTED))
-            counted = torch.from_numpy(read.astype("int64"))
+            counted = _first_tokens(run, sharded(tokenizer))
         net = model.build(config, seed=run.train.seed, device=session.builds_on, text=counted)
         return net, tokenizer
     # A checkpoint to resume from was verified when it was chosen.
@@ -204,7 +204,18 @@ def _weights(
     return net, loaded
 
 
-def _is_chat(text: Callable[[], Corpus]) -> bool:
+def _first_tokens(run: Run, shards: tuple[Path, ...]) -> torch.Tensor:
+    """The tokens to count pairs in [N]; of several texts by their weights as the run begins."""
+    first = [1.0] if run.data.weights is None else [weight.at(0) for weight in run.data.weights]
+    read = []
+    for weight, folder in zip(first, shards, strict=True):
+        dataset = Dataset.open(folder, split="train")
+        n = min(dataset.n_tokens, int(COUNTED * weight / sum(first)))
+        read.append(torch.from_numpy(dataset.read(0, n).astype("int64")))
+    return torch.cat(read)
+
+
+def _is_chat(text: Callable[[], Texts]) -> bool:
     """Whether the run is to learn conversations. Where its text is gone, its tokenizer knows."""
     try:
         return text().kind == "chat"
@@ -212,7 +223,7 @@ def _is_chat(text: Callable[[], Corpus]) -> bool:
         return False
 
 
-def _new_tokenizer(run: Run, text: Callable[[], Corpus], first: First) -> Tokenizer:
+def _new_tokenizer(run: Run, text: Callable[[], Texts], first: First) -> Tokenizer:
     """The tokenizer of the settings, which one process makes for all."""
 
     def make() -> Tokenizer:
@@ -231,16 +242,17 @@ def _new_tokenizer(run: Run, text: Callable[[], Corpus], first: First) -> Tokeni
     return first("tokenizer", make, write, read)
 
 
-def _make_tokenizer(run: Run, text: Callable[[], Corpus], say: Say) -> Tokenizer:
+def _make_tokenizer(run: Run, text: Callable[[], Texts], say: Say) -> Tokenizer:
     settings = run.tokenizer
+    made = [source for source in run.data.texts if data.is_shards(source)]
     if settings.path is not None:
         # A run keeps a tokenizer.json, so one that comes from a .model begins as that.
         tokenizer = Tokenizer.load(settings.path).converted()
-    elif data.is_shards(run.data.source):
-        beside = Path(run.data.source) / "tokenizer.json"
+    elif made:
+        beside = Path(made[0]) / "tokenizer.json"
         if not beside.is_file():
             raise ConfigError(
-                f"tokenizer.path: name the tokenizer that made the shards of {run.data.source}"
+                f"tokenizer.path: name the tokenizer that made the shards of {made[0]}"
             )
         tokenizer = Tokenizer.load(beside)
     else:
@@ -269,13 +281,28 @@ def _refuse_mismatch(tokenizer: Tokenizer, size: int, what: str) -> None:
 
 
 def shards(
+    run: Run, resumed: Resumed | None, texts: Texts, tokenizer: Tokenizer, session: Session
+) -> tuple[Path, ...]:
+    """The folders of the shards of each text of the run, made where they are not there."""
+    if resumed is not None and run.data.sources:
+        # Several versions of a text may have shards: a run goes on with those that it began with.
+        known = data.recorded(resumed.checkpoint)
+        if len(known) == len(texts.runs):
+            return known
+    return tuple(
+        _shards_of(alone, resumed, partial(texts.open, number), tokenizer, session)
+        for number, alone in enumerate(texts.runs)
+    )
+
+
+def _shards_of(
     run: Run,
     resumed: Resumed | None,
     text: Callable[[], Corpus],
     tokenizer: Tokenizer,
     session: Session,
 ) -> Path:
-    """The folder of the run's shards, made if it is not there.
+    """The folder of the shards of a run's one text, made if it is not there.
 
     A run that goes on does not look at its text, which may have changed or gone since. A new one
     checks that its shards are those of the text, if the text is there.
@@ -318,27 +345,45 @@ def _made_before(run: Run, resumed: Resumed | None, tokenizer: Tokenizer) -> Pat
         folder = Path(run.data.folder)
         return folder if data.fits(folder, **made_of) else None
     # Several versions of a text may have shards: a run goes on with those that it began with.
-    state = {} if resumed is None else resumed.training.state
-    return data.find(**made_of, fingerprint=state.get("loader", {}).get("fingerprint"))
+    place = {} if resumed is None else resumed.training.state.get("loader", {})
+    # That of a mixture is not the fingerprint of any of its texts.
+    known = None if "mixture" in place else place.get("fingerprint")
+    return data.find(**made_of, fingerprint=known)
 
 
 def loader(
-    run: Run, shards: Path, tokenizer: Tokenizer, context_length: int, session: Session
+    run: Run,
+    shards: tuple[Path, ...],
+    tokenizer: Tokenizer,
+    context_length: int,
+    session: Session,
+    resumed: Resumed | None = None,
 ) -> Loader:
     """The batches of a run, of which this process gets its own rows.
 
     Raises `ConfigError` if train.sequence_length does not divide the model's context length, which
     a folder to start from may have decided.
     """
+    steps = run.train.steps
     for length in lengths.values if (lengths := run.train.sequence_lengths) else ():
         if context_length % length:
             raise ConfigError(
                 f"train.sequence_length={length}: must divide the context length of the model, "
                 f"{context_length}: choose another, or null for whole rows"
             )
-    dataset = Dataset.open(shards, split="train")
+    datasets = [Dataset.open(folder, split="train") for folder in shards]
+    weights = None
+    if run.data.weights is not None:
+        weights = mixture.staged(run.data.weights, lambda p: run.train.rows(round(p * steps)))
+        began = steps if resumed is None else resumed.training.state.get("steps", steps)
+        if isinstance(weights, dict) and began != steps:
+            raise ConfigError(
+                f"train.steps={steps}: the weights of data.sources change over the run, which "
+                f"began with {began} steps: resume with those, or start anew with train.init"
+            )
     return Loader(
-        dataset,
+        datasets[0] if weights is None else datasets,
+        weights=weights,
         batch_size=run.train.batch_sizes.at(0),
         context_length=context_length,
         **of_settings(run.data),
@@ -347,5 +392,5 @@ def loader(
         world_size=session.world,
         threads=run.data.threads,
         device=str(session.device),
-        keep=answers(run.data.loss, dataset, tokenizer),
+        keep=answers(run.data.loss, datasets[0], tokenizer),
     )

@@ -9,7 +9,7 @@ import torch
 
 from tinylm import checkpoint, device, evaluate
 from tinylm.config import Run
-from tinylm.data import Dataset, Loader
+from tinylm.data import Loader
 from tinylm.model import Model, inference
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Record, Trackers
@@ -23,6 +23,7 @@ from tinylm.train.session import Session
 from tinylm.train.signals import Interrupted, Signals
 from tinylm.train.state import Progress, State
 from tinylm.train.step import Step, Stepper
+from tinylm.train.texts import Validation
 from tinylm.train.tracing import Tracer
 from tinylm.train.window import Window
 
@@ -44,7 +45,7 @@ class Trainer:
     model: Model
     tokenizer: Tokenizer
     loader: Loader
-    validation: Dataset
+    validation: Validation
     stepper: Stepper
     session: Session
     peak: float
@@ -63,6 +64,8 @@ class Trainer:
     writer: checkpoint.Writer = field(init=False)
     window: Window = field(init=False)
     tracer: Tracer = field(init=False)
+    # The last scores of each of several texts.
+    each: dict[str, evaluate.Scores] = field(default_factory=dict)
     # Steps of this process.
     taken: int = 0
     # The step of the last checkpoint for which the callbacks were called.
@@ -202,16 +205,20 @@ class Trainer:
     ) -> evaluate.Scores:
         """Score the validation text, or its first `max_tokens`, and log the result."""
         with self.clock("evaluation"):
-            scores = evaluate.evaluate(
-                self.model,
-                self.validation,
-                tokenizer=self.tokenizer,
-                batch_size=max(1, SCORED_TOGETHER // self.model.context_length),
-                max_tokens=max_tokens,
-                dtype=dtype,
-                loss=self.run.data.loss,
-                share=(self.session.rank, self.session.world),
-                add=self.session.sum if self.session.world > 1 else None,
+            scores, self.each = evaluate.score_each(
+                self.validation.datasets,
+                lambda dataset, most: evaluate.evaluate(
+                    self.model,
+                    dataset,
+                    tokenizer=self.tokenizer,
+                    batch_size=max(1, SCORED_TOGETHER // self.model.context_length),
+                    max_tokens=most,
+                    dtype=dtype,
+                    loss=self.run.data.loss,
+                    share=(self.session.rank, self.session.world),
+                    add=self.session.sum if self.session.world > 1 else None,
+                ),
+                max_tokens,
             )
         self.trackers.log(
             {
@@ -221,6 +228,7 @@ class Trainer:
                 "perplexity": scores.perplexity,
                 "bits_per_byte": scores.bits_per_byte,
                 "seconds": self.progress.seconds,
+                **{f"bits_per_byte/{name}": s.bits_per_byte for name, s in self.each.items()},
             }
         )
         self.tell("on_eval", scores=scores)
@@ -278,7 +286,7 @@ class Trainer:
         # Once around all tokens: the sampler's own change of mode, per token, is then free.
         with self.clock("samples"), inference(self.model):
             text = prompts.continued(
-                self.run, self.validation, self.model, self.tokenizer, self.prompt
+                self.run, self.validation.first, self.model, self.tokenizer, self.prompt
             )
         # Every process has drawn the same words: under FSDP a pass takes all of them.
         if not self.session.leads:

@@ -1,5 +1,6 @@
 """The stages of a run in their order: text, tokenizer, shards, model, steps, results."""
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -10,7 +11,6 @@ import torch
 
 from tinylm import device, optim, threads
 from tinylm.config import Run
-from tinylm.data import Dataset
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Trackers
 from tinylm.train import beginning, compiling, distributed, fitting, processes, prompts, reporting
@@ -20,6 +20,7 @@ from tinylm.train.loop import Trainer
 from tinylm.train.norms import RoleNorms
 from tinylm.train.session import Session
 from tinylm.train.step import Stepper
+from tinylm.train.texts import Texts, Validation
 
 
 def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
@@ -50,22 +51,27 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
         resumed, finished = beginning.go_on(run, home, first, session.say)
         if finished is not None:
             return finished
-        # Opened once at most, and only if a stage asks: a resumed run that has its shards reads no
-        # text.
-        text = cache(lambda: beginning.open_text(run, session.say))
+        texts = Texts(run, lambda alone: beginning.open_text(alone, session.say))
 
         @cache
-        def sharded(tokenizer: Tokenizer) -> Path:
-            def made() -> Path:
-                return beginning.shards(run, resumed, text, tokenizer, session)
+        def sharded(tokenizer: Tokenizer) -> tuple[Path, ...]:
+            def made() -> tuple[Path, ...]:
+                return beginning.shards(run, resumed, texts, tokenizer, session)
 
-            return first("shards", made, str, Path)
+            return first("shards", made, write, read)
 
-        net, tokenizer = beginning.start(run, resumed, text, sharded, first)
+        def write(folders: tuple[Path, ...]) -> str:
+            return json.dumps([str(folder) for folder in folders])
+
+        def read(text: str) -> tuple[Path, ...]:
+            return tuple(map(Path, json.loads(text)))
+
+        net, tokenizer = beginning.start(run, resumed, texts.all, sharded, first)
         shards = sharded(tokenizer)
-        loader = beginning.loader(run, shards, tokenizer, net.config.context_length, session)
-        validation = Dataset.open(shards, split="val")
-        prompt = prompts.first_words(run, validation, net, tokenizer)
+        validation = Validation.open(run, shards)
+        length = net.config.context_length
+        loader = beginning.loader(run, shards, tokenizer, length, session, resumed)
+        prompt = prompts.first_words(run, validation.first, net, tokenizer)
         begun = None if resumed is None else resumed.training
         # Before `fit`, which measures what a step needs.
         net.activation_checkpointing = run.train.activation_checkpointing

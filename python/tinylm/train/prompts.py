@@ -20,7 +20,7 @@ def first_words(run: Run, validation: Dataset, net: Model, tokenizer: Tokenizer)
     if validation.kind == "chat":
         return _first_question(validation, tokenizer)
     # No lone `def` or `def `: hardly a file begins so, and the space belongs to the name.
-    python = run.data.source == "stdlib"
+    python = run.data.texts == ("stdlib",)
     prompt = "def main(" if python else _early_line(_beginning(validation, tokenizer), tokenizer)
     settings = replace(run.sample.as_trained(), samples=1, max_tokens=1, min_tokens=0)
     "".join(sample.stream(net, tokenizer, prompt, settings))

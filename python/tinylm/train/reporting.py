@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tinylm.train.session import Session
 PARSE_PROMPTS = ("def", "class", "import", "from")
 
 
-def record(trainer: Trainer, shards: Path) -> None:
+def record(trainer: Trainer, shards: tuple[Path, ...]) -> None:
     """Begin the files of the run's folder, or take them back to the step that it goes on from."""
     session, step = trainer.session, trainer.progress.step
     # Without the tracker nobody would write again what is dropped.
@@ -37,7 +38,7 @@ def record(trainer: Trainer, shards: Path) -> None:
     where = {
         "device": str(session.device),
         "dtype": str(session.dtype),
-        "shards": str(shards),
+        "shards": str(shards[0]) if len(shards) == 1 else [str(folder) for folder in shards],
     }
     counts = trainer.model.describe()
     content = {**provenance(), **where, **counts, "peak": trainer.peak}
@@ -61,21 +62,28 @@ def peak(session: Session, trackers: Trackers) -> float:
     return 0.0
 
 
-def opening(trainer: Trainer, shards: Path, seconds: float) -> str:
-    """Describe the run in four lines, before its first step."""
+def opening(trainer: Trainer, shards: tuple[Path, ...], seconds: float) -> str:
+    """Describe the run in four lines, before its first step; in one more per source."""
     net, run, session = trainer.model, trainer.run, trainer.session
     counts = net.describe()
     rows = trainer.loader.n_rows
     peak = f"{trainer.peak / 1e9:,.0f} GFLOP/s measured peak" if trainer.peak else "peak unknown"
     moved = finetuning.trainable(net)
     trained = "" if moved == counts["parameters"] else f" of which {moved:,} are trained"
-    epochs = run.train.rows(run.train.steps) / rows
+    end = trainer.loader.given(run.train.rows(run.train.steps))
+    epochs = min(source["epochs"] for source in end)
+    each = [
+        f"           {source['folder']}: {source['rows']:,} rows, {source['epochs']:.2f} epochs"
+        for source in end
+    ]
+    named = shards[0] if len(shards) == 1 else f"{len(shards)} sources"
     padding = f", {trainer.loader.padding:.2%} padding" if run.data.pack else ""
     return "\n".join(
         (
             f"run        {trainer.folder}",
-            f"data       {shards}: {rows:,} rows of {net.config.context_length} tokens, "
+            f"data       {named}: {rows:,} rows of {net.config.context_length} tokens, "
             f"{epochs:.2f} epochs{padding}",
+            *(each if len(shards) > 1 else ()),
             f"model      {net.config.architecture}, {counts['parameters']:,} parameters{trained}, "
             f"vocabulary {net.config.vocab_size:,}",
             f"device     {session.device}, {str(session.dtype).removeprefix('torch.')}, "
@@ -105,16 +113,20 @@ def finish(trainer: Trainer, seconds: Callable[[], float]) -> None:
         "val_tokens": scores.tokens,
         "best_step": progress.best_step,
     }
-    lines = []
+    lines = [
+        f"text       {n}: {s.bits_per_byte:.3f} bits per byte" for n, s in trainer.each.items()
+    ]
+    if trainer.each:
+        results["sources"] = {name: asdict(scores) for name, scores in trainer.each.items()}
     # The first token of a text is no target.
     whole = most is None or most >= trainer.validation.n_tokens - 1
     scored = "the" if whole else f"the first {most:,} tokens of the"
     chat = trainer.validation.kind == "chat"
-    if run.data.source == "stdlib":
+    if run.data.texts == ("stdlib",):
         with trainer.trackers.guard("the share of Python"):
             results["parse_share"] = share = parse_share(trainer.model, trainer.tokenizer)
             lines.append(f"python     ast.parse accepts {share:.0%} of 32 samples")
-    if run.data.source == tasks.SOURCE:
+    if run.data.texts == (tasks.SOURCE,):
         with trainer.trackers.guard("the share of right answers"):
             held_out = tasks.instances(True, run.data.val_fraction)
             *_, total = evaluate.exact_match(trainer.model, trainer.tokenizer, held_out, limit=40)
