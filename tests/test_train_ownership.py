@@ -298,7 +298,7 @@ def test_a_process_gets_its_rows_and_its_random_numbers_from_its_rank():
     alone = session.Session(cpu, float32, 0, 1, print)
 
     def tokens(one):
-        with beginning.loader(run, shards, tokenizer, 32, one) as batches:
+        with beginning.loader(run, (shards,), tokenizer, 32, one) as batches:
             return next(batches).tokens
 
     whole, parts = tokens(alone), [tokens(one) for one in ranks]
