@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from tinylm import corpus
 from tinylm.config import DataConfig
 from tinylm.corpus import quality
 from tinylm.corpus.duplicates import Exact, Near, Seen
+from tinylm.corpus.filters import Filtered
 from tinylm.corpus.quality import RULES, Facts
 from tinylm.corpus.specs import canonical, listed
 from tinylm.data import Manifest, prepare
@@ -177,6 +179,19 @@ def test_signatures_estimate_as_those_of_datasketch_do():
     assert (ours[0] == ours[1]).mean() == pytest.approx(theirs[0].jaccard(theirs[1]), abs=0.12)
 
 
+def test_what_resembles_only_a_dropped_document_stays():
+    words = [f"w{k}" for k in range(40)]
+    # The second is like the first and the third like the second, but not like the first.
+    chain = [" ".join(words[at : at + 20]) for at in (0, 8, 16)]
+    first, second, third = (set(Near(20, 1)._keys(text)) for text in chain)
+    assert first & second
+    assert second & third
+    assert not first & third
+    assert slow.near(chain, 20, 1) == [False, True, False]
+    near = Near(20, 1)
+    assert [near(text) for text in chain] == [False, True, False]
+
+
 def test_a_long_text_is_hashed_in_stretches(monkeypatch):
     text = " ".join(f"w{k % 700}" for k in range(2000))
     whole = Near().signature(text)
@@ -237,7 +252,7 @@ def test_a_corpus_has_what_its_filters_leave_in_the_order_of_before(tmp_path):
 
 def test_a_duplicate_of_another_file_is_dropped_whichever_section_is_read_first(tmp_path):
     folder_of(tmp_path, {f"{k}.jsonl": rows(*TEXTS[k:]) for k in range(5)})
-    settings = {"filters": ["exact_duplicates"], **HALF}
+    settings = {"filters": ["min_chars:1", "exact_duplicates"], **HALF}
     text = corpus.open(str(tmp_path), **settings)
     last = [*corpus.open(str(tmp_path), **settings).sections[-1].documents()]
     assert last == []
@@ -252,10 +267,16 @@ def test_rules_filter_only_the_sections_that_are_read(tmp_path):
         text.provenance()
 
 
-def test_threads_that_read_at_once_filter_once(tmp_path):
+def test_threads_that_read_at_once_filter_once(tmp_path, monkeypatch):
     path = folder_of(tmp_path, {"a.jsonl": rows(*TEXTS)}) / "a.jsonl"
     text = corpus.open(str(path), filters=["min_chars:20", "near_duplicates"], **HALF)
-    found = []
+    passes, found, real = [], [], Filtered._stay
+
+    def slowly(*given):
+        passes.append(time.sleep(0.05))
+        return real(*given)
+
+    monkeypatch.setattr(Filtered, "_stay", slowly)
     threads = [threading.Thread(target=lambda: found.append(documents(text))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -263,6 +284,7 @@ def test_threads_that_read_at_once_filter_once(tmp_path):
         thread.join()
     assert found == [found[0]] * 4
     assert text.provenance()["filtered"][0]["seen_documents"] == 60
+    assert len(passes) == 1
 
 
 def test_of_a_conversation_the_words_of_its_turns_are_filtered(tmp_path):
@@ -286,7 +308,7 @@ def test_a_manifest_and_the_end_of_prepare_say_what_was_dropped(tmp_path, capsys
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "exact_duplicates" in printed
-    assert "kept: 96 of 240 documents" in printed
+    assert "filters kept 96 of 240 documents" in printed
     manifest = Manifest.load(tmp_path / "out")
     assert manifest.source["filtered"][1]["dropped_documents"] == 96
     assert main(["filters"]) == 0

@@ -255,6 +255,17 @@ def test_another_text_is_scored_without_a_trace(run, tmp_path, capsys):
     assert printed(capsys) == own
 
 
+def test_another_text_is_scored_without_the_filters_of_the_run(run, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "{"a" * k}"}}\n' for k in range(40)))
+    settings = config.load(run / "config.yaml", ["data.filters=[min_chars:20]"])
+    (run / "config.yaml").write_text(config.to_yaml(settings))
+    sizes = []
+    for filters in ([], ["data.filters=[min_chars:20]"]):
+        main([str(run), "data.source=rows.jsonl", "data.val_fraction=1", *filters])
+        sizes.append(int(printed(capsys)["bytes"]))
+    assert sizes == [sum(range(40)), sum(range(20, 40))]
+
+
 def test_the_command_says_what_part_of_another_text_it_scores_and_how_to_score_all(run, capsys):
     other = "data.source=other.txt"
     main([str(run), other])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.wrong_caches import CACHES
+from tests.support.wrong_corpus import CORPUS
 from tests.support.wrong_kernels import KERNELS
 from tests.support.wrong_lines import PYTHON
 from tests.support.wrong_quant import QUANT
@@ -14,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    "mutant", [*PYTHON, *CACHES, *KERNELS, *QUANT, *RUST], ids=lambda mutant: mutant.instead[:40]
+    "mutant",
+    [*PYTHON, *CACHES, *CORPUS, *KERNELS, *QUANT, *RUST],
+    ids=lambda mutant: mutant.instead[:40],
 )
 def test_a_right_line_stands_once_in_its_file(mutant):
     assert (ROOT / mutant.path).read_text(encoding="utf-8").count(mutant.line) == 1

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.support.wrong_caches import CACHES
+from tests.support.wrong_corpus import CORPUS
 from tests.support.wrong_kernels import KERNELS
 from tests.support.wrong_lines import PYTHON, Mutant
 from tests.support.wrong_quant import QUANT
@@ -89,7 +90,7 @@ def fail_unchanged(tree: Path, mutants: Iterable[Mutant]) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Try each mutant; 1 if one lives."""
-    halves = {"python": [*PYTHON, *CACHES, *KERNELS, *QUANT], "rust": RUST}
+    halves = {"python": [*PYTHON, *CACHES, *CORPUS, *KERNELS, *QUANT], "rust": RUST}
     words = [word for word in arguments if word not in halves]
     # The Rust ones last: each leaves its extension behind.
     chosen = [

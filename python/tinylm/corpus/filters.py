@@ -169,10 +169,17 @@ def table(counts: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"{count['filter']:{width}} {seen:>12,} {gone:>12,} {gone / max(1, seen):>6.1%} "
             f"{count['dropped_bytes'] / 1e6:>11,.1f}"
         )
-    first, gone = counts[0], sum(count["dropped_documents"] for count in counts)
+    yield from summary(counts)
+
+
+def summary(counts: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A line of what all filters left, none without filters."""
+    if not counts:
+        return
+    seen, of = counts[0]["seen_documents"], counts[0]["seen_bytes"]
+    gone = sum(count["dropped_documents"] for count in counts)
     size = sum(count["dropped_bytes"] for count in counts)
-    seen, of = first["seen_documents"], first["seen_bytes"]
     yield (
-        f"kept: {seen - gone:,} of {seen:,} documents, {(of - size) / 1e6:,.1f} of "
+        f"filters kept {seen - gone:,} of {seen:,} documents, {(of - size) / 1e6:,.1f} of "
         f"{of / 1e6:,.1f} MB"
     )

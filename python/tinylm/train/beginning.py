@@ -15,7 +15,7 @@ import torch
 from tinylm import checkpoint, corpus, data, model, optim
 from tinylm.checkpoint import Training
 from tinylm.config import ConfigError, Run
-from tinylm.corpus import Corpus
+from tinylm.corpus import Corpus, filters
 from tinylm.data import Dataset, Loader, mixture
 from tinylm.data.loader import of_settings
 from tinylm.data.turns import answers
@@ -330,7 +330,9 @@ def _shards_of(
         folder = Path(run.data.folder)
     else:
         folder = data.default_folder(source, tokenizer.sha256)
-    data.prepare(source, tokenizer, folder)
+    manifest = data.prepare(source, tokenizer, folder)
+    for line in filters.summary(manifest.source.get("filtered", ())):
+        session.say(line)
     return folder
 
 
