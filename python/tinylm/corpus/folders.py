@@ -16,6 +16,7 @@ from pathlib import Path
 from tinylm.corpus.documents import Corpus
 from tinylm.corpus.kinds import NoTextError
 from tinylm.corpus.reading import Reading
+from tinylm.corpus.remembered import order
 from tinylm.corpus.splits import split
 from tinylm.corpus.texts import Text, inspect, kind_of, shown, unused
 
@@ -125,17 +126,18 @@ def _problem(path: Path) -> str | None:
 
 def _inspect(root: Path, paths: list[Path], how: Reading, left: Left) -> list[Text]:
     """Those of the files that are text."""
-    texts = []
-    for path in paths:
+    texts: dict[int, Text] = {}
+    for number in order(len(paths)):
+        path = paths[number]
         # By bytes: a name need not be UTF-8, and the hash that chooses its split needs no letters.
         label = os.fsencode(path.relative_to(root).as_posix())
         try:
-            texts.append(inspect(path, label, how))
+            texts[number] = inspect(path, label, how)
         except NoTextError as error:
             left.add(path, error.reason)
         except OSError:
             left.add(path, "unreadable")
-    return texts
+    return [texts[number] for number in sorted(texts)]
 
 
 def _of_texts(name: str, source: str, texts: list[Text], how: Reading) -> Corpus:

@@ -5,10 +5,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tinylm.corpus import tables
 from tinylm.corpus.archives import is_archive, opened
@@ -17,6 +17,7 @@ from tinylm.corpus.chats import conversations, has_chats
 from tinylm.corpus.documents import Kind, Parts, Reread
 from tinylm.corpus.kinds import HEAD, NoTextError, has_rows, refuse_foreign, refuse_zeros
 from tinylm.corpus.reading import TEXT, Reading
+from tinylm.corpus.remembered import remembered
 from tinylm.corpus.rows import begins_with_rows, rows
 from tinylm.corpus.separators import USUAL, Marks, separated
 
@@ -133,6 +134,20 @@ def skip(file: BinaryIO, count: int) -> None:
 
 
 def inspect(path: Path, label: bytes, how: Reading, sha256: str | None = None) -> Text:
+    """As `_inspect`, or what was found of the very file before (`corpus.remembered`)."""
+
+    def find() -> dict[str, Any]:
+        text = asdict(_inspect(path, label, how, sha256))
+        del text["path"], text["label"]
+        return text
+
+    found = remembered(path, [how.separator, how.text_field], find)
+    # JSON has lists alone.
+    lists = {name: tuple(found[name]) for name in ("notes", "stamp")}
+    return Text(path=path, label=label, **{**found, **lists})
+
+
+def _inspect(path: Path, label: bytes, how: Reading, sha256: str | None) -> Text:
     """Read a file through once: hash it, see that it is text, look for marks between documents.
 
     `sha256` is its hash where the caller knows it. Raises `NoTextError` for what is no text,

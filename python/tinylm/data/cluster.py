@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinylm import corpus
+from tinylm.corpus.remembered import remembering
 from tinylm.data.encoding import Progress
-from tinylm.data.jobs import Job, Jobs
+from tinylm.data.jobs import FOUND, NAME, Job, Jobs
 from tinylm.data.shards import empty_manifest
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def _do(
     number: int,
 ) -> tuple[int, int]:
     """One job, in a worker of Ray; the bytes and tokens of it that were done here."""
-    text, words = _opened(source, tokenizer, reading, plan)
+    with remembering(Path(folder) / NAME / FOUND):
+        text, words = _opened(source, tokenizer, reading, plan)
     work = Jobs(Path(folder), text, words, empty_manifest(words), job_bytes)
     if work.home.name != plan:
         raise ValueError(f"{source} is another text on {os.uname().nodename} than at the start")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
 
 NAME = "jobs"
+# Beside the plans: what was found of the files of the text.
+FOUND = "found"
 # Text of a job: what a killed process loses is some seconds of work, and its shard of uint16 has
 # about half of the 100 million tokens at which shards are cut.
 JOB_BYTES = 256 << 20
@@ -88,7 +90,7 @@ class Jobs:
         Raises `BlockingIOError` while another process works at one of those.
         """
         for other in sorted((self.folder / NAME).glob("*")):
-            if other != self.home:
+            if other != self.home and other.name != FOUND:
                 _remove(other)
         self.home.mkdir(parents=True, exist_ok=True)
         disk.remove_parts(self.home)
@@ -212,6 +214,7 @@ class Jobs:
     def end(self) -> None:
         """Remove the rows and the folders of the jobs; needs the folder's lock."""
         _remove(self.home)
+        _remove(self.folder / NAME / FOUND)
         with suppress(OSError):
             (self.folder / NAME).rmdir()
 

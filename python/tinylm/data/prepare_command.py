@@ -2,16 +2,19 @@
 
 import argparse
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tinylm import commands, corpus
 from tinylm.config import DataConfig
 from tinylm.corpus import filters
-from tinylm.data import statistics
+from tinylm.corpus.remembered import remembering
+from tinylm.data import jobs, statistics
 from tinylm.data.cluster import on_ray
 from tinylm.data.folders import default_folder
 from tinylm.data.jobs import JOB_BYTES, Job, Jobs
+from tinylm.data.manifest import NAME as MANIFEST
 from tinylm.data.preparation import prepare, prepare_share, run_here
 
 
@@ -102,7 +105,8 @@ def _prepare(options: argparse.Namespace) -> None:
         )
     # Before the text is read: an engine that is not installed is told at once.
     run = _on_ray(options) if options.engine == "ray" else run_here
-    text = corpus.open(options.source, **corpus.reading(options))
+    with _memory(options):
+        text = corpus.open(options.source, **corpus.reading(options))
     for note in text.notes:
         # Standard output is for programs: its first line is the folder.
         commands.tell(note)
@@ -137,6 +141,15 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.picture is not None:
         statistics.draw(options.picture, folder.name, lengths)
         print(options.picture)
+
+
+def _memory(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """What is found of the text is kept in the folder that is being made, if that is known."""
+    if options.out is None or (Path(options.out) / MANIFEST).exists():
+        return nullcontext()
+    return remembering(
+        Path(options.out) / jobs.NAME / jobs.FOUND, rank=options.rank, world=options.world or 1
+    )
 
 
 def _on_ray(options: argparse.Namespace) -> Callable[[Jobs, list[Job]], None]:
