@@ -67,6 +67,22 @@ def test_two_processes_at_once_make_the_bytes_of_one(here):
     assert manifests[0]["splits"] == manifests[1]["splits"]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux alone")
+def test_one_core_and_all_make_the_same_bytes(here):
+    # Long enough for several batches, and for each to be shared by the cores.
+    words = "the words of a small text, and others: caf\u00e9 \u4e16\u754c\n"
+    (here / "texts/long.txt").write_text(words * 100_000)
+    rows = [json.dumps({"text": words * (n % 9 + 1)}) for n in range(9000)]
+    (here / "texts/rows.jsonl").write_text("\n".join(rows))
+    whole = corpus.open("texts", val_fraction=0.3)
+    prepare(whole, Tokenizer.load("t.json"), "all")
+    one = "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+    one += "from tinylm.data.__main__ import main; main(sys.argv[1:])"
+    given = arguments("one")[:-2]
+    subprocess.run([sys.executable, "-c", one, *given], check=True, capture_output=True)
+    assert shards(here / "one") == shards(here / "all")
+
+
 def test_a_rank_that_is_not_the_last_says_so_and_mistakes_are_one_line(here, capsys):
     assert call(__main__.main, arguments("two", "--rank", 0, "--world", 2)) == 0
     said = capsys.readouterr()

@@ -103,7 +103,8 @@ tokenizer = Tokenizer.load(sys.argv[1])
 tokenizer.encode_batch(["warm"])
 begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 encode_file(sys.argv[2], sys.argv[3], tokenizer)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin) // 1024)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((peak - begin) // 1024, peak // 1024)
 """
 
 
@@ -122,4 +123,7 @@ def test_memory_does_not_grow_with_the_file_and_ctrl_c_ends_it(tmp_path: Path) -
     assert process.wait(10) != 0
     assert not list((tmp_path / "s").glob("*.bin*"))
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 128
+    grown, peak = map(int, done.stdout.split())
+    # Of a text of 1 GiB they were 113 and 161 MiB.
+    assert grown < 128
+    assert peak < 256
