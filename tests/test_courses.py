@@ -10,9 +10,9 @@ from tests.test_train import SMALL, assert_same_weights, stop_after, workplace
 from tinylm import checkpoint, config
 from tinylm.config import ConfigError, ModelConfig, OptimConfig, TrainConfig, courses
 from tinylm.data import Batch, Dataset, Loader
+from tinylm.data.cutting import Cuts
 from tinylm.model import Model
 from tinylm.train import Interrupted, train
-from tinylm.train.cutting import Cuts
 
 __all__ = ["workplace"]
 

@@ -347,6 +347,9 @@ class Rows:
     def start(self, epoch: int, i: int) -> int:
         """The token at which row `i` of `epoch` begins."""
 
+    def pieces(self, epoch: int, i: int) -> list[tuple[int, int, int]]:
+        """(source, the first input's place in it, inputs) of each piece of a row."""
+
     def row(self, epoch: int, i: int) -> _Arrays:
         """(tokens[T], targets[T], (positions[T], documents[T], ends[P]) or None), int64."""
 

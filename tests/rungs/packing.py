@@ -41,7 +41,8 @@ def rows_slowly(lengths, context_length, limits, order_name, seed, epoch, mask_a
         parts = order.fill([ids], packing.row(row), context_length)
         targets = [-100 if target == mask_at else target for target in parts[1]]
         ends = packing.ends(row, context_length, most)
-        found.append((parts[0], targets, *parts[2:], ends))
+        inside = [piece[:3] for piece in packing.row(row)]
+        found.append((parts[0], targets, *parts[2:], ends, inside))
     return found, (sum(lengths) - 1, most)
 
 
@@ -59,7 +60,8 @@ def rows(lengths, context_length, limits, order_name, seed, epoch, mask_at):
     found = []
     for i in range(packed.n_rows):
         ids, targets, places = packed.row(epoch, i)
-        found.append(tuple(part.tolist() for part in (ids, targets, *places)))
+        parts = [part.tolist() for part in (ids, targets, *places)]
+        found.append((*parts, packed.pieces(epoch, i)))
     return found, packed.filled
 
 

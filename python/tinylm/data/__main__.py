@@ -14,7 +14,7 @@ import numpy as np
 from tinylm import _rust, commands, disk, terminal
 from tinylm.config import DataConfig
 from tinylm.corpus import specs, tasks
-from tinylm.data import exchange, prepare_command, statistics
+from tinylm.data import exchange, prepare_command, statistics, trace
 from tinylm.data.folders import load_tokenizer
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_verify)
 
     exchange.add(subparsers)
+    trace.add(subparsers)
 
     command = subparsers.add_parser("subset", help="the first documents of train; all the others")
     command.add_argument("folder", type=commands.path)

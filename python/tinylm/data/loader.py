@@ -327,6 +327,12 @@ class Loader(AbstractContextManager["Loader"]):
         tokens, targets, _ = self._current_rows().row(epoch, i)
         return torch.from_numpy(tokens), torch.from_numpy(targets)
 
+    def pieces(self, epoch: int, i: int) -> list[tuple[int, int, int]]:
+        """(source, the first input's place in it, inputs) of each piece of row `i` of `epoch`."""
+        if not 0 <= epoch < _MAX_ROWS or not 0 <= i < self.n_rows:
+            raise ValueError(f"row {i} of epoch {epoch}: an epoch has {self.n_rows} rows")
+        return self._current_rows().pieces(epoch, i)
+
     def state(self) -> dict[str, Any]:
         """The position of the run, for `restore`: JSON of less than 256 bytes.
 

@@ -10,13 +10,13 @@ import torch
 from tinylm import checkpoint, device, evaluate
 from tinylm.config import Run
 from tinylm.data import Loader
+from tinylm.data.cutting import Cuts
 from tinylm.model import Model, inference
 from tinylm.tokenizer import Tokenizer
 from tinylm.track import Record, Trackers
 from tinylm.train import finetuning, prompts
 from tinylm.train.callbacks import Callbacks, Event, Moment
 from tinylm.train.clock import Clock
-from tinylm.train.cutting import Cuts
 from tinylm.train.folder import add_sample, write_json
 from tinylm.train.nonfinite import NonFiniteError
 from tinylm.train.session import Session

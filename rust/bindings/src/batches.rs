@@ -219,6 +219,20 @@ impl Rows {
         Ok(pieces.first().map_or(0, |piece| piece.start))
     }
 
+    /// The pieces of row `i` of `epoch`: (source, the first input's place in it, inputs).
+    ///
+    /// Raises `ValueError` if an epoch has no row `i`.
+    fn pieces(&self, epoch: u64, i: u64) -> PyResult<Vec<(usize, u64, usize)>> {
+        self.plan.check_row(i).map_err(dataloader_error)?;
+        let mut pieces = Vec::new();
+        // As in `start`: a plan keeps the permutation it is at.
+        self.plan.clone().row(epoch, i, &mut pieces);
+        Ok(pieces
+            .iter()
+            .map(|piece| (piece.source, piece.start, piece.length))
+            .collect())
+    }
+
     /// Inputs of one epoch that are no padding, and the most pieces of a row; of a mixture those of
     /// one epoch of each source together.
     #[getter]

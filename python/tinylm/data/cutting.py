@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from tinylm.config import TrainConfig
-from tinylm.data import Batch, Loader
+from tinylm.data.batch import Batch
+from tinylm.data.loader import Loader
 
 # At most so many steps get their pieces from one reading, and so many tokens are read together by
 # all processes: 16 MiB of ids and targets. But a row's pieces go to different steps at least.
@@ -41,7 +42,7 @@ class Cuts:
     def take(self, step: int) -> Batch:
         """This process's rows of a step, whole [B, T] or pieces [B T / L, L]."""
         if self.pieces is None:
-            self._open(step)
+            self._read(*self._together(step))
         assert self.pieces is not None, "opened above"
         each = len(self.pieces.tokens) // self.steps
         mine = self.pieces.rows(slice(self.used * each, (self.used + 1) * each))
@@ -67,19 +68,37 @@ class Cuts:
             self._read(cut["batch"], cut["length"], cut["steps"])
             self.used = cut["used"]
 
-    def _open(self, step: int) -> None:
-        """Read the rows of the steps from `step` on that are cut together."""
+    def pass_over(self, step: int, end: int) -> None:
+        """Go on as after `take` of each step from `step` to before `end`, at most reading some.
+
+        Rows are read only if some of the steps that are cut together with those come later.
+        """
+        while step < end:
+            sizes = None if self.pieces is not None else self._together(step)
+            steps = self.steps - self.used if sizes is None else sizes[2]
+            if step + steps > end:
+                if sizes is not None:
+                    self._read(*sizes)
+                self.used += end - step
+                return
+            if sizes is not None:
+                place = self.loader.state()
+                self.loader.restore({**place, "rows": place["rows"] + sizes[0] * steps})
+            self.pieces = None
+            step += steps
+
+    def _together(self, step: int) -> tuple[int, int, int]:
+        """What is read for `step`: (rows of a batch, tokens of a piece, steps cut together)."""
         batch, length = self._sizes(step)
         if length is None or length == self.loader.context_length:
-            self._read(batch, self.loader.context_length, 1)
-            return
+            return batch, self.loader.context_length, 1
         # The steps up to the next change of the sizes or the end, if there are many.
         pieces = self.loader.context_length // length
         most = max(pieces, min(STEPS, TOKENS // (batch * self.loader.context_length)))
         end = min(step + most, self.settings.steps)
         end = next((s for s in range(step + 1, end) if self._sizes(s) != (batch, length)), end)
         # Enough for each step to have one piece of a row, also where the sizes change soon.
-        self._read(batch, length, max(pieces, end - step))
+        return batch, length, max(pieces, end - step)
 
     def _sizes(self, step: int) -> tuple[int, int | None]:
         """The rows of a batch and the tokens of a piece that the courses give a step."""
