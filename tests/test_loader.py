@@ -65,12 +65,14 @@ def test_several_windows_of_blocks_are_shuffled_as_the_reference_says(tmp_path):
     )
     for i in [0, 1, 16_767, 16_768, 20_000, 33_535, 33_536, 39_999]:
         expected = reference.start("shuffle", 5, dataset.n_tokens, 1000, 1000, 3, i)
-        assert rows.start(3, i) == expected
-    starts = sorted(rows.start(0, i) for i in range(rows.n_rows))
+        assert rows.pieces(3, i)[0][1] == expected
+    starts = sorted(rows.pieces(0, i)[0][1] for i in range(rows.n_rows))
     assert starts == [*range(0, 39_999_000, 1000), 39_999_000 - 1]
     with Loader(dataset, batch_size=512, context_length=1000, seed=5, threads=2) as loader:
         for step, batch in enumerate(loader.epoch()):
-            first = [rows.start(0, i) for i in range(512 * step, min(512 * step + 512, 40_000))]
+            first = [
+                rows.pieces(0, i)[0][1] for i in range(512 * step, min(512 * step + 512, 40_000))
+            ]
             found = batch.tokens[: len(first), 0]
             assert found.tolist() == [start % (VOCAB - 1) for start in first]
 
@@ -82,8 +84,8 @@ def test_the_order_of_this_version_never_changes(dataset):
         )
         for order in ("shuffle", "random")
     ]
-    assert [rows[0].start(1, i) for i in range(8)] == GOLDEN_SHUFFLE
-    assert [rows[1].start(1, i) for i in range(8)] == GOLDEN_RANDOM
+    assert [rows[0].pieces(1, i)[0][1] for i in range(8)] == GOLDEN_SHUFFLE
+    assert [rows[1].pieces(1, i)[0][1] for i in range(8)] == GOLDEN_RANDOM
 
 
 GOLDEN_SHUFFLE = [2384, 1752, 8488, 3320, 3016, 8368, 352, 320]

@@ -344,9 +344,6 @@ class Rows:
         Of a mixture those of one epoch of each source together.
         """
 
-    def start(self, epoch: int, i: int) -> int:
-        """The token at which row `i` of `epoch` begins."""
-
     def pieces(self, epoch: int, i: int) -> list[tuple[int, int, int]]:
         """(source, the first input's place in it, inputs) of each piece of a row."""
 

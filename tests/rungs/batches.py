@@ -54,17 +54,17 @@ def start_slowly(n_tokens, order_name, seed, context, stride, epoch, place):
     return n, begin
 
 
-def piece_slowly(n_tokens, order_name, seed, context, *where):
-    """As `start_slowly`, with the one piece of the row."""
+def pieces_slowly(n_tokens, order_name, seed, context, *where):
+    """How many rows an epoch has, and the one piece of a row."""
     n, begin = start_slowly(n_tokens, order_name, seed, context, *where)
-    return n, begin, [piece[:3] for piece in order.window(n_tokens, begin, context)]
+    return n, [piece[:3] for piece in order.window(n_tokens, begin, context)]
 
 
-def start(n_tokens, order_name, seed, context, stride, epoch, place):
+def pieces(n_tokens, order_name, seed, context, stride, epoch, place):
     tokens = zeros(n_tokens) if n_tokens == HUGE else written(n_tokens)[1].tokens
     rows = rows_of(tokens, order_name, seed, context, stride)
     i = int(place * rows.n_rows)
-    return rows.n_rows, rows.start(epoch, i), rows.pieces(epoch, i)
+    return rows.n_rows, rows.pieces(epoch, i)
 
 
 def row_from(n_tokens, begin, context, mask):
@@ -224,11 +224,11 @@ WHERE = (SHORT, "shuffle", True, 7, 256)
 RUNGS = (
     rust_rung(
         "order",
-        piece_slowly,
-        start,
+        pieces_slowly,
+        pieces,
         places([SHORT, LONG, HUGE]),
         lambda: (SHORT, "shuffle", 3, 256, 256, 5, 0.7),
-        covers=("Rows", "Rows.n_rows", "Rows.start", "Rows.pieces"),
+        covers=("Rows", "Rows.n_rows", "Rows.pieces"),
     ),
     rust_rung(
         "row",

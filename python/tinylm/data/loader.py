@@ -318,10 +318,7 @@ class Loader(AbstractContextManager["Loader"]):
 
         A mixture has the epoch 0 alone, without an end.
         """
-        n_rows = self._rows.n_rows
-        epochs = _MAX_ROWS if self._stages is None else 1
-        if not 0 <= epoch < epochs or not 0 <= i < n_rows:
-            raise ValueError(f"row {i} of epoch {epoch}: an epoch has {n_rows} rows")
+        self._check_row(epoch, i)
         import torch
 
         tokens, targets, _ = self._current_rows().row(epoch, i)
@@ -329,9 +326,14 @@ class Loader(AbstractContextManager["Loader"]):
 
     def pieces(self, epoch: int, i: int) -> list[tuple[int, int, int]]:
         """(source, the first input's place in it, inputs) of each piece of row `i` of `epoch`."""
-        if not 0 <= epoch < _MAX_ROWS or not 0 <= i < self.n_rows:
-            raise ValueError(f"row {i} of epoch {epoch}: an epoch has {self.n_rows} rows")
+        self._check_row(epoch, i)
         return self._current_rows().pieces(epoch, i)
+
+    def _check_row(self, epoch: int, i: int) -> None:
+        n_rows = self._rows.n_rows
+        epochs = _MAX_ROWS if self._stages is None else 1
+        if not 0 <= epoch < epochs or not 0 <= i < n_rows:
+            raise ValueError(f"row {i} of epoch {epoch}: an epoch has {n_rows} rows")
 
     def state(self) -> dict[str, Any]:
         """The position of the run, for `restore`: JSON of less than 256 bytes.

@@ -208,24 +208,13 @@ impl Rows {
         self.plan.n_rows()
     }
 
-    /// The token at which row `i` of `epoch` begins: where its first piece does.
-    ///
-    /// Raises `ValueError` if an epoch has no row `i`.
-    fn start(&self, epoch: u64, i: u64) -> PyResult<u64> {
-        self.plan.check_row(i).map_err(dataloader_error)?;
-        let mut pieces = Vec::new();
-        // A clone, because a plan keeps the permutation it is at and `self` is frozen.
-        self.plan.clone().row(epoch, i, &mut pieces);
-        Ok(pieces.first().map_or(0, |piece| piece.start))
-    }
-
     /// The pieces of row `i` of `epoch`: (source, the first input's place in it, inputs).
     ///
     /// Raises `ValueError` if an epoch has no row `i`.
     fn pieces(&self, epoch: u64, i: u64) -> PyResult<Vec<(usize, u64, usize)>> {
         self.plan.check_row(i).map_err(dataloader_error)?;
         let mut pieces = Vec::new();
-        // As in `start`: a plan keeps the permutation it is at.
+        // A clone, because a plan keeps the permutation it is at and `self` is frozen.
         self.plan.clone().row(epoch, i, &mut pieces);
         Ok(pieces
             .iter()
