@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.bytes_tokenizer import Bytes
 from tinylm import config
-from tinylm.data import Dataset, Loader, ShardWriter, __main__
+from tinylm.data import Dataset, Loader, ShardWriter, __main__, mixture
 from tinylm.data.cutting import Cuts
 from tinylm.data.loader import of_settings
 from tinylm.data.trace import Trace
@@ -23,25 +23,36 @@ RUNS = {
     "packed": ["data.pack=true"],
     "packed in order": ["data.pack=true", "data.order=sequential"],
     "growing batches": ["train.batch_size=2@0 6@0.4"],
+    "mixture": ["data.sources=[a:1@0 3@1,b:2]"],
+    "packed mixture": ["data.sources=[a:1,b:2]", "data.pack=true"],
     "cut rows": ["train.sequence_length=4@0 16@0.3 8@0.7", "train.batch_size=2@0 4@0.5"],
 }
 
 
 def run_of(folder, *overrides):
     """The folder of a run as trace needs it, and its shards: documents of 0 to 60 ids."""
-    rng = np.random.default_rng(1)
-    with ShardWriter(folder / "shards", tokenizer=Bytes(), shard_tokens=500) as writer:
-        for size in rng.integers(0, 60, 60):
-            writer.add(rng.integers(97, 123, size), n_bytes=1)
     run = config.load(None, [*SMALL, *overrides])
+    names = [f"shards{number or ''}" for number in range(len(run.data.texts))]
+    for number, name in enumerate(names):
+        rng = np.random.default_rng(number)
+        with ShardWriter(folder / name, tokenizer=Bytes(), shard_tokens=500) as writer:
+            for size in rng.integers(0, 60, 60):
+                writer.add(rng.integers(97, 123, size), n_bytes=1)
     (folder / "config.yaml").write_text(config.to_yaml(run))
-    (folder / "run.json").write_text(json.dumps({"shards": str(folder / "shards")}))
-    return run, Dataset.open(folder / "shards")
+    shards = [str(folder / name) for name in names]
+    (folder / "run.json").write_text(
+        json.dumps({"shards": shards if len(shards) > 1 else shards[0]})
+    )
+    return run, [Dataset.open(path) for path in shards]
 
 
-def cuts_of(run, dataset):
+def cuts_of(run, datasets):
+    weights, train = run.data.weights, run.train
+    if weights is not None:
+        weights = mixture.staged(weights, lambda p: train.rows(round(p * train.steps)))
     loader = Loader(
-        dataset,
+        datasets[0] if weights is None else datasets,
+        weights=weights,
         batch_size=1,
         context_length=run.model.context_length,
         seed=run.train.seed,
@@ -60,14 +71,16 @@ def save(folder, cuts, step):
 
 
 def targets_of(trace, row):
-    parts = [trace.dataset.read(span.place, span.last - span.first) for span in row.spans]
+    parts = [
+        trace.datasets[span.source].read(span.place, span.last - span.first) for span in row.spans
+    ]
     return np.concatenate(parts).tolist()
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_rows_of_every_step_are_those_that_it_reads(tmp_path, name):
-    run, dataset = run_of(tmp_path, *RUNS[name])
-    cuts, begun = cuts_of(run, dataset), Trace(tmp_path)
+    run, datasets = run_of(tmp_path, *RUNS[name])
+    cuts, begun = cuts_of(run, datasets), Trace(tmp_path)
     with cuts.loader:
         for step in range(1, 91):
             batch = cuts.take(step - 1)
@@ -86,7 +99,7 @@ def test_the_rows_of_every_step_are_those_that_it_reads(tmp_path, name):
 
 
 def test_spans_name_the_documents_of_their_tokens(tmp_path):
-    _, dataset = run_of(tmp_path, "data.pack=true")
+    _, (dataset,) = run_of(tmp_path, "data.pack=true")
     documents = [[*ids.tolist(), 256] for ids in dataset.documents()]
     trace = Trace(tmp_path)
     seen = set()
@@ -102,11 +115,11 @@ def test_spans_name_the_documents_of_their_tokens(tmp_path):
 
 
 def test_passing_over_steps_is_taking_them(tmp_path):
-    run, dataset = run_of(tmp_path, *RUNS["cut rows"])
-    taken = cuts_of(run, dataset)
+    run, datasets = run_of(tmp_path, *RUNS["cut rows"])
+    taken = cuts_of(run, datasets)
     batches = [taken.take(step).tokens for step in range(90)]
     for stops in ([0, 1, 89], [30, 31, 62, 63], [5, 88]):
-        jumping, at = cuts_of(run, dataset), 0
+        jumping, at = cuts_of(run, datasets), 0
         for stop in stops:
             jumping.pass_over(at, stop)
             assert jumping.take(stop).tokens.equal(batches[stop])
@@ -116,19 +129,19 @@ def test_passing_over_steps_is_taking_them(tmp_path):
 
 
 def test_the_command_shows_rows_documents_and_text(tmp_path, monkeypatch, capsys):
-    _, dataset = run_of(tmp_path)
+    _, (dataset,) = run_of(tmp_path)
     monkeypatch.setattr("tinylm.data.trace.load_tokenizer", lambda path, manifest: Bytes())
     (tmp_path / "tokenizer.json").write_text("{}")
     __main__.main(["trace", str(tmp_path), "step=7", "rows=2", "text=5"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"step 7 of {tmp_path}: 4 rows, 64 targets of ")
+    assert lines[0].startswith(f"step 7 of {tmp_path}: 4 rows, 64 targets")
     assert [line for line in lines if line.startswith("row ")] == [
         "row 24 (epoch 0)",
         "row 25 (epoch 0)",
     ]
     assert lines[-1] == "and 2 more rows: rows=4 shows all"
     begins = np.concatenate([[0], np.cumsum(dataset.lengths())])
-    for line in lines[2:4]:
+    for line in lines[3:5]:
         if found := re.match(r"  document ([\d,]+): tokens (\d+) to (\d+) of \d+  '(.*)'", line):
             place = int(begins[int(found[1].replace(",", ""))]) + int(found[2])
             n = min(5, int(found[3]) + 1 - int(found[2]))
@@ -153,11 +166,11 @@ def test_wrong_arguments_are_told(tmp_path, words, says):
 
 
 def test_a_run_without_its_shards_or_with_others_is_told(tmp_path):
-    run, dataset = run_of(tmp_path)
-    cuts = cuts_of(run, dataset)
+    run, datasets = run_of(tmp_path)
+    cuts = cuts_of(run, datasets)
     save(tmp_path, cuts, 1)
     path = tmp_path / "checkpoints" / "step-00000001" / "state.json"
-    path.write_text(path.read_text().replace(dataset.fingerprint, "0" * 16))
+    path.write_text(path.read_text().replace(datasets[0].fingerprint, "0" * 16))
     with pytest.raises(ValueError, match="other tokens than the run was trained on"):
         Trace(tmp_path)
     (tmp_path / "shards" / "manifest.json").unlink()

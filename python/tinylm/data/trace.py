@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinylm import commands, config
+from tinylm.data import mixture
 from tinylm.data.batch import Batch
 from tinylm.data.folders import load_tokenizer, recorded
 from tinylm.data.loader import Loader, of_settings
@@ -46,9 +47,10 @@ def add(subparsers: Any) -> None:
 class Span:
     """Targets of a step that are of one document: its tokens `first` to before `last` of `length`.
 
-    `place` is where the first of them lies in the dataset.
+    `source` numbers the texts of the run; `place` is where the first target lies in its tokens.
     """
 
+    source: int
     document: int
     first: int
     last: int
@@ -58,10 +60,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a step, or the piece of one: `number` counts all rows of the run, from 0."""
+    """A row of a step, or the piece of one: `number` counts all rows of the run, from 0.
+
+    The rows of a mixture have no `epoch`.
+    """
 
     number: int
-    epoch: int
+    epoch: int | None
     spans: list[Span]
 
 
@@ -99,26 +104,32 @@ class Trace:
         self.folder = folder
         self.run: Run = config.load(found)
         shards = recorded(folder)
-        if shards is None:
+        if not shards:
             raise ValueError(
                 f"{folder}: the shards that its run.json names are gone: prepare its text again"
             )
-        self.dataset = Dataset.open(shards, split="train")
+        self.datasets = [Dataset.open(home, split="train") for home in shards]
         self.states = sorted(_states(folder), key=lambda state: state["step"])
         # What a checkpoint says goes first: train.init may have decided the context length.
         known: dict[str, Any] = self.states[-1]["state"]["loader"] if self.states else {}
-        fingerprint = known.get("fingerprint", self.dataset.fingerprint)
-        if fingerprint != self.dataset.fingerprint:
-            raise ValueError(f"{shards} holds other tokens than the run was trained on")
         self.context_length: int = known.get("context_length", self.run.model.context_length)
+        weights, train = self.run.data.weights, self.run.train
+        staged = None
+        if weights is not None:
+            staged = mixture.staged(weights, lambda p: train.rows(round(p * train.steps)))
         self.loader = Loader(
-            self.dataset,
+            self.datasets[0] if staged is None else self.datasets,
+            weights=staged,
             batch_size=1,
             context_length=self.context_length,
-            seed=self.run.train.seed,
+            seed=train.seed,
             **of_settings(self.run.data),
         )
-        self.ends = np.cumsum(self.dataset.lengths(), dtype=np.int64)
+        fingerprint = self.loader.state()["fingerprint"]
+        if known.get("fingerprint", fingerprint) != fingerprint:
+            names = ", ".join(map(str, shards))
+            raise ValueError(f"{names}: holds other tokens than the run was trained on")
+        self.ends = [np.cumsum(data.lengths(), dtype=np.int64) for data in self.datasets]
 
     def rows(self, step: int) -> list[Row]:
         """The rows of a step, from 1, over all processes and in their order."""
@@ -140,31 +151,33 @@ class Trace:
         return [self._row(number, first, size) for number, first in firsts]
 
     def _row(self, number: int, first: int, size: int) -> Row:
-        epoch, i = divmod(number, self.loader.n_rows)
+        mixed = self.run.data.weights is not None
+        epoch, i = (0, number) if mixed else divmod(number, self.loader.n_rows)
         spans: list[Span] = []
         at = 0
-        for _, start, length in self.loader.pieces(epoch, i):
+        for source, start, length in self.loader.pieces(epoch, i):
             begin, end = max(first - at, 0), min(first + size - at, length)
             if begin < end:
                 # The target of an input is the token behind it.
-                spans += self._spans(start + begin + 1, start + end + 1)
+                spans += self._spans(source, start + begin + 1, start + end + 1)
             at += length
-        return Row(number, epoch, spans)
+        return Row(number, None if mixed else epoch, spans)
 
-    def _spans(self, place: int, stop: int) -> Iterator[Span]:
-        stop = min(stop, self.dataset.n_tokens)
+    def _spans(self, source: int, place: int, stop: int) -> Iterator[Span]:
+        stop, ends = min(stop, self.datasets[source].n_tokens), self.ends[source]
         while place < stop:
-            document = int(np.searchsorted(self.ends, place, "right"))
-            end = int(self.ends[document])
-            begin = int(self.ends[document - 1]) if document else 0
+            document = int(np.searchsorted(ends, place, "right"))
+            end = int(ends[document])
+            begin = int(ends[document - 1]) if document else 0
             last = min(stop, end)
-            yield Span(document, place - begin, last - begin, end - begin, place)
+            yield Span(source, document, place - begin, last - begin, end - begin, place)
             place = last
 
     def text(self, span: Span, tokenizer: "Tokenizer", characters: int) -> str:
         """The beginning of a span as text."""
         # A character has at least one byte, and a token seldom less than one.
-        ids = self.dataset.read(span.place, min(span.last - span.first, characters))
+        dataset = self.datasets[span.source]
+        ids = dataset.read(span.place, min(span.last - span.first, characters))
         return tokenizer.decode_bytes(ids.tolist()).decode(errors="replace")[:characters]
 
 
@@ -188,15 +201,15 @@ def _trace(options: argparse.Namespace) -> None:
     trace = Trace(Path(options.run))
     rows = trace.rows(step)
     file = trace.folder / "tokenizer.json"
-    tokenizer = load_tokenizer(str(file), trace.dataset.manifest) if file.exists() else None
+    tokenizer = load_tokenizer(str(file), trace.datasets[0].manifest) if file.exists() else None
     tokens = sum(span.last - span.first for row in rows for span in row.spans)
-    source = trace.dataset.manifest.source.get("source", "")
-    print(
-        f"step {step} of {trace.folder}: {len(rows):,} rows, {tokens:,} targets of "
-        f"{trace.dataset.folder} {trace.dataset.split}{f' ({source})' if source else ''}"
-    )
+    print(f"step {step} of {trace.folder}: {len(rows):,} rows, {tokens:,} targets")
+    for number, dataset in enumerate(trace.datasets):
+        text = dataset.manifest.source.get("source", "an unknown text")
+        print(f"source {number}: {text}, {dataset.folder}")
     for row in rows[:shown]:
-        print(f"row {row.number:,} (epoch {row.epoch})")
+        source = f"source {row.spans[0].source}" if row.spans else "padding"
+        print(f"row {row.number:,} ({source if row.epoch is None else f'epoch {row.epoch}'})")
         for span in row.spans:
             line = (
                 f"  document {span.document:,}: tokens {span.first:,} to {span.last - 1:,} of "
