@@ -14,8 +14,12 @@
 
 use aho_corasick::{AhoCorasick, Input, MatchKind};
 
-use crate::property::WORD;
-use crate::{Error, Pattern, Tokens, alphabet};
+use crate::edges::{Edges, begins_with_word, blanks_at_end, blanks_at_start, ends_in_word};
+use crate::{Error, Interrupt, Pattern, Tokens, alphabet, no_interrupt};
+
+/// Bytes that are searched between two calls of the interrupt: a few milliseconds where tokens are
+/// many, since their automaton does not fit a cache.
+const TICK: usize = 1 << 19;
 
 /// A string that becomes one id wherever it stands in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,17 +77,6 @@ pub(crate) struct AddedTokens {
     longest: usize,
     /// By the index of the token; empty if none has any.
     edges: Vec<Edges>,
-}
-
-/// What an added token asks of the characters around it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Edges {
-    /// It is one only if no word character stands beside it.
-    pub single_word: bool,
-    /// The white space before it belongs to it.
-    pub lstrip: bool,
-    /// The white space after it belongs to it.
-    pub rstrip: bool,
 }
 
 /// Finds some of the tokens in one pass over a text.
@@ -233,7 +226,7 @@ impl AddedTokens {
         let unsure = self.longest * self.all.len();
         let mut cut = pattern.cut(text, 0, text.len().saturating_sub(unsure.max(1)));
         // The place must not lie inside a token that was found either.
-        self.segments(text, policy, |segment| {
+        self.segments(text, policy, &mut no_interrupt, |segment, _| {
             if let (Some(at), Some((_, end))) = (cut, segment.token)
                 && segment.end < at
                 && at < end
@@ -249,12 +242,14 @@ impl AddedTokens {
     ///
     /// # Errors
     ///
-    /// [`Error::SpecialToken`] if `policy` forbids a token that is found, and what `each` returns.
+    /// [`Error::SpecialToken`] if `policy` forbids a token that is found, and what `interrupt` and
+    /// `each` return.
     pub(crate) fn segments(
         &self,
         text: &[u8],
         policy: &Policy,
-        mut each: impl FnMut(Segment) -> Result<(), Error>,
+        interrupt: &mut Interrupt<'_>,
+        mut each: impl FnMut(Segment, &mut Interrupt<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let searches = match policy {
             Policy::Text => &self.plain,
@@ -267,13 +262,23 @@ impl AddedTokens {
             token: None,
         };
         match searches.as_slice() {
-            [] => each(whole),
-            [only] => self.divide(text, whole, only, policy, each),
-            [early, late, ..] => self.divide(text, whole, early, policy, |between| {
-                // By reference: one copy of `each` serves the rare file with two searches.
-                let each: &mut dyn FnMut(Segment) -> Result<(), Error> = &mut each;
-                self.divide(text, between, late, policy, each)
-            }),
+            [] => each(whole, interrupt),
+            [only] => self.divide(text, whole, only, policy, interrupt, each),
+            [early, late, ..] => {
+                self.divide(
+                    text,
+                    whole,
+                    early,
+                    policy,
+                    interrupt,
+                    |between, interrupt| {
+                        // By reference: one copy of `each` serves the rare file with two searches.
+                        let each: &mut dyn FnMut(Segment, &mut Interrupt<'_>) -> Result<(), Error> =
+                            &mut each;
+                        self.divide(text, between, late, policy, interrupt, each)
+                    },
+                )
+            }
         }
     }
 
@@ -285,11 +290,30 @@ impl AddedTokens {
         stretch: Segment,
         search: &Search,
         policy: &Policy,
-        mut each: impl FnMut(Segment) -> Result<(), Error>,
+        interrupt: &mut Interrupt<'_>,
+        mut each: impl FnMut(Segment, &mut Interrupt<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut start = stretch.start;
-        let range = Input::new(text).range(start..stretch.end);
-        for found in search.finder.find_iter(range) {
+        // A token that begins before `tick` is found whole before `seen`.
+        let (mut at, mut tick) = (start, start + TICK);
+        loop {
+            let seen = stretch.end.min(tick.saturating_add(self.longest));
+            let range = Input::new(text).range(at..seen);
+            let found = search.finder.find(range);
+            let Some(found) = found.filter(|found| found.start() < tick || seen == stretch.end)
+            else {
+                if seen == stretch.end {
+                    break;
+                }
+                interrupt()?;
+                (at, tick) = (tick, tick + TICK);
+                continue;
+            };
+            at = found.end();
+            if at > tick {
+                interrupt()?;
+                tick = at + TICK;
+            }
             let number = search.tokens[found.pattern().as_usize()];
             let token = &self.tokens[number];
             let (mut from, mut to) = (found.start(), found.end());
@@ -322,56 +346,17 @@ impl AddedTokens {
                 });
             }
             // Also an empty stretch: the token after it must be handed on.
-            each(Segment {
-                start,
-                // The token before may have taken the white space already.
-                end: from.max(start),
-                token: Some((token.id, to)),
-            })?;
+            each(
+                Segment {
+                    start,
+                    // The token before may have taken the white space already.
+                    end: from.max(start),
+                    token: Some((token.id, to)),
+                },
+                interrupt,
+            )?;
             start = to;
         }
-        each(Segment { start, ..stretch })
+        each(Segment { start, ..stretch }, interrupt)
     }
-}
-
-/// The valid end of a text that may be cut anywhere, at most as long as one character needs.
-fn last_char(text: &[u8]) -> Option<char> {
-    let tail = &text[text.len().saturating_sub(4)..];
-    let start = tail.iter().rposition(|&byte| byte & 0xC0 != 0x80)?;
-    std::str::from_utf8(&tail[start..]).ok()?.chars().next()
-}
-
-fn first_char(text: &[u8]) -> Option<char> {
-    let head = &text[..text.len().min(4)];
-    head.utf8_chunks().next()?.valid().chars().next()
-}
-
-fn ends_in_word(text: &[u8]) -> bool {
-    last_char(text).is_some_and(|char| WORD.has(char))
-}
-
-fn begins_with_word(text: &[u8]) -> bool {
-    first_char(text).is_some_and(|char| WORD.has(char))
-}
-
-/// Bytes of the white space that ends a text.
-fn blanks_at_end(text: &[u8]) -> usize {
-    let mut length = 0;
-    while let Some(char) = last_char(&text[..text.len() - length])
-        && char.is_whitespace()
-    {
-        length += char.len_utf8();
-    }
-    length
-}
-
-/// Bytes of the white space that begins a text.
-fn blanks_at_start(text: &[u8]) -> usize {
-    let mut length = 0;
-    while let Some(char) = first_char(&text[length..])
-        && char.is_whitespace()
-    {
-        length += char.len_utf8();
-    }
-    length
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Mutex;
 
-use crate::added::{AddedToken, AddedTokens, Edges};
+use crate::added::{AddedToken, AddedTokens};
+use crate::edges::Edges;
 use crate::encode::Tokenizer;
 use crate::model::{Model, ModelSpec};
 use crate::stages::{Staged, Stages};

@@ -94,14 +94,14 @@ impl WordCounts {
         } = self;
         *added = true;
         // Special tokens divide the text whoever wrote them: nothing is learned across one.
-        let jobs = jobs(texts, pattern, special, &Policy::Allow)?;
+        let jobs = jobs(texts, pattern, special, &Policy::Allow, interrupt)?;
         parallel::map(
             &jobs,
             tables,
             interrupt,
             |job, table, interrupt| match *job {
                 Job::Texts { first, last } => texts[first..last].iter().try_for_each(|text| {
-                    special.segments(text, &Policy::Allow, |segment| {
+                    special.segments(text, &Policy::Allow, interrupt, |segment, interrupt| {
                         count(
                             table,
                             pattern,

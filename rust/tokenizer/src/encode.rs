@@ -183,7 +183,7 @@ impl Tokenizer {
         } else {
             &self.pattern
         };
-        let jobs = jobs(texts, pattern, &self.added, policy)?;
+        let jobs = jobs(texts, pattern, &self.added, policy, interrupt)?;
         // No more workers than jobs: each has memory of its own.
         let threads = parallel::resolve(threads).min(jobs.len());
         let mut workers: Vec<Worker> = (0..threads).map(|_| self.worker()).collect();
@@ -254,17 +254,18 @@ impl Tokenizer {
         interrupt: &mut Interrupt<'_>,
     ) -> Result<(), Error> {
         let mut tick = TICK;
-        self.added.segments(text, policy, |segment| {
-            // Short stretches, each below a tick, may be a long text together.
-            if segment.start >= tick {
-                interrupt()?;
-                tick = segment.start + TICK;
-            }
-            let view = &text[..segment.end];
-            self.encode_stretch(view, segment.start, policy, worker, out, interrupt)?;
-            out.extend(segment.token.map(|(id, _)| id));
-            Ok(())
-        })
+        self.added
+            .segments(text, policy, interrupt, |segment, interrupt| {
+                // Short stretches, each below a tick, may be a long text together.
+                if segment.start >= tick {
+                    interrupt()?;
+                    tick = segment.start + TICK;
+                }
+                let view = &text[..segment.end];
+                self.encode_stretch(view, segment.start, policy, worker, out, interrupt)?;
+                out.extend(segment.token.map(|(id, _)| id));
+                Ok(())
+            })
     }
 
     /// Appends the ids of a stretch without added tokens, `text[start..]`, through all stages.

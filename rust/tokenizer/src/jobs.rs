@@ -8,7 +8,7 @@
 //! The cost is a search for added tokens in the large texts, on the calling thread.
 
 use crate::added::{AddedTokens, Segment};
-use crate::{Error, Pattern, Policy};
+use crate::{Error, Interrupt, Pattern, Policy};
 
 /// Texts are handed to threads in portions of about this many bytes: 4 to 10 ms of work at 50 to
 /// 126 MB/s (docs/log.md), long beside taking a job from the counter, and short enough that threads
@@ -43,12 +43,13 @@ impl Job {
 /// # Errors
 ///
 /// [`crate::Error::SpecialToken`] if `policy` forbids a token that stands in a large text. In
-/// small ones it is found by the thread that encodes them.
+/// small ones it is found by the thread that encodes them. And what `interrupt` returns.
 pub(crate) fn jobs<T: AsRef<[u8]>>(
     texts: &[T],
     pattern: &Pattern,
     added: &AddedTokens,
     policy: &Policy,
+    interrupt: &mut Interrupt<'_>,
 ) -> Result<Vec<Job>, Error> {
     let mut jobs = Vec::new();
     let (mut first, mut bytes) = (0, 0);
@@ -81,7 +82,7 @@ pub(crate) fn jobs<T: AsRef<[u8]>>(
                 size = 0;
             }
         };
-        added.segments(text, policy, |segment| {
+        added.segments(text, policy, interrupt, |segment, _| {
             let mut rest = segment;
             while rest.end - rest.start > 2 * PORTION {
                 let to = rest.start + PORTION;
@@ -117,7 +118,7 @@ pub(crate) fn jobs<T: AsRef<[u8]>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::AddedToken;
+    use crate::{AddedToken, no_interrupt};
 
     #[test]
     fn many_added_tokens_make_few_jobs_that_cover_the_text() {
@@ -134,7 +135,14 @@ mod tests {
             "<|end|>".repeat(400_000),
             format!("{long}<|end|><|end|>{long}"),
         ] {
-            let jobs = jobs(&[&text], &Pattern::Gpt4, &added, &Policy::Allow).unwrap();
+            let jobs = jobs(
+                &[&text],
+                &Pattern::Gpt4,
+                &added,
+                &Policy::Allow,
+                &mut no_interrupt,
+            )
+            .unwrap();
             assert!(jobs.len() <= 2 * text.len() / PORTION + 2);
             let mut at = 0;
             for job in jobs {

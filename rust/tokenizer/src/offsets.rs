@@ -46,41 +46,50 @@ impl Tokenizer {
             places: Vec::with_capacity(text.len() / 4 + 1),
         };
         let mut worker = self.worker();
-        let done = self.added.segments(text, policy, |segment| {
-            let (start, end) = (segment.start, segment.end);
-            let view = &text[..end];
-            match &self.staged {
-                None => self.place_text(view, start, &[], &mut worker, &mut out, interrupt)?,
-                Some(staged) => staged.run(
-                    &view[start..],
-                    start == 0,
-                    Some(start),
-                    policy,
-                    interrupt,
-                    &mut |part, interrupt| {
-                        match part {
-                            Part::Pieces(text, spans, origin) => self.place_pieces(
-                                text,
-                                spans,
-                                origin,
-                                &mut worker,
-                                &mut out,
-                                interrupt,
-                            )?,
-                            Part::Text(text, origin) => {
-                                self.place_text(text, 0, origin, &mut worker, &mut out, interrupt)?;
+        let done = self
+            .added
+            .segments(text, policy, interrupt, |segment, interrupt| {
+                let (start, end) = (segment.start, segment.end);
+                let view = &text[..end];
+                match &self.staged {
+                    None => self.place_text(view, start, &[], &mut worker, &mut out, interrupt)?,
+                    Some(staged) => staged.run(
+                        &view[start..],
+                        start == 0,
+                        Some(start),
+                        policy,
+                        interrupt,
+                        &mut |part, interrupt| {
+                            match part {
+                                Part::Pieces(text, spans, origin) => self.place_pieces(
+                                    text,
+                                    spans,
+                                    origin,
+                                    &mut worker,
+                                    &mut out,
+                                    interrupt,
+                                )?,
+                                Part::Text(text, origin) => {
+                                    self.place_text(
+                                        text,
+                                        0,
+                                        origin,
+                                        &mut worker,
+                                        &mut out,
+                                        interrupt,
+                                    )?;
+                                }
+                                Part::Token(id, place) => out.push(id, place),
                             }
-                            Part::Token(id, place) => out.push(id, place),
-                        }
-                        Ok(())
-                    },
-                )?,
-            }
-            if let Some((id, to)) = segment.token {
-                out.push(id, (end as u32, to as u32));
-            }
-            Ok(())
-        });
+                            Ok(())
+                        },
+                    )?,
+                }
+                if let Some((id, to)) = segment.token {
+                    out.push(id, (end as u32, to as u32));
+                }
+                Ok(())
+            });
         self.give_back(worker);
         done.map(|()| (out.ids, out.places))
     }

@@ -204,36 +204,37 @@ impl Tokenizer {
             }
             each(item, interrupt)
         };
-        self.added.segments(text, policy, |segment| {
-            let view = &text[..segment.end];
-            if let Some(staged) = &self.staged {
-                let (stretch, first) = (&view[segment.start..], segment.start == 0);
-                staged.run(
-                    stretch,
-                    first,
-                    None,
-                    policy,
-                    interrupt,
-                    &mut |part, interrupt| match part {
-                        Part::Pieces(text, spans, _) => spans
-                            .iter()
-                            .try_for_each(|&(a, b)| each(Item::Piece(&text[a..b]), interrupt)),
-                        Part::Text(text, _) => self
-                            .pattern
-                            .pieces(text, 0, |a, b| each(Item::Piece(&text[a..b]), interrupt)),
-                        Part::Token(id, _) => each(Item::Token(id), interrupt),
-                    },
-                )?;
-            } else {
-                self.pattern.pieces(view, segment.start, |a, b| {
-                    each(Item::Piece(&view[a..b]), interrupt)
-                })?;
-            }
-            match segment.token {
-                Some((id, _)) => each(Item::Token(id), interrupt),
-                None => Ok(()),
-            }
-        })
+        self.added
+            .segments(text, policy, interrupt, |segment, interrupt| {
+                let view = &text[..segment.end];
+                if let Some(staged) = &self.staged {
+                    let (stretch, first) = (&view[segment.start..], segment.start == 0);
+                    staged.run(
+                        stretch,
+                        first,
+                        None,
+                        policy,
+                        interrupt,
+                        &mut |part, interrupt| match part {
+                            Part::Pieces(text, spans, _) => spans
+                                .iter()
+                                .try_for_each(|&(a, b)| each(Item::Piece(&text[a..b]), interrupt)),
+                            Part::Text(text, _) => self
+                                .pattern
+                                .pieces(text, 0, |a, b| each(Item::Piece(&text[a..b]), interrupt)),
+                            Part::Token(id, _) => each(Item::Token(id), interrupt),
+                        },
+                    )?;
+                } else {
+                    self.pattern.pieces(view, segment.start, |a, b| {
+                        each(Item::Piece(&view[a..b]), interrupt)
+                    })?;
+                }
+                match segment.token {
+                    Some((id, _)) => each(Item::Token(id), interrupt),
+                    None => Ok(()),
+                }
+            })
     }
 }
 

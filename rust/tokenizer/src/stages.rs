@@ -109,7 +109,7 @@ impl Staged {
     }
 
     /// Tells which late tokens take white space with them or stand only between words.
-    pub(crate) fn set_edges(&mut self, edges: &[(u32, crate::added::Edges)]) {
+    pub(crate) fn set_edges(&mut self, edges: &[(u32, crate::edges::Edges)]) {
         self.late.set_edges(edges);
     }
 
@@ -174,23 +174,26 @@ impl Staged {
             let text = valid.unwrap_or_else(|_| String::from_utf8_lossy(text));
             (normalise(steps, text, interrupt)?, Vec::new())
         };
-        self.late.segments(text.as_bytes(), policy, |segment| {
-            let stretch = &text[segment.start..segment.end];
-            if !stretch.is_empty() {
-                let origin = origin.get(segment.start..segment.end).unwrap_or_default();
-                self.split(
-                    stretch,
-                    origin,
-                    first && segment.start == 0,
-                    interrupt,
-                    each,
-                )?;
-            }
-            match segment.token {
-                Some((id, to)) => each(Part::Token(id, span(&origin, segment.end, to)), interrupt),
-                None => Ok(()),
-            }
-        })
+        self.late
+            .segments(text.as_bytes(), policy, interrupt, |segment, interrupt| {
+                let stretch = &text[segment.start..segment.end];
+                if !stretch.is_empty() {
+                    let origin = origin.get(segment.start..segment.end).unwrap_or_default();
+                    self.split(
+                        stretch,
+                        origin,
+                        first && segment.start == 0,
+                        interrupt,
+                        each,
+                    )?;
+                }
+                match segment.token {
+                    Some((id, to)) => {
+                        each(Part::Token(id, span(&origin, segment.end, to)), interrupt)
+                    }
+                    None => Ok(()),
+                }
+            })
     }
 
     /// Cuts a normalised stretch without added tokens.

@@ -387,6 +387,30 @@ fn an_interrupt_ends_long_work() {
 }
 
 #[test]
+fn the_search_for_added_tokens_asks_the_interrupt_and_misses_none() {
+    let trained = train(&[b"aaaa"], "whole", Goal::new(256));
+    let tokenizer = tokenizer(&trained, "whole", false);
+    // It goes on in stretches of 512 KiB: tokens across the ends of two.
+    let stretch = 1 << 19;
+    for place in stretch - 9..stretch + 2 {
+        let mut text = vec![b'a'; 3 * stretch];
+        let places = [("<|end|>", place), ("<|end|>>", place + stretch)];
+        for (token, at) in places {
+            text[at..at + token.len()].copy_from_slice(token.as_bytes());
+        }
+        let ids = tokenizer.encode(&text, &Policy::Allow, &mut no_interrupt);
+        let ids = ids.unwrap().into_iter().enumerate();
+        let found: Vec<(usize, u32)> = ids.filter(|(_, id)| *id >= 256).collect();
+        assert_eq!(found, [(place, 256), (place + stretch - 6, 257)]);
+    }
+    // The text before a forbidden token is not encoded: only the search can ask.
+    let text = [&vec![b'a'; 2 * stretch], b"<|end|>".as_slice()].concat();
+    let mut stop = || Err(Error::Interrupted);
+    let stopped = tokenizer.encode(&text, &Policy::Raise, &mut stop);
+    assert_eq!(stopped, Err(Error::Interrupted));
+}
+
+#[test]
 fn a_stream_joins_to_the_text() {
     let mut random = Random(6);
     for _ in 0..5000 {
