@@ -139,16 +139,11 @@ class Loader(AbstractContextManager["Loader"]):
                     raise ValueError(f"dtype=uint16 has no room for what {name} needs: use int32")
         self._device = torch.device(device)
         self._keep = keep
-        needs = {
-            "documents (data.document_mask)": documents,
-            "pack (data.pack)": pack,
-            "mask_eos (data.mask_eos)": mask_eos,
-            "mask_after_eos (data.mask_after_eos)": mask_after_eos,
-        }
-        for name, wanted in needs.items():
+        needs = {"document_mask": documents, "pack": pack, "mask_eos": mask_eos}
+        for name, wanted in {**needs, "mask_after_eos": mask_after_eos}.items():
             if wanted and dataset.eos_id is None:
                 raise ValueError(
-                    f"{name}: nothing marks where the documents of this text end: name an "
+                    f"data.{name}: nothing marks where the documents of this text end: name an "
                     "end-of-text token with tokenizer.eos, or set it to false"
                 )
         self._eos_id = dataset.eos_id if documents else None
