@@ -233,3 +233,10 @@ def test_a_row_without_the_field_is_named(tmp_path, line, problem):
         corpus.open(str(path), text_field="a.b", **HALF)
     with pytest.raises(ValueError, match=r"data\.text_field=''"):
         corpus.open(str(path), text_field="", **HALF)
+
+
+def test_a_field_of_no_row_is_named(tmp_path):
+    folder_of(tmp_path, {"a.txt": "text\n" * 9, "b/b.jsonl": '{"c": "a"}\n{"c": "b"}\n'})
+    for source, is_told in (("a.txt", True), ("b", False)):
+        text = corpus.open(str(tmp_path / source), text_field="c", **HALF)
+        assert any("data.text_field=c names a field of rows" in n for n in text.notes) == is_told

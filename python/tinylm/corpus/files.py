@@ -18,7 +18,7 @@ def file(path: Path, name: str, source: str, how: Reading, sha256: str | None = 
     if path.stat().st_size == 0:
         raise ValueError(f"data.source={source} is empty")
     text = inspect(path, path.name.encode(), how, sha256)
-    notes = text.notes + unused([text], how.separator, source)
+    notes = text.notes + unused([text], how, source)
     if text.is_one_document:
         sections: tuple[Section, ...] = (_cut_in_two(text, source, how.val_fraction),)
     else:

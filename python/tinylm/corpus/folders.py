@@ -146,7 +146,7 @@ def _of_texts(name: str, source: str, texts: list[Text], how: Reading) -> Corpus
         # A zero byte ends the name, because no name holds one: two folders cannot give equal bytes.
         digest.update(text.label + b"\0" + bytes.fromhex(text.digest))
     sections, note = split(texts, how.val_fraction, source)
-    notes = [*_first_of_each(texts), *unused(texts, how.separator, source)]
+    notes = [*_first_of_each(texts), *unused(texts, how, source)]
     notes += [note] if note else []
     size, kind = sum(text.size for text in texts), kind_of(texts, source)
     fingerprint, files = digest.hexdigest(), len(texts)

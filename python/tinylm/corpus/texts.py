@@ -264,11 +264,16 @@ def _mark(
     return mark, (f"{name}: {written} {where} and ends documents{blank}{off}",)
 
 
-def unused(texts: Sequence[Text], separator: str, source: str) -> tuple[str, ...]:
-    """What to tell the user of a named separator that ends no document."""
+def unused(texts: Sequence[Text], how: Reading, source: str) -> tuple[str, ...]:
+    """What to tell the user of a named separator that ends no document, or a field of no row."""
+    notes, separator = [], how.separator
+    if how.text_field != TEXT and not any(text.has_rows for text in texts):
+        notes.append(
+            f"data.source={shown(source)}: data.text_field={how.text_field} names a field of rows, "
+            f"and there are none"
+        )
     if separator in ("auto", "off"):
-        return ()
-    notes = []
+        return tuple(notes)
     named = f"data.source={shown(source)}: data.separator={separator!r}"
     if any(text.has_rows for text in texts):
         notes.append(f"{named} is read as text in rows: each row is a document already")

@@ -208,7 +208,8 @@ class Jobs:
                 self.end()
                 raise ValueError(
                     f"data.val_fraction={corpus.val_fraction} leaves no document of "
-                    f"data.source={corpus.source} in {name}: change the fraction or add text"
+                    f"data.source={corpus.source} in {name}: change the fraction, "
+                    f"{'loosen data.filters ' if corpus.reading.filters else ''}or add text"
                 )
 
     def end(self) -> None:
