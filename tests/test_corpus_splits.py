@@ -262,3 +262,21 @@ def test_marks_alone_are_no_text(tmp_path, content):
     folder_of(tmp_path, {"empty.jsonl": rows("", "")})
     with pytest.raises(ValueError, match="holds no document"):
         corpus.open(str(tmp_path / "empty.jsonl"), **HALF)
+
+
+@pytest.mark.parametrize("val_fraction", [0.01, 0.05, 0.9])
+def test_large_files_are_cut_by_place_without_being_held(tmp_path, monkeypatch, val_fraction):
+    monkeypatch.setattr("tinylm.corpus.texts.BLOCK", 100)
+    lines = [f"{k} \u00e9\u4e16\U0001f600 words\n" * 60 for k in range(3)]
+    for k, text in enumerate(lines):
+        # Their names fall to one split.
+        (tmp_path / f"{k + 10}.txt").write_text(text, encoding="utf-8", newline="")
+    text = corpus.open(str(tmp_path), val_fraction=val_fraction)
+    assert len(text.sections) == 1
+    parts = {held_out: [[*parts] for parts in text.streams(held_out)] for held_out in (False, True)}
+    assert max(len(part) for split in parts.values() for d in split for part in d) <= 100
+    whole = b"".join(part for split in parts.values() for d in split for part in d)
+    assert whole == "".join(lines).encode()
+    # In one reading as in two, and the second half without the first.
+    both = [(held_out, b"".join(d)) for held_out, d in text.sections[0].documents()]
+    assert both == [(held_out, b"".join(d)) for held_out in parts for d in parts[held_out]]

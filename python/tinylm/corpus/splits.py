@@ -37,13 +37,13 @@ def _by_place(
 ) -> tuple[tuple[Section, ...], str]:
     """The last `val_fraction` of the bytes of all documents in their order is validation."""
 
-    def every() -> Iterator[bytes]:
+    def every() -> Iterator[Parts]:
         for text in texts:
-            yield from (b"".join(parts) for _, parts in text.streams(lambda _: True))
+            yield from (parts for _, parts in text.streams(lambda _: True))
 
-    n = total = 0
-    for document in every():
-        n, total = n + 1, total + len(document)
+    # A document may be larger than memory; their sizes are not.
+    sizes = [sum(map(len, document)) for document in every()]
+    n, total = len(sizes), sum(sizes)
     if n == 0:
         raise ValueError(f"data.source={source} holds no document: add text")
     if n == 1 and any(text.has_chats for text in texts):
@@ -60,14 +60,14 @@ def _by_place(
 
     def by_place() -> Iterator[tuple[bool, Parts]]:
         begin = 0
-        for document in every():
-            # Clamped to the document, so that of one that lies on one side all is taken.
-            at = min(max(cut - begin, 0), len(document))
-            begin += len(document)
-            # The border is the start of a character, so each part is UTF-8.
-            for validation, part in ((False, document[:at]), (True, document[at:])):
-                if part:
-                    yield validation, [part]
+        for number, document in enumerate(every()):
+            # Of a file that has changed there may be more, which is an error when it ends.
+            end = begin + (sizes[number] if number < n else 0)
+            if begin < cut < end:
+                yield from _halves(document, cut - begin)
+            elif begin < end:
+                yield begin >= cut, document
+            begin = end
 
     number = "the only document falls" if n == 1 else f"all {n} documents fall"
     note = (
@@ -78,27 +78,63 @@ def _by_place(
     return (Section(sum(text.size for text in texts), by_place),), note
 
 
-def _border(documents: Iterator[bytes], at: int, total: int) -> int:
+def _halves(document: Parts, at: int) -> Iterator[tuple[bool, Parts]]:
+    """A document in two, in one reading: up to byte `at`, and from there on.
+
+    The border is the start of a character. The second may be read without the first.
+    """
+    parts, place, held = iter(document), 0, b""
+
+    def first() -> Iterator[bytes]:
+        nonlocal place, held
+        while place < at and (part := next(parts, None)) is not None:
+            taken, held = part[: at - place], part[at - place :]
+            place += len(taken)
+            yield taken
+
+    def second() -> Iterator[bytes]:
+        # What nobody has asked for of the first.
+        for _ in first():
+            pass
+        yield held
+        yield from parts
+
+    yield False, first()
+    yield True, second()
+    # To its end, where a file that has changed is found out.
+    for _ in parts:
+        pass
+
+
+def _border(documents: Iterator[Parts], at: int, total: int) -> int:
     """The last beginning of a line or document up to byte `at`.
 
     In the first line that is no cut: then the end of that line or document, and in a text of one
     line the character that holds the byte.
     """
-    begin = 0
     at = min(max(at, 1), total - 1)
-    first_end = total
+    begin = line = first_end = 0
+    before = around = b""
     for document in documents:
-        end = begin + len(document)
-        if begin == 0:
-            first_end = (document.find(b"\n") + 1) or end
-        if at < end:
-            line = begin + document.rfind(b"\n", 0, at - begin) + 1
-            if line > 0:
-                return line
-            if first_end < total:
-                return first_end
-            while at > 0 and document[at] & 0xC0 == 0x80:
-                at -= 1
-            return at
-        begin = end
-    return begin
+        line = begin if begin <= at else line
+        is_first = begin == 0
+        for part in document:
+            if is_first and not first_end:
+                first_end = begin + part.find(b"\n") + 1 if b"\n" in part else 0
+            if begin <= at:
+                last = part.rfind(b"\n", 0, at - begin)
+                line = begin + last + 1 if last >= 0 else line
+                # A character has at most four bytes.
+                around = before + part[: at - begin + 1]
+                before = around[-3:]
+            begin += len(part)
+        first_end = first_end or begin
+        if at < begin:
+            break
+    if line > 0:
+        return line
+    if first_end < total:
+        return first_end
+    while around and around[-1] & 0xC0 == 0x80:
+        at, around = at - 1, around[:-1]
+    return at
