@@ -264,7 +264,7 @@ def test_marks_alone_are_no_text(tmp_path, content):
         corpus.open(str(tmp_path / "empty.jsonl"), **HALF)
 
 
-@pytest.mark.parametrize("val_fraction", [0.01, 0.05, 0.9])
+@pytest.mark.parametrize("val_fraction", [0.01, 0.05, 0.99])
 def test_large_files_are_cut_by_place_without_being_held(tmp_path, monkeypatch, val_fraction):
     monkeypatch.setattr("tinylm.corpus.texts.BLOCK", 100)
     lines = [f"{k} \u00e9\u4e16\U0001f600 words\n" * 60 for k in range(3)]
