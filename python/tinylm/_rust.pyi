@@ -290,6 +290,10 @@ class Tokens:
         shards: Sequence[tuple[os.PathLike[str], int, int, int | None, list[int] | None]],
         itemsize: int,
     ) -> Tokens: ...
+    @staticmethod
+    def of_array(array: NDArray[Any]) -> Tokens:
+        """The tokens of an array [n] of uint16 or uint32, which must not change meanwhile."""
+
     @property
     def n_tokens(self) -> int: ...
     def read(self, start: int, n: int) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from tests.rungs.rung import rust_rung
 from tests.rungs.shards import FOLDERS, LONG, SHARES, SHORT, WORDS, written
 from tests.support.bytes_tokenizer import VOCAB
 from tinylm import _rust
-from tinylm.data import Loader
+from tinylm.data import ArrayDataset, Loader
 from tinylm.reference import order, shards
 
 ORDERS = ["shuffle", "sequential", "random"]
@@ -132,12 +132,12 @@ def batches_slowly(where, place, stages):
     return found
 
 
-def loaders_of(where, batch_size, world_size, threads, prefetch, dtype="int64"):
+def loaders_of(where, batch_size, world_size, threads, prefetch, dtype="int64", source=None):
     """A loader for each rank."""
     n_tokens, order_name, mask, seed, context = where
     return [
         Loader(
-            written(n_tokens)[1],
+            written(n_tokens)[1] if source is None else source,
             batch_size=batch_size,
             context_length=context,
             order=order_name,
@@ -173,6 +173,20 @@ def batches(where, place, stages):
         state = loaders[-1].state()
         for loader in loaders:
             loader.close()
+    return found
+
+
+def batches_of_array(where, place, stages, dtype):
+    """The same of an array in memory, of one stage."""
+    n_tokens, *_, context = where
+    source = ArrayDataset(written(n_tokens)[0].astype(dtype), eos_id=VOCAB - 1)
+    ((batch_size, world_size, steps, threads, prefetch),) = stages
+    loaders = loaders_of(where, batch_size, world_size, threads, prefetch, source=source)
+    for loader in loaders:
+        loader.restore({**loader.state(), "rows": first_row(n_tokens, context, place)})
+    found = [pairs(next(loader)) for _ in range(steps) for loader in loaders]
+    for loader in loaders:
+        loader.close()
     return found
 
 
@@ -244,7 +258,21 @@ RUNGS = (
         batches,
         st.tuples(ROWS, PLACES, st.lists(stages(), min_size=1, max_size=1)),
         lambda: (WHERE, 0, [(32, 1, 20, 2, 4)]),
-        covers=("Rows.stream", "Stream", "Stream.next", "Stream.close"),
+        covers=("Rows.stream", "Stream", "Stream.next", "Stream.close", "Stream.shape"),
+    ),
+    rust_rung(
+        "batches of an array",
+        lambda where, place, stages, dtype: batches_slowly(where, place, stages),
+        batches_of_array,
+        st.tuples(
+            ROWS,
+            PLACES,
+            st.lists(stages(), min_size=1, max_size=1),
+            # What is used where it lies, and what is copied.
+            st.sampled_from(["uint16", "uint32", "int64"]),
+        ),
+        lambda: (WHERE, 0, [(32, 1, 20, 2, 4)], "uint16"),
+        covers=("Tokens.of_array",),
     ),
     rust_rung(
         "batches resumed",

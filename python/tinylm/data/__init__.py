@@ -4,6 +4,7 @@
 work is done by the Rust crate `tinylm-dataloader`; `python -m tinylm.data` is the command.
 """
 
+from tinylm.data.arrays import ArrayDataset
 from tinylm.data.batch import Batch
 from tinylm.data.folders import default_folder, find, fits, given, is_shards, recorded
 from tinylm.data.loader import Loader
@@ -12,6 +13,7 @@ from tinylm.data.preparation import encode_file, prepare, prepare_share
 from tinylm.data.shards import Dataset, ShardWriter
 
 __all__ = [
+    "ArrayDataset",
     "Batch",
     "Dataset",
     "Loader",

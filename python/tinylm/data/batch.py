@@ -39,6 +39,11 @@ class Batch:
         tokens, targets, positions, documents = block[:size].view(4, rows, length)
         return cls(tokens, targets, positions, documents, block[size:].view(rows, ends))
 
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU reads by itself, as torch's DataLoader asks for it."""
+        parts = (self.tokens, self.targets, self.positions, self.documents, self.ends)
+        return Batch(*(None if part is None else part.pin_memory() for part in parts))  # type: ignore[arg-type]
+
     def long(self) -> "Batch":
         """Tokens and targets as int64 with -100 where a target does not count.
 

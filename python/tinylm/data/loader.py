@@ -15,13 +15,16 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tinylm import _rust
 from tinylm.data import mixture
+from tinylm.data.arrays import ArrayDataset, Source, check_marks, reopened
 from tinylm.data.batch import Batch
 from tinylm.data.places import places
-from tinylm.data.shards import Dataset
 from tinylm.data.stats import Given, Stats, given
-from tinylm.data.stream import Stream
+from tinylm.data.stream import Stream, check_uint16
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
 STATE_VERSION = 1
 # The limit of the Rust side (MAX_ROWS): sums of a few row numbers stay below 64 bits.
 _MAX_ROWS = 2**62
-# 65,436 is -100 in 16 bits, the target that does not count, and so no id.
-_MAX_UINT16 = 2**16 - 100
 
 
 def of_settings(data: "DataConfig") -> dict[str, Any]:
@@ -51,6 +52,8 @@ def of_settings(data: "DataConfig") -> dict[str, Any]:
 class Loader(AbstractContextManager["Loader"]):
     """An endless iterator of batches; one epoch runs into the next inside a batch.
 
+    The tokens are those of a `Dataset`, or of an array [n] in memory: see `ArrayDataset`.
+
     `batch_size` is global: a rank gets rows `rank::world_size` of each batch. A row is
     `context_length` tokens and the one after; rows begin `stride` tokens apart (default: the
     context length, so that every target is seen once per epoch). `order="shuffle"` changes with
@@ -65,16 +68,14 @@ class Loader(AbstractContextManager["Loader"]):
     its share, and the rows of a source are those that it has alone, epoch after epoch.
 
     A batch lies in one block of memory, which is filled again once nobody holds a tensor of it: a
-    batch that is kept never changes, and one that is dropped costs no new memory. With
-    `dtype="uint16"`, batches are as small as they can be and `Batch.long` widens them, for
-    instance on the device.
+    batch that is kept never changes. `Batch.long` widens batches of `dtype="uint16"`.
 
     `next` raises ValueError when a shard is damaged, and again when it is called again.
     """
 
     def __init__(
         self,
-        sources: Dataset | Sequence[Dataset],
+        sources: "Source | NDArray[Any] | Sequence[Source]",
         *,
         batch_size: int,
         context_length: int,
@@ -96,6 +97,8 @@ class Loader(AbstractContextManager["Loader"]):
     ) -> None:
         import torch
 
+        if isinstance(sources, np.ndarray):
+            sources = ArrayDataset(sources)
         # The Rust side counts in unsigned numbers of 64 bits, and checks what they are.
         for name, value in (
             ("batch_size", batch_size),
@@ -120,32 +123,20 @@ class Loader(AbstractContextManager["Loader"]):
                 raise ValueError(f"{name} has no meaning with pack=True: {way}")
         if mask_eos and mask_after_eos:
             raise ValueError("mask_eos and mask_after_eos: choose one")
-        self._sources = [sources] if isinstance(sources, Dataset) else [*sources]
+        self._sources: list[Source] = [sources] if isinstance(sources, Source) else [*sources]
         self._stages: mixture.Stages | None = None
-        if not isinstance(sources, Dataset):
+        if not isinstance(sources, Source):
             mixture.check(self._sources)
             self._stages = mixture.stages(weights, len(self._sources))
         elif weights is not None:
             raise ValueError("weights are for several sources: give a list of datasets")
         dataset = self._sources[0]
         if dtype == "uint16":
-            if dataset.vocab_size > _MAX_UINT16:
-                raise ValueError(
-                    f"dtype=uint16 holds vocabularies of up to {_MAX_UINT16:,} ids, and this one "
-                    f"has {dataset.vocab_size:,}: use int32"
-                )
-            for name, wide in (("pack", pack), ("documents", documents), ("keep", bool(keep))):
-                if wide:
-                    raise ValueError(f"dtype=uint16 has no room for what {name} needs: use int32")
+            check_uint16(dataset.vocab_size, pack=pack, documents=documents, keep=bool(keep))
         self._device = torch.device(device)
         self._keep = keep
-        needs = {"document_mask": documents, "pack": pack, "mask_eos": mask_eos}
-        for name, wanted in {**needs, "mask_after_eos": mask_after_eos}.items():
-            if wanted and dataset.eos_id is None:
-                raise ValueError(
-                    f"data.{name}: nothing marks where the documents of this text end: name an "
-                    "end-of-text token with tokenizer.eos, or set it to false"
-                )
+        marks = {"pack": pack, "mask_eos": mask_eos, "mask_after_eos": mask_after_eos}
+        check_marks(dataset, document_mask=documents, **marks)
         self._eos_id = dataset.eos_id if documents else None
         # What decides which rows come, and so belongs to the state of a run.
         self._place: dict[str, Any] = {
@@ -172,6 +163,7 @@ class Loader(AbstractContextManager["Loader"]):
             "threads": threads,
             "prefetch": prefetch,
             "dtype": dtype,
+            "every": 1,
         }
         self._row = 0
         self._batches = 0
@@ -193,7 +185,7 @@ class Loader(AbstractContextManager["Loader"]):
             return self._alone[0]
         return _rust.Rows.mixed(self._alone, self._stages, seed=seed)
 
-    def _rows_of(self, data: Dataset, seed: int) -> _rust.Rows:
+    def _rows_of(self, data: Source, seed: int) -> _rust.Rows:
         place = self._place
         common: dict[str, Any] = {
             "order": place["order"],
@@ -209,7 +201,7 @@ class Loader(AbstractContextManager["Loader"]):
     def _current_rows(self) -> _rust.Rows:
         """The rows, opened again in a forked child: threads and locks stay with the parent."""
         if self._process != os.getpid():
-            self._sources = [Dataset(d.folder, d.manifest, d.split) for d in self._sources]
+            self._sources = [*map(reopened, self._sources)]
             self._stream = None
             self._rows = self._open_rows()
         return self._rows
@@ -233,6 +225,19 @@ class Loader(AbstractContextManager["Loader"]):
         # Batches read ahead have the old size.
         self.close()
         self._slice["batch_size"] = size
+
+    def share(self, worker: int, workers: int) -> None:
+        """Give every `workers`-th batch alone, from the one `worker` batches ahead on.
+
+        For processes that share the work of a rank and are asked one after the other. A state then
+        is the place of this worker. `epoch` gives all of its batches as before.
+        """
+        if not 0 <= worker < workers:
+            raise ValueError(f"worker={worker} must be between 0 and workers - 1 = {workers - 1}")
+        self._current_rows().stream(first_row=0, end_row=0, **{**self._slice, "every": workers})
+        self.close()
+        self._slice["every"] = workers
+        self._row += worker * self.batch_size
 
     @property
     def context_length(self) -> int:
@@ -264,7 +269,7 @@ class Loader(AbstractContextManager["Loader"]):
         self._stall += time.perf_counter() - begin
         if array is None:
             raise ValueError("the loader was closed while it was being read")
-        self._row += self._slice["batch_size"]
+        self._row += self._slice["batch_size"] * self._slice["every"]
         self._batches += 1
         return self._batch(self._stream.batch(array))
 
@@ -282,7 +287,8 @@ class Loader(AbstractContextManager["Loader"]):
         rows = self._current_rows()
         first = number * n_rows
         # A stream of its own: evaluating in the middle of training moves no row of the training.
-        stream = Stream(rows, self._device, self._slice, first, first + n_rows)
+        settings = {**self._slice, "every": 1}
+        stream = Stream(rows, self._device, settings, first, first + n_rows)
         try:
             while (array := stream.next()) is not None:
                 yield self._batch(stream.batch(array))

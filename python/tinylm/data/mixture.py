@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
-from tinylm.data.shards import Dataset
+from tinylm.data.arrays import Source
 
 # What the shares of a stage add up to, and the least above 0 (`rust/dataloader/src/mix.rs`).
 WHOLE = 1 << 32
@@ -85,7 +85,7 @@ def staged(
     return found if same else found[0]
 
 
-def fingerprint(datasets: Sequence[Dataset]) -> str:
+def fingerprint(datasets: Sequence[Source]) -> str:
     """A hash of the tokens of all sources, in their order."""
     return _hash([dataset.fingerprint for dataset in datasets])
 
@@ -99,7 +99,7 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def check(datasets: Sequence[Dataset]) -> None:
+def check(datasets: Sequence[Source]) -> None:
     """Raise `ValueError` unless the sources are of one tokenizer, and conversations or not."""
     if not datasets:
         raise ValueError("sources=[]: a mixture has one source at least")

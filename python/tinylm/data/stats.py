@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 from tinylm import _rust
-from tinylm.data.shards import Dataset
+from tinylm.data.arrays import Source
 
 
 class Given(TypedDict):
@@ -29,7 +29,7 @@ class Stats(TypedDict):
     sources: list[Given]
 
 
-def given(dataset: Dataset, alone: _rust.Rows, rows: int, context_length: int) -> Given:
+def given(dataset: Source, alone: _rust.Rows, rows: int, context_length: int) -> Given:
     """What a source gave in so many rows; `alone` are its rows without other sources."""
     return {
         "folder": str(dataset.folder),

@@ -16,6 +16,24 @@ if TYPE_CHECKING:
 
     from tinylm import _rust
 
+# 65,436 is -100 in 16 bits, the target that does not count, and so no id.
+_MAX_UINT16 = 2**16 - 100
+
+
+def check_uint16(vocab_size: int, **wide: bool) -> None:
+    """Raise ValueError for what batches of uint16 cannot hold: `wide` are settings that need more.
+
+    A vocabulary fits if 65,436 is no id of it.
+    """
+    if vocab_size > _MAX_UINT16:
+        raise ValueError(
+            f"dtype=uint16 holds vocabularies of up to {_MAX_UINT16:,} ids, and this one has "
+            f"{vocab_size:,}: use int32"
+        )
+    for name, given in wide.items():
+        if given:
+            raise ValueError(f"dtype=uint16 has no room for what {name} needs: use int32")
+
 
 class Stream:
     """The batches of `rows` from row `first_row` to before `end_row`, on `device`.

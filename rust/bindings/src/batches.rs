@@ -292,7 +292,7 @@ impl Rows {
     }
 }
 
-/// Starts a stream of batches of `E` in memory that Python lends.
+/// Starts a stream of batches of `E` in memory that Python gives away.
 fn start<E: Element + numpy::Element>(
     filler: &Filler<Kind>,
     slice: Slice,
@@ -300,7 +300,7 @@ fn start<E: Element + numpy::Element>(
     prefetch: usize,
     memory: Vec<Bound<'_, PyAny>>,
 ) -> PyResult<core::Stream<E>> {
-    let memory = slots::lent(memory)?;
+    let memory = slots::given(memory)?;
     core::Stream::start_in(filler, slice, threads, prefetch, memory).map_err(dataloader_error)
 }
 

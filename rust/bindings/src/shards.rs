@@ -18,6 +18,7 @@ use tinylm_dataloader::write::Layout;
 use tinylm_dataloader::{self as core, Element, ShardEntry};
 
 use crate::error::dataloader_error;
+use crate::slots;
 
 /// Tokens read between two looks for Ctrl-C: 8 or 16 MiB.
 const READ_CHUNK: usize = 1 << 22;
@@ -175,6 +176,20 @@ impl Tokens {
             .collect();
         let tokens =
             core::Tokens::open(entries, width, cached_blocks(width)).map_err(dataloader_error)?;
+        Ok(Self(Arc::new(tokens)))
+    }
+
+    /// Tokens of an array [n] of uint16 or uint32, which must not change while they are read.
+    ///
+    /// Raises `TypeError` for another array, and `ValueError` for one that is not contiguous.
+    #[staticmethod]
+    fn of_array(array: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let tokens = if let Ok(ids) = array.cast::<PyArray1<u16>>() {
+            core::Tokens::in_memory(slots::shown(ids.clone())?, Width::Two)
+        } else {
+            let ids = array.cast::<PyArray1<u32>>()?;
+            core::Tokens::in_memory(slots::shown(ids.clone())?, Width::Four)
+        };
         Ok(Self(Arc::new(tokens)))
     }
 

@@ -9,6 +9,7 @@
 //! costs a bisection of the shards. Held to `python/tinylm/reference/shards.py` by the rungs
 //! `tokens`, `tokens of other files` and `damage`.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,7 +27,6 @@ const SPILL_BYTES: usize = 64;
 /// The tokens of a dataset.
 ///
 /// It never changes but for its cache, and any number of threads may read from it at once.
-#[derive(Debug)]
 pub struct Tokens {
     /// The shards, each with the position of its first token in the dataset.
     /// Ascending, so that a position is found by bisection.
@@ -34,9 +34,14 @@ pub struct Tokens {
     width: Width,
     total: u64,
     blocks: Blocks,
+    /// In place of shards.
+    memory: Option<Lent>,
     /// The process that may lock the cache: a forked child might find it locked for ever.
     process: u32,
 }
+
+/// Bytes that somebody else keeps, unchanged while they are lent.
+pub type Lent = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// What to do with a block that is not in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,12 +57,13 @@ pub enum Reading {
 /// Tokens that follow each other in a block, as they lie on disk.
 ///
 /// A value and not a slice, so that a reader may have the next run before it is through with one.
-#[derive(Debug)]
 pub enum Run {
     /// A part of a block that the cache has, or had.
     Kept(Arc<Block<u8>>, Range<usize>),
     /// A part of what was read for this caller alone.
     Alone(Vec<u8>, Range<usize>),
+    /// A part of an array in memory.
+    Lent(Lent, Range<usize>),
 }
 
 impl Run {
@@ -67,11 +73,36 @@ impl Run {
         match self {
             Self::Kept(block, part) => block.get(part.clone()).unwrap_or_default(),
             Self::Alone(bytes, part) => bytes.get(part.clone()).unwrap_or_default(),
+            Self::Lent(bytes, part) => (**bytes).as_ref().get(part.clone()).unwrap_or_default(),
         }
     }
 }
 
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a run of {} bytes", self.bytes().len())
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tokens in {} shards", self.total, self.shards.len())
+    }
+}
+
 impl Tokens {
+    /// Tokens of `width` in memory, little-endian as on disk. Nothing is copied, cached or hashed.
+    pub fn in_memory(bytes: Lent, width: Width) -> Self {
+        Self {
+            shards: Vec::new(),
+            width,
+            total: ((*bytes).as_ref().len() / width.bytes()) as u64,
+            blocks: Blocks::new(0),
+            memory: Some(bytes),
+            process: std::process::id(),
+        }
+    }
+
     /// Opens the shards and checks their sizes and headers; the tokens are checked when read.
     ///
     /// At most `cached` blocks of 1 MiB are kept in memory. How many are worth it depends on the
@@ -95,6 +126,7 @@ impl Tokens {
             width,
             total,
             blocks: Blocks::new(cached),
+            memory: None,
             process: std::process::id(),
         })
     }
@@ -172,6 +204,13 @@ impl Tokens {
         mut use_run: impl FnMut(Run),
     ) -> Result<()> {
         let end = self.end(start, n)?;
+        if let Some(bytes) = &self.memory {
+            // Fits: the bytes are in memory.
+            let width = self.width.bytes();
+            let part = start as usize * width..end as usize * width;
+            use_run(Run::Lent(Arc::clone(bytes), part));
+            return Ok(());
+        }
         self.runs(start, end, |shard, block, from, to| {
             self.with_run(shard, block, from, to, reading, &mut use_run)
         })
