@@ -114,6 +114,18 @@ RUST = [
         "tokens_of_other_files",
     ),
     Mutant(
+        "rust/dataloader/src/mix.rs",
+        "(stage.first_row + rows / 2) / rows",
+        "stage.first_row / rows",
+        "mixture",
+    ),
+    Mutant(
+        "rust/dataloader/src/mix.rs",
+        "(u64::MAX - rest, source)",
+        "(u64::MAX - rest, usize::MAX - source)",
+        "mixture",
+    ),
+    Mutant(
         "rust/dataloader/src/plan.rs",
         "last.min(self.shuffle.row(epoch, i) * self.stride)",
         "self.shuffle.row(epoch, i) * self.stride",

@@ -82,8 +82,9 @@ struct Begun {
 struct Block {
     /// None before the first row.
     number: Option<u64>,
-    /// The rows that each source gave before it.
+    /// The rows that each source gave before it, and before the block after it.
     before: Vec<u64>,
+    after: Vec<u64>,
     /// The source of each row, and how many of its rows in the block come before.
     rows: Vec<(u16, u32)>,
 }
@@ -229,7 +230,13 @@ impl<P: Plan> Mixture<P> {
         if self.block.number == Some(number) {
             return;
         }
-        let (before, after) = (self.before(number), self.before(number + 1));
+        let after = self.before(number + 1);
+        // Most blocks follow the one before: its end is their beginning.
+        let before = if number > 0 && self.block.number == Some(number - 1) {
+            std::mem::take(&mut self.block.after)
+        } else {
+            self.before(number)
+        };
         let mut places = Vec::with_capacity(self.block_rows as usize);
         for (source, (one, two)) in (0..).zip(before.iter().zip(&after)) {
             places.resize(places.len() + (two - one) as usize, source);
@@ -246,6 +253,7 @@ impl<P: Plan> Mixture<P> {
         }));
         self.block.number = Some(number);
         self.block.before = before;
+        self.block.after = after;
     }
 }
 

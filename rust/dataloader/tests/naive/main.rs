@@ -1,6 +1,7 @@
 //! The crate against the obvious way of doing the same: vectors in memory, no cache, no threads.
 
 mod batches;
+mod mix;
 mod order;
 mod plan;
 mod shards;
