@@ -73,7 +73,10 @@ def test_what_is_missing_is_told():
         train(settings)
 
 
-def test_a_folder_beside_shards_is_refused():
+@pytest.mark.parametrize(
+    "setting", ["folder=other", "text_field=content", "filters=[fineweb]", "shuffle_documents=1"]
+)
+def test_settings_of_a_text_are_refused_beside_shards(setting):
     imported("--tokenizer=tokenizer.json")
-    with pytest.raises(ValueError, match=r"data\.folder=other: has no meaning"):
-        train(config.load(None, [*SMALL, "data.folder=other"]))
+    with pytest.raises(ValueError, match=rf"data\.{setting[:6]}.*=.*: has no meaning"):
+        train(config.load(None, [*SMALL, f"data.{setting}"]))

@@ -14,7 +14,7 @@ import torch
 
 from tinylm import checkpoint, corpus, data, model, optim
 from tinylm.checkpoint import Training
-from tinylm.config import ConfigError, Run
+from tinylm.config import ConfigError, DataConfig, Run
 from tinylm.corpus import Corpus, filters
 from tinylm.data import Dataset, Loader, mixture
 from tinylm.data.loader import of_settings
@@ -308,11 +308,12 @@ def _shards_of(
     checks that its shards are those of the text, if the text is there.
     """
     if (given := data.given(run.data.source, tokenizer)) is not None:
-        if run.data.folder is not None:
-            raise ConfigError(
-                f"data.folder={run.data.folder}: has no meaning where data.source is a folder of "
-                "shards: leave it out"
-            )
+        for name in ("folder", "separator", "text_field", "filters", "shuffle_documents"):
+            if (value := getattr(run.data, name)) != getattr(DataConfig(), name):
+                raise ConfigError(
+                    f"data.{name}={value}: has no meaning where data.source is a folder of shards: "
+                    "leave it out"
+                )
         return given
     there = _made_before(run, resumed, tokenizer)
     if there is not None and resumed is not None:
