@@ -14,7 +14,7 @@ import numpy as np
 from tinylm import _rust, commands, disk, terminal
 from tinylm.config import DataConfig
 from tinylm.corpus import specs, tasks
-from tinylm.data import exchange, prepare_command, statistics, trace
+from tinylm.data import diff, exchange, prepare_command, statistics, trace
 from tinylm.data.folders import load_tokenizer
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     exchange.add(subparsers)
     trace.add(subparsers)
+    diff.add(subparsers)
 
     command = subparsers.add_parser("subset", help="the first documents of train; all the others")
     command.add_argument("folder", type=commands.path)
