@@ -78,6 +78,19 @@ def test_files_of_one_document_are_not_copied(tmp_path, scratch):
     assert "".join(opened(tmp_path / "x/000.txt").train()) == TEXTS[0][:6]
 
 
+@pytest.mark.parametrize("size", [70, 3_000_000])
+def test_a_document_that_is_cut_by_its_place_is_whole(tmp_path, size):
+    folder_of(tmp_path / "x", {"a.txt": "a line\n" * (size // 7), "b/c.txt": "b\n"})
+    plain = corpus.open(str(tmp_path / "x"), val_fraction=0.1)
+    settings = {"val_fraction": 0.1, "shuffle_documents": 1, "filters": ["min_chars:1"]}
+    text = corpus.open(str(tmp_path / "x"), **settings)
+    assert any("all 2 documents fall to one split" in note for note in plain.notes)
+    for _ in range(2):
+        for split in ("train", "validation"):
+            before, after = (sorted(getattr(c, split)()) for c in (plain, text))
+            assert after == before
+
+
 def test_filters_work_in_the_order_of_before(tmp_path):
     texts = [f"{k % 50} {'x' * random.Random(k).randrange(9)}" for k in range(300)]
     path = folder_of(tmp_path, {"a.jsonl": rows(*texts)}) / "a.jsonl"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tinylm import disk
-from tinylm.corpus.documents import Corpus, Parts, Section
+from tinylm.corpus.documents import Corpus, Parts, Reread, Section
 
 # Text of a bucket, in the mean; and the most buckets, each an open file while they are written.
 BUCKET = 64 << 20
@@ -29,7 +29,7 @@ _HEADER = 17
 
 @dataclass(slots=True)
 class _Bucket:
-    """A file of documents, and those that are too large to be copied, after key and split."""
+    """A file of documents, and those that can be read where they are, after key and split."""
 
     path: Path
     large: list[tuple[bytes, bool, Parts]]
@@ -72,10 +72,10 @@ class Shuffled:
             for number, (held_out, document) in enumerate(self._every()):
                 key = self._key(number)
                 at = int.from_bytes(key, "big") * self._number >> 64
-                if isinstance(document, list):
-                    _put(files[at], key, held_out, document)
-                else:
+                if isinstance(document, Reread):
                     buckets[at].large.append((key, held_out, document))
+                else:
+                    _put(files[at], key, held_out, document)
         return buckets
 
     def _every(self) -> Iterator[tuple[bool, Parts]]:
