@@ -65,5 +65,7 @@ def test_the_command_draws_a_picture(tmp_path, capsys, monkeypatch):
         assert (tmp_path / name).stat().st_size > 5000
     with pytest.raises(ValueError, match="xyz"):
         statistics.draw(tmp_path / "a.xyz", "shards", {"train": lengths})
-    assert call(__main__.main, ["inspect", str(tmp_path / "shards")]) == 0
+    given = ["inspect", str(tmp_path / "shards"), "--picture", str(tmp_path / "of shards.png")]
+    assert call(__main__.main, given) == 0
+    assert (tmp_path / "of shards.png").stat().st_size > 5000
     assert "tokens per document: mean 20, 50% up to 20" in capsys.readouterr().out

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--context-length", type=int, metavar="T", help="show how the documents fill rows of T"
     )
+    statistics.add_picture(command)
     command.set_defaults(command=_inspect)
 
     command = subparsers.add_parser("verify", help="check every hash of a folder of shards")
@@ -112,6 +113,9 @@ def _inspect(options: argparse.Namespace) -> None:
             # The 64th token may end in the middle of a character.
             text = tokenizer.decode_bytes(first.tolist()).decode(errors="replace")
             print(f"as text: {text!r}")
+    if options.picture is not None:
+        statistics.draw(options.picture, Path(options.folder).name, lengths)
+        print(options.picture)
 
 
 def _packed(dataset: Dataset, context_length: int) -> str:

@@ -84,12 +84,7 @@ def add(subparsers: Any) -> None:
         help="text of a job, the unit of sharing and of going on after a crash; each has shards "
         "of its own; default: %(default)s",
     )
-    command.add_argument(
-        "--picture",
-        type=commands.path,
-        metavar="OUT.png",
-        help="draw how long the documents are",
-    )
+    statistics.add_picture(command)
     command.set_defaults(command=_prepare)
 
 

@@ -1,5 +1,6 @@
 """What shards hold in numbers: documents, tokens, bytes per token, and how long documents are."""
 
+import argparse
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinylm import commands
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.shards import Dataset
 
@@ -96,6 +98,16 @@ def of(folder: Path, manifest: Manifest) -> dict[str, Lengths]:
         name: Lengths(Dataset(folder, manifest, name).lengths_by_shard())
         for name in manifest.splits
     }
+
+
+def add_picture(command: argparse.ArgumentParser) -> None:
+    """Add the option `--picture` to a command, which passes it to `draw`."""
+    command.add_argument(
+        "--picture",
+        type=commands.path,
+        metavar="OUT.png",
+        help="draw how long the documents are; the ending names the format",
+    )
 
 
 def draw(path: str | os.PathLike[str], title: str, splits: Mapping[str, Lengths]) -> None:
