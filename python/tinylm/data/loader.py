@@ -53,7 +53,6 @@ class Loader(AbstractContextManager["Loader"]):
     """An endless iterator of batches; one epoch runs into the next inside a batch.
 
     The tokens are those of a `Dataset`, or of an array [n] in memory: see `ArrayDataset`.
-
     `batch_size` is global: a rank gets rows `rank::world_size` of each batch. A row is
     `context_length` tokens and the one after; rows begin `stride` tokens apart (default: the
     context length, so that every target is seen once per epoch). `order="shuffle"` changes with
@@ -97,8 +96,7 @@ class Loader(AbstractContextManager["Loader"]):
     ) -> None:
         import torch
 
-        if isinstance(sources, np.ndarray):
-            sources = ArrayDataset(sources)
+        sources = ArrayDataset(sources) if isinstance(sources, np.ndarray) else sources
         # The Rust side counts in unsigned numbers of 64 bits, and checks what they are.
         for name, value in (
             ("batch_size", batch_size),
