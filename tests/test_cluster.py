@@ -67,6 +67,7 @@ def test_two_processes_at_once_make_the_bytes_of_one(here):
     assert manifests[0]["splits"] == manifests[1]["splits"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux alone")
 def test_one_core_and_all_make_the_same_bytes(here):
     # Long enough for several batches, and for each to be shared by the cores.

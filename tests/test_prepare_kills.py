@@ -14,7 +14,7 @@ def shim(tmp_path_factory):
     return build(tmp_path_factory.mktemp("shim"))
 
 
-@pytest.mark.parametrize(("what", "step"), [("kills", 29), ("faults", 57)])
+@pytest.mark.parametrize(("what", "step"), [("kills", 37), ("faults", 97)])
 def test_some_calls_at_which_prepare_dies_or_fails_cost_no_shard(what, step, shim, tmp_path):
     print(run_program(shim, "killing_prepare", what, step, tmp_path))
 
