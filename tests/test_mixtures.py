@@ -176,3 +176,10 @@ def test_many_large_sources_are_read_row_by_row(tmp_path):
     rows = [row for batch in take(before, 1) for row in batch.tokens]
     found = {tuple(row.tolist()) for batch in take(loader, 12) for row in batch.tokens}
     assert all(tuple(row.tolist()) in found for row in rows[:48])
+
+
+def test_arrays_in_memory_can_be_mixed(datasets):
+    arrays = [np.arange(1000 * n, 1000 * n + 400, dtype=np.uint16) for n in range(2)]
+    loader = Loader(arrays, weights=[3, 1], batch_size=BLOCK, context_length=9, seed=1)
+    (batch,) = take(loader, 1)
+    assert Counter(map(source_of, batch.tokens)) == {0: 3 * BLOCK // 4, 1: BLOCK // 4}

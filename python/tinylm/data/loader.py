@@ -10,17 +10,14 @@ only the rules that it cannot see.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tinylm import _rust
 from tinylm.data import mixture
-from tinylm.data.arrays import ArrayDataset, Source, check_marks, reopened
+from tinylm.data.arrays import Source, check_marks, reopened
 from tinylm.data.batch import Batch
 from tinylm.data.places import places
 from tinylm.data.stats import Given, Stats, given
@@ -74,7 +71,7 @@ class Loader(AbstractContextManager["Loader"]):
 
     def __init__(
         self,
-        sources: "Source | NDArray[Any] | Sequence[Source]",
+        sources: "mixture.Sources",
         *,
         batch_size: int,
         context_length: int,
@@ -96,7 +93,6 @@ class Loader(AbstractContextManager["Loader"]):
     ) -> None:
         import torch
 
-        sources = ArrayDataset(sources) if isinstance(sources, np.ndarray) else sources
         # The Rust side counts in unsigned numbers of 64 bits, and checks what they are.
         for name, value in (
             ("batch_size", batch_size),
@@ -121,13 +117,7 @@ class Loader(AbstractContextManager["Loader"]):
                 raise ValueError(f"{name} has no meaning with pack=True: {way}")
         if mask_eos and mask_after_eos:
             raise ValueError("mask_eos and mask_after_eos: choose one")
-        self._sources: list[Source] = [sources] if isinstance(sources, Source) else [*sources]
-        self._stages: mixture.Stages | None = None
-        if not isinstance(sources, Source):
-            mixture.check(self._sources)
-            self._stages = mixture.stages(weights, len(self._sources))
-        elif weights is not None:
-            raise ValueError("weights are for several sources: give a list of datasets")
+        self._sources, self._stages = mixture.opened(sources, weights)
         dataset = self._sources[0]
         if dtype == "uint16":
             check_uint16(dataset.vocab_size, pack=pack, documents=documents, keep=bool(keep))

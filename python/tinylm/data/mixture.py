@@ -12,7 +12,10 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
-from tinylm.data.arrays import Source
+import numpy as np
+from numpy.typing import NDArray
+
+from tinylm.data.arrays import ArrayDataset, Source
 
 # What the shares of a stage add up to, and the least above 0 (`rust/dataloader/src/mix.rs`).
 WHOLE = 1 << 32
@@ -20,6 +23,8 @@ LEAST = WHOLE >> 16
 # Stages that follow one straight line of a course.
 STAIRS = 32
 
+One = Source | NDArray[Any]
+Sources = One | Sequence[One]
 Weights = Sequence[float] | Mapping[int, Sequence[float]]
 Stages = list[tuple[int, list[int]]]
 
@@ -36,6 +41,21 @@ def stages(weights: Weights | None, sources: int) -> Stages:
     if min(begun, default=1) != 0:
         raise ValueError(f"weights begin at rows {sorted(begun)}: the first must be 0")
     return [(row, _shares(begun[row], sources)) for row in sorted(begun)]
+
+
+def opened(sources: Sources, weights: Weights | None) -> tuple[list[Source], Stages | None]:
+    """The sources of a loader, and the stages of a mixture; None for a source without others."""
+    if isinstance(sources, Source | np.ndarray):
+        if weights is not None:
+            raise ValueError("weights are for several sources: give a list of datasets")
+        return [_source(sources)], None
+    found = [_source(source) for source in sources]
+    check(found)
+    return found, stages(weights, len(found))
+
+
+def _source(source: One) -> Source:
+    return ArrayDataset(source) if isinstance(source, np.ndarray) else source
 
 
 def _shares(weights: Sequence[float], sources: int) -> list[int]:
