@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinylm import _rust, commands, disk, terminal
+from tinylm import commands, disk, terminal
 from tinylm.config import DataConfig
 from tinylm.corpus import specs, tasks
-from tinylm.data import diff, exchange, prepare_command, statistics, trace
-from tinylm.data.folders import load_tokenizer
+from tinylm.data import diff, exchange, inspection, prepare_command, statistics, trace
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter
 
@@ -47,16 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     command = subparsers.add_parser("filters", help="the filters of documents, with their limits")
     command.set_defaults(command=_filters)
 
-    command = subparsers.add_parser("inspect", help="counts and lengths of a folder of shards")
-    command.add_argument("folder", type=commands.path)
-    command.add_argument(
-        "--tokenizer", type=commands.path, metavar="FILE", help="show the first tokens as text"
-    )
-    command.add_argument(
-        "--context-length", type=int, metavar="T", help="show how the documents fill rows of T"
-    )
-    statistics.add_picture(command)
-    command.set_defaults(command=_inspect)
+    inspection.add(subparsers)
 
     command = subparsers.add_parser("verify", help="check every hash of a folder of shards")
     command.add_argument("folder", type=commands.path)
@@ -88,63 +77,6 @@ def _tasks(options: argparse.Namespace) -> None:
             file.write(row.encode())
             count += 1
     print(f"{options.out}: {count:,} conversations")
-
-
-def _inspect(options: argparse.Namespace) -> None:
-    manifest = Manifest.load(options.folder)
-    tokenizer = load_tokenizer(options.tokenizer, manifest) if options.tokenizer else None
-    print(f"vocab_size {manifest.vocab_size:,}, tokenizer {manifest.tokenizer_sha256}")
-    if manifest.source:
-        print(f"source {json.dumps(manifest.source)}")
-    lengths = statistics.of(Path(options.folder), manifest)
-    for name, split in manifest.splits.items():
-        for line in list(statistics.lines(name, split, lengths[name]))[:2]:
-            print(line)
-    for name in manifest.splits:
-        dataset = Dataset(Path(options.folder), manifest, name)
-        print(f"\n{name}: documents by tokens")
-        for line in statistics.bars(lengths[name]):
-            print(line)
-        if options.context_length is not None:
-            print(_packed(dataset, options.context_length))
-        first = dataset.read(0, min(dataset.n_tokens, 64))
-        print(f"first tokens: {' '.join(map(str, first[:16].tolist()))}")
-        if tokenizer is not None:
-            # The 64th token may end in the middle of a character.
-            text = tokenizer.decode_bytes(first.tolist()).decode(errors="replace")
-            print(f"as text: {text!r}")
-    if options.picture is not None:
-        statistics.draw(options.picture, Path(options.folder).name, lengths)
-        print(options.picture)
-
-
-def _packed(dataset: Dataset, context_length: int) -> str:
-    """How `data.pack=true` would fill rows of this length, beside rows that are cut anywhere."""
-    if not 0 < context_length < 2**31:
-        raise ValueError(f"--context-length {context_length} must be between 1 and {2**31 - 1}")
-    lengths = dataset.lengths()
-    rows = _rust.Rows.packed(
-        dataset.tokens,
-        lengths,
-        order="sequential",
-        seed=0,
-        context_length=context_length,
-        mask_at=None,
-    )
-    filled, most = rows.filled
-    padding = 1 - filled / (rows.n_rows * context_length)
-    # Windows cut a document wherever a row ends inside it.
-    ends = np.cumsum(lengths, dtype=np.int64) - 1
-    starts = np.concatenate([[0], ends[:-1]])
-    fits = ends - starts <= context_length
-    cut = (starts // context_length != (ends - 1) // context_length) & (ends > starts)
-    share = int(np.count_nonzero(fits & cut)) / max(1, int(np.count_nonzero(fits)))
-    return (
-        f"packed into rows of {context_length:,}: {rows.n_rows:,} rows, {padding:.3%} padding, at "
-        f"most {most:,} documents per row; {np.count_nonzero(~fits):,} documents are longer than a "
-        f"row\ncut anywhere: {-(-filled // context_length):,} rows, {share:.1%} of the documents "
-        "that fit into a row are cut"
-    )
 
 
 def _verify(options: argparse.Namespace) -> None:
