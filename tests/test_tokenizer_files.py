@@ -336,3 +336,37 @@ def test_a_damaged_file_of_ranks_is_never_read_quickly_as_another(draw: st.DataO
     # Two equal tokens are refused by the tokenizer that is made of them.
     if quick is not None and len(quick) == len(quick.dict()):
         assert quick.dict() == ranks_in(damaged, Path("ranks"))
+
+
+@given(draw=st.data())
+def test_damaged_merges_are_never_read_quickly_as_others(draw: st.DataObject) -> None:
+    pairs = '[["a", "b"], ["ab", "\\u0063\\""]]'
+    whole = draw.draw(st.sampled_from([pairs, '["a b", "ab c"]']))
+    whole = '{"model": {"x": ["]", {"merges": 2}], "merges": ' + whole + ', "y": 1}, "z": null}'
+    at = draw.draw(st.integers(0, len(whole)))
+    drop = draw.draw(st.integers(0, 3))
+    put = draw.draw(st.text('"\\[]{},: \n\x00a\xe9', max_size=3))
+    damaged = (whole[:at] + put + whole[at + drop :]).encode()
+    if (found := _rust.read_merges(damaged)) is None:
+        return
+    merges, start, end = found
+    rest = damaged[:start] + json.dumps(merges.to_list()).encode() + damaged[end:]
+    try:
+        expected = json.loads(damaged)
+    except ValueError:
+        # What is wrong is outside the merges, and still there.
+        with pytest.raises(ValueError, match=":"):
+            json.loads(rest)
+        return
+    assert json.loads(rest) == expected
+    assert merges.to_list() == expected["model"]["merges"]
+
+
+def test_an_error_in_a_file_with_merges_is_said_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"model": {"merges": [["a", "b"]]},\n "version": nul}')
+    with pytest.raises(ValueError, match=r"line 2 column 13"):
+        Tokenizer.load(path)
+    path.write_text('{"model": {"type": "WordPiece", "merges": [["a", "b"]], "vocab": {}}}')
+    with pytest.raises(ValueError, match=r'merges = \[\["a", "b"\]\] is not known'):
+        Tokenizer.load(path)

@@ -81,6 +81,8 @@ def test_training_on_one_enormous_word_takes_linear_time(word: Callable[[int], s
 
 INTERRUPTED = """
 import os, signal, threading, time
+# A Ctrl-C in the middle of its import becomes an ImportError of its own.
+import numpy
 from tinylm import Tokenizer
 
 # What a shell starts in the background ignores Ctrl-C, and so do its children.

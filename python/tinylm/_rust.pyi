@@ -13,6 +13,7 @@ __all__ = [
     "HEADER_BYTES",
     "DecodeStream",
     "KeyValues",
+    "Merges",
     "Model",
     "Network",
     "Rows",
@@ -31,6 +32,7 @@ __all__ = [
     "join_counts",
     "merge_ids",
     "normalise",
+    "read_merges",
     "read_ranks",
     "train_unigram",
     "xxh3_64",
@@ -164,14 +166,34 @@ def normalise(text: str, normalizers: Sequence[dict[str, Any]]) -> str:
 def byte_tokens(vocab: dict[str, int]) -> dict[bytes, int] | None:
     """The bytes of tokens written in GPT-2's alphabet, with their ids; None if one is not."""
 
-def merge_ids(merges: list[Any], vocab: dict[str, int]) -> list[tuple[int, int]] | None:
+@final
+class Merges:
+    """The merges of a tokenizer.json, without an object for each."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether each is one string with a space between its tokens."""
+
+    def to_list(self) -> list[Any]:
+        """The list in the file."""
+
+    def using(self, texts: Sequence[str]) -> list[str]:
+        """Which of `texts` a merge takes or makes."""
+
+    def __len__(self) -> int: ...
+
+def read_merges(document: bytes) -> tuple[Merges, int, int] | None:
+    """The merges of a document, and from and to which byte they stand; None if there are none, or
+    if they are not plain."""
+
+def merge_ids(merges: list[Any] | Merges, vocab: dict[str, int]) -> list[tuple[int, int]] | None:
     """The ids of the two tokens of each merge; None if one is no merge of two tokens of `vocab`."""
 
 def every_split(tokens: dict[bytes, int] | TokenIds) -> list[tuple[int, int]]:
     """All pairs of tokens that make a token, by its id, then theirs: ranks written as merges."""
 
 def is_every_split(
-    merges: list[Any], vocab: dict[str, int], tokens: dict[bytes, int] | TokenIds
+    merges: list[Any] | Merges, vocab: dict[str, int], tokens: dict[bytes, int] | TokenIds
 ) -> bool:
     """Whether `merge_ids(merges, vocab) == every_split(tokens)`."""
 

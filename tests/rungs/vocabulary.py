@@ -1,6 +1,7 @@
 """Text to a vocabulary: how tokenizers are trained, in Rust and in lists."""
 
 import base64
+import json
 import random
 import warnings
 from itertools import product
@@ -58,6 +59,52 @@ def json_merges(draw):
     return draw(st.lists(pair | pair.map(" ".join) if vocab else st.nothing())), vocab
 
 
+def read_merges(document):
+    """The merges of a document as the file has them, and as `_rust.Merges`; None if not plain."""
+    found = _rust.read_merges(document)
+    if found is None:
+        return None
+    merges, start, end = found
+    rest = json.loads(document[:start] + b"null" + document[end:])
+    assert rest["model"].pop("merges") is None
+    return merges
+
+
+def merges_of_document(document):
+    merges = read_merges(document)
+    return json.loads(document)["model"]["merges"] if merges is None else merges.to_list()
+
+
+@st.composite
+def documents(draw):
+    """A tokenizer.json with merges, written in different ways."""
+    text = st.text(st.sampled_from('ab"\\/\n\x7f\xe9\u0120\U0001f600'), max_size=4)
+    pair = st.lists(text, min_size=2, max_size=2)
+    merges = draw(st.lists(pair, min_size=1) | st.lists(pair.map(" ".join), min_size=1))
+    model = draw(
+        st.permutations([("merges", merges), ("vocab", {"[{": 1}), ("x", [1.5, None, {}])])
+    )
+    document = draw(st.permutations([("model", dict(model)), ("y", {"merges": []}), ("z", True)]))
+    written = json.dumps(
+        dict(document), indent=draw(st.sampled_from([None, 1])), ensure_ascii=draw(st.booleans())
+    )
+    return (written.encode(),)
+
+
+def ids_of_merges(merges, vocab):
+    found = _rust.merge_ids(merges, vocab)
+    read = read_merges(json.dumps({"model": {"merges": merges}}).encode())
+    if read is not None:
+        assert len(read) == len(merges)
+        assert read.joined == isinstance(merges[0], str)
+        assert _rust.merge_ids(read, vocab) == found
+        pairs = two_of_json(merges)
+        used = {part for left, right in pairs for part in (left, right, left + right)}
+        texts = ["a", "ab", "\xe9b", "", "abab"]
+        assert read.using(texts) == [text for text in texts if text in used]
+    return found
+
+
 def splits_of(tokens):
     splits = _rust.every_split(tokens)
     vocab = {to_chars(token): id for token, id in tokens.items()}
@@ -66,6 +113,8 @@ def splits_of(tokens):
     assert _rust.is_every_split(merges, vocab, tokens)
     for other in (merges[1:], merges[::-1], [*merges[:-1], ["no", "token"]]):
         assert _rust.is_every_split(other, vocab, tokens) == (other == merges)
+        read = read_merges(json.dumps({"model": {"merges": other}}).encode())
+        assert read is None or _rust.is_every_split(read, vocab, tokens) == (other == merges)
     return splits
 
 
@@ -188,7 +237,7 @@ RUNGS = (
             lambda ranks: (ranks_file(ranks),)
         ),
         example=lambda: (ranks_file({bytes([b, 7]): b for b in range(256)}),),
-        covers=("read_ranks", "TokenIds.dict"),
+        covers=("read_ranks", "TokenIds", "TokenIds.dict"),
     ),
     rust_rung(
         "byte tokens",
@@ -203,10 +252,18 @@ RUNGS = (
     rust_rung(
         "merge ids",
         lambda merges, vocab: pairs_of_json(two_of_json(merges), vocab),
-        lambda merges, vocab: _rust.merge_ids(merges, vocab),
+        ids_of_merges,
         json_merges(),
         example=lambda: ([["a", "b"], "b a"] * 1000, {"a": 1, "b": 2}),
-        covers=("merge_ids",),
+        covers=("merge_ids", "Merges.using"),
+    ),
+    rust_rung(
+        "read merges",
+        lambda document: json.loads(document)["model"]["merges"],
+        merges_of_document,
+        documents(),
+        example=lambda: (json.dumps({"model": {"merges": [["a", "b"]] * 1000}}).encode(),),
+        covers=("read_merges", "Merges", "Merges.to_list", "Merges.joined"),
     ),
     rust_rung(
         "every split",

@@ -336,9 +336,13 @@ def digest(contents: Contents, more: Mapping[str, object]) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError with the place where it is broken."""
+    # Editors of Windows put a mark of the byte order before UTF-8.
+    return parse_json(path, path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+
+
+def parse_json(path: Path, data: bytes) -> dict[str, Any]:
+    """The object that the bytes of a JSON file say; ValueError as `read_json`."""
     try:
-        # Editors of Windows put a mark of the byte order before UTF-8.
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
         value = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None

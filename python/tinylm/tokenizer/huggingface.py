@@ -46,10 +46,12 @@ from tinylm.tokenizer.contents import (
     AddedToken,
     Contents,
     Stages,
-    read_json,
+    parse_json,
     refuse_written_alike,
 )
 
+# Editors of Windows put it before UTF-8.
+MARK = b"\xef\xbb\xbf"
 # Only a file of this name has others beside it.
 NAME = "tokenizer.json"
 KEYS = {
@@ -145,7 +147,7 @@ def _entry(token: AddedToken, as_read: Mapping[str, Any] | None) -> dict[str, An
 
 def read(path: Path) -> Contents:
     """The contents of a `tokenizer.json`; ValueError names what in it is not supported."""
-    document = read_json(path)
+    document = _read(path)
     if "model" not in document:
         if "config" in document and "vocab" in document:
             return tekken.read(path, document)
@@ -161,6 +163,23 @@ def read(path: Path) -> Contents:
     if path.name != NAME:
         return contents
     return files_beside.read(path.parent, contents, source=NAME)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The document in a file; the merges of a BPE may be a `_rust.Merges`."""
+    data = path.read_bytes().removeprefix(MARK)
+    found = _rust.read_merges(data)
+    if found is None:
+        return parse_json(path, data)
+    merges, start, end = found
+    try:
+        document = parse_json(path, data[:start] + b"[]" + data[end:])
+    except ValueError:
+        # The place of an error is that in the whole file.
+        return parse_json(path, data)
+    model = document["model"]
+    model["merges"] = merges if json_models.kind_of(model) == "BPE" else merges.to_list()
+    return document
 
 
 def contents_of(document: dict[str, Any]) -> Contents:

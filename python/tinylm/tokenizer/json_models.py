@@ -156,7 +156,9 @@ def _bpe(
 ) -> Parts:
     check_keys(model, BPE, "model.")
     options = _options(model)
-    found = checked(model["merges"], list, "model.merges")
+    found = model["merges"]
+    if not isinstance(found, _rust.Merges):
+        found = checked(found, list, "model.merges")
     missing = bytes(byte for byte, char in enumerate(BYTE_TO_CHAR) if char not in vocab)
     prefix, suffix = options["continuing_subword_prefix"], options["end_of_word_suffix"]
     unknowns = (options["unk_token"] or options["byte_fallback"]) and missing
@@ -164,9 +166,11 @@ def _bpe(
         return _char_bpe(vocab, _merges(found), options)
     # Added tokens have ids of their own, but one may be a byte or a part of a merge too.
     listed = {token.content for token in added if token.listed} - CHAR_TO_BYTE.keys()
-    merges = _merges(found) if listed else []
-    for left, right in merges:
-        listed -= {left, right, left + right}
+    if listed and isinstance(found, _rust.Merges):
+        listed -= {*found.using([*listed])}
+    elif listed:
+        for left, right in _merges(found):
+            listed -= {left, right, left + right}
     spelled = {t: id for t, id in vocab.items() if t not in listed} if listed else vocab
     # In Rust if there is nothing but bytes; slowly what is left out, or wrong.
     tokens = _rust.byte_tokens(spelled)
@@ -272,6 +276,8 @@ def ends_before_marks(parts: Parts) -> bool:
 def is_joined(model: Mapping[str, Any]) -> bool:
     """Whether the merges are written as two tokens with a space between them."""
     merges = model.get("merges")
+    if isinstance(merges, _rust.Merges):
+        return merges.joined
     return isinstance(merges, list) and bool(merges) and isinstance(merges[0], str)
 
 
@@ -295,10 +301,10 @@ def _is_bytes(token: str) -> bool:
     return CHARS.issuperset(token)
 
 
-def _merges(found: list[Any]) -> list[tuple[str, str]]:
+def _merges(found: list[Any] | _rust.Merges) -> list[tuple[str, str]]:
     """The two tokens of each merge; ValueError for what is not two tokens."""
     merges = []
-    for merge in found:
+    for merge in found.to_list() if isinstance(found, _rust.Merges) else found:
         # Older files join the two tokens with a space.
         two = merge.split(" ") if isinstance(merge, str) else merge
         if type(two) is not list or len(two) != 2 or not all(isinstance(one, str) for one in two):

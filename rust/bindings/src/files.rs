@@ -6,13 +6,15 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use tinylm_tokenizer as core;
 
 /// Adds the functions of this file to `tinylm._rust`.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Merges>()?;
     module.add_class::<TokenIds>()?;
+    module.add_function(wrap_pyfunction!(read_merges, module)?)?;
     module.add_function(wrap_pyfunction!(read_ranks, module)?)?;
     module.add_function(wrap_pyfunction!(byte_tokens, module)?)?;
     module.add_function(wrap_pyfunction!(merge_ids, module)?)?;
@@ -122,12 +124,74 @@ fn ids_of_merge(
     Ok(left.extract().ok().zip(right.extract().ok()))
 }
 
+/// The merges of a `tokenizer.json`, read without an object for each.
+#[pyclass(frozen, module = "tinylm._rust")]
+pub(crate) struct Merges {
+    merges: core::JsonMerges,
+}
+
+#[pymethods]
+impl Merges {
+    /// Whether each is one string with a space between its tokens.
+    #[getter]
+    fn joined(&self) -> bool {
+        self.merges.joined
+    }
+
+    /// The list in the file.
+    fn to_list<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for (left, right) in self.merges.iter() {
+            if self.merges.joined {
+                list.append(format!("{left} {right}"))?;
+            } else {
+                list.append(PyList::new(py, [left, right])?)?;
+            }
+        }
+        Ok(list)
+    }
+
+    /// Which of `texts` a merge takes or makes.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "pyo3 hands arguments over by value"
+    )]
+    fn using(&self, texts: Vec<PyBackedStr>) -> Vec<String> {
+        let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
+        let used = self.merges.using(&texts);
+        used.into_iter().map(Into::into).collect()
+    }
+
+    fn __len__(&self) -> usize {
+        self.merges.len()
+    }
+}
+
+/// The merges of a document, and the bytes from and to which they stand; None if they are not
+/// there, or not plain.
+#[pyfunction]
+fn read_merges(document: &[u8]) -> Option<(Merges, usize, usize)> {
+    let (merges, place) = core::read_json_merges(document)?;
+    Some((Merges { merges }, place.start, place.end))
+}
+
+/// Merges, as Python hands them over.
+#[derive(FromPyObject)]
+enum GivenMerges<'py> {
+    Read(Bound<'py, Merges>),
+    List(Bound<'py, PyList>),
+}
+
 /// The ids of the two tokens of each merge; None if one is no merge of two tokens of `vocab`.
 #[pyfunction]
 fn merge_ids(
-    merges: &Bound<'_, PyList>,
+    merges: GivenMerges<'_>,
     vocab: &Bound<'_, PyDict>,
 ) -> PyResult<Option<Vec<(u32, u32)>>> {
+    let merges = match merges {
+        GivenMerges::Read(read) => return ids_of_read(&read.get().merges, vocab),
+        GivenMerges::List(list) => list,
+    };
     let mut pairs = Vec::with_capacity(merges.len());
     for merge in merges {
         let Some(pair) = ids_of_merge(&merge, vocab)? else {
@@ -136,6 +200,19 @@ fn merge_ids(
         pairs.push(pair);
     }
     Ok(Some(pairs))
+}
+
+/// As `merge_ids`.
+fn ids_of_read(
+    merges: &core::JsonMerges,
+    vocab: &Bound<'_, PyDict>,
+) -> PyResult<Option<Vec<(u32, u32)>>> {
+    let mut tokens: Vec<(PyBackedStr, u32)> = Vec::with_capacity(vocab.len());
+    for (token, id) in vocab {
+        tokens.push((token.extract()?, id.extract()?));
+    }
+    let ids = tokens.iter().map(|(token, id)| (&**token, *id)).collect();
+    Ok(merges.ids(&ids))
 }
 
 /// All pairs of tokens that make a token, by its id, then theirs: ranks written as merges.
@@ -153,11 +230,18 @@ fn every_split(tokens: Given<'_>) -> PyResult<Vec<(u32, u32)>> {
 /// Whether `merge_ids(merges, vocab) == every_split(tokens)`, without the objects of either.
 #[pyfunction]
 fn is_every_split(
-    merges: &Bound<'_, PyList>,
+    merges: GivenMerges<'_>,
     vocab: &Bound<'_, PyDict>,
     tokens: Given<'_>,
 ) -> PyResult<bool> {
     let splits = every_split(tokens)?;
+    let merges = match merges {
+        GivenMerges::Read(read) => {
+            let merges = &read.get().merges;
+            return Ok(splits.len() == merges.len() && ids_of_read(merges, vocab)? == Some(splits));
+        }
+        GivenMerges::List(list) => list,
+    };
     if splits.len() != merges.len() {
         return Ok(false);
     }
