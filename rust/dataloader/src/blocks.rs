@@ -45,17 +45,21 @@ struct Latest {
 }
 
 impl Blocks {
-    /// An empty cache. A capacity of 0 keeps nothing.
-    pub(crate) fn new(capacity: usize) -> Self {
+    /// An empty cache for as many blocks of at most `size` bytes as `capacity` whole ones take. A
+    /// capacity of 0 keeps nothing.
+    pub(crate) fn new(capacity: usize, size: usize) -> Self {
+        let whole = BLOCK_BYTES / size.clamp(1, BLOCK_BYTES);
+        let together = TOGETHER.min(capacity).max(1) * whole;
+        let capacity = capacity * whole;
         Self {
             latest: Mutex::default(),
             capacity,
             // A few more are being read into, or out of while they are no longer kept.
             pool: Pool::with(
-                BLOCK_BYTES,
-                capacity + TOGETHER,
+                size,
+                capacity + together,
                 Vec::new(),
-                Box::new(move || parts(capacity.clamp(1, TOGETHER), BLOCK_BYTES)),
+                Box::new(move || parts(together, size)),
             ),
         }
     }

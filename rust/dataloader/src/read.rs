@@ -97,7 +97,7 @@ impl Tokens {
             shards: Vec::new(),
             width,
             total: ((*bytes).as_ref().len() / width.bytes()) as u64,
-            blocks: Blocks::new(0),
+            blocks: Blocks::new(0, 1),
             memory: Some(bytes),
             process: std::process::id(),
         }
@@ -121,11 +121,13 @@ impl Tokens {
             total += shard.tokens();
             shards.push((first, shard));
         }
+        // Many small shards have short blocks, of which a window of the shuffle has many.
+        let largest = shards.iter().map(|(_, shard)| shard.size(0)).max();
         Ok(Self {
             shards,
             width,
             total,
-            blocks: Blocks::new(cached),
+            blocks: Blocks::new(cached, largest.unwrap_or(0).max(1)),
             memory: None,
             process: std::process::id(),
         })
