@@ -6,9 +6,9 @@
 
 | part   | what it measures                                                                      |
 |--------|---------------------------------------------------------------------------------------|
-| warm   | tokens a second from the page cache, alone, on one core, and beside a busy core        |
+| warm   | tokens per second from the page cache, alone, on one core, and beside a busy core      |
 | next   | how long the training loop waits for a batch, and for the first one                    |
-| cold   | tokens a second of files that are not in memory, and the bytes read for each byte      |
+| cold   | tokens per second of files that are not in memory, and the bytes read for each byte    |
 | resume | the size of a state, and the time from it to a batch                                   |
 | memory | what a process holds while it streams a file four times its limit                      |
 
@@ -110,7 +110,7 @@ def copy_speed() -> float:
 
 
 def raced(contenders: dict[str, Iterator[Any]], rounds: int, seconds: float = 0.5) -> Any:
-    """M tokens a second of each in every round, and our speed over it; the first round warms up."""
+    """M tokens per second of each in every round, and our speed over it; the first round warms up."""
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, batches in contenders.items():

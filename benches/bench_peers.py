@@ -1,7 +1,7 @@
-"""The tokenizer and the loader against those that people use, in one run on this machine.
+"""The tokenizer against those that people use, in one run on this machine.
 
     python benches/bench_peers.py                      all of it, on the standard library's sources
-    python benches/bench_peers.py encode decode        these; also: train load
+    python benches/bench_peers.py encode decode        these; also: train
     python benches/bench_peers.py --json peers.json    the figures too
 
 Before anything is timed, every contender must give the same result: a fast wrong answer has no
@@ -24,13 +24,10 @@ from typing import Any
 import numpy as np
 import tiktoken
 import tokenizers
-import torch
 from race import OURS, Race, check, measure, report
-from torch.utils.data import DataLoader
 
 from tinylm import Tokenizer, corpus
-from tinylm.data import Dataset, Loader, ShardWriter
-from tinylm.reference import order, patterns
+from tinylm.reference import patterns
 
 try:
     import gigatoken
@@ -38,7 +35,6 @@ except ImportError:
     gigatoken = None
 
 VOCAB, PATTERN, EOS = 8192, "gpt4", "<|endoftext|>"
-BATCH, LENGTH, SEED = 32, 512, 1
 
 
 def texts() -> list[str]:
@@ -173,119 +169,7 @@ def train(documents: list[str], tokenizer: Tokenizer, folder: Path) -> Iterator[
     yield Race(f"train {VOCAB:,} tokens", megabytes, "MB/s", runs, fresh)
 
 
-class Windows(torch.utils.data.Dataset):
-    """Row i of the tokens, as a map-style dataset has it."""
-
-    def __init__(self, ids: np.ndarray) -> None:
-        self.ids = ids
-
-    def __len__(self) -> int:
-        return (len(self.ids) - 1) // LENGTH
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        window = torch.from_numpy(self.ids[i * LENGTH : (i + 1) * LENGTH + 1].astype(np.int64))
-        return window[:-1], window[1:]
-
-
-def get_batch(ids: np.ndarray, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch as nanoGPT's train.py makes it: random windows, stacked one by one."""
-    starts = random.integers(0, len(ids) - LENGTH, BATCH)
-    x = torch.stack([torch.from_numpy(ids[i : i + LENGTH].astype(np.int64)) for i in starts])
-    y = torch.stack(
-        [torch.from_numpy(ids[i + 1 : i + 1 + LENGTH].astype(np.int64)) for i in starts]
-    )
-    return x, y
-
-
-def gathered(ids: np.ndarray, starts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch by one gather over a view of all windows: the best that NumPy alone gives."""
-    windows = np.lib.stride_tricks.sliding_window_view(ids, LENGTH + 1)
-    both = torch.from_numpy(windows[starts].astype(np.int64))
-    return both[:, :-1], both[:, 1:]
-
-
-def load(documents: list[str], tokenizer: Tokenizer, folder: Path) -> Iterator[Race]:
-    """Shards to batches of tokens and targets."""
-    with ShardWriter(folder / "shards", tokenizer=tokenizer) as writer:
-        for text in documents:
-            ids = tokenizer.encode_array(text, special="text")
-            writer.add(ids, n_bytes=len(text.encode()))
-    data = Dataset.open(folder / "shards")
-    check_rows(data)
-    flat = folder / "tokens.bin"
-    data.read(0, data.n_tokens).astype(np.uint16).tofile(flat)
-    rows = (data.n_tokens - 1) // LENGTH
-    batches = 8 * rows // BATCH
-    yield Race(
-        f"load batches of {BATCH} x {LENGTH}, 8 epochs",
-        batches * BATCH * LENGTH / 1e6,
-        "M tokens/s",
-        {
-            OURS: lambda loader: draw(loader, batches),
-            "nanoGPT's get_batch": lambda ids: draw_nanogpt(ids, batches),
-            "a gather in NumPy": lambda ids: draw_gathered(ids, batches),
-            "torch DataLoader": lambda loader: draw(again(loader), batches),
-            "torch DataLoader, 2 workers": lambda loader: draw(again(loader), batches),
-        },
-        {
-            OURS: lambda: Loader(data, batch_size=BATCH, context_length=LENGTH, seed=SEED),
-            "nanoGPT's get_batch": lambda: np.memmap(flat, np.uint16, "r"),
-            "a gather in NumPy": lambda: np.memmap(flat, np.uint16, "r"),
-            "torch DataLoader": lambda: torch_loader(flat, 0),
-            "torch DataLoader, 2 workers": lambda: torch_loader(flat, 2),
-        },
-    )
-
-
-def check_rows(data: Dataset) -> None:
-    """Our batches hold the windows that the definition names; theirs are windows by their code."""
-    ids = data.read(0, data.n_tokens).tolist()
-    with Loader(data, batch_size=BATCH, context_length=LENGTH, seed=SEED) as loader:
-        for number in range(10):
-            batch = next(loader)
-            for place, (tokens, targets) in enumerate(
-                zip(*map(torch.Tensor.tolist, (batch.tokens, batch.targets)), strict=True)
-            ):
-                i = number * BATCH + place
-                begin = order.start("shuffle", SEED, len(ids), LENGTH, LENGTH, 0, i)
-                check((tokens, targets) == order.row(ids, begin, LENGTH), f"row {i} is another")
-
-
-def torch_loader(path: Path, workers: int) -> DataLoader:
-    """torch's own, shuffled."""
-    data = Windows(np.memmap(path, np.uint16, "r"))
-    return DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True)
-
-
-def again(loader: DataLoader) -> Iterator[Any]:
-    """One epoch after the other."""
-    while True:
-        yield from loader
-
-
-def draw(batches: Iterator[Any], n: int) -> None:
-    """Take `n` batches."""
-    for _ in range(n):
-        next(batches)
-
-
-def draw_nanogpt(ids: np.ndarray, n: int) -> None:
-    """Take `n` batches of random windows."""
-    random = np.random.default_rng(SEED)
-    for _ in range(n):
-        get_batch(ids, random)
-
-
-def draw_gathered(ids: np.ndarray, n: int) -> None:
-    """Take `n` batches of a shuffled epoch, and of the next."""
-    random = np.random.default_rng(SEED)
-    rows = (len(ids) - 1) // LENGTH
-    starts = np.concatenate([random.permutation(rows) for _ in range(1 + n * BATCH // rows)])
-    for first in range(0, n * BATCH, BATCH):
-        gathered(ids, starts[first : first + BATCH] * LENGTH)
-
-
-PARTS = {part.__name__: part for part in (encode, decode, train, load)}
+PARTS = {part.__name__: part for part in (encode, decode, train)}
 
 
 def main() -> None:

@@ -79,8 +79,8 @@ RUST = [
     ),
     Mutant(
         "rust/tokenizer/src/added.rs",
-        "self.divide(text, between, late, policy, each)",
-        "each(between)",
+        "self.divide(text, between, late, policy, interrupt, each)",
+        "each(between, interrupt)",
         "added_tokens",
     ),
     Mutant(
