@@ -110,7 +110,7 @@ def copy_speed() -> float:
 
 
 def raced(contenders: dict[str, Iterator[Any]], rounds: int, seconds: float = 0.5) -> Any:
-    """M tokens per second of each in every round, and our speed over it; the first round warms up."""
+    """M tokens per second of each in every round, and our speed over it; the first warms up."""
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, batches in contenders.items():
