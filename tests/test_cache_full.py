@@ -54,8 +54,11 @@ def check(config, seed, kind, data):
     with inference(model):
         held = cache.build(model, ROWS, LENGTH, name, **options)
         found, full = cached(model, held, ids, data), model(ids)
-    # Relative to the largest: the logits of a model of random weights pass 1,000.
-    assert (found - full).abs().max() <= 1e-5 * full.abs().max().clamp(min=1)
+        exact = build(config, seed, torch.float64)(ids)
+    # Relative to the largest: the logits of a model of random weights pass 1,000. Some models make
+    # more of a rounding, which shows in the pass without a cache too.
+    off = (full - exact).abs().max()
+    assert (found - full).abs().max() <= 1e-5 * full.abs().max().clamp(min=1) + 8 * off
 
 
 @settings(max_examples=8, deadline=None)
