@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,45 @@ def begun(texts, folder):
     return sorted(folder.glob("jobs/*/*.json"))
 
 
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ("fraction", r"val_fraction 0.3, not 0.4\)"),
+        ("tokenizer", r"tokenizer b{16}, not c{16}\)"),
+        ("file", r"text 20 files, [\d,]+ bytes, \w{16}, not 19 files, [\d,]+ bytes, \w{16}\)"),
+        ("job_bytes", r"job_bytes 300, not 900\)"),
+        ("no plan", "it does not say which"),
+    ],
+)
+def test_a_rank_leaves_jobs_of_another_plan_and_names_the_difference(
+    change, difference, texts, tmp_path
+):
+    tokenizers = [Bytes(), Bytes()]
+    for tokenizer, digit in zip(tokenizers, "bc", strict=True):
+        tokenizer.sha256 = digit * 64
+    source, job_bytes = tmp_path / "texts", JOB
+    shutil.copytree(texts, source)
+    out = tmp_path / "out"
+    prepare_share(opened(source), tokenizers[0], out, rank=0, world=2, job_bytes=JOB)
+    if change == "file":
+        (source / "03.txt").unlink()
+    if change == "job_bytes":
+        job_bytes = 900
+    if change in ("no plan", "fraction"):
+        other = corpus.open(str(source), val_fraction=0.4)
+    else:
+        other = opened(source)
+    if change == "no plan":
+        next(out.glob("jobs/*/plan")).unlink()
+    before = contents(out)
+    tokenizer = tokenizers[change == "tokenizer"]
+    with pytest.raises(
+        FileExistsError, match=f"done jobs of another plan .{difference}.*every rank"
+    ):
+        prepare_share(other, tokenizer, out, rank=1, world=2, job_bytes=job_bytes)
+    assert contents(out) == before
+
+
 @pytest.mark.parametrize("damage", ["row", "cut row", "shard", "lengths", "cut shard"])
 def test_a_job_whose_row_or_files_are_damaged_is_done_again(damage, texts, whole, tmp_path):
     row = begun(texts, tmp_path)[1]
@@ -153,6 +193,19 @@ def test_a_job_whose_row_or_files_are_damaged_is_done_again(damage, texts, whole
         path = next(job.glob("*.bin"))
         path.write_bytes(path.read_bytes()[:-2])
     prepare(opened(texts), Bytes(), tmp_path, job_bytes=JOB)
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_shard_of_a_done_job_with_a_changed_byte_is_made_again(alone, texts, whole, tmp_path):
+    row = begun(texts, tmp_path)[1]
+    path = next(row.with_suffix("").glob("*.bin"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    finish = prepare if alone else partial(prepare_share, rank=1, world=2)
+    with pytest.warns(UserWarning, match=rf"{path.name}: corrupt at byte .*: job 2 is done again"):
+        finish(opened(texts), Bytes(), tmp_path, job_bytes=JOB)
     assert contents(tmp_path) == whole
 
 
@@ -186,7 +239,9 @@ def test_jobs_of_another_text_make_room(texts, whole, tmp_path):
         pytest.raises(BlockingIOError, match="wait for it, or name another folder"),
     ):
         prepare(opened(texts), Bytes(), tmp_path / "shards", job_bytes=JOB)
-    prepare(opened(texts), Bytes(), tmp_path / "shards", job_bytes=JOB)
+    removed = r"removed \d+ done jobs of another plan .text 20 files, "
+    with pytest.warns(UserWarning, match=removed):
+        prepare(opened(texts), Bytes(), tmp_path / "shards", job_bytes=JOB)
     assert contents(tmp_path / "shards") == whole
 
 

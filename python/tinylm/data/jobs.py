@@ -1,15 +1,19 @@
 """The work of `prepare` in jobs of a few files each, which any process does in any order.
 
+    FOLDER/jobs/PLAN/plan         what decides the bytes, for who comes with another plan
     FOLDER/jobs/PLAN/00003/       the shards of job 3, until all jobs are done
     FOLDER/jobs/PLAN/00003.json   its row: job 3 is done
 
 The plan is a function of the corpus alone, so the shards are the same however many processes
 share the work and whatever ends some of them: a job that has a row is never done again, and one
 without is done anew. PLAN is a hash of all that decides the bytes. When every row is there, the
-shards move to FOLDER under names in the order of the jobs, and the manifest is written.
+hashes of the shards are checked, the shards move to FOLDER under names in the order of the jobs,
+and the manifest is written.
 """
 
+import errno
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 NAME = "jobs"
 # Beside the plans: what was found of the files of the text.
 FOUND = "found"
+_PLAN = "plan"
 # Text of a job: what a killed process loses is some seconds of work, and its shard of uint16 has
 # about half of the 100 million tokens at which shards are cut.
 JOB_BYTES = 256 << 20
@@ -83,20 +88,64 @@ class Jobs:
             section.counts is not None for section in corpus.sections
         )
         self.home = folder / NAME / manifest.digest(content)[:16]
+        # The same in words.
+        text = f"{corpus.files:,} files, {corpus.bytes:,} bytes, {corpus.fingerprint[:16]}"
+        self._plan = {
+            **settings,
+            "kind": corpus.kind,
+            "text": text,
+            "tokenizer": tokenizer.sha256[:16],
+            "job_bytes": job_bytes,
+        }
+        # Jobs whose hashes this process knows to be right.
+        self._written: set[int] = set()
 
-    def begin(self) -> None:
-        """Make the folder of the jobs, and remove those of another text; needs the folder's lock.
+    def begin(self, *, alone: bool) -> None:
+        """Make the folder of the jobs; needs the folder's lock.
 
-        Raises `BlockingIOError` while another process works at one of those.
+        Jobs that were done by another plan are removed, with a warning, by a process that works
+        `alone`. One of several must not: they may be the jobs of the others, and that is
+        `FileExistsError`, which names what differs. `BlockingIOError` while another process works
+        at one of them.
         """
-        for other in sorted((self.folder / NAME).glob("*")):
-            if other != self.home and other.name != FOUND:
-                _remove(other)
+        kept = (self.home, self.folder / NAME / FOUND)
+        others = [path for path in sorted((self.folder / NAME).glob("*")) if path not in kept]
+        found = {path: text for path in others if (text := self._describe(path))}
+        if found and not alone:
+            advice = (
+                "give every rank the same text and settings, name another folder, or remove "
+                f"{self.folder / NAME}"
+            )
+            text = f"the folder holds {next(iter(found.values()))}: {advice}"
+            raise FileExistsError(errno.EEXIST, text, str(self.folder))
+        for other in others:
+            _remove(other)
+            if other in found:
+                warnings.warn(f"{self.folder}: removed {found[other]}", stacklevel=3)
         self.home.mkdir(parents=True, exist_ok=True)
         disk.remove_parts(self.home)
+        if not (self.home / _PLAN).exists():
+            manifest.save(self.home / _PLAN, self._plan)
         if self.open_jobs():
             # What a process that was killed left there; no shard of these jobs has moved yet.
             remove_leftovers(self.folder)
+
+    def _describe(self, other: Path) -> str:
+        """What is done of another plan, and how it differs from this one; empty if nothing is."""
+        rows = len([*other.glob("*.json")])
+        if not rows:
+            return ""
+        jobs = f"{rows:,} done job{'s' * (rows > 1)} of another plan"
+        try:
+            found = manifest.load(other / _PLAN)
+        except (OSError, ValueError):
+            return f"{jobs} (it does not say which)"
+        names = [n for n in {**found, **self._plan} if found.get(n) != self._plan.get(n)]
+        if len(names) > 1 and "text" in names:
+            # The fingerprint of a text changes with its settings too: they say more.
+            names.remove("text")
+        differs = [f"{name} {found.get(name)}, not {self._plan.get(name)}" for name in names]
+        return f"{jobs} ({'; '.join(differs) or 'files of other sizes'})"
 
     def open_jobs(self) -> list[Job]:
         """The jobs that have no row or whose files are not those of their row."""
@@ -125,6 +174,7 @@ class Jobs:
                 if self._counts_apart:
                     row["filtered"] = [asdict(count) for count in self._counted(job)]
                 manifest.save(self._row_path(job), row)
+                self._written.add(job.number)
             except BaseException:
                 # A row that could not be brought to the disk must not outlive its shards.
                 self._row_path(job).unlink(missing_ok=True)
@@ -143,6 +193,31 @@ class Jobs:
             f"{len(left):,} of {len(self.jobs):,} jobs are left and need about {wanted:,} bytes, "
             f"{free:,} are free: make room and give the command again; it goes on from there"
         )
+
+    def drop_damaged(self) -> None:
+        """Check the hashes of all shards that others wrote; a job with a wrong one is open again.
+
+        When all jobs are done, and before `finish`; needs the folder's lock. Reads the shards.
+        """
+        dropped = False
+        for job in self.jobs:
+            if job.number in self._written:
+                continue
+            splits = self._row(job) or {}
+            try:
+                for name in splits:
+                    for _ in self._dataset(job, splits, name).verify():
+                        pass
+            except FileNotFoundError:
+                # It has moved: a process was killed in `finish`, before which it was checked.
+                continue
+            except ValueError as error:
+                warnings.warn(f"{error}: job {job.number} is done again", stacklevel=3)
+                self._row_path(job).unlink()
+                dropped = True
+        if dropped:
+            # Of a process that was killed in `finish`; without all rows its jobs count as open.
+            remove_leftovers(self.folder)
 
     def finish(self) -> dict[str, Split]:
         """The shards of all jobs to `folder`, in their order; needs its lock.
@@ -246,11 +321,13 @@ class Jobs:
             return False
         try:
             for name in splits:
-                dataset = Dataset(self._place(job), replace(self._empty, splits=splits), name)
-                dataset.lengths()
+                self._dataset(job, splits, name).lengths()
         except (OSError, ValueError):
             return False
         return True
+
+    def _dataset(self, job: Job, splits: dict[str, Split], name: str) -> Dataset:
+        return Dataset(self._place(job), replace(self._empty, splits=splits), name)
 
 
 def clear(folder: Path) -> None:

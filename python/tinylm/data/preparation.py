@@ -66,7 +66,9 @@ def prepare(
     The files of the corpus are done in jobs of about `job_bytes` of text (`data.jobs`), each with
     shards of its own. If the run fails, is interrupted or killed, the jobs that were done are
     done: the next call goes on after them, to the same shards. `run` does jobs, here or elsewhere
-    (`data.cluster`); `prepare_share` does those of one of several processes.
+    (`data.cluster`); `prepare_share` does those of one of several processes. Jobs done by another
+    text, tokenizer or setting make room, with a warning. A job whose shards do not have their
+    hashes at the end is done again, with a warning.
 
     Memory is a few dozen megabytes beside the tokenizer, also for a text of one document: it is
     encoded in parts, by all cores, with the same ids as in the whole. A document between marks or
@@ -86,11 +88,11 @@ def prepare(
             # Again, under the lock: the process that this one waited for may have made it.
             return _reuse(folder, corpus, tokenizer)
         _clean(folder)
-        work.begin()
         try:
+            work.begin(alone=True)
             if todo := work.open_jobs():
                 run(work, todo)
-            return _finish(work, corpus, tokenizer, folder)
+            return _finish(work, corpus, tokenizer, folder, run)
         finally:
             # Nothing is left of an error at the first job.
             work.end_if_empty()
@@ -109,7 +111,9 @@ def prepare_share(
 
     The process that ends last writes the manifest; before that the answer is None. The shards are
     those of `prepare`, to the byte. The processes need to share nothing but the folder. If one is
-    killed, give its command again, or call `prepare`, which does what is left.
+    killed, give its command again, or call `prepare`, which does what is left. A folder with done
+    jobs of another text, tokenizer or setting is refused with `FileExistsError`, which names the
+    difference: nothing of it is removed.
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} must be at least 0 and below world {world}")
@@ -121,7 +125,7 @@ def prepare_share(
         if (folder / NAME).exists():
             return _reuse(folder, corpus, tokenizer)
         _clean(folder)
-        work.begin()
+        work.begin(alone=False)
         mine = [job for job in work.open_jobs() if job.number % world == rank]
     # Without the lock: the other processes work at the same time, each at its own jobs.
     try:
@@ -135,7 +139,7 @@ def prepare_share(
             return _reuse(folder, corpus, tokenizer)
         if work.open_jobs():
             return None
-        return _finish(work, corpus, tokenizer, folder)
+        return _finish(work, corpus, tokenizer, folder, run_here)
 
 
 def _jobs(corpus: Corpus, tokenizer: "Tokenizer", folder: Path, job_bytes: int) -> Jobs:
@@ -151,8 +155,17 @@ def _clean(folder: Path) -> None:
     (folder / _OLD_PART).unlink(missing_ok=True)
 
 
-def _finish(work: Jobs, corpus: Corpus, tokenizer: "Tokenizer", folder: Path) -> Manifest:
+def _finish(
+    work: Jobs,
+    corpus: Corpus,
+    tokenizer: "Tokenizer",
+    folder: Path,
+    run: Callable[[Jobs, list[Job]], None],
+) -> Manifest:
     """The manifest, when all jobs are done; the caller holds the folder's lock."""
+    work.drop_damaged()
+    if todo := work.open_jobs():
+        run(work, todo)
     manifest = replace(
         empty_manifest(tokenizer),
         splits=work.finish(),

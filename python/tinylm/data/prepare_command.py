@@ -68,7 +68,9 @@ def add(subparsers: Any) -> None:
         type=int,
         metavar="N",
         help="processes that share the work, each given this command with a rank of its own; the "
-        "last to finish writes the manifest",
+        "last to finish writes the manifest. Each filters the whole text for duplicates, and "
+        "copies all of it to be shuffled: what is shared then is the encoding. A folder with jobs "
+        "of another text or setting is refused; without --world they are removed",
     )
     command.add_argument(
         "--engine",
