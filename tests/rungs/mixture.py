@@ -70,9 +70,10 @@ def mixtures(draw):
     n_rows = draw(st.lists(st.integers(1, 5) | st.integers(1, 3000), min_size=n, max_size=n))
     weight = st.integers(0, 9) | st.sampled_from([0, 1, 300])
     weights = st.lists(weight, min_size=n, max_size=n).filter(any)
-    begins = sorted({0, *draw(st.lists(st.integers(0, 2000), max_size=3))})
+    begin = st.integers(0, 2000) | st.integers(0, 90)
+    begins = sorted({0, *draw(st.lists(begin, max_size=3))})
     stages = [(begin, shares(draw(weights))) for begin in begins]
-    first = draw(st.integers(0, 3000) | st.integers(0, 1 << 40))
+    first = draw(st.integers(0, 3000) | st.integers(0, 90) | st.integers(0, 1 << 40))
     return n_rows, stages, draw(WORDS), first
 
 

@@ -115,8 +115,8 @@ RUST = [
     ),
     Mutant(
         "rust/dataloader/src/mix.rs",
-        "(stage.first_row + rows / 2) / rows",
-        "stage.first_row / rows",
+        "key(&[seed, MIX, first_row])",
+        "key(&[seed, MIX, begin])",
         "mixture",
     ),
     Mutant(

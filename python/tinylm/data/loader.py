@@ -60,8 +60,9 @@ class Loader(AbstractContextManager["Loader"]):
     batches say where the documents of a row are.
 
     Of several datasets, `weights` are the shares of the tokens, or {row of the run: weights from
-    there on}. Every 256 rows (more if a share is below 1/256) have each source within one row of
-    its share, and the rows of a source are those that it has alone, epoch after epoch.
+    there on}. Every 32 rows (more if a share is below 1/32) after weights begin, each source is
+    within one row of its share. If others begin between, it is so on average. The rows of a source
+    are those that it has alone, epoch after epoch.
 
     A batch lies in one block of memory, which is filled again once nobody holds a tensor of it: a
     batch that is kept never changes. `Batch.long` widens batches of `dtype="uint16"`.

@@ -20,8 +20,9 @@ from tinylm.data.arrays import ArrayDataset, Source
 # What the shares of a stage add up to, and the least above 0 (`rust/dataloader/src/mix.rs`).
 WHOLE = 1 << 32
 LEAST = WHOLE >> 16
-# Stages that follow one straight line of a course.
-STAIRS = 32
+# Stages that follow one straight line of a course, at most, and the least rows of each: those of a
+# block, as shares hold on average only in less.
+STAIRS, STAIR_ROWS = 32, 32
 
 One = Source | NDArray[Any]
 Sources = One | Sequence[One]
@@ -94,7 +95,7 @@ def staged(
     found: dict[int, list[float]] = {}
     for begin, end in pairwise(places):
         constant = all(course.at(begin) == course.at(end) for course in courses)
-        n = 1 if constant else STAIRS
+        n = 1 if constant else min(STAIRS, max(1, (rows(end) - rows(begin)) // STAIR_ROWS))
         for step in range(n):
             at = begin + (end - begin) * step / n
             middle = begin + (end - begin) * (step + 0.5) / n

@@ -1,6 +1,6 @@
 //! The plan of rows from several sources, in shares that are exact.
 //!
-//! Rows are cut into blocks of a few hundred. What a source has given by the end of a block is its
+//! Rows are cut into blocks of a few dozen. What a source has given by the end of a block is its
 //! share of all rows until there, rounded so that the numbers add up to the rows (largest
 //! remainders). So every block ends within one row of every share, and any block is computed
 //! without those before it. Inside a block the sources are shuffled:
@@ -15,9 +15,11 @@
 //! The k-th row of a source over the run is row `k % n` of its epoch `k / n`, in the order that it
 //! has alone. A mixture has one epoch without an end; what repeats is its sources.
 //!
-//! Weights that change over a run are [`Stage`]s of constant shares. A stage begins with a block
-//! and counts from there, so a row is found by a bisection of the stages, and no table grows with
-//! the rows.
+//! Weights that change over a run are [`Stage`]s of constant shares. A stage begins exactly at its
+//! row, with a block, and counts from there. The last block before it is cut: its rows are the first
+//! of a shuffled block, so the shares hold there on average. What the stages before have given is
+//! summed once, when the plan is made, so a row is found by a bisection of the stages, and no table
+//! grows with the rows.
 //!
 //! A row costs a look-up in the table of its block and one division, before what its source's plan
 //! costs. The table is made anew for each block, in time for its rows and `S log S` for S sources.
@@ -39,7 +41,7 @@ const SOURCES: u64 = 6;
 /// What the shares of a stage add up to.
 pub const WHOLE: u64 = 1 << 32;
 /// Rows of a block, if no share is too small for it.
-const BLOCK_ROWS: u64 = 256;
+const BLOCK_ROWS: u64 = 32;
 /// The least share above 0: one row of the largest block, whose table takes 512 KiB.
 pub const LEAST_SHARE: u64 = WHOLE >> 16;
 /// Far more sources than anybody names, and few enough for 16 bits.
@@ -51,7 +53,7 @@ const MOST_CACHED: u64 = 8 * 2 * WINDOW_BLOCKS * BLOCK_TOKENS;
 /// Shares that hold from a row of the run on.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    /// It begins at the block that is nearest to this row.
+    /// The row of the run with which it begins.
     pub first_row: u64,
     /// A number for each source; [`WHOLE`] together.
     pub shares: Vec<u64>,
@@ -62,7 +64,6 @@ pub struct Stage {
 pub struct Mixture<P> {
     plans: Vec<P>,
     seed: u64,
-    block_rows: u64,
     stages: Arc<[Begun]>,
     scattered: bool,
     /// The block of the row asked for last.
@@ -72,20 +73,22 @@ pub struct Mixture<P> {
 /// A stage, and what was given before it.
 #[derive(Debug)]
 struct Begun {
-    first_block: u64,
+    first_row: u64,
+    /// The row with which the next stage begins.
+    end_row: u64,
+    block_rows: u64,
     shares: Vec<u64>,
     before: Vec<u64>,
 }
 
-/// Which source gives each row of a block.
+/// Which source gives each row of a block, as far as its stage goes.
 #[derive(Clone, Debug, Default)]
 struct Block {
-    /// None before the first row.
-    number: Option<u64>,
-    /// The rows that each source gave before it, and before the block after it.
+    first_row: u64,
+    /// The rows that each source gives before it.
     before: Vec<u64>,
-    after: Vec<u64>,
-    /// The source of each row, and how many of its rows in the block come before.
+    /// The source of each row, and how many of its rows in the block come before. Empty before the
+    /// first row is asked for.
     rows: Vec<(u16, u32)>,
 }
 
@@ -121,9 +124,8 @@ fn quotas(shares: &[u64], rows: u64) -> Vec<u64> {
 /// Rows of a block: a power of two, enough for each share above 0 to be a row of it.
 ///
 /// With a row in every block, a rounded number never falls from one block to the next.
-fn block_rows(stages: &[Stage]) -> u64 {
-    let shares = stages.iter().flat_map(|stage| &stage.shares);
-    let least = shares.copied().filter(|&share| share > 0).min();
+fn block_rows(shares: &[u64]) -> u64 {
+    let least = shares.iter().copied().filter(|&share| share > 0).min();
     let enough = WHOLE.div_ceil(least.unwrap_or(WHOLE)).next_power_of_two();
     enough.max(BLOCK_ROWS)
 }
@@ -169,19 +171,23 @@ impl<P: Plan> Mixture<P> {
             let problem = "the rows of all sources must have one length, and be packed or not";
             return Err(Error::Invalid(problem.to_owned()));
         }
-        let rows = block_rows(stages);
-        let mut begun: Vec<Begun> = Vec::new();
-        for stage in stages {
-            let first_block = (stage.first_row + rows / 2) / rows;
-            let before = begun.last().map_or_else(
-                || vec![0; plans.len()],
-                |last| last.before(first_block, rows),
-            );
-            begun.push(Begun {
-                first_block,
+        let mut begun: Vec<Begun> = Vec::with_capacity(stages.len());
+        let mut before = vec![0; plans.len()];
+        let ends = stages.iter().skip(1).map(|stage| stage.first_row);
+        for (stage, end_row) in stages.iter().zip(ends.chain([u64::MAX])) {
+            let next = Begun {
+                first_row: stage.first_row,
+                end_row,
+                block_rows: block_rows(&stage.shares),
                 shares: stage.shares.clone(),
                 before,
-            });
+            };
+            // No stage follows the last one.
+            before = match end_row {
+                u64::MAX => Vec::new(),
+                end => next.block(seed, end - 1).counts(end),
+            };
+            begun.push(next);
         }
         let two_windows = 2 * WINDOW_BLOCKS * BLOCK_TOKENS;
         let cached = |plan: &P| {
@@ -193,7 +199,6 @@ impl<P: Plan> Mixture<P> {
         Ok(Self {
             plans,
             seed,
-            block_rows: rows,
             stages: begun.into(),
             scattered,
             block: Block::default(),
@@ -202,13 +207,8 @@ impl<P: Plan> Mixture<P> {
 
     /// The rows that each source gives before row `i`.
     pub fn counts(&mut self, i: u64) -> Vec<u64> {
-        self.enter(i / self.block_rows);
-        let mut counts = self.block.before.clone();
-        let place = (i % self.block_rows) as usize;
-        for &(source, _) in self.block.rows.iter().take(place) {
-            counts[usize::from(source)] += 1;
-        }
-        counts
+        self.enter(i);
+        self.block.counts(i)
     }
 
     /// The plans of the sources.
@@ -216,56 +216,55 @@ impl<P: Plan> Mixture<P> {
         &self.plans
     }
 
-    /// The rows that each source gives before a block.
-    fn before(&self, block: u64) -> Vec<u64> {
-        let after = self
-            .stages
-            .partition_point(|stage| stage.first_block <= block);
-        // The first stage begins at block 0, so there is one before.
-        self.stages[after.saturating_sub(1)].before(block, self.block_rows)
-    }
-
-    /// Moves to a block.
-    fn enter(&mut self, number: u64) {
-        if self.block.number == Some(number) {
+    /// Moves to the block of row `i`.
+    #[inline]
+    fn enter(&mut self, i: u64) {
+        // Rows before the block wrap around and are as far away as those after it.
+        if i.wrapping_sub(self.block.first_row) < self.block.rows.len() as u64 {
             return;
         }
-        let after = self.before(number + 1);
-        // Most blocks follow the one before: its end is their beginning.
-        let before = if number > 0 && self.block.number == Some(number - 1) {
-            std::mem::take(&mut self.block.after)
-        } else {
-            self.before(number)
-        };
-        let mut places = Vec::with_capacity(self.block_rows as usize);
-        for (source, (one, two)) in (0..).zip(before.iter().zip(&after)) {
-            places.resize(places.len() + (two - one) as usize, source);
-        }
-        let mixed = Permutation::new(self.block_rows, key(&[self.seed, MIX, number]));
-        let mut given = vec![0; before.len()];
-        let rows = &mut self.block.rows;
-        rows.clear();
-        rows.extend((0..self.block_rows).map(|i| {
-            let source: u16 = places[mixed.at(i) as usize];
-            let nth = &mut given[usize::from(source)];
-            *nth += 1;
-            (source, *nth - 1)
-        }));
-        self.block.number = Some(number);
-        self.block.before = before;
-        self.block.after = after;
+        let after = self.stages.partition_point(|stage| stage.first_row <= i);
+        // The first stage begins at row 0, so there is one before.
+        self.block = self.stages[after.saturating_sub(1)].block(self.seed, i);
     }
 }
 
 impl Begun {
-    /// The rows that each source gives before a block of this stage.
-    fn before(&self, block: u64, block_rows: u64) -> Vec<u64> {
-        let more = quotas(&self.shares, (block - self.first_block) * block_rows);
-        self.before
-            .iter()
-            .zip(more)
-            .map(|(one, two)| one + two)
-            .collect()
+    /// The block of row `i` of the run, a row of this stage.
+    fn block(&self, seed: u64, i: u64) -> Block {
+        let begin = (i - self.first_row) / self.block_rows * self.block_rows;
+        let end = begin + self.block_rows;
+        let first_row = self.first_row + begin;
+        let (one, two) = (quotas(&self.shares, begin), quotas(&self.shares, end));
+        let mut places = Vec::with_capacity(self.block_rows as usize);
+        for (source, (one, two)) in (0..).zip(one.iter().zip(two)) {
+            places.resize(places.len() + (two - one) as usize, source);
+        }
+        let mixed = Permutation::new(self.block_rows, key(&[seed, MIX, first_row]));
+        let mut given = vec![0; self.shares.len()];
+        // The next stage may cut it.
+        let rows = (0..self.block_rows.min(self.end_row - first_row)).map(|place| {
+            let source: u16 = places[mixed.at(place) as usize];
+            let nth = &mut given[usize::from(source)];
+            *nth += 1;
+            (source, *nth - 1)
+        });
+        Block {
+            first_row,
+            rows: rows.collect(),
+            before: self.before.iter().zip(one).map(|(a, b)| a + b).collect(),
+        }
+    }
+}
+
+impl Block {
+    /// The rows that each source gives before row `i` of the run, one of the block or its end.
+    fn counts(&self, i: u64) -> Vec<u64> {
+        let mut counts = self.before.clone();
+        for &(source, _) in self.rows.iter().take((i - self.first_row) as usize) {
+            counts[usize::from(source)] += 1;
+        }
+        counts
     }
 }
 
@@ -281,8 +280,8 @@ impl<P: Plan> Plan for Mixture<P> {
 
     #[inline]
     fn row(&mut self, _epoch: u64, i: u64, pieces: &mut Vec<Piece>) {
-        self.enter(i / self.block_rows);
-        let (source, nth) = self.block.rows[(i % self.block_rows) as usize];
+        self.enter(i);
+        let (source, nth) = self.block.rows[(i - self.block.first_row) as usize];
         let source = usize::from(source);
         let nth = self.block.before[source] + u64::from(nth);
         let plan = &mut self.plans[source];
