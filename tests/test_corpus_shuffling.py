@@ -2,6 +2,7 @@
 
 import gc
 import random
+import resource
 import tempfile
 import threading
 from pathlib import Path
@@ -12,6 +13,8 @@ from tests.test_corpus import HALF, folder_of
 from tests.test_corpus_kinds import documents, rows
 from tinylm import corpus
 from tinylm.corpus import shuffling
+from tinylm.corpus.documents import Section
+from tinylm.corpus.shuffling import Shuffled
 
 TEXTS = [f"document {k} \xe9" for k in range(200)]
 
@@ -31,9 +34,11 @@ def opened(path, seed=7, **settings):
     return corpus.open(str(path), shuffle_documents=seed, **HALF, **settings)
 
 
-@pytest.mark.parametrize("bucket", [1 << 26, 300, 1])
-def test_the_documents_are_those_of_before_in_another_order(tmp_path, monkeypatch, bucket):
+@pytest.mark.parametrize(("bucket", "most"), [(1 << 26, 1 << 14), (300, 1 << 14), (1, 64)])
+def test_the_documents_are_those_of_before_in_another_order(tmp_path, monkeypatch, bucket, most):
     monkeypatch.setattr(shuffling, "BUCKET", bucket)
+    monkeypatch.setattr(shuffling, "MOST", most)
+    monkeypatch.setattr(shuffling, "WAITING", 1000)
     folder_of(tmp_path / "x", {f"{k}.jsonl": rows(*TEXTS[k::3]) for k in range(3)})
     plain, text = corpus.open(str(tmp_path / "x"), **HALF), opened(tmp_path / "x")
     for split in ("train", "validation"):
@@ -42,7 +47,7 @@ def test_the_documents_are_those_of_before_in_another_order(tmp_path, monkeypatc
         assert after != before
         # Read again, and by another process.
         assert after == [*getattr(text, split)()] == [*getattr(opened(tmp_path / "x"), split)()]
-    assert len(text.sections) == min(256, -(-text.bytes // bucket))
+    assert len(text.sections) == min(most, -(-text.bytes // bucket))
     assert sum(section.bytes for section in text.sections) == text.bytes
     assert text.provenance()["shuffle_documents"] == 7
     assert len({c.fingerprint for c in (plain, text, opened(tmp_path / "x", 8))}) == 3
@@ -56,6 +61,25 @@ def test_the_order_does_not_depend_on_the_size_of_a_bucket(tmp_path, monkeypatch
         monkeypatch.setattr(shuffling, "BUCKET", bucket)
         orders.append([*opened(path).train()])
     assert orders == [orders[0]] * 3
+
+
+def test_there_are_more_buckets_than_files_that_may_be_open(tmp_path, monkeypatch):
+    path = folder_of(tmp_path, {"a.jsonl": rows(*TEXTS)}) / "a.jsonl"
+    before = [*opened(path).train()]
+    monkeypatch.setattr(shuffling, "BUCKET", path.stat().st_size // 900)
+    text = opened(path)
+    assert len(text.sections) >= 900
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(files, 256), most))
+    try:
+        assert [*text.train()] == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+
+
+def test_a_text_of_a_terabyte_has_buckets_of_64_mib():
+    sections = Shuffled([Section(1 << 40, list)], 1).sections()
+    assert {section.bytes for section in sections} == {64 << 20}
 
 
 def test_every_place_is_as_likely(tmp_path):

@@ -1,29 +1,33 @@
 """The documents of a corpus in an order drawn from a seed: `data.shuffle_documents=SEED`.
 
 A document's place is a hash of the seed and of its number in the corpus, so the order depends on
-nothing else. Memory is that of one bucket: the documents are written once to files in a temporary
-folder (TMPDIR), each to the bucket that its hash falls into, and a bucket is sorted when it is
-read. A file that is one document is not copied; its bucket names it, and it is read in parts.
+nothing else. The documents are written once to files in a temporary folder (TMPDIR), each to the
+bucket that its hash falls into, and a bucket is sorted when it is read. A file that is one document
+is not copied; its bucket names it, and it is read in parts.
+
+Memory is that of one bucket: 64 MiB up to a text of 1 TiB, and beyond that a 16,384th of the text,
+because there are at most 16,384 buckets.
 """
 
 import hashlib
 import shutil
+import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from tinylm import disk
 from tinylm.corpus.documents import Corpus, Parts, Reread, Section
 
-# Text of a bucket, in the mean; and the most buckets, each an open file while they are written.
+# Text of a bucket, in the mean, and the most buckets.
 BUCKET = 64 << 20
-MOST = 256
+MOST = 1 << 14
+# What waits in memory to be written: of the most buckets each then gets 4 KiB at a time.
+WAITING = 64 << 20
 _HEADER = 17
 
 
@@ -66,16 +70,22 @@ class Shuffled:
 
     def _write(self, folder: Path) -> list[_Bucket]:
         """Every document to the bucket of its key."""
-        buckets = [_Bucket(folder / f"{n:03}", []) for n in range(self._number)]
-        with disk.naming(folder), ExitStack() as stack:
-            files = [stack.enter_context(bucket.path.open("wb")) for bucket in buckets]
-            for number, (held_out, document) in enumerate(self._every()):
-                key = self._key(number)
-                at = int.from_bytes(key, "big") * self._number >> 64
-                if isinstance(document, Reread):
-                    buckets[at].large.append((key, held_out, document))
-                else:
-                    _put(files[at], key, held_out, document)
+        buckets = [_Bucket(folder / f"{n:05}", []) for n in range(self._number)]
+        waiting: list[list[bytes]] = [[] for _ in buckets]
+        size = 0
+        for number, (held_out, document) in enumerate(self._every()):
+            key = self._key(number)
+            at = int.from_bytes(key, "big") * self._number >> 64
+            if isinstance(document, Reread):
+                buckets[at].large.append((key, held_out, document))
+                continue
+            waiting[at].append(_record(key, held_out, document))
+            # What Python adds to each is more than a short document.
+            size += sys.getsizeof(waiting[at][-1])
+            if size >= WAITING:
+                _append(buckets, waiting)
+                size = 0
+        _append(buckets, waiting)
         return buckets
 
     def _every(self) -> Iterator[tuple[bool, Parts]]:
@@ -87,10 +97,21 @@ class Shuffled:
         return hashlib.blake2b(f"{self._seed} {number}".encode(), digest_size=8).digest()
 
 
-def _put(file: BinaryIO, key: bytes, held_out: bool, document: Parts) -> None:
+def _record(key: bytes, held_out: bool, document: Parts) -> bytes:
     data = b"".join(document)
-    file.write(key + bytes([held_out]) + len(data).to_bytes(8, "big"))
-    file.write(data)
+    return b"".join((key, bytes([held_out]), len(data).to_bytes(8, "big"), data))
+
+
+def _append(buckets: Sequence[_Bucket], waiting: Sequence[list[bytes]]) -> None:
+    """Write what waits to the files of the buckets, one after another.
+
+    None stays open, so their number has nothing to do with how many files a process may open.
+    """
+    for bucket, records in zip(buckets, waiting, strict=True):
+        # A file also for a bucket that gets nothing: it is read like the others.
+        with disk.naming(bucket.path), bucket.path.open("ab") as file:
+            file.writelines(records)
+        records.clear()
 
 
 def _read(bucket: _Bucket) -> Iterator[tuple[bytes, bool, Parts]]:
