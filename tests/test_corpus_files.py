@@ -196,7 +196,33 @@ def test_a_table_that_is_cut_off_or_damaged_is_named_in_one_line(tmp_path):
             assert "\n" not in str(caught.value)
 
 
+def test_a_page_that_does_not_fit_its_checksum_is_damage(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(
+        pyarrow.table({"text": TEXTS}), path, compression="none", write_page_checksum=True
+    )
+    whole = path.read_bytes()
+    at = whole.index(TEXTS[3].encode())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1, whole[at + 1] ^ 1]) + whole[at + 2 :])
+    with pytest.raises(ValueError, match=r"a\.parquet: is cut off, damaged") as caught:
+        list(corpus.open(str(path), **HALF).train())
+    assert "\n" not in str(caught.value)
+
+
 # Fields
+
+
+@pytest.mark.parametrize("field", ["meta.nope", "meta.raw.deep", "text.x", "metal", "many.deep"])
+def test_a_field_that_no_structure_of_a_table_has_is_named(tmp_path, field):
+    columns = {"meta": [{"raw": "a"}] * 2, "text": ["a", "b"], "many": [[{"deep": "a"}]] * 2}
+    path = table(tmp_path / "a.parquet", **columns)
+    with pytest.raises(ValueError, match=rf'has no column "{field}" .*: meta, meta\.raw, text'):
+        corpus.open(str(path), text_field=field, **HALF)
+
+
+def test_a_field_of_a_table_may_have_a_dot_in_its_name(tmp_path):
+    path = table(tmp_path / "a.parquet", meta=[{"a.b": {"c": text}} for text in TEXTS])
+    assert documents(corpus.open(str(path), text_field="meta.a.b.c", **HALF)) == sorted(TEXTS)
 
 
 def test_another_field_may_hold_the_text(tmp_path):

@@ -3,6 +3,8 @@
     for place, value in values(Path("train-0.parquet"), "text"): ...
 
 A file is read some rows at a time, of one column; a column of conversations is named `messages`.
+Damage is found where the file has checksums of its pages, which its writer may leave out
+(`write_page_checksum` of `pyarrow`), and where what is left cannot be decoded.
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ class Shape:
 
     rows: int
     bytes: int
+    # Those of structures too, as `meta` and `meta.raw`.
     columns: tuple[str, ...]
 
 
@@ -44,7 +47,16 @@ def shape(path: Path, column: str) -> Shape:
             for part in map(group.column, range(group.num_columns))
             if f"{part.path_in_schema}.".startswith(f"{column}.")
         )
-        return Shape(found.num_rows, size, tuple(table.schema_arrow.names))
+        return Shape(found.num_rows, size, tuple(_names(table.schema_arrow)))
+
+
+def _names(fields: Any, prefix: str = "") -> Iterator[str]:
+    for field in fields:
+        yield f"{prefix}{field.name}"
+        # Of a list, the fields are no column of one value in each row.
+        if field.type.num_fields and hasattr(field.type, "get_field_index"):
+            within = map(field.type.field, range(field.type.num_fields))
+            yield from _names(within, f"{prefix}{field.name}.")
 
 
 def values(path: Path, column: str) -> Iterator[tuple[str, Any]]:
@@ -60,31 +72,41 @@ def values(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 def _within(row: dict[str, Any], column: str) -> Any:
     if column in row:
         return row[column]
-    value: Any = row
-    for name in column.split("."):
+    for name, value in row.items():
         # A structure that is null holds nothing.
-        value = None if value is None else value[name]
-    return value
+        if column.startswith(f"{name}.") and value is not None:
+            return _within(value, column.removeprefix(f"{name}."))
+    return None
 
 
 @contextmanager
 def _table(path: Path) -> Iterator[Any]:
-    """The opened file; what `pyarrow` finds wrong with it is a `ValueError` with its name."""
+    with reading(path) as pyarrow, path.open("rb") as file, parquet_file(pyarrow, file) as table:
+        yield table
+
+
+def parquet_file(pyarrow: Any, source: Any) -> Any:
+    """A reader of a parquet file that holds each page against its checksum, if it has one."""
+    return pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
+
+
+@contextmanager
+def reading(path: Path, kind: str = "parquet") -> Iterator[Any]:
+    """`pyarrow`; what it finds wrong in the block is a `ValueError` with the name of the file."""
     try:
         import pyarrow
-        from pyarrow import parquet
+        import pyarrow.parquet
     except ModuleNotFoundError:
         raise ValueError(
             f"{path} needs pyarrow, which is not installed: pip install 'tinylm[files]'"
         ) from None
     try:
-        with path.open("rb") as file, parquet.ParquetFile(file) as table:
-            yield table
+        yield pyarrow
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(
-            f"{path}: is cut off, damaged or no parquet data ({_line(error)}): fetch it again or "
+            f"{path}: is cut off, damaged or no {kind} data ({_line(error)}): fetch it again or "
             f"remove it"
         ) from None
 

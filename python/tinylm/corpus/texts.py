@@ -200,7 +200,7 @@ def _table(path: Path, label: bytes, how: Reading, stamp: tuple[int, ...]) -> Te
     field = how.text_field
     chats = has_chats(path, field)
     found = tables.shape(path, MESSAGES if chats else field)
-    if not chats and field not in found.columns and field.partition(".")[0] not in found.columns:
+    if not chats and field not in found.columns:
         raise ValueError(
             f'{path}: has no column "{field}" (its columns: {", ".join(found.columns)}): name the '
             f"one with the text in data.text_field"

@@ -1,54 +1,43 @@
 """Lists of tokens in parquet and arrow files: a row is a document, or a part of a stream.
 
-Needs `pyarrow`, which is imported only here and only when such a file is read.
+Needs `pyarrow`, which is imported only when such a file is read.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinylm.corpus.tables import parquet_file, reading
+
 ENDINGS = (".parquet", ".arrow", ".feather")
 # What Hugging Face and others call them, tried in this order.
 COLUMNS = ("input_ids", "tokens", "token_ids", "ids")
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.compute
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "parquet and arrow files are read with pyarrow: pip install 'tinylm[files]'"
-        ) from error
-    return pyarrow
-
-
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     """A reader of parquet, of an arrow file or of an arrow stream, by what it begins with."""
-    pyarrow = _pyarrow()
-    with path.open("rb") as file:
+    with reading(path, "parquet or arrow") as pyarrow, path.open("rb") as file:
         magic = file.read(6)
-    try:
         if magic[:4] == b"PAR1":
-            return pyarrow.parquet.ParquetFile(path)
-        if magic == b"ARROW1":
-            return pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
+            with parquet_file(pyarrow, path) as reader:
+                yield reader
+            return
         # Hugging Face's datasets keep theirs as streams.
-        return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: no parquet or arrow file that can be read: {error}") from None
+        opened = pyarrow.ipc.open_file if magic == b"ARROW1" else pyarrow.ipc.open_stream
+        yield opened(pyarrow.memory_map(str(path)))
 
 
 def n_rows(path: Path) -> int:
     """Rows of a file; reads the tokens only of arrow files, which do not say it."""
-    reader = _opened(path)
-    if hasattr(reader, "metadata") and hasattr(reader.metadata, "num_rows"):
-        return int(reader.metadata.num_rows)
-    return sum(batch.num_rows for batch in _record_batches(reader, None))
+    with _opened(path) as reader:
+        if hasattr(reader, "metadata") and hasattr(reader.metadata, "num_rows"):
+            return int(reader.metadata.num_rows)
+        return sum(batch.num_rows for batch in _record_batches(reader, None))
 
 
 def batches(
@@ -60,14 +49,14 @@ def batches(
     """
     first = 0
     for path in paths:
-        reader = _opened(path)
-        schema = getattr(reader, "schema_arrow", None) or reader.schema
-        name = _column(path, schema, column)
-        for batch in _record_batches(reader, name):
-            begin, end = max(rows.start - first, 0), min(rows.stop - first, batch.num_rows)
-            first += batch.num_rows
-            if begin < end:
-                yield _lists(path, name, batch.column(name).slice(begin, end - begin))
+        with _opened(path) as reader:
+            schema = getattr(reader, "schema_arrow", None) or reader.schema
+            name = _column(path, schema, column)
+            for batch in _record_batches(reader, name):
+                begin, end = max(rows.start - first, 0), min(rows.stop - first, batch.num_rows)
+                first += batch.num_rows
+                if begin < end:
+                    yield _lists(path, name, batch.column(name).slice(begin, end - begin))
 
 
 def _record_batches(reader: Any, column: str | None) -> Iterator[Any]:
@@ -82,7 +71,7 @@ def _record_batches(reader: Any, column: str | None) -> Iterator[Any]:
 
 
 def _column(path: Path, schema: Any, wanted: str | None) -> str:
-    types = _pyarrow().types
+    from pyarrow import types
 
     def fits(kind: Any) -> bool:
         is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
@@ -104,10 +93,12 @@ def _column(path: Path, schema: Any, wanted: str | None) -> str:
 
 
 def _lists(path: Path, name: str, array: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    from pyarrow import compute
+
     values = array.flatten()
     if array.null_count or values.null_count:
         raise ValueError(f"{path}: column {name} has nulls, which are no tokens")
-    lengths = _pyarrow().compute.list_value_length(array).to_numpy(zero_copy_only=False)
+    lengths = compute.list_value_length(array).to_numpy(zero_copy_only=False)
     # Ids of any width, also those of uint64 that no vocabulary has.
     ids = values.to_numpy(zero_copy_only=False)
     if ids.dtype == np.uint64 and ids.size and int(ids.max()) >= 2**63:
