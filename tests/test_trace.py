@@ -154,6 +154,8 @@ def test_the_command_shows_rows_documents_and_text(tmp_path, monkeypatch, capsys
     [
         (["rows=3"], "which step"),
         (["step=0"], "the first step of a run is 1"),
+        (["step=91"], "step=91: the last step of .* is 90"),
+        ([f"step={10**20}"], "the last step of .* is 90"),
         (["step=-1"], "step=-1: must be a whole number"),
         (["step=1", "row=3"], "row: trace RUN takes"),
         (["step=1", "step=2"], "step: given twice"),

@@ -137,6 +137,9 @@ class Trace:
 
         if step < 1:
             raise ValueError(f"step={step}: the first step of a run is 1")
+        last = max([self.run.train.steps, *(saved["step"] for saved in self.states)])
+        if step > last:
+            raise ValueError(f"step={step}: the last step of {self.folder} is {last} (train.steps)")
         places: Any = Places(self.context_length)
         cuts, at = Cuts(places, self.run.train), 0
         for saved in self.states:
