@@ -85,6 +85,24 @@ def test_a_file_is_synced_before_it_takes_its_name_and_the_folder_after(tmp_path
     assert calls[0][0] is False
 
 
+def test_a_folder_that_is_filled_was_empty_and_is_so_again_after_an_error(tmp_path):
+    folder = tmp_path / "a/b"
+
+    def stopped():
+        with disk.filling(folder):
+            (folder / "half").write_bytes(b"1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert list(folder.iterdir()) == []
+    with disk.filling(folder):
+        (folder / "whole").write_bytes(b"2")
+    with pytest.raises(FileExistsError, match="the folder is not empty"), disk.filling(folder):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["whole"]
+
+
 def test_what_fails_on_the_way_leaves_the_old_file_and_no_part(tmp_path):
     path = tmp_path / "a"
     disk.replace(path, b"old")

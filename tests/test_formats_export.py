@@ -119,6 +119,13 @@ def test_the_command_exports_and_says_what(tmp_path, capsys):
     __main__.main(["export", str(tmp_path / "ours"), str(tmp_path / "m"), "--format=megatron"])
     out = capsys.readouterr().out
     assert re.search(r"t\.bin: 5 tokens of 16 bits\n.*m\.bin: 10 bytes\n.*m\.idx: 82 bytes", out)
+    ours = tmp_path / "ours"
+    with pytest.raises(IsADirectoryError) as caught:
+        __main__.main(["export", str(ours), str(ours), "--format=nanogpt"])
+    assert caught.value.filename == str(ours)
+    with pytest.raises(FileNotFoundError) as missing:
+        __main__.main(["export", str(ours), str(ours / "no/o"), "--format=nanogpt"])
+    assert missing.value.filename == str(ours / "no/o")
     for words in (["--format=nanogpt", "--tokenizer=x"], ["--format=jsonl"]):
         with pytest.raises(ValueError, match=r"--tokenizer (has no meaning|is needed)"):
             __main__.main(["export", str(tmp_path / "ours"), str(Path("out")), *words])

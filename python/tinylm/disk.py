@@ -56,13 +56,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     /dev/null, is written to.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_dir():
+        # At once, and by its own name: the rename would fail after all was written.
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
         with path.open("wb") as file:
             yield file
         return
     part = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
-        file = part.open("xb")
+        with naming(path):
+            file = part.open("xb")
         try:
             yield file
             with naming(part):
@@ -90,6 +94,26 @@ def remove_parts(folder: Path) -> None:
     for path in folder.iterdir():
         if _PART.search(path.name):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, which must be new or empty, while files are written to it.
+
+    After an exception, Ctrl-C too, it is empty again. Raises `FileExistsError` if it holds a file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder, advice="wait for it, or name another folder"):
+        if not all(is_leftover(path) for path in folder.iterdir()):
+            raise FileExistsError(errno.EEXIST, "the folder is not empty", str(folder))
+        remove_parts(folder)
+        try:
+            yield
+        except BaseException:
+            for path in folder.iterdir():
+                if not is_leftover(path):
+                    path.unlink()
+            raise
 
 
 def sync(path: Path) -> None:

@@ -1,7 +1,6 @@
 """`python -m tinylm.data`: prepare, import, inspect, verify, export and more. Needs no torch."""
 
 import argparse
-import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -106,11 +105,7 @@ def _subset(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if options.tokens < 1:
         raise ValueError(f"--tokens {options.tokens} must be at least 1")
-    out.mkdir(parents=True, exist_ok=True)
-    with disk.Lock(out, advice="wait for it, or name another OUT"):
-        if not all(disk.is_leftover(path) for path in out.iterdir()):
-            raise FileExistsError(errno.EEXIST, "the folder is not empty", str(out))
-        disk.remove_parts(out)
+    with disk.filling(out):
         splits = {}
         for name, split in manifest.splits.items():
             limit = options.tokens if name == "train" else split.tokens

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinylm import _rust
-from tinylm.data.shards import Dataset
+from tinylm.data.shards import Dataset, lengths_between
 
 # What the fingerprint looks at: so many places, each of so many tokens.
 _PLACES, _PLACE = 64, 2048
@@ -71,7 +71,7 @@ class ArrayDataset:
         ends = np.flatnonzero(self.array == self.eos_id) + 1
         if self.n_tokens and (not ends.size or ends[-1] < self.n_tokens):
             ends = np.append(ends, self.n_tokens)
-        return np.diff(ends, prepend=0).astype(np.uint32)
+        return lengths_between(ends, f"is eos_id={self.eos_id} what ends documents here?")
 
 
 def _as_tokens(tokens: NDArray[Any]) -> NDArray[Any]:

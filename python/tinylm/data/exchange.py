@@ -32,7 +32,7 @@ def _add_import(subparsers: Any) -> None:
         type=commands.path,
         nargs="+",
         metavar="SOURCE",
-        help="files or folders; one with val or test in its name is that split",
+        help="files or folders; val or test in the name of a file or a subfolder tells its split",
     )
     command.add_argument("--out", type=commands.path, required=True, metavar="FOLDER")
     command.add_argument("--tokenizer", type=commands.path, metavar="FILE", help="that made them")

@@ -33,7 +33,7 @@ _MEGATRON = b"MMIDIDX\x00\x00"
 _CODES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _FLOATS = {6: "float64", 7: "float32"}
 DTYPES = ("uint8", "uint16", "uint32", "int16", "int32", "int64")
-# Words in the name of a file that say which split it is.
+# Words in the name of a file or folder that say which split it is; train only where no other does.
 _SPLITS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -258,7 +258,9 @@ FORMATS: dict[str, tuple[str, Callable[[Path, np.dtype[Any] | None, int], Part]]
 def files(sources: list[Path], *endings: str) -> dict[str, list[Path]]:
     """The files of each split, sorted by name within each source; folders are looked through.
 
-    A name that has the word `val` or `test` in it belongs to that split, any other to `train`.
+    A name that has the word `val` or `test` in it belongs to that split. A name without such a
+    word, and without `train`, is told by the nearest folder that has one, up to the source, which
+    counts only if it is called `val` or the like and nothing else. What is left is `train`.
     """
     splits: dict[str, list[Path]] = {}
     for source in sources:
@@ -272,10 +274,20 @@ def files(sources: list[Path], *endings: str) -> dict[str, list[Path]]:
             problem = f"no {' or '.join(endings)} file in it"
             raise FileNotFoundError(errno.ENOENT, problem, str(source))
         for path in found:
-            words = re.split(r"[^a-z]+", path.stem.lower())
-            split = next((_SPLITS[word] for word in words if word in _SPLITS), "train")
+            names = [path.stem]
+            if source.is_dir():
+                names += reversed(path.relative_to(source).parent.parts)
+                # A project may lie in a folder such as "test of tokens".
+                names += [source.name] if source.name.lower() in _SPLITS else []
+            split = next(filter(None, map(_split, names)), "train")
             splits.setdefault(split, []).append(path)
     return splits
+
+
+def _split(name: str) -> str | None:
+    words = re.split(r"[^a-z]+", name.lower())
+    found = next((_SPLITS[word] for word in words if word in _SPLITS), None)
+    return found or ("train" if "train" in words else None)
 
 
 def _refuse_dtype(path: Path, given: np.dtype[Any] | None, found: np.dtype[Any], who: str) -> None:

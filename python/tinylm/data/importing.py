@@ -9,7 +9,6 @@ Importing reads every token once, twice where documents are told by eos: ids tha
 does not have would otherwise fail in the middle of a run.
 """
 
-import errno
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from tinylm import _rust, disk
 from tinylm.data import foreign, tables
 from tinylm.data.foreign import Part
 from tinylm.data.manifest import HEADER_BYTES, Manifest, Shard, Split
-from tinylm.data.shards import BLOCK_BYTES, SplitWriter
+from tinylm.data.shards import BLOCK_BYTES, SplitWriter, lengths_between
 
 if TYPE_CHECKING:
     from tinylm.tokenizer import Tokenizer
@@ -83,6 +82,13 @@ def import_shards(
     # Absolute: a folder may be used from anywhere.
     splits = foreign.files([Path(source).absolute() for source in sources], *endings)
     held_out = 0.0 if "val" in splits else options.val_fraction
+    if held_out and "train" not in splits:
+        raise ValueError(
+            f"{' '.join(map(str, sources))}: by its name it is {' and '.join(splits)} alone, and "
+            f"val_fraction={held_out} is held out of train: rename a file, or set it to 0"
+        )
+    if options.column is not None and form != "parquet":
+        raise ValueError(f"column={options.column} has no meaning for {form}: leave it out")
     manifest = Manifest(
         tokenizer_sha256=options.tokenizer.sha256 if options.tokenizer else _UNKNOWN,
         vocab_size=options.vocab_size,
@@ -95,26 +101,15 @@ def import_shards(
         },
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    with disk.Lock(folder, advice="wait for it, or name another folder"):
-        if not all(disk.is_leftover(path) for path in folder.iterdir()):
-            raise FileExistsError(errno.EEXIST, "the folder is not empty", str(folder))
-        disk.remove_parts(folder)
-        try:
-            make = _of_tables if form == "parquet" else _of_parts
-            manifest = make(form, splits, folder, manifest, options, held_out)
-            for split, part in manifest.splits.items():
-                if part.tokens == 0:
-                    raise ValueError(f"{' '.join(map(str, sources))}: {split} has no token")
-            if options.tokenizer is not None:
-                options.tokenizer.save(folder / "tokenizer.json")
-            manifest.save(folder)
-        except BaseException:
-            # Ctrl-C too. The folder was empty, so all that is in it was made here.
-            for path in folder.iterdir():
-                if not disk.is_leftover(path):
-                    path.unlink()
-            raise
+    with disk.filling(folder):
+        make = _of_tables if form == "parquet" else _of_parts
+        manifest = make(form, splits, folder, manifest, options, held_out)
+        for split, part in manifest.splits.items():
+            if part.tokens == 0:
+                raise ValueError(f"{' '.join(map(str, sources))}: {split} has no token")
+        if options.tokenizer is not None:
+            options.tokenizer.save(folder / "tokenizer.json")
+        manifest.save(folder)
     return manifest
 
 
@@ -163,13 +158,29 @@ def _of_tables(
     streams = {}
     for split, paths in files.items():
         n_rows = sum(map(tables.n_rows, paths))
-        kept = n_rows - round(n_rows * held_out) if split == "train" else n_rows
-        streams[split] = tables.batches(paths, options.column, slice(0, kept))
-        if held_out:
+        kept = n_rows
+        if held_out and split == "train":
+            kept -= round(n_rows * held_out)
+            if not 0 < kept < n_rows:
+                raise _none_left(paths[0], held_out, n_rows)
             streams["val"] = tables.batches(paths, options.column, slice(kept, n_rows))
+        streams[split] = tables.batches(paths, options.column, slice(0, kept))
     if options.documents == "eos":
         streams = {split: _by_eos(batches, options.eos_id) for split, batches in streams.items()}
     return _copied(folder, manifest, streams)
+
+
+def _none_left(path: Path, fraction: float, documents: int) -> ValueError:
+    if not documents:
+        return ValueError(f"{path}: train has no token: the file is empty")
+    if documents == 1:
+        problem = "cannot hold out one of a single document: set it to 0, and name a file val"
+    else:
+        problem = (
+            f"leaves no document of {documents:,} in train or in val: choose another, or 0 and a "
+            "file with val in its name"
+        )
+    return ValueError(f"{path}: val_fraction={fraction} {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +215,7 @@ class Stream:
         near = int(np.argmin(np.abs(self.ends - goal))) if self.ends.size else 0
         at = int(self.ends[near]) if eos_id is not None and self.ends.size else goal
         if not 0 < at < self.tokens:
-            raise ValueError(
-                f"val_fraction={fraction} leaves no document of {self.ends.size} in train or in "
-                "val: choose another, or 0 and a file with val in its name"
-            )
+            raise _none_left(self.parts[0].path, fraction, self.ends.size)
         return self._cut(0, at), self._cut(at, self.tokens)
 
     def _cut(self, start: int, stop: int) -> "Stream":
@@ -254,16 +262,20 @@ def _eos_ends(part: Part, eos_id: int | None) -> NDArray[np.int64]:
 
 def _by_eos(batches: Batches, eos_id: int) -> Batches:
     """The same ids, cut into documents at each eos, whatever the batches end in."""
-    rest = np.empty(0, np.int64)
+    # Joined only at an eos: a document of many batches would otherwise be copied for each of them.
+    rest: list[NDArray[Any]] = []
     for ids, _ in batches:
-        ids = np.concatenate([rest, ids])
         ends = np.flatnonzero(ids == eos_id) + 1
         last = int(ends[-1]) if ends.size else 0
         if last:
-            yield ids[:last], ends
-        rest = ids[last:]
-    if rest.size:
-        yield rest, np.array([rest.size])
+            before = sum(part.size for part in rest)
+            yield np.concatenate([*rest, ids[:last]]), ends + before
+            rest = []
+        if last < ids.size:
+            rest.append(ids[last:])
+    if rest:
+        ids = np.concatenate(rest)
+        yield ids, np.array([ids.size])
 
 
 def _copied(folder: Path, manifest: Manifest, streams: dict[str, Batches]) -> Manifest:
@@ -289,7 +301,8 @@ def _in_place(folder: Path, manifest: Manifest, split: str, stream: Stream) -> S
     """A split whose tokens stay in their files; the lengths of its documents are written."""
     shards = []
     begins = np.concatenate([[0], stream.ends[:-1]]) if stream.ends.size else stream.ends
-    lengths = (stream.ends - begins).astype("<u4")
+    fix = "name the --eos-id that ends its documents, or import less of it"
+    lengths = lengths_between(stream.ends, f"{fix} ({stream.parts[0].path})")
     first = without = 0
     for number, part in enumerate(stream.parts):
         here = stream.ends[(stream.ends > first) & (stream.ends <= first + part.tokens)] - first

@@ -294,6 +294,21 @@ class Dataset:
             raise ValueError(f"{self.folder}: the lengths do not add up to {self.n_tokens} tokens")
 
 
+def lengths_between(ends: NDArray[np.int64], fix: str) -> NDArray[np.uint32]:
+    """Tokens of each document, from where they end, as the `.doc` files hold them.
+
+    Raises ValueError, with the `fix` at its end, for a document of 2^32 tokens or more.
+    """
+    lengths = np.diff(ends, prepend=0)
+    most = np.iinfo(np.uint32).max
+    if lengths.size and int(lengths.max()) > most:
+        raise ValueError(
+            f"document {int(lengths.argmax()):,} has {int(lengths.max()):,} tokens, more than "
+            f"{most:,}: {fix}"
+        )
+    return lengths.astype("<u4")
+
+
 def _hex(number: int) -> str:
     # Text, because many readers of JSON round numbers of 64 bits.
     return f"{number:016x}"
