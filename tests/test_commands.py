@@ -202,3 +202,18 @@ def test_a_file_does_not_get_the_number_of_a_closed_stream(tmp_path):
     words = ["bash", "-c", '"$@" <&- >&- 2>&-', "-", sys.executable, "-c", script]
     assert subprocess.run(words, check=False).returncode == 0
     assert (tmp_path / "a").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "words", [["", "--tokenizer", "t.json"], ["a.txt", "--tokenizer", "t.json", "--out", ""]]
+)
+def test_an_empty_word_is_not_the_current_folder(words, capsys):
+    from tinylm.data import __main__ as data_command
+
+    with pytest.raises(SystemExit) as left:
+        data_command.main(["prepare", *words])
+    assert left.value.code == 2
+    assert "'' is no path: name one; the current folder is ." in capsys.readouterr().err
+    # Also where no argparse is.
+    with pytest.raises(ValueError, match="'' is no path"):
+        commands.path("")

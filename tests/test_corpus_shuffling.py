@@ -82,6 +82,15 @@ def test_a_text_of_a_terabyte_has_buckets_of_64_mib():
     assert {section.bytes for section in sections} == {64 << 20}
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_a_seed_that_no_run_takes_is_refused(tmp_path, seed):
+    path = folder_of(tmp_path, {"a.jsonl": rows(*TEXTS)}) / "a.jsonl"
+    message = rf"data\.shuffle_documents={seed} must be at least 0 and below 2\^63"
+    with pytest.raises(ValueError, match=message):
+        opened(path, seed)
+    assert opened(path, (1 << 63) - 1).reading.shuffle_documents
+
+
 def test_every_place_is_as_likely(tmp_path):
     path = folder_of(tmp_path, {"a.jsonl": rows(*"abcd")}) / "a.jsonl"
     counts = dict.fromkeys("abcd", 0)

@@ -1,5 +1,7 @@
 """What shards hold in numbers, and the picture of it."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,3 +71,20 @@ def test_the_command_draws_a_picture(tmp_path, capsys, monkeypatch):
     assert call(__main__.main, given) == 0
     assert (tmp_path / "of shards.png").stat().st_size > 5000
     assert "tokens per document: mean 20, 50% up to 20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("picture", "problem"),
+    [
+        ("q.xyz", r"--picture .*q\.xyz: its ending must be one of .*png.*svg"),
+        ("q", r"its ending must be one of"),
+        ("missing/q.png", r"missing: no such folder: make it first"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_told_before_the_text_is_read(
+    picture, problem, tmp_path, capsys
+):
+    given = ["prepare", "no text", "--tokenizer", "no tokenizer", "--out", str(tmp_path / "out")]
+    assert call(__main__.main, [*given, "--picture", str(tmp_path / picture)]) == 1
+    assert re.search(problem, capsys.readouterr().err)
+    assert not [*tmp_path.iterdir()]

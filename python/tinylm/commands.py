@@ -4,6 +4,7 @@
 a second Ctrl-C ends it at once, unsaved.
 """
 
+import argparse
 import errno
 import io
 import os
@@ -115,12 +116,19 @@ def settle(stream: TextIO) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+class _NoPath(argparse.ArgumentTypeError, ValueError):
+    """A `ValueError` of whose text argparse makes its message."""
+
+
 def path(word: str) -> str:
     """Return a path of the command line with a leading `~` replaced by the home folder.
 
     A shell replaces `~` only at the beginning of a word without quotes, so not in `--out=~/x`.
-    `RUN/best` becomes the checkpoint that it stands for (`config.best`).
+    `RUN/best` becomes the checkpoint that it stands for (`config.best`). `ValueError` for no word.
     """
+    if not word:
+        # As a path it would mean the current folder.
+        raise _NoPath("'' is no path: name one; the current folder is .")
     word = os.path.expanduser(word)
     found = best(word)
     # Only then as a path, which would lose a slash at the end.

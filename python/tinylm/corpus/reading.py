@@ -7,6 +7,8 @@ from tinylm.corpus.specs import canonical
 
 # The field of a row that holds its text, unless `data.text_field` names another.
 TEXT = "text"
+# As of every seed.
+SEEDS = 1 << 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,9 @@ class Reading:
         object.__setattr__(self, "filters", canonical(self.filters))
         if not 0 <= self.val_fraction <= 1:
             raise ValueError(f"data.val_fraction={self.val_fraction} must be between 0 and 1")
+        seed = self.shuffle_documents
+        if seed is not None and not 0 <= seed < SEEDS:
+            raise ValueError(f"data.shuffle_documents={seed} must be at least 0 and below 2^63")
         if not self.separator:
             raise ValueError("data.separator='': must be auto, off or a text between documents")
         if not self.text_field:

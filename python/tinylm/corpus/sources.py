@@ -66,6 +66,9 @@ def _whole(source: str, how: Reading, raw: Path) -> Corpus:
         found = hub.fetch(row.source if row else source, raw)
         text = files(found.folder, found.paths, source_name(source), source, how)
         return replace(text, notes=(*found.notes, *text.notes), origin={"hub": found.record})
+    if not source:
+        # As a path it would mean the current folder.
+        raise ValueError("data.source='': name a text, a folder or a dataset")
     path = Path(source)
     try:
         source.encode()

@@ -41,6 +41,8 @@ def add(subparsers: Any) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     folder = Path(options.folder)
     manifest = Manifest.load(folder)
+    if options.picture is not None:
+        statistics.check_picture(options.picture)
     if options.samples < 0:
         raise ValueError(f"--samples {options.samples} must be at least 0")
     tokenizer = load_tokenizer(options.tokenizer, manifest) if options.tokenizer else None

@@ -95,6 +95,9 @@ def _prepare(options: argparse.Namespace) -> None:
     # Imported here: `verify` and `subset` need no tokenizer.
     from tinylm.tokenizer import Tokenizer
 
+    if options.picture is not None:
+        # A large text takes hours, and the picture comes last.
+        statistics.check_picture(options.picture)
     tokenizer = Tokenizer.load(options.tokenizer)
     if options.rank and (options.world is None or options.engine == "ray"):
         raise ValueError(

@@ -1,6 +1,7 @@
 """What shards hold in numbers: documents, tokens, bytes per token, and how long documents are."""
 
 import argparse
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -110,12 +111,31 @@ def add_picture(command: argparse.ArgumentParser) -> None:
     )
 
 
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Raise what `draw` would raise for a picture at `path`, before the work on its lengths.
+
+    `ValueError` for an ending that is no format of matplotlib's, `OSError` for a folder that is
+    not there.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = FigureCanvasAgg.get_supported_filetypes()
+    path = Path(path)
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f"--picture {path}: its ending must be one of {', '.join(sorted(known))}")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder: name a file in it", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder: make it first", str(path.parent))
+
+
 def draw(path: str | os.PathLike[str], title: str, splits: Mapping[str, Lengths]) -> None:
     """A picture of the lengths of the documents of some splits; its ending names the format.
 
-    Each split is a curve: the share of its documents per quarter of a power of two. `ValueError`
-    for an ending that is no format of matplotlib's.
+    Each split is a curve: the share of its documents per quarter of a power of two. Raises what
+    `check_picture` raises.
     """
+    check_picture(path)
     # matplotlib takes half a second to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
