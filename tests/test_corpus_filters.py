@@ -113,6 +113,7 @@ def test_names_are_spelled_out_and_the_last_value_holds():
         ("min_char:3", "no such filter; there are min_chars, "),
         ("min_chars", "needs a number of characters: min_chars:200"),
         ("max_symbols:x", "x must be a number of at least 0"),
+        ("min_chars:1e30", "1e30 must be a number of at least 0 and below 1e18"),
         ("max_symbols:-1", "-1 must be a number"),
         ("max_symbols:nan", "nan must be a number"),
         ("exact_duplicates:3", "takes no value"),

@@ -274,6 +274,13 @@ def test_what_is_not_there_is_named_in_one_line(tmp_path, server, source, proble
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("address", ["foo", "", "http://", "ftp://hub"])
+def test_an_endpoint_that_is_no_address_is_named(tmp_path, monkeypatch, address):
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(ValueError, match=r"^HF_ENDPOINT=.* must be an address: https://hugging"):
+        opened(tmp_path, "hf://some/texts")
+
+
 @pytest.mark.parametrize("path", ["../../outside.jsonl", "/etc/a.jsonl"])
 def test_a_hub_cannot_write_outside_of_its_folder(tmp_path, server, path):
     server.files = {path: b"text"}

@@ -139,3 +139,19 @@ def test_scores_of_parts_are_those_of_one_text():
     whole = parts.together([one, two])
     assert (whole.loss, whole.tokens, whole.bytes) == (1.25, 400, 1200)
     assert whole.bits_per_byte == pytest.approx(500 / 0.6931471805599453 / 1200)
+
+
+def test_errors_name_the_setting_and_its_value_as_they_were_given(tmp_path):
+    Path("empty.txt").touch()
+    with pytest.raises(ValueError, match=r"^data\.sources: empty\.txt is empty"):
+        train(settings("data.sources=[cats.txt:1,empty.txt:1]"))
+    with pytest.raises(FileNotFoundError, match=r"data\.sources is neither a file") as caught:
+        train(settings("data.sources=[cats.txt:1,none.txt:1]"))
+    assert caught.value.strerror.startswith("data.sources is neither")
+    with pytest.raises(ValueError, match=r"data\.source=empty\.txt is empty"):
+        train(settings("data.source=empty.txt"))
+    train(settings(TWO, "out=run", "train.steps=1"))
+    other = "data.sources=[cats.txt:0.5,rain.txt:0.5]"
+    message = r"\(yours is \[cats\.txt:0\.5, rain\.txt:0\.5\]\)"
+    with pytest.raises(ConfigError, match=message):
+        train(settings(other, "out=run", "train.steps=1"))

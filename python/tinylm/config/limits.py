@@ -34,6 +34,9 @@ def show(value: object) -> str:
     # Python raises ValueError for an int of more than 4300 decimal digits.
     huge = isinstance(value, int) and value.bit_length() > 1000
     text = "null" if value is None else f"{value:#x}" if huge else str(value)
+    if isinstance(value, tuple | list):
+        # As on a command line, and not as in Python.
+        text = f"[{', '.join(map(show, value))}]"
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 

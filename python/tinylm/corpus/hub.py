@@ -72,8 +72,11 @@ class Snapshot:
 
 
 def endpoint() -> str:
-    """The address of the hub."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    """The address of the hub; `ValueError` if HF_ENDPOINT is none."""
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    if not re.match(r"https?://[^/\s]", address):
+        raise ValueError(f"HF_ENDPOINT={address} must be an address: https://huggingface.co")
+    return address
 
 
 def parse(source: str) -> Repository:

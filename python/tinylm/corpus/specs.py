@@ -47,7 +47,9 @@ def _spec(name: str, value: str, given: str) -> str:
     except ValueError:
         limit = -1.0
     if not 0 <= limit < 1e18:
-        raise ValueError(f"data.filters: {given}: {value} must be a number of at least 0")
+        raise ValueError(
+            f"data.filters: {given}: {value} must be a number of at least 0 and below 1e18"
+        )
     return f"{name}:{limit:.15g}"
 
 

@@ -232,5 +232,7 @@ def _make(folder: Path) -> None:
 
 
 def _occupied(folder: Path, content: str) -> FileExistsError:
-    problem = f"the folder holds {content}: name another data.folder or remove it"
+    problem = (
+        f"the folder holds {content}: name another (--out, or data.folder of a run) or remove it"
+    )
     return FileExistsError(errno.EEXIST, problem, str(folder))

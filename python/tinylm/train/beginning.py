@@ -15,6 +15,7 @@ import torch
 from tinylm import checkpoint, corpus, data, model, optim
 from tinylm.checkpoint import Training
 from tinylm.config import ConfigError, DataConfig, Run
+from tinylm.config.limits import show
 from tinylm.corpus import Corpus, filters
 from tinylm.data import Dataset, Loader, mixture
 from tinylm.data.loader import of_settings
@@ -289,10 +290,11 @@ def shards(
         known = data.recorded(resumed.checkpoint)
         if len(known) == len(texts.runs):
             return known
-    return tuple(
-        _shards_of(alone, resumed, partial(texts.open, number), tokenizer, session)
-        for number, alone in enumerate(texts.runs)
-    )
+    with texts.naming():
+        return tuple(
+            _shards_of(alone, resumed, partial(texts.open, number), tokenizer, session)
+            for number, alone in enumerate(texts.runs)
+        )
 
 
 def _shards_of(
@@ -311,8 +313,7 @@ def _shards_of(
         for name in ("folder", "separator", "text_field", "filters", "shuffle_documents"):
             if (value := getattr(run.data, name)) != getattr(DataConfig(), name):
                 raise ConfigError(
-                    f"data.{name}={value}: has no meaning where data.source is a folder of shards: "
-                    "leave it out"
+                    f"data.{name}={show(value)}: has no meaning for shards as a text: leave it out"
                 )
         return given
     there = _made_before(run, resumed, tokenizer)

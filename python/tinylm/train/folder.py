@@ -18,6 +18,7 @@ from typing import Any
 
 from tinylm import config, disk, threads
 from tinylm.config import ConfigError, Run
+from tinylm.config.limits import show
 from tinylm.track import warn
 
 CONFIG = "config.yaml"
@@ -196,7 +197,7 @@ def _refuse_other(run: Run, folder: Path) -> None:
     keys = _differences(run, folder)
     if not keys:
         return
-    ours = config.flat(run).get(keys[0])
+    ours = show(config.flat(run).get(keys[0]))
     raise ConfigError(
         f"{folder} holds another run: {keys[0]} differs (yours is {ours}); repeat its settings "
         f"(config.yaml there) or choose another out="

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tinylm.config import ConfigError, Run
 from tinylm.corpus import Corpus, source_name
@@ -23,7 +25,25 @@ class Texts:
         self.runs = [
             replace(run, data=replace(run.data, source=text, sources=())) for text in run.data.texts
         ]
-        self.open = cache(lambda number: open_text(self.runs[number]))
+        self._several = bool(run.data.sources)
+        self._open_text = open_text
+        self.open = cache(self._open)
+
+    def _open(self, number: int) -> Corpus:
+        with self.naming():
+            return self._open_text(self.runs[number])
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Inside, an error of one of several texts names the setting that has them."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if self._several:
+                error.args = tuple(map(_of_several, error.args))
+                if isinstance(error, OSError):
+                    error.strerror = _of_several(error.strerror)
+            raise
 
     def all(self) -> "Texts":
         """This object, once all texts are open."""
@@ -46,6 +66,13 @@ class Texts:
         """Everything to train on, in pieces."""
         for number in range(len(self.runs)):
             yield from self.open(number).training_texts()
+
+
+def _of_several(word: Any) -> Any:
+    """An argument of an error, where a text is the value of `data.source`, as of `data.sources`."""
+    if not isinstance(word, str):
+        return word
+    return word.replace("data.source=", "data.sources: ").replace("data.source ", "data.sources ")
 
 
 @dataclass(frozen=True)
