@@ -63,6 +63,14 @@ def test_exports_are_the_bytes_of_the_layout_and_come_back(tmp_path_factory, siz
         assert np.array_equal(back.lengths(), dataset.lengths())
 
 
+def test_a_document_too_long_for_megatrons_index_is_refused(tmp_path, monkeypatch):
+    dataset = written(tmp_path / "ours", [[1], [2]])
+    monkeypatch.setattr(Dataset, "lengths", lambda self: np.array([2, 2**31], np.uint32))
+    with pytest.raises(ValueError, match=r"document 1 has 2,147,483,648 tokens, .* at most 2,147"):
+        exporting.megatron(dataset, tmp_path / "m")
+    assert not [*tmp_path.glob("m*")]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_megatrons_own_builder_writes_the_same_bytes_and_its_reader_reads_them(tmp_path):
     peer = pytest.importorskip("megatron.core.datasets.indexed_dataset")

@@ -30,8 +30,15 @@ def megatron(dataset: Dataset, prefix: str | Path) -> tuple[Path, Path]:
     """Every document to `prefix.bin` and `prefix.idx`, a sequence each, its eos included.
 
     The same bytes as those of Megatron's `IndexedDatasetBuilder`, given these documents. Its tokens
-    are uint16 if the vocabulary has less than 65,500, otherwise int32. Returns both paths.
+    are uint16 if the vocabulary has less than 65,500, otherwise int32. Returns both paths. Raises
+    ValueError for a document of 2^31 tokens or more, whose length its index cannot say.
     """
+    lengths = dataset.lengths()
+    if lengths.size and int(lengths.max()) >= 2**31:
+        raise ValueError(
+            f"document {int(lengths.argmax()):,} has {int(lengths.max()):,} tokens, and Megatron's "
+            f"index says at most {2**31 - 1:,}: export to nanogpt"
+        )
     prefix = Path(prefix)
     data, index = (prefix.with_name(f"{prefix.name}{ending}") for ending in (".bin", ".idx"))
     # Megatron's own limit (`DType.optimal_dtype`), with the codes of its index.
@@ -40,7 +47,6 @@ def megatron(dataset: Dataset, prefix: str | Path) -> tuple[Path, Path]:
         for at in range(0, dataset.n_tokens, _CHUNK):
             ids = dataset.read(at, min(_CHUNK, dataset.n_tokens - at))
             file.write(ids.astype(dtype).tobytes())
-    lengths = dataset.lengths().astype("<i4")
     ends = np.cumsum(lengths, dtype=np.int64)
     pointers = np.concatenate([[0], ends[:-1]])[: lengths.size] * dtype.itemsize
     documents = np.arange(lengths.size + 1, dtype="<i8")
@@ -51,7 +57,7 @@ def megatron(dataset: Dataset, prefix: str | Path) -> tuple[Path, Path]:
         file.write(b"MMIDIDX\x00\x00")
         for number, size in zip(counts, sizes, strict=True):
             file.write(number.to_bytes(size, "little"))
-        for array in (lengths, pointers.astype("<i8"), documents):
+        for array in (lengths.astype("<i4"), pointers.astype("<i8"), documents):
             file.write(array.tobytes())
     return data, index
 
