@@ -1,5 +1,6 @@
 """Tokens in memory: an array of NumPy as the source of a loader."""
 
+import json
 import pickle
 
 import numpy as np
@@ -74,3 +75,27 @@ def test_documents_need_a_mark(ids):
         Loader(ids, batch_size=1, context_length=8, dtype="uint16")
     narrow = Loader(ArrayDataset(ids, vocab_size=100), batch_size=1, context_length=8)
     assert next(narrow).tokens.shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 2.5), ("seed", -1), ("threads", "2"), ("rank", True), ("prefetch", None)],
+)
+def test_a_number_that_is_none_is_named(name, value):
+    arguments = {"batch_size": 2, "context_length": 10, name: value}
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be a whole number between 0 and"):
+        Loader(np.arange(99), **arguments)
+
+
+def test_a_batch_that_no_memory_holds_and_a_state_that_is_none_are_errors():
+    array = np.arange(9_999)
+    # Numbers of NumPy are numbers, also in a state.
+    loader = Loader(array, batch_size=np.int64(2), context_length=10, seed=np.uint8(3))
+    assert json.loads(json.dumps(loader.state())) == loader.state()
+    for state in (None, [], {**loader.state(), "rows": True}, {**loader.state(), "rows": 1.5}):
+        with pytest.raises(ValueError, match=r"not a loader's state|must be a whole number"):
+            loader.restore(state)
+    with pytest.raises(ValueError, match=r"batch_size=2147483648 .* make it smaller"):
+        Loader(array, batch_size=2**31, context_length=5_000)
+    with pytest.raises(ValueError, match=r"batch_size=2147483648 .* make it smaller"):
+        loader.batch_size = 2**31

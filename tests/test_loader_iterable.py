@@ -50,6 +50,19 @@ def test_each_worker_has_a_state_of_its_own(dataset):
     assert flat(take_of(again, 3)) == straight[:3]
 
 
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_every_iter_begins_at_the_same_place(dataset, workers, persistent):
+    straight = flat(take(Loader(dataset, **ARGUMENTS), 7))
+    data = IterableBatches(dataset, **ARGUMENTS)
+    data.restore(data.state(2))
+    settings = {"batch_size": None, "num_workers": workers, "persistent_workers": persistent}
+    loader = DataLoader(data, **settings)
+    assert flat(take_of(loader, 5)) == flat(take_of(loader, 5)) == straight[2:]
+    # To go on, the state is restored.
+    data.restore(data.state(3))
+    assert flat(take_of(DataLoader(data, **settings), 2)) == straight[5:]
+
+
 def take_of(data, n):
     batches = iter(data)
     return [next(batches) for _ in range(n)]
@@ -72,6 +85,11 @@ def test_arrays_and_mistakes(dataset):
     ids = np.arange(5_000, dtype=np.uint16)
     data = IterableBatches(ArrayDataset(ids), **ARGUMENTS)
     assert flat(drawn(data, 2, 4)) == flat(take(Loader(ids, **ARGUMENTS), 4))
+    with pytest.raises(ValueError, match="device=meta must be cpu"):
+        IterableBatches(dataset, **ARGUMENTS, device="meta")
+    for wrong in (-3, 1.5):
+        with pytest.raises(ValueError, match=f"batches={wrong} must be a whole number"):
+            data.state(wrong)
     with pytest.raises(ValueError, match="context_length=0"):
         IterableBatches(dataset, batch_size=1, context_length=0)
     with pytest.raises(ValueError, match="fingerprint"):

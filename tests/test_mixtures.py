@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.rungs.mixture import shares
 from tests.support.bytes_tokenizer import VOCAB, Bytes, counting, flat, take
 from tinylm.config.courses import course
-from tinylm.data import Dataset, Loader, ShardWriter, mixture
+from tinylm.data import ArrayDataset, Dataset, Loader, ShardWriter, mixture
 from tinylm.reference import mixture as reference
 
 SOURCES = st.integers(1, 8)
@@ -165,16 +165,29 @@ def test_a_state_is_small_with_fifty_sources_and_refuses_other_ones(datasets, tm
     [
         (None, "weights=None: a mixture takes a weight for each source"),
         ([1, 1], "2 weights for 3 sources: give one for each"),
-        ([1, -1, 1], "weights: -1 must be at least 0 and finite"),
-        ([1, float("nan"), 1], "weights: nan must be at least 0 and finite"),
+        ([1, -1, 1], "weights: -1 must be a number, at least 0 and finite"),
+        ([1, float("nan"), 1], "weights: nan must be a number, at least 0 and finite"),
         ([0, 0, 0], "weights are all 0: one must be above 0"),
         ([1, 1, 1e-6], "weights: 1e-06 is 5e-07 of all: must be 0 or at least 1/65536"),
+        (["1", 1, 1], "weights: '1' must be a number, at least 0 and finite"),
+        (3, "weights: 3 must be a list with a number for each source"),
+        ({0: [1, 1, 1], 1.5: [1, 1, 1]}, "weights: a row=1.5 must be a whole number"),
+        ({0: [1, 1, 1], 2**70: [1, 1, 1]}, f"weights: a row={2**70} must be a whole number"),
         ({5: [1, 1, 1]}, "weights begin at rows .5.: the first must be 0"),
     ],
 )
 def test_wrong_weights_are_named(datasets, weights, problem):
     with pytest.raises(ValueError, match=problem):
         Loader(datasets, weights=weights, batch_size=4, context_length=32)
+
+
+def imported(folder, vocab):
+    """Tokens that came without their tokenizer."""
+    tokenizer = Bytes(vocab)
+    tokenizer.eos_id, tokenizer.sha256 = 9, "0" * 64
+    with ShardWriter(folder, tokenizer=tokenizer) as writer:
+        writer.add(np.arange(100), n_bytes=1)
+    return Dataset.open(folder)
 
 
 def test_sources_that_do_not_go_together_are_named(datasets, tmp_path):
@@ -184,6 +197,19 @@ def test_sources_that_do_not_go_together_are_named(datasets, tmp_path):
     other = Dataset.open(tmp_path / "other")
     with pytest.raises(ValueError, match=r"was made by tokenizer .* prepare both with the same"):
         Loader([datasets[0], other], weights=[1, 1], **arguments)
+    none = [imported(tmp_path / str(vocab), vocab) for vocab in (1_000, 120_000)]
+    with pytest.raises(ValueError, match=r"has a vocabulary of 1,000 and .* of 120,000"):
+        Loader(none, weights=[1, 1], **arguments)
+    ends = [ArrayDataset(np.arange(999), eos_id=eos) for eos in (3, None)]
+    with pytest.raises(ValueError, match=r"ends its documents with id 3 and .* with id None"):
+        Loader(ends, weights=[1, 1], **arguments)
+    arrays = [np.arange(999, dtype=np.uint16), np.arange(70_000, 70_999, dtype=np.uint32)]
+    arrays[0] = ArrayDataset(arrays[0], vocab_size=1_000)
+    with pytest.raises(ValueError, match=r"dtype=uint16 holds .* name the vocab_size of an array"):
+        Loader(arrays, weights=[1, 1], **arguments, dtype="uint16")
+    for sources in (torch.arange(999), [torch.arange(999)], [[1, 2, 3]]):
+        with pytest.raises(ValueError, match="must be a Dataset"):
+            Loader(sources, weights=[1], **arguments)
     with pytest.raises(ValueError, match="a mixture has one source at least"):
         Loader([], weights=[], **arguments)
     with pytest.raises(ValueError, match="weights are for several sources: give a list"):

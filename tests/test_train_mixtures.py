@@ -10,6 +10,7 @@ import pytest
 from tests.test_train import SMALL, assert_same_weights, stop_after
 from tinylm import config, data, evaluate
 from tinylm.config import ConfigError
+from tinylm.config.sources import checked_sources
 from tinylm.evaluate import parts
 from tinylm.evaluate.__main__ import main
 from tinylm.track import read_metrics
@@ -155,3 +156,12 @@ def test_errors_name_the_setting_and_its_value_as_they_were_given(tmp_path):
     message = r"\(yours is \[cats\.txt:0\.5, rain\.txt:0\.5\]\)"
     with pytest.raises(ConfigError, match=message):
         train(settings(other, "out=run", "train.steps=1"))
+
+
+def test_a_text_with_two_names_is_named_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    for other in ("./a.txt", str(tmp_path / "a.txt")):
+        with pytest.raises(ValueError, match=r"is named twice, also as a\.txt: give it one"):
+            checked_sources(("a.txt:1", f"{other}:2"))
+    assert checked_sources(("a.txt:1", "./b.txt:1")) == ("a.txt:1.0", "./b.txt:1.0")

@@ -81,8 +81,8 @@ class DataConfig:
     sources: tuple[str, ...] = setting(
         (),
         "Several texts in place of data.source, each with its weight in the training tokens: "
-        "[novel.txt:0.7,poems.txt:0.3]. A weight may be a course over the run: "
-        "[novel.txt:0.7@0 0.2@0.5,poems.txt:0.3].",
+        "[novel.txt:0.7,poems.txt:0.3]. Shares are exact to a row after every 32 rows. A weight "
+        "may be a course over the run: [novel.txt:0.7@0 0.2@0.5,poems.txt:0.3].",
     )
     folder: str | None = setting(
         None, "Folder of the token shards; default data/processed/<source>-<hash of the content>."

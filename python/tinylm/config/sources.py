@@ -22,13 +22,18 @@ def parts(sources: tuple[str, ...]) -> tuple[tuple[str, Course], ...]:
 def checked_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
     """The sources with their weights as they are saved; `ValueError` names the wrong one."""
     weights: dict[str, Any] = {}
+    files: dict[str, str] = {}
     for source in sources:
         text, _, weight = source.rpartition(":")
         # The last colon: a path may have others.
         limit = "expected SOURCE:WEIGHT, such as [novel.txt:0.7,poems.txt:0.3]"
         require(bool(text.strip() and weight.strip()), KEY, source, limit)
         text = os.path.expanduser(text.strip())
-        require(text not in weights, KEY, text, "is named twice: give it one weight")
+        # By two names too: a.txt and ./a.txt.
+        file = os.path.realpath(text) if os.path.exists(text) else text
+        as_what = "" if files.get(file, text) == text else f", also as {files[file]}"
+        require(file not in files, KEY, text, f"is named twice{as_what}: give it one weight")
+        files[file] = text
         expected = "a weight, at least 0 and finite, or a course of them such as 0.7@0 0.2@0.5"
         key = f"{KEY}: {text}"
         weights[text] = checked(key, _number(weight.strip()), float, NOT_NEGATIVE, expected)

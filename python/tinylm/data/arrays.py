@@ -75,6 +75,8 @@ class ArrayDataset:
 
 
 def _as_tokens(tokens: NDArray[Any]) -> NDArray[Any]:
+    if not isinstance(tokens, np.ndarray):
+        raise ValueError(f"tokens must be an array of NumPy, not of {type(tokens).__name__}")
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError(
             f"tokens must be an array [n] of integers, not {tokens.dtype}{list(tokens.shape)}"

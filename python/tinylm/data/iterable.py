@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tinylm.data.arrays import ArrayDataset, reopened
 from tinylm.data.batch import Batch
 from tinylm.data.loader import Loader
+from tinylm.data.numbers import whole
 
 
 class IterableBatches(IterableDataset[Batch]):
@@ -23,6 +25,10 @@ class IterableBatches(IterableDataset[Batch]):
 
     Worker w of W makes batches w, w + W and so on, and DataLoader asks one worker after the other.
     It needs `batch_size=None`, as these are batches already. `device` must be the CPU.
+
+    Every `iter` begins at the place of the last `restore` or `load_state_dict`, at first row 0,
+    whatever was read before: batches that workers read ahead are not lost. To go on, `restore` a
+    state first; workers that persist do not see that, so make a new DataLoader.
 
     `state(n)` is where a run is that took `n` batches, for `restore` here or in a Loader, whatever
     the number of workers then. torchdata's StatefulDataLoader finds `state_dict` and
@@ -32,13 +38,18 @@ class IterableBatches(IterableDataset[Batch]):
     def __init__(self, sources: Any, **settings: Any) -> None:
         if isinstance(sources, np.ndarray):
             sources = ArrayDataset(sources)
+        device = settings.get("device", "cpu")
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"device={device} must be cpu: move batches in the training process")
         # Wrong arguments fail here and not in a worker.
         with Loader(sources, **settings) as loader:
             self._begin = loader.state()
             self._batch_size = loader.batch_size
         self._sources, self._settings = sources, settings
-        # Of this worker: where its next batch is, once it has begun.
-        self._own: dict[str, Any] | None = None
+        # Whether the beginning is the place of one worker, which is not moved again.
+        self._own_begin = False
+        # Where the next batch of this worker is, once it has begun.
+        self._next: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """This worker's batches."""
@@ -49,32 +60,33 @@ class IterableBatches(IterableDataset[Batch]):
             several = isinstance(sources, list | tuple)
             sources = [*map(reopened, sources)] if several else reopened(sources)
         with Loader(sources, **self._settings) as loader:
-            loader.restore(self._begin if self._own is None else self._own)
+            loader.restore(self._begin)
             if worker is not None:
-                first = worker.id if self._own is None else 0
-                loader.share(first, worker.num_workers)
+                loader.share(0 if self._own_begin else worker.id, worker.num_workers)
             while True:
                 batch = next(loader)
-                self._own = loader.state()
+                self._next = loader.state()
                 yield batch
 
     def state(self, batches: int) -> dict[str, Any]:
-        """The state of a run that took `batches` batches since the last `restore`."""
-        return {**self._begin, "rows": self._begin["rows"] + batches * self._batch_size}
+        """The state of a run that took `batches` batches since it began (see above)."""
+        rows = self._begin["rows"] + whole("batches", batches) * self._batch_size
+        return {**self._begin, "rows": rows}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Begin at `state`, one of `state` or of a loader's; ValueError if it is of other data."""
         with Loader(self._sources, **self._settings) as loader:
             loader.restore(state)
             self._begin = loader.state()
-        self._own = None
+        self._own_begin, self._next = False, None
 
     def state_dict(self) -> dict[str, Any]:
         """The place of this worker."""
-        return dict(self._begin if self._own is None else self._own, began=self._own is not None)
+        if self._next is None:
+            return dict(self._begin, began=self._own_begin)
+        return dict(self._next, began=True)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        own = {name: value for name, value in state.items() if name != "began"}
-        self._own = own if state["began"] else None
-        self._begin = self._begin if state["began"] else own
+        """Begin at `state_dict`."""
+        self._begin = {name: value for name, value in state.items() if name != "began"}
+        self._own_begin, self._next = state["began"], None

@@ -19,6 +19,7 @@ from tinylm import _rust
 from tinylm.data import mixture
 from tinylm.data.arrays import Source, check_marks, reopened
 from tinylm.data.batch import Batch
+from tinylm.data.numbers import whole
 from tinylm.data.places import places
 from tinylm.data.stats import Given, Stats, given
 from tinylm.data.stream import Stream, check_uint16
@@ -95,18 +96,19 @@ class Loader(AbstractContextManager["Loader"]):
         import torch
 
         # The Rust side counts in unsigned numbers of 64 bits, and checks what they are.
-        for name, value in (
-            ("batch_size", batch_size),
-            ("context_length", context_length),
-            ("stride", context_length if stride is None else stride),
-            ("seed", seed),
-            ("rank", rank),
-            ("world_size", world_size),
-            ("threads", threads),
-            ("prefetch", prefetch),
-        ):
-            if not 0 <= value < 2**64:
-                raise ValueError(f"{name}={value} must be between 0 and {2**64 - 1}")
+        place = {
+            "seed": seed,
+            "context_length": context_length,
+            "stride": context_length if stride is None else stride,
+        }
+        part = {
+            "batch_size": batch_size,
+            "rank": rank,
+            "world_size": world_size,
+            "threads": threads,
+            "prefetch": prefetch,
+        }
+        place, part = ({key: whole(key, n) for key, n in each.items()} for each in (place, part))
         if order == "random" and stride is not None:
             raise ValueError(f"stride={stride} has no meaning for order=random: leave it out")
         for name, set_too, way in (
@@ -119,21 +121,20 @@ class Loader(AbstractContextManager["Loader"]):
         if mask_eos and mask_after_eos:
             raise ValueError("mask_eos and mask_after_eos: choose one")
         self._sources, self._stages = mixture.opened(sources, weights)
-        dataset = self._sources[0]
         if dtype == "uint16":
-            check_uint16(dataset.vocab_size, pack=pack, documents=documents, keep=bool(keep))
+            most = max(source.vocab_size for source in self._sources)
+            check_uint16(most, pack=pack, documents=documents, keep=bool(keep))
         self._device = torch.device(device)
         self._keep = keep
         marks = {"pack": pack, "mask_eos": mask_eos, "mask_after_eos": mask_after_eos}
-        check_marks(dataset, document_mask=documents, **marks)
-        self._eos_id = dataset.eos_id if documents else None
+        for source in self._sources:
+            check_marks(source, document_mask=documents, **marks)
+        self._eos_id = self._sources[0].eos_id if documents else None
         # What decides which rows come, and so belongs to the state of a run.
         self._place: dict[str, Any] = {
-            "seed": seed,
             "order": order,
-            "context_length": context_length,
-            "stride": context_length if stride is None else stride,
             "mask_after_eos": mask_after_eos,
+            **place,
         }
         if pack:
             # In place of what they replace, and only where they are set: a state of before they
@@ -145,15 +146,7 @@ class Loader(AbstractContextManager["Loader"]):
         if self._stages is not None:
             self._place["mixture"] = mixture.name_of(self._stages)
         # Who fills which row, and how: a run may go on with others.
-        self._slice: dict[str, Any] = {
-            "batch_size": batch_size,
-            "rank": rank,
-            "world_size": world_size,
-            "threads": threads,
-            "prefetch": prefetch,
-            "dtype": dtype,
-            "every": 1,
-        }
+        self._slice: dict[str, Any] = {**part, "dtype": dtype, "every": 1}
         self._row = 0
         self._batches = 0
         self._stall = 0.0
@@ -207,6 +200,7 @@ class Loader(AbstractContextManager["Loader"]):
     @batch_size.setter
     def batch_size(self, size: int) -> None:
         """Set the rows of the batches to come."""
+        size = whole("batch_size", size)
         if size == self._slice["batch_size"]:
             return
         # A stream without rows checks the number and starts no thread.
@@ -346,11 +340,9 @@ class Loader(AbstractContextManager["Loader"]):
         Refuses the state of other data or of another order, which it could not continue;
         `force=True` takes its row number all the same.
         """
-        row = state.get("rows")
-        if state.get("version") != STATE_VERSION or not isinstance(row, int):
+        if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
             raise ValueError(f"not a loader's state of version {STATE_VERSION}: {state}")
-        if not 0 <= row < _MAX_ROWS:
-            raise ValueError(f"the state's rows={row} must be between 0 and {_MAX_ROWS - 1}")
+        row = whole("the state's rows", state.get("rows"), _MAX_ROWS - 1)
         # All but the row itself: the rows of another order would not be the rest of this one.
         ours = self.state()
         for name in sorted((ours.keys() | state.keys()) - {"rows"}) if not force else ():

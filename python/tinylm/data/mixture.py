@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinylm.data.arrays import ArrayDataset, Source
+from tinylm.data.numbers import whole
 
 # What the shares of a stage add up to, and the least above 0 (`rust/dataloader/src/mix.rs`).
 WHOLE = 1 << 32
@@ -23,6 +25,8 @@ LEAST = WHOLE >> 16
 # Stages that follow one straight line of a course, at most, and the least rows of each: those of a
 # block, as shares hold on average only in less.
 STAIRS, STAIR_ROWS = 32, 32
+# The last row with which a stage may begin (MAX_ROWS of the Rust side, less one).
+_MAX_ROW = 2**62 - 1
 
 One = Source | NDArray[Any]
 Sources = One | Sequence[One]
@@ -39,6 +43,7 @@ def stages(weights: Weights | None, sources: int) -> Stages:
     if weights is None:
         raise ValueError("weights=None: a mixture takes a weight for each source")
     begun = weights if isinstance(weights, Mapping) else {0: weights}
+    begun = {whole("weights: a row", row, _MAX_ROW): shares for row, shares in begun.items()}
     if min(begun, default=1) != 0:
         raise ValueError(f"weights begin at rows {sorted(begun)}: the first must be 0")
     return [(row, _shares(begun[row], sources)) for row in sorted(begun)]
@@ -50,24 +55,32 @@ def opened(sources: Sources, weights: Weights | None) -> tuple[list[Source], Sta
         if weights is not None:
             raise ValueError("weights are for several sources: give a list of datasets")
         return [_source(sources)], None
+    if not isinstance(sources, list | tuple):
+        raise ValueError(f"sources={sources!r:.60} must be a Dataset, an array of NumPy or a list")
     found = [_source(source) for source in sources]
     check(found)
     return found, stages(weights, len(found))
 
 
 def _source(source: One) -> Source:
-    return ArrayDataset(source) if isinstance(source, np.ndarray) else source
+    if isinstance(source, np.ndarray):
+        return ArrayDataset(source)
+    if not isinstance(source, Source):
+        raise ValueError(f"source {source!r:.60} must be a Dataset or an array of NumPy")
+    return source
 
 
 def _shares(weights: Sequence[float], sources: int) -> list[int]:
     """Weights as whole numbers that add up to `WHOLE`."""
+    if not isinstance(weights, Sequence | np.ndarray) or isinstance(weights, str):
+        raise ValueError(f"weights: {weights!r} must be a list with a number for each source")
     if len(weights) != sources:
         raise ValueError(f"{len(weights)} weights for {sources} sources: give one for each")
     for weight in weights:
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weights: {weight} must be at least 0 and finite")
+        if not isinstance(weight, Real) or not 0 <= weight < float("inf"):
+            raise ValueError(f"weights: {weight!r} must be a number, at least 0 and finite")
     # Fractions, because a sum of floats depends on their order.
-    exact = [Fraction(weight) for weight in weights]
+    exact = [Fraction(int(w) if isinstance(w, Integral) else float(w)) for w in weights]
     total = sum(exact)
     if not total:
         raise ValueError("weights are all 0: one must be above 0")
@@ -121,14 +134,29 @@ def _hash(content: Any) -> str:
 
 
 def check(datasets: Sequence[Source]) -> None:
-    """Raise `ValueError` unless the sources are of one tokenizer, and conversations or not."""
+    """Raise `ValueError` unless the sources are of one tokenizer, as far as they say it.
+
+    Tokens that came without their tokenizer are compared by the size of the vocabulary alone, and
+    arrays by their eos. Texts and conversations may be mixed.
+    """
     if not datasets:
         raise ValueError("sources=[]: a mixture has one source at least")
     first = datasets[0]
     for other in datasets[1:]:
         one, two = first.tokenizer_sha256, other.tokenizer_sha256
-        if (one, first.eos_id) != (two, other.eos_id):
+        if one != two:
             raise ValueError(
                 f"{first.folder} was made by tokenizer {one[:12]} and {other.folder} by "
                 f"{two[:12]}: prepare both with the same"
+            )
+        if first.eos_id != other.eos_id:
+            raise ValueError(
+                f"{first.folder} ends its documents with id {first.eos_id} and {other.folder} with "
+                f"id {other.eos_id}: prepare both with the same"
+            )
+        # What an array has by itself is what its dtype can hold.
+        if one and first.vocab_size != other.vocab_size:
+            raise ValueError(
+                f"{first.folder} has a vocabulary of {first.vocab_size:,} and {other.folder} of "
+                f"{other.vocab_size:,}: prepare both with the same tokenizer"
             )

@@ -28,7 +28,7 @@ def check_uint16(vocab_size: int, **wide: bool) -> None:
     if vocab_size > _MAX_UINT16:
         raise ValueError(
             f"dtype=uint16 holds vocabularies of up to {_MAX_UINT16:,} ids, and this one has "
-            f"{vocab_size:,}: use int32"
+            f"{vocab_size:,}: use int32, or name the vocab_size of an array that has fewer"
         )
     for name, given in wide.items():
         if given:

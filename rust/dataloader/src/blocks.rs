@@ -31,6 +31,8 @@ pub(crate) type BlockId = (usize, usize);
 pub(crate) struct Blocks {
     latest: Mutex<Latest>,
     capacity: usize,
+    /// How many are dropped when there are too many.
+    at_once: usize,
     pool: Arc<Pool<u8>>,
 }
 
@@ -54,6 +56,7 @@ impl Blocks {
         Self {
             latest: Mutex::default(),
             capacity,
+            at_once: whole,
             // A few more are being read into, or out of while they are no longer kept.
             pool: Pool::with(
                 size,
@@ -83,12 +86,13 @@ impl Blocks {
         // A second thread may have put the same block: equal bytes take its place.
         latest.blocks.insert(id, (now, bytes));
         if latest.blocks.len() > self.capacity {
-            // Times of use differ, so the oldest is the same one in any order of the map. Looking
-            // at all 128 or so is nothing beside the reading of a block.
-            let oldest = latest.blocks.iter().min_by_key(|(_, (used, _))| *used);
-            if let Some(id) = oldest.map(|(&id, _)| id) {
-                latest.blocks.remove(&id);
-            }
+            // Times of use differ, so the oldest are the same in any order of the map. Of thousands
+            // of small blocks as many go at once as make a whole one: 128 or so are looked at for
+            // each block, which is nothing beside its reading.
+            let mut times: Vec<u64> = latest.blocks.values().map(|(used, _)| *used).collect();
+            let last = self.at_once.min(times.len()) - 1;
+            let last = *times.select_nth_unstable(last).1;
+            latest.blocks.retain(|_, (used, _)| *used > last);
         }
     }
 
@@ -100,5 +104,31 @@ impl Blocks {
     /// The lock, also after a panic elsewhere: between statements the map is always whole.
     fn lock(&self) -> MutexGuard<'_, Latest> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_last_stays_also_when_many_small_blocks_are_dropped_at_once() {
+        // 128 blocks of 64 KiB take the room of 8 whole ones; 16 are dropped together.
+        for (whole, size, least) in [(8, BLOCK_BYTES / 16, 113), (5, BLOCK_BYTES, 5)] {
+            let blocks = Blocks::new(whole, size);
+            for i in 0..500 {
+                blocks.put((0, i), Arc::new(blocks.memory()));
+                assert!(blocks.get((0, 0)).is_some());
+                let kept = blocks.lock().blocks.len();
+                assert!((least.min(i + 1)..=whole * BLOCK_BYTES / size).contains(&kept));
+                // The first one takes a place too.
+                for j in (i + 2).saturating_sub(least)..=i {
+                    assert!(blocks.lock().blocks.contains_key(&(0, j)));
+                }
+            }
+        }
+        let nothing = Blocks::new(0, 1);
+        nothing.put((0, 0), Arc::new(nothing.memory()));
+        assert!(nothing.get((0, 0)).is_none());
     }
 }

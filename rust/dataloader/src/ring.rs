@@ -178,6 +178,15 @@ impl<E: Element> Stream<E> {
         // Those that wait, and one each that is made and that the consumer reads.
         let most = prefetch + 2;
         let size = filler.shape(shared.slice.rows()).size();
+        // What the system cannot give ends the process when it is wanted: ask for it here.
+        if Vec::<E>::new().try_reserve_exact(size).is_err() {
+            let (rows, bytes) = (shared.slice.rows(), size.saturating_mul(size_of::<E>()));
+            return Err(Error::Invalid(format!(
+                "batch_size={} is {rows} rows of {bytes} bytes together, more than there is memory: \
+                 make it smaller",
+                shared.slice.batch_size
+            )));
+        }
         let lent = (!memory.is_empty()).then(|| Pool::new(size, most, memory));
         let maker = || {
             // A pool for each thread: memory that another core wrote last comes from its cache,
