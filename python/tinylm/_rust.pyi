@@ -34,6 +34,7 @@ __all__ = [
     "normalise",
     "read_merges",
     "read_ranks",
+    "source_seed",
     "train_unigram",
     "xxh3_64",
 ]
@@ -388,7 +389,7 @@ class Rows:
         prefetch: int,
         dtype: str,
         every: int = 1,
-        memory: Sequence[NDArray[Any]] = (),
+        memory: Sequence[NDArray[Any]] | None = None,
     ) -> Stream:
         """Start the threads that make the batches from `first_row` on, each `every`-th.
 

@@ -251,7 +251,7 @@ impl Rows {
     /// Batch k has rows `first_row + k * every * batch_size` and so on; this rank gets each
     /// `world_size`-th of them from `rank` on. `dtype` is "int64", "int32" or "uint16". `memory` are
     /// arrays [n] of the size of a batch to make batches in, which the caller gives away.
-    #[pyo3(signature = (*, batch_size, rank, world_size, first_row, end_row, threads, prefetch, dtype, every=1, memory=Vec::new()))]
+    #[pyo3(signature = (*, batch_size, rank, world_size, first_row, end_row, threads, prefetch, dtype, every=1, memory=None))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn stream(
         &self,
@@ -264,7 +264,7 @@ impl Rows {
         prefetch: usize,
         dtype: &str,
         every: u64,
-        memory: Vec<Bound<'_, PyAny>>,
+        memory: Option<Vec<Bound<'_, PyAny>>>,
     ) -> PyResult<Stream> {
         // Checked by the core: the limits and their messages are the same for every caller.
         let slice = Slice {
@@ -275,6 +275,7 @@ impl Rows {
             end_row,
             every,
         };
+        let memory = memory.unwrap_or_default();
         let filler = self.filler();
         let shape = filler.shape(slice.check().map_or(0, |()| slice.rows()));
         // The type is chosen once, so that no loop asks for it.
