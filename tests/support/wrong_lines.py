@@ -239,8 +239,8 @@ PYTHON = [
         "tests/test_disk.py",
     ),
     Mutant(
-        "python/tinylm/data/__main__.py",
-        "        if not all(disk.is_leftover(path) for path in out.iterdir()):",
+        "python/tinylm/disk.py",
+        "        if not all(is_leftover(path) for path in folder.iterdir()):",
         "        if False:",
         "before_it_had_the_lock",
         "tests/test_data.py",
