@@ -111,7 +111,12 @@ SKIPPED = {
 
 
 @pytest.mark.parametrize(
-    ("name", "capability"), [*((n, GPUS[0]) for n in SKIPPED), ("window", GPUS[1])]
+    ("name", "capability"),
+    [
+        ("window", GPUS[1]),
+        ("both sides", GPUS[0]),
+        *(pytest.param(n, GPUS[0], marks=pytest.mark.slow) for n in SKIPPED if n != "both sides"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
 def test_tiles_out_of_sight_are_skipped(name, capability):

@@ -153,7 +153,7 @@ def test_a_state_of_other_data_is_refused(dataset, tmp_path):
 
 
 @given(st.integers(2, 2000), st.integers(1, 200), st.integers(1, 9), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_sequential_epoch_scores_every_target_exactly_once(
     tmp_path_factory, n_tokens, context, batch_size, threads
 ):

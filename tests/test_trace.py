@@ -77,7 +77,9 @@ def targets_of(trace, row):
     return np.concatenate(parts).tolist()
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [*list(RUNS)[::3], *(pytest.param(n, marks=pytest.mark.slow) for n in RUNS)]
+)
 def test_the_rows_of_every_step_are_those_that_it_reads(tmp_path, name):
     run, datasets = run_of(tmp_path, *RUNS[name])
     cuts, begun = cuts_of(run, datasets), Trace(tmp_path)
