@@ -15,9 +15,9 @@ from tinylm import corpus
 from tinylm.config import DataConfig
 from tinylm.corpus import quality
 from tinylm.corpus.duplicates import Exact, Near, Seen
+from tinylm.corpus.filter_specs import canonical, listed
 from tinylm.corpus.filters import Filtered
 from tinylm.corpus.quality import RULES, Facts
-from tinylm.corpus.specs import canonical, listed
 from tinylm.data import Manifest, prepare
 from tinylm.data.__main__ import main
 from tinylm.data.preparation import prepare_share

@@ -19,8 +19,8 @@ from tinylm import terminal
 from tinylm.corpus.chats import messages_of
 from tinylm.corpus.documents import Corpus, Parts, Section, joined
 from tinylm.corpus.duplicates import Exact, Near
+from tinylm.corpus.filter_specs import EXACT, NEAR, bands_and_rows
 from tinylm.corpus.quality import RULES, Facts
-from tinylm.corpus.specs import EXACT, NEAR, bands_and_rows
 
 # Changes with the answer of any filter, and so renames the shards of a filtered text.
 VERSION = 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tinylm.corpus.specs import canonical
+from tinylm.corpus.filter_specs import canonical
 
 # The field of a row that holds its text, unless `data.text_field` names another.
 TEXT = "text"

@@ -35,8 +35,8 @@ def open(
     nothing is held out.
     `separator` ends a document in text files: a string, `off`, or `auto` for `<|endoftext|>`
     where it begins or ends a line. `text_field` holds the text of a row, as `a.b` in an object.
-    `filters` are names and limits of `corpus.specs`, in their order. `shuffle_documents` is the
-    seed of another order of the documents.
+    `filters` are names and limits of `corpus.filter_specs`, in their order. `shuffle_documents` is
+    the seed of another order of the documents.
 
     Raises ValueError for text that is empty, not UTF-8 or leaves a split without a document,
     and the OSError family for what cannot be read or fetched.

@@ -11,8 +11,8 @@ import numpy as np
 
 from tinylm import commands, disk, terminal
 from tinylm.config import DataConfig
-from tinylm.corpus import specs, tasks
-from tinylm.data import diff, exchange, inspection, prepare_command, statistics, trace
+from tinylm.corpus import filter_specs, tasks
+from tinylm.data import diff, document_lengths, exchange, inspection, prepare_command, trace
 from tinylm.data.manifest import Manifest, Split
 from tinylm.data.shards import Dataset, SplitWriter
 
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _filters(_: argparse.Namespace) -> None:
-    for line in specs.listed():
+    for line in filter_specs.listed():
         print(line)
 
 
@@ -115,7 +115,7 @@ def _subset(options: argparse.Namespace) -> None:
     print(out)
     manifest = Manifest.load(out)
     for name, split in manifest.splits.items():
-        print(next(statistics.lines(name, split, statistics.Lengths())))
+        print(next(document_lengths.lines(name, split, document_lengths.Lengths())))
 
 
 def _copy(dataset: Dataset, out: Path, limit: int) -> Split:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from tinylm import terminal
 from tinylm.corpus.documents import Kind, Section
-from tinylm.data.ahead import ahead
 from tinylm.data.manifest import Manifest, Split
+from tinylm.data.prefetch import prefetch
 from tinylm.data.shards import SplitWriter
 from tinylm.tokenizer import chat
 
@@ -62,9 +62,9 @@ def write(
     """The documents of some sections to shards in `folder`, each ended by eos."""
     writers = {held_out: SplitWriter(folder, manifest, name) for held_out, name in SPLITS.items()}
     sizes = dict.fromkeys(SPLITS, 0)
-    batches = ahead(_batches(sections, tokenizer))
+    batches = prefetch(_batches(sections, tokenizer))
     try:
-        with closing(ahead(_encoded(batches, kind, tokenizer))) as encoded:
+        with closing(prefetch(_encoded(batches, kind, tokenizer))) as encoded:
             for tokens in encoded:
                 _append(writers[tokens.validation], tokens)
                 sizes[tokens.validation] += tokens.bytes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinylm import _rust, commands
-from tinylm.data import statistics
+from tinylm.data import document_lengths
 from tinylm.data.folders import load_tokenizer
 from tinylm.data.manifest import Manifest
 from tinylm.data.shards import Dataset
@@ -34,7 +34,7 @@ def add(subparsers: Any) -> None:
     command.add_argument(
         "--context-length", type=int, metavar="T", help="show how the documents fill rows of T"
     )
-    statistics.add_picture(command)
+    document_lengths.add_picture(command)
     command.set_defaults(command=_inspect)
 
 
@@ -42,21 +42,21 @@ def _inspect(options: argparse.Namespace) -> None:
     folder = Path(options.folder)
     manifest = Manifest.load(folder)
     if options.picture is not None:
-        statistics.check_picture(options.picture)
+        document_lengths.check_picture(options.picture)
     if options.samples < 0:
         raise ValueError(f"--samples {options.samples} must be at least 0")
     tokenizer = load_tokenizer(options.tokenizer, manifest) if options.tokenizer else None
     print(f"vocab_size {manifest.vocab_size:,}, tokenizer {manifest.tokenizer_sha256}")
     if manifest.source:
         print(f"source {json.dumps(manifest.source)}")
-    lengths = statistics.of(folder, manifest)
+    lengths = document_lengths.of(folder, manifest)
     for name, split in manifest.splits.items():
-        for line in list(statistics.lines(name, split, lengths[name]))[:2]:
+        for line in list(document_lengths.lines(name, split, lengths[name]))[:2]:
             print(line)
     for name in manifest.splits:
         dataset = Dataset(folder, manifest, name)
         print(f"\n{name}: documents by tokens")
-        for line in statistics.bars(lengths[name]):
+        for line in document_lengths.bars(lengths[name]):
             print(line)
         if options.context_length is not None:
             print(_packed(dataset, options.context_length))
@@ -67,7 +67,7 @@ def _inspect(options: argparse.Namespace) -> None:
         for line in _samples(dataset, options.samples, tokenizer):
             print(line)
     if options.picture is not None:
-        statistics.draw(options.picture, folder.name, lengths)
+        document_lengths.draw(options.picture, folder.name, lengths)
         print(options.picture)
 
 

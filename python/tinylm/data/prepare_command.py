@@ -10,7 +10,7 @@ from tinylm import commands, corpus
 from tinylm.config import DataConfig
 from tinylm.corpus import filters
 from tinylm.corpus.remembered import remembering
-from tinylm.data import jobs, statistics
+from tinylm.data import document_lengths, jobs
 from tinylm.data.cluster import on_ray
 from tinylm.data.folders import default_folder
 from tinylm.data.jobs import JOB_BYTES, Job, Jobs
@@ -86,7 +86,7 @@ def add(subparsers: Any) -> None:
         help="text of a job, the unit of sharing and of going on after a crash; each has shards "
         "of its own; default: %(default)s",
     )
-    statistics.add_picture(command)
+    document_lengths.add_picture(command)
     command.set_defaults(command=_prepare)
 
 
@@ -97,7 +97,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
     if options.picture is not None:
         # A large text takes hours, and the picture comes last.
-        statistics.check_picture(options.picture)
+        document_lengths.check_picture(options.picture)
     tokenizer = Tokenizer.load(options.tokenizer)
     if options.rank and (options.world is None or options.engine == "ray"):
         raise ValueError(
@@ -132,14 +132,14 @@ def _prepare(options: argparse.Namespace) -> None:
             return
         manifest = share
     print(folder)
-    lengths = statistics.of(folder, manifest)
+    lengths = document_lengths.of(folder, manifest)
     for name, split in manifest.splits.items():
-        for line in statistics.lines(name, split, lengths[name]):
+        for line in document_lengths.lines(name, split, lengths[name]):
             print(line)
     for line in filters.table(manifest.source.get("filtered", ())):
         print(line)
     if options.picture is not None:
-        statistics.draw(options.picture, folder.name, lengths)
+        document_lengths.draw(options.picture, folder.name, lengths)
         print(options.picture)
 
 

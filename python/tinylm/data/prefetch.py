@@ -12,7 +12,7 @@ LOOK = 0.1
 LEAVE = 1.0
 
 
-def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     """The items in their order, of which a thread makes up to `depth` before they are asked for.
 
     What the thread raises is raised here, in its place. Leaving early (`close`, an error, Ctrl-C)
@@ -46,7 +46,7 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
             if close is not None:
                 close()
 
-    thread = threading.Thread(target=run, name="ahead", daemon=True)
+    thread = threading.Thread(target=run, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:

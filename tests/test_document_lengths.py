@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tests.support.bytes_tokenizer import Bytes
 from tests.support.calling import call
-from tinylm.data import ShardWriter, __main__, statistics
+from tinylm.data import ShardWriter, __main__, document_lengths
+from tinylm.data.document_lengths import Lengths
 from tinylm.data.manifest import Split
-from tinylm.data.statistics import Lengths
 
 SHARDS = st.lists(st.lists(st.integers(1, 300), max_size=40), max_size=5)
 
@@ -35,8 +35,8 @@ def test_counts_and_percentiles_are_those_of_all_lengths_together(shards, percen
 def test_columns_and_bars_are_powers_of_two():
     lengths = Lengths([np.array([4] * 90 + [7] * 10 + [9] + [40] * 50)])
     assert lengths.powers().tolist() == [0, 0, 100, 1, 0, 50]
-    assert statistics.spark(lengths) == "4 [@. +] 63 tokens, by powers of two"
-    assert [line.split() for line in statistics.bars(lengths)] == [
+    assert document_lengths.spark(lengths) == "4 [@. +] 63 tokens, by powers of two"
+    assert [line.split() for line in document_lengths.bars(lengths)] == [
         ["4-7", "100", "#" * 40],
         ["8-15", "1", "#"],
         ["32-63", "50", "#" * 20],
@@ -45,11 +45,11 @@ def test_columns_and_bars_are_powers_of_two():
 
 def test_of_few_documents_nothing_is_said_but_their_number():
     few = Lengths([np.arange(1, 10)])
-    assert list(statistics.lines("val", Split(45, 9, None, []), few)) == [
+    assert list(document_lengths.lines("val", Split(45, 9, None, []), few)) == [
         "val: 45 tokens, 9 documents"
     ]
     more = Lengths([np.arange(1, 11)])
-    first, second, _ = statistics.lines("train", Split(55, 10, 110, []), more)
+    first, second, _ = document_lengths.lines("train", Split(55, 10, 110, []), more)
     assert first == "train: 55 tokens, 10 documents, 110 bytes of text"
     assert second == (
         "  2.00 bytes per token; tokens per document: mean 6, 50% up to 5, 90% up to 9, "
@@ -63,10 +63,10 @@ def test_the_command_draws_a_picture(tmp_path, capsys, monkeypatch):
             writer.add(list(range(n)))
     for name in ("a.png", "a.svg"):
         lengths = Lengths([np.arange(1, 41)])
-        statistics.draw(tmp_path / name, "shards", {"train": lengths, "val": Lengths()})
+        document_lengths.draw(tmp_path / name, "shards", {"train": lengths, "val": Lengths()})
         assert (tmp_path / name).stat().st_size > 5000
     with pytest.raises(ValueError, match="xyz"):
-        statistics.draw(tmp_path / "a.xyz", "shards", {"train": lengths})
+        document_lengths.draw(tmp_path / "a.xyz", "shards", {"train": lengths})
     given = ["inspect", str(tmp_path / "shards"), "--picture", str(tmp_path / "of shards.png")]
     assert call(__main__.main, given) == 0
     assert (tmp_path / "of shards.png").stat().st_size > 5000
