@@ -125,14 +125,21 @@ def norm_terms(dy, x, w, *bias):
 
 
 def head_terms(dy, x, w, targets):
-    """A likely target's p - 1 cancels, and what two tokens of like weights give to dx."""
-    dz = np.abs(arrays.cross_entropy_backward(float(dy), arrays.linear(x, w), targets))
+    """A likely target's p - 1 cancels, and what two tokens of like weights give to dx.
+
+    So does the loss of one: the log of the sum, less the target's logit.
+    """
+    z = arrays.linear(x, w)
+    dz = np.abs(arrays.cross_entropy_backward(float(dy), z, targets))
+    lse = np.log(np.sum(np.exp(z - z.max()), -1)) + z.max()
+    picked = np.take_along_axis(z, np.maximum(targets, 0)[..., None], -1)[..., 0]
+    loss = np.sum((np.abs(lse) + np.abs(picked)) * (targets >= 0)) / max(1, np.sum(targets >= 0))
     counted = (targets >= 0) / max(1, np.sum(targets >= 0)) * abs(float(dy))
     hot = np.arange(len(w)) == targets[..., None]
     # p + 1 in place of 1 - p.
     dz = np.where(hot, 2 * counted[..., None] - dz, dz)
     rows = dz.reshape(-1, len(w)), np.abs(x).reshape(-1, x.shape[-1])
-    return 0.0, dz @ np.abs(w), rows[0].T @ rows[1]
+    return loss, dz @ np.abs(w), rows[0].T @ rows[1]
 
 
 def attention_terms(dy, q, k, v, mask=None):
